@@ -1,0 +1,36 @@
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+EXTRAS = {
+    "dali": ["nvidia-dali-cuda120>=1.40"],
+    "h5": ["h5py>=3.10"],
+    "viz": ["matplotlib>=3.8", "tensorboard>=2.16"],
+}
+EXTRAS["dev"] = [*EXTRAS["viz"], "pytest>=8", "pytest-xdist>=3.5", "ruff==0.17.6"]
+
+setup(
+    name="solo-ext",
+    version="0.1.0",
+    description="Projector-only and residual momentum for self-supervised learning, on solo-learn's contract",
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="MIT",
+    python_requires=">=3.10",
+    packages=find_packages(include=["solo_ext", "solo_ext.*"]),
+    package_data={"solo_ext": ["data/assets/*", "runtime/assets/*"]},
+    install_requires=[
+        "torch>=2.5",
+        "torchvision>=0.20",
+        "lightning>=2.6.6",
+        "torchmetrics>=1.4",
+        "timm>=1.0",
+        "omegaconf>=2.3",
+        "hydra-core>=1.3",
+        "wandb>=0.18",
+        "scikit-learn>=1.4",
+        "rich>=13",
+    ],
+    extras_require=EXTRAS,
+    entry_points={"console_scripts": ["solo-ext=solo_ext.cli.main:main"]},
+)
