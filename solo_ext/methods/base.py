@@ -1,0 +1,320 @@
+"""The one LightningModule: a framework's heads and loss, a teacher, an intra-momentum term, and online probes."""
+
+import dataclasses
+import warnings
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import lightning.pytorch as pl
+import torch
+import torch.nn.functional as F
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from torch import Tensor, nn
+
+from solo_ext.data.datasets import DATASETS
+from solo_ext.errors import ConfigError
+from solo_ext.evaluation.metrics import accuracy_at_k
+from solo_ext.momentum import GapConfig, IntraMomentum, MomentumConfig, Teacher, similarity, weight_distance
+from solo_ext.networks import BackboneConfig, build_backbone, stage_row
+from solo_ext.optim import OptimizerConfig, SchedulerConfig, build_optimizer, build_scheduler
+
+LOSS_SCALES = ("solo", "paper")
+
+
+class Method(pl.LightningModule):
+    """A self-supervised method = framework x teacher stages x intra-momentum.
+
+    A framework subclasses it with `Kwargs`, `build_heads` and `loss`; a variant of a framework declares other defaults:
+
+        class ProjectorEMABYOL(BYOL):
+            teacher_stages = "projector"
+
+    The configuration is solo-learn's, plus `momentum.stages` and its companions, `intra` and `gap`. `optimizer.lr` is
+    taken as it stands (solo-learn scales it before it builds the method) and multiplied by the accumulated batches,
+    unless `optimizer.effective_lr`, which is the final value, is given beside it.
+    """
+
+    @dataclasses.dataclass
+    class Kwargs:
+        """The framework's `method_kwargs`; `loss_scale` says whose printed or coded form of the loss it is."""
+
+        loss_scale: str = "solo"
+
+        def __post_init__(self):
+            if self.loss_scale not in LOSS_SCALES:
+                raise ConfigError(f"method_kwargs.loss_scale must be solo or paper, not '{self.loss_scale}'")
+
+    teacher_stages: ClassVar[Any] = "full"
+    intra: IntraMomentum = IntraMomentum()
+    loss_scale: ClassVar[str] = "solo"
+    loss_name: ClassVar[str] = "train_ssl_loss"
+
+    def __init__(self, cfg: DictConfig):
+        """Builds the networks.
+
+        Args:
+            cfg: the resolved configuration, ours or solo-learn's.
+
+        Raises:
+            ConfigError: a value that cannot work, e.g. a stage that the network lacks.
+        """
+        super().__init__()
+        self.cfg = cfg = OmegaConf.merge(self.defaults(), cfg)
+        momentum: MomentumConfig = _section(cfg, "momentum", MomentumConfig)
+        if momentum.stages is None:
+            momentum.stages = self.teacher_stages
+        self.intra = _section(cfg, "intra", IntraMomentum)
+        self.gap = _section(cfg, "gap", GapConfig)
+        self.kwargs = _section(cfg, "method_kwargs", self.Kwargs, lenient=True)
+        self.optimizer_cfg = _section(cfg, "optimizer", OptimizerConfig)
+        self.scheduler_cfg = _section(cfg, "scheduler", SchedulerConfig)
+        self.accumulate = cfg.get("accumulate_grad_batches") or 1
+        self.channels_last = not OmegaConf.select(cfg, "performance.disable_channel_last", default=False)
+        self.large_crops = OmegaConf.select(cfg, "data.num_large_crops", default=2)
+        self.inter = momentum.inter
+
+        backbone: BackboneConfig = _section(cfg, "backbone", BackboneConfig)
+        small = (
+            DATASETS[cfg.data.dataset].small_images if backbone.stem == "auto" else backbone.stem == "small"
+        )
+        self.backbone = build_backbone(backbone.name, backbone.kwargs, small, cfg.get("method"))
+        classes = cfg.data.get("num_classes") or 0
+        self.classifier = nn.Linear(self.backbone.num_features, classes) if classes else None
+        self.build_heads(self.backbone.num_features)
+        self.parts = [name for name in ("backbone", "projector", "predictor") if hasattr(self, name)]
+
+        self.teacher = self._build_teacher(momentum)
+        self.momentum_classifier = None
+        if momentum.classifier:
+            if not classes or not hasattr(self, "momentum_backbone"):
+                raise ConfigError(
+                    "momentum.classifier needs labels and a teacher with a backbone of its own; "
+                    f"momentum.stages is {momentum.stages!r} and the data set has {classes} classes"
+                )
+            self.momentum_classifier = nn.Linear(self.backbone.num_features, classes)
+
+    @classmethod
+    def defaults(cls) -> DictConfig:
+        """What this method declares where the configuration is silent: stages, intra term, loss scale."""
+        return OmegaConf.create(
+            {
+                "momentum": {"stages": cls.teacher_stages},
+                "intra": dataclasses.asdict(cls.intra),
+                "method_kwargs": {"loss_scale": cls.loss_scale},
+            }
+        )
+
+    # What a framework writes.
+
+    def build_heads(self, features: int) -> None:
+        """Sets `self.projector` and, if the framework has one, `self.predictor`, for `features`-wide backbone outputs."""
+        raise NotImplementedError
+
+    def loss(self, queries: list[Tensor], targets: list[Tensor]) -> Tensor:
+        """The framework's loss.
+
+        Args:
+            queries: per crop, the output [B, D] of the student's last head, with gradient.
+            targets: per large crop, the target branch's projector output [B, D], without gradient.
+
+        Returns:
+            A scalar.
+        """
+        raise NotImplementedError
+
+    # The network and its teacher.
+
+    def _build_teacher(self, momentum: MomentumConfig) -> Teacher:
+        place = self.gap.at if self.gap.enabled else "auto"
+        predictor = "predictor" in self.parts
+        if predictor:
+            intra_needs = self.intra.weight > 0 and self.intra.target == "predictor"
+            predictor = intra_needs or place == "predictor"
+        self.teacher_end = "predictor" if predictor else "projector"
+        row = stage_row(
+            {name: getattr(self, name) for name in self.parts if name != "predictor" or predictor}
+        )
+        taus = momentum.taus(row)
+        if self.intra.weight > 0 and not taus:
+            raise ConfigError(
+                "intra.weight > 0 needs a teacher that differs from the student; "
+                f"set momentum.stages to full, backbone, projector or a stage, not {momentum.stages!r}"
+            )
+        # the gap is measured between outputs of the same depth
+        self.gap_at = {"auto": self.teacher_end, "projector": "projector"}.get(place, self.teacher_end)
+        return Teacher(self, row, taus, momentum.buffers)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        """The student on one view.
+
+        Args:
+            x: images [B, 3, H, W].
+
+        Returns:
+            feats [B, F]; z [B, D], the projector's output; q [B, D], the last head's; logits [B, classes] of the online
+            probe, whose gradient stops at the features, if there are labels.
+        """
+        if self.channels_last:
+            x = x.to(memory_format=torch.channels_last)
+        feats = self.backbone(x)
+        z = self.projector(feats)
+        out = {"feats": feats, "z": z, "q": self.predictor(z) if "predictor" in self.parts else z}
+        if self.classifier is not None:
+            out["logits"] = self.classifier(feats.detach())
+        return out
+
+    def _see(self, x: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        """The student's outputs on one view, and what the teacher needs of the view."""
+        out = self(x)
+        return out, self.teacher.entry(x)
+
+    def _teach(self, out: dict[str, Tensor], entry: Tensor, upto: str) -> dict[str, Tensor]:
+        """The teacher's outputs on the view that gave `out` and `entry`, under the student's names."""
+        if self.channels_last and entry.dim() == 4:
+            entry = entry.to(memory_format=torch.channels_last)
+        student = {"backbone": out["feats"], "projector": out["z"], "predictor": out["q"]}
+        taught = self.teacher(entry, student, upto)
+        names = {"backbone": "feats", "projector": "z", "predictor": "q"}
+        return {names[part]: value for part, value in taught.items()}
+
+    # Training.
+
+    def training_step(self, batch: Sequence[Any], batch_idx: int) -> Tensor:
+        """One step on `(indexes, [view [B, 3, H, W], ...], targets [B])`, target -1 = no label.
+
+        Returns:
+            The scalar loss: the framework's, plus the weighted intra-momentum term, plus the probes' cross-entropy.
+        """
+        _, views, targets = batch
+        views = [views] if isinstance(views, Tensor) else views
+        students, entries = zip(*(self._see(x) for x in views), strict=True)
+        measure = self.gap.enabled and self.global_step % self.gap.every == 0
+        pull = self.intra.active(self.global_step)
+        upto = "predictor" if (pull and self.intra.target == "predictor") else "projector"
+        upto = self.gap_at if measure and upto == "projector" else upto
+        large = students[: self.large_crops]
+        teachers = [self._teach(out, entry, upto) for out, entry in zip(large, entries, strict=False)]
+
+        queries = [out["q"] for out in students]
+        keys = [out["z"] for out in teachers] if self.inter else [out["z"].detach() for out in large]
+        loss = self.loss(queries, keys)
+        metrics = {self.loss_name: loss}
+        if pull:
+            target = "q" if self.intra.target == "predictor" and self.teacher_end == "predictor" else "z"
+            term = self.intra(queries[: len(teachers)], [out[target] for out in teachers])
+            metrics["train_intra_loss"] = term
+            loss = loss + self.intra.weight * term
+        loss = loss + self._probe(
+            self.classifier, [out.get("logits") for out in large], targets, "train_", metrics
+        )
+        if self.momentum_classifier is not None:
+            logits = [self.momentum_classifier(out["feats"]) for out in teachers]
+            loss = loss + self._probe(self.momentum_classifier, logits, targets, "train_momentum_", metrics)
+        with torch.no_grad():  # 1 / sqrt(D) for spread-out outputs, 0 when collapsed
+            metrics["train_z_std"] = (
+                F.normalize(torch.stack([out["z"].float() for out in large]), dim=-1).std(1).mean()
+            )
+        if measure:
+            self._log_gap(large, teachers)
+        self.log("train_loss", loss, on_step=True, on_epoch=True, prog_bar=True, batch_size=len(targets))
+        self.log_dict(metrics, on_step=False, on_epoch=True, sync_dist=True, batch_size=len(targets))
+        return loss
+
+    def _probe(
+        self, probe, logits: list[Tensor], targets: Tensor, prefix: str, metrics: dict
+    ) -> Tensor | float:
+        """Cross-entropy of a linear probe, averaged over views; adds its loss and accuracies to `metrics`."""
+        if probe is None:
+            return 0.0
+        losses = [F.cross_entropy(x, targets, ignore_index=-1) for x in logits]
+        top = min(5, logits[0].size(1))
+        accuracies = [accuracy_at_k(x, targets, (1, top)) for x in logits]
+        metrics[f"{prefix}class_loss"] = sum(losses) / len(losses)
+        metrics[f"{prefix}acc1"] = sum(a for a, _ in accuracies) / len(accuracies)
+        metrics[f"{prefix}acc5"] = sum(a for _, a in accuracies) / len(accuracies)
+        return metrics[f"{prefix}class_loss"]
+
+    def _log_gap(self, students: Sequence[dict], teachers: Sequence[dict]) -> None:
+        name = "q" if self.gap_at == "predictor" else "z"
+        gap = {
+            "gap_sim": similarity([s[name] for s in students], [t[name] for t in teachers]),
+            "gap_sim_feats": similarity([s["feats"] for s in students], [t["feats"] for t in teachers]),
+        }
+        self.log_dict(gap, on_step=True, on_epoch=True, batch_size=len(students[0]["z"]))
+
+    def optimizer_step(self, epoch, batch_idx, optimizer, optimizer_closure=None) -> None:
+        """The optimizer's step and, once for each, the teacher's update: before any callback can save a checkpoint."""
+        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        self.teacher.update(self.global_step, self._total_steps)
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        tau = self.teacher.tau(max(self.global_step - 1, 0), self._total_steps)  # of the update just made
+        if tau is not None:
+            self.log("tau", tau)
+
+    def on_train_epoch_end(self) -> None:
+        if self.gap.enabled:
+            self.log_dict({f"weight_distance/{k}": v for k, v in weight_distance(self.teacher).items()})
+
+    # Validation.
+
+    def validation_step(self, batch: Sequence[Any], batch_idx: int) -> None:
+        """Accuracy of the online probes on `(indexes, [view], targets)`, or solo-learn's `(images, targets)`."""
+        *_, x, targets = batch
+        out, entry = self._see(x if isinstance(x, Tensor) else x[0])
+        metrics: dict[str, Tensor] = {}
+        self._probe(self.classifier, [out.get("logits")], targets, "val_", metrics)
+        if self.momentum_classifier is not None:
+            logits = self.momentum_classifier(self._teach(out, entry, "backbone")["feats"])
+            self._probe(self.momentum_classifier, [logits], targets, "momentum_val_", metrics)
+        renamed = {name.replace("val_class_loss", "val_loss"): value for name, value in metrics.items()}
+        self.log_dict(renamed, sync_dist=True, batch_size=len(targets))
+
+    # Optimization.
+
+    @property
+    def learnable_params(self) -> list[dict[str, Any]]:
+        """Parameter groups in solo-learn's order, so that optimizer states are exchangeable."""
+        probe = {"lr": self._lr("classifier_lr"), "weight_decay": 0}
+        groups = [{"name": "backbone", "params": list(self.backbone.parameters())}]
+        for name in ("classifier", "momentum_classifier"):
+            if getattr(self, name) is not None:
+                groups.append({"name": name, "params": list(getattr(self, name).parameters()), **probe})
+        heads = [name for name in self.parts if name != "backbone"]
+        return groups + [{"name": name, "params": list(getattr(self, name).parameters())} for name in heads]
+
+    def _lr(self, key: str) -> float:
+        effective = getattr(self.optimizer_cfg, f"effective_{key}")
+        return effective if effective is not None else getattr(self.optimizer_cfg, key) * self.accumulate
+
+    def configure_optimizers(self):
+        optimizer = build_optimizer(self.learnable_params, self.optimizer_cfg, self._lr("lr"))
+        scheduler = build_scheduler(
+            optimizer, self.scheduler_cfg, self._total_steps, self.trainer.max_epochs, self.accumulate
+        )
+        return {"optimizer": optimizer, **({"lr_scheduler": scheduler} if scheduler else {})}
+
+    @property
+    def _total_steps(self) -> float:
+        """Optimizer steps in the whole run."""
+        return self.trainer.estimated_stepping_batches
+
+
+def cross_views(queries: Sequence[Tensor], targets: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
+    """All (query, target) pairs of different views; for two views, both directions."""
+    return [(q, k) for j, k in enumerate(targets) for i, q in enumerate(queries) if i != j]
+
+
+def _section(cfg: DictConfig, key: str, default: Any, lenient: bool = False) -> Any:
+    """One section of the configuration as its owner's dataclass; `lenient` drops unknown keys with a warning."""
+    given = OmegaConf.to_container(cfg.get(key) or OmegaConf.create({}), resolve=True)
+    if lenient:
+        known = {field.name for field in dataclasses.fields(default)}
+        if unused := sorted(set(given) - known):
+            warnings.warn(f"{key}.{', '.join(unused)}: not used by this method", stacklevel=3)
+        given = {name: value for name, value in given.items() if name in known}
+    try:
+        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(default), given))
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{key}: {str(error).splitlines()[0]}") from error

@@ -1,0 +1,34 @@
+"""BYOL (Grill et al., 2020)."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from solo_ext.losses import cosine_distance, negative_cosine
+from solo_ext.methods.base import Method, cross_views
+from solo_ext.networks import mlp
+
+
+class BYOL(Method):
+    """Predict the teacher's projection of the other view (paper A, Eq. 5)."""
+
+    @dataclass
+    class Kwargs(Method.Kwargs):
+        proj_hidden_dim: int = 4096
+        proj_output_dim: int = 256
+        pred_hidden_dim: int = 4096
+
+    loss_name = "train_neg_cos_sim"
+    paper_distance = staticmethod(negative_cosine)  # paper A, Eq. 5
+
+    def build_heads(self, features: int) -> None:
+        k = self.kwargs
+        self.projector = mlp([features, k.proj_hidden_dim, k.proj_output_dim])
+        self.predictor = mlp([k.proj_output_dim, k.pred_hidden_dim, k.proj_output_dim])
+
+    def loss(self, queries: list[Tensor], targets: list[Tensor]) -> Tensor:
+        """`solo`: the sum over directions of 2 - 2 cos; `paper`: the mean of `paper_distance`."""
+        pairs = cross_views(queries, targets)
+        if self.kwargs.loss_scale == "solo":
+            return sum(cosine_distance(p, z) for p, z in pairs)
+        return sum(self.paper_distance(p, z) for p, z in pairs) / len(pairs)

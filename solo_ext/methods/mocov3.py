@@ -1,0 +1,38 @@
+"""MoCo v3 (Chen et al., 2021)."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from solo_ext.losses import info_nce
+from solo_ext.methods.base import Method, cross_views
+from solo_ext.networks import mlp
+
+
+class MoCoV3(Method):
+    """Contrast the student's query with the teacher's keys of the other view; no queue (paper B, Eq. 2 and 3)."""
+
+    @dataclass
+    class Kwargs(Method.Kwargs):
+        proj_hidden_dim: int = 4096
+        proj_output_dim: int = 256
+        pred_hidden_dim: int = 4096
+        temperature: float = 0.2
+
+    loss_name = "train_contrastive_loss"
+
+    def build_heads(self, features: int) -> None:
+        k = self.kwargs
+        # solo-learn's rule: two projector layers and a bare predictor for ResNets, the original's heads otherwise
+        resnet = "resnet" in self.cfg.backbone.name
+        hidden = [k.proj_hidden_dim] if resnet else [k.proj_hidden_dim] * 2
+        self.projector = mlp([features, *hidden, k.proj_output_dim], bias=False, last_norm=True)
+        self.predictor = mlp(
+            [k.proj_output_dim, k.pred_hidden_dim, k.proj_output_dim], bias=False, last_norm=not resnet
+        )
+
+    def loss(self, queries: list[Tensor], targets: list[Tensor]) -> Tensor:
+        """`solo`: the sum over directions times 2 * temperature; `paper`: the mean (paper B, Eq. 3)."""
+        temperature = self.kwargs.temperature
+        losses = [info_nce(q, k, temperature) for q, k in cross_views(queries, targets)]
+        return sum(losses) * (2 * temperature if self.kwargs.loss_scale == "solo" else 1 / len(losses))

@@ -1,0 +1,59 @@
+"""The gap between student and teacher on the same view, as paper B measures it (Fig. 6-8, Tables 14-15)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from solo_ext.errors import ConfigError, nearest
+from solo_ext.momentum.teacher import Teacher
+
+PLACES = ("auto", "projector", "predictor")
+
+
+@dataclass
+class GapConfig:
+    """The YAML's `gap`: what is monitored. It never changes what is trained.
+
+    at: outputs to compare; `predictor` gives a baseline a momentum predictor just to measure by (paper B's (q, q_m)),
+        `auto` takes the predictor where the intra term has one already, else the projector.
+    every: measure every so many optimizer steps.
+    """
+
+    enabled: bool = True
+    at: str = "auto"
+    every: int = 10
+
+    def __post_init__(self):
+        if self.at not in PLACES:
+            raise ConfigError(
+                f"gap.at must be one of {', '.join(PLACES)}, not '{self.at}'{nearest(self.at, PLACES)}"
+            )
+        if self.every < 1:
+            raise ConfigError(f"gap.every must be at least 1 step, not {self.every}")
+
+
+@torch.no_grad()
+def similarity(students: Sequence[Tensor], teachers: Sequence[Tensor]) -> Tensor:
+    """Mean cosine similarity of paired [B, D] outputs over samples and views; paper B's gap is 2 - 2 times this."""
+    pairs = zip(students, teachers, strict=True)
+    return torch.stack([F.cosine_similarity(s.float(), t.float(), dim=-1).mean() for s, t in pairs]).mean()
+
+
+@torch.no_grad()
+def weight_distance(teacher: Teacher) -> dict[str, Tensor]:
+    """Per owned stage: ||student - teacher|| / ||student||, over all its parameters (0 for a stage without any)."""
+    distances = {}
+    for stage in teacher.stages:
+        pairs = [
+            (ours, theirs)
+            for copy, student in teacher.modules(stage)
+            for ours, theirs in zip(copy.parameters(), student.parameters(), strict=True)
+        ]
+        if pairs:
+            difference = torch.stack([(theirs - ours).norm() for ours, theirs in pairs]).norm()
+            norm = torch.stack([theirs.norm() for _, theirs in pairs]).norm()
+            distances[stage.name] = difference / norm.clamp_min(1e-12)
+    return distances

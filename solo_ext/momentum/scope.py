@@ -1,0 +1,118 @@
+"""Which stages have a momentum teacher, and with which tau: the YAML's `momentum` section."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from solo_ext.errors import ConfigError, nearest
+from solo_ext.momentum.tau import SCHEDULES, Tau
+from solo_ext.networks.stages import Stage
+
+PRESETS = {
+    "full": ("backbone", "projector", "predictor"),
+    "backbone": ("backbone",),
+    # the end of the encoder: with an intra-momentum term the teacher has a predictor, which is averaged too
+    "projector": ("projector", "predictor"),
+    "none": (),
+}
+BUFFERS = ("own", "copy", "ema")
+
+
+@dataclass
+class MomentumConfig:
+    """The YAML's `momentum`: solo-learn's base_tau, final_tau and classifier, and this library's keys.
+
+    base_tau, final_tau: in [0, 1], base <= final under the cosine schedule.
+    classifier: train a linear probe on the teacher's features too.
+    stages: a preset (full, backbone, projector, none), a list of stages, or {stage: tau}; None: the method's own.
+    schedule: cosine (base -> final) or constant (base).
+    buffers: what happens to the teacher's BatchNorm buffers: its own running statistics (solo-learn), the student's
+        copied after each step, or an EMA of the student's.
+    inter: false makes the framework's target the student's own output with stop-gradient (paper B, Eq. 10).
+    """
+
+    base_tau: float = 0.99
+    final_tau: float = 1.0
+    classifier: bool = False
+    stages: Any = None
+    schedule: str = "cosine"
+    buffers: str = "own"
+    inter: bool = True
+
+    def __post_init__(self):
+        _choice("momentum.schedule", self.schedule, SCHEDULES)
+        _choice("momentum.buffers", self.buffers, BUFFERS)
+        for key in ("base_tau", "final_tau"):
+            _unit(f"momentum.{key}", getattr(self, key))
+        if self.schedule == "cosine" and self.base_tau > self.final_tau:
+            raise ConfigError(
+                f"momentum.base_tau ({self.base_tau}) must not exceed momentum.final_tau ({self.final_tau}); "
+                "raise final_tau or set momentum.schedule=constant"
+            )
+        if isinstance(self.stages, Mapping):
+            for stage, tau in self.stages.items():
+                _unit(f"momentum.stages.{stage}", tau)
+        elif isinstance(self.stages, Sequence) and not isinstance(self.stages, str):
+            if not all(isinstance(stage, str) for stage in self.stages):
+                raise ConfigError(f"momentum.stages must be a list of stage names, not {list(self.stages)}")
+        elif self.stages is not None and not isinstance(self.stages, str):
+            raise ConfigError(
+                f"momentum.stages must be a preset ({', '.join(PRESETS)}), a list of stages or a mapping "
+                f"stage: tau, not {self.stages!r}"
+            )
+
+    def taus(self, row: Sequence[Stage]) -> dict[str, Tau]:
+        """The stages of `row` that have an EMA copy, each with its tau.
+
+        Raises:
+            ConfigError: a stage that the network lacks, with the list of valid names.
+        """
+        stages = "full" if self.stages is None else self.stages
+        known = {name for stage in row for name in _names(stage)}
+        if isinstance(stages, str) and stages in PRESETS:
+            stages = [name for name in PRESETS[stages] if name in known]
+        elif isinstance(stages, str):
+            stages = [stages]
+        common = Tau(self.base_tau, self.final_tau, self.schedule)
+        taus = dict.fromkeys(stages, common)
+        if isinstance(stages, Mapping):
+            taus = {name: self._own(float(tau)) for name, tau in stages.items()}
+        for name in taus:
+            if name not in known:
+                valid = list(dict.fromkeys(n for stage in row for n in reversed(_names(stage))))
+                raise ConfigError(
+                    f"momentum.stages: the network has no stage '{name}' with a teacher{nearest(name, valid)} "
+                    f"(valid: {', '.join([*PRESETS, *valid])})"
+                )
+        # the most specific name wins: projector.fc2 over projector
+        return {
+            stage.name: next(taus[name] for name in _names(stage) if name in taus)
+            for stage in row
+            if any(name in taus for name in _names(stage))
+        }
+
+    def _own(self, tau: float) -> Tau:
+        """A stage's own tau follows the schedule too, but 0 (sharing) and 1 (frozen) mean what they say."""
+        constant = self.schedule == "constant" or tau in (0.0, 1.0) or tau > self.final_tau
+        return Tau(tau, self.final_tau, "constant" if constant else "cosine")
+
+
+def _names(stage: Stage) -> tuple[str, ...]:
+    return (stage.name, stage.part) if stage.part != stage.name else (stage.name,)
+
+
+def _choice(key: str, value: str, choices: Sequence[str]) -> None:
+    if value not in choices:
+        raise ConfigError(
+            f"{key} must be one of {', '.join(choices)}, not '{value}'{nearest(value, choices)}"
+        )
+
+
+def _unit(key: str, value: Any) -> None:
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, (int, float))
+        or not (math.isfinite(value) and 0 <= value <= 1)
+    ):
+        raise ConfigError(f"{key} must be a number between 0 and 1, not {value!r}")

@@ -1,0 +1,27 @@
+"""tau (the papers' beta), the EMA coefficient, as a pure function of the optimizer step."""
+
+import math
+from dataclasses import dataclass
+
+SCHEDULES = ("cosine", "constant")
+
+
+@dataclass(frozen=True)
+class Tau:
+    """target <- tau * target + (1 - tau) * online (paper A, Eq. 6; paper B, Eq. 1).
+
+    Attributes:
+        base: tau of the first update.
+        final: where the cosine schedule ends, after `total_steps` updates.
+        schedule: `cosine` (BYOL's, solo-learn's) or `constant` (paper A, Eq. 6).
+    """
+
+    base: float
+    final: float = 1.0
+    schedule: str = "cosine"
+
+    def __call__(self, step: int, total_steps: float) -> float:
+        """tau of the update that follows optimizer step number `step`, counted from 0."""
+        if self.schedule == "constant":
+            return self.base
+        return self.final - (self.final - self.base) * (math.cos(math.pi * step / total_steps) + 1) / 2

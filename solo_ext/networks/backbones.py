@@ -1,0 +1,112 @@
+"""Backbones: torchvision's ResNets, a small one for CPUs, and any timm model as `timm/<name>`."""
+
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import timm
+from torch import nn
+from torchvision.models import resnet18, resnet34, resnet50
+from torchvision.models.resnet import BasicBlock, ResNet
+
+from solo_ext.errors import ConfigError, nearest
+
+STEMS = ("auto", "small", "imagenet")
+
+
+@dataclass
+class BackboneConfig:
+    """The YAML's `backbone`.
+
+    name: a key of `BACKBONES`, or `timm/<name>`.
+    kwargs: further arguments of the constructor, e.g. `zero_init_residual`.
+    stem: `small` (3x3 convolution, no max-pool) for images of about 32 px, `imagenet`, or `auto`: by the data set.
+    """
+
+    name: str = "???"
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    stem: str = "auto"
+
+    def __post_init__(self):
+        if self.stem not in STEMS:
+            raise ConfigError(f"backbone.stem must be one of {', '.join(STEMS)}, not '{self.stem}'")
+        check_name(self.name)
+
+
+class SlimResNet(ResNet):
+    """torchvision's ResNet with its widths divided so that the first stage has `width` channels instead of 64."""
+
+    def __init__(self, layers: list[int], width: int, **kwargs):
+        self.slim_width = width
+        super().__init__(BasicBlock, layers, **kwargs)
+        # The parent built its stem before the first stage could be slimmed.
+        self.conv1 = nn.Conv2d(3, width, kernel_size=7, stride=2, padding=3, bias=False)
+        nn.init.kaiming_normal_(self.conv1.weight, mode="fan_out", nonlinearity="relu")
+        self.bn1 = nn.BatchNorm2d(width)
+
+    def _make_layer(self, block, planes, blocks, stride=1, dilate=False):
+        if planes == 64:
+            self.inplanes = self.slim_width
+        return super()._make_layer(block, planes * self.slim_width // 64, blocks, stride, dilate)
+
+
+BACKBONES = {
+    "resnet18": resnet18,
+    "resnet34": resnet34,
+    "resnet50": resnet50,
+    # four basic blocks of 16, 32, 64 and 128 channels: 176 k parameters, for CPUs
+    "resnet10_w16": partial(SlimResNet, [1, 1, 1, 1], 16),
+}
+
+
+def check_name(name: str) -> None:
+    """Raises ConfigError unless `name` is one of `BACKBONES` or a timm model."""
+    if name in BACKBONES:
+        return
+    if name.startswith("timm/"):
+        model = name.removeprefix("timm/")
+        if not timm.is_model(model):
+            raise ConfigError(
+                f"backbone.name: timm has no model '{model}'{nearest(model, timm.list_models())}"
+            )
+        return
+    raise ConfigError(
+        f"backbone.name: unknown backbone '{name}'{nearest(name, BACKBONES)} "
+        f"(valid: {', '.join(BACKBONES)}, or timm/<name>)"
+    )
+
+
+def build_backbone(
+    name: str, kwargs: dict[str, Any] | None = None, small_images: bool = False, method: str | None = None
+) -> nn.Module:
+    """A randomly initialised backbone without its classification layer.
+
+    Args:
+        name: a key of `BACKBONES`, or `timm/<name>`.
+        kwargs: further arguments of the constructor.
+        small_images: give ResNets the CIFAR stem.
+        method: the method it is for; solo-learn builds some backbones by it, none of these.
+
+    Returns:
+        A module [B, 3, H, W] -> [B, num_features], with the attribute `num_features`.
+
+    Raises:
+        ConfigError: unknown name, or arguments that the constructor refuses.
+    """
+    check_name(name)
+    kwargs = dict(kwargs or {})
+    try:
+        if name.startswith("timm/"):
+            return timm.create_model(name.removeprefix("timm/"), **{"num_classes": 0, **kwargs})
+        backbone = BACKBONES[name](**kwargs)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ConfigError(f"backbone.kwargs {kwargs} do not fit '{name}': {error}") from error
+    backbone.num_features = backbone.inplanes
+    backbone.fc = nn.Identity()
+    if small_images:
+        # padding 2, not 1, and PyTorch's default initialisation: solo-learn's CIFAR stem, kept for comparability
+        backbone.conv1 = nn.Conv2d(
+            3, backbone.conv1.out_channels, kernel_size=3, stride=1, padding=2, bias=False
+        )
+        backbone.maxpool = nn.Identity()
+    return backbone

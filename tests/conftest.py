@@ -1,0 +1,90 @@
+"""Small configurations, networks and runs that the tests share."""
+
+import os
+import sys
+from pathlib import Path
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+SOLO_LEARN = os.environ.get("SOLO_LEARN")
+
+
+@pytest.fixture(scope="session")
+def solo_learn():
+    """The path of a solo-learn checkout, importable as `solo`; skips where SOLO_LEARN does not name one."""
+    if not SOLO_LEARN:
+        pytest.skip("set SOLO_LEARN=<path of a solo-learn checkout> to compare with it")
+    sys.path.insert(0, SOLO_LEARN)
+    yield Path(SOLO_LEARN)
+    sys.path.remove(SOLO_LEARN)
+
+
+def method_config(method: str, **changes):
+    """What a method class is built from, with solo-learn's keys; `changes` are dotted keys with `__` for the dot."""
+    cfg = OmegaConf.create(
+        {
+            "name": "tiny",
+            "method": method,
+            "backbone": {"name": "resnet18", "kwargs": {}},
+            "method_kwargs": {"proj_hidden_dim": 16, "proj_output_dim": 8, "pred_hidden_dim": 16},
+            "momentum": {"base_tau": 0.9, "final_tau": 1.0, "classifier": False},
+            "data": {"dataset": "cifar10", "num_classes": 10, "num_large_crops": 2, "num_small_crops": 0},
+            "optimizer": {
+                "name": "sgd",
+                "batch_size": 8,
+                "lr": 0.05,
+                "classifier_lr": 0.1,
+                "weight_decay": 1e-4,
+            },
+            "scheduler": {"name": "warmup_cosine", "warmup_epochs": 1},
+            "max_epochs": 2,
+            "accumulate_grad_batches": 1,
+            "performance": {"disable_channel_last": True},
+        }
+    )
+    if "mocov3" in method or "moco" in method:
+        cfg.method_kwargs.temperature = 0.2
+    for key, value in changes.items():
+        OmegaConf.update(cfg, key.replace("__", "."), value, force_add=True)
+    return cfg
+
+
+def tiny_config(method: str, **changes):
+    return method_config(method, **{"backbone__name": "resnet10_w16", **changes})
+
+
+def random_batches(steps: int, batch: int = 8, size: int = 16, views: int = 2, seed: int = 0):
+    """Batches of the contract `(indexes, views, targets)` of random images."""
+    generator = torch.Generator().manual_seed(seed)
+    return [
+        (
+            torch.arange(batch),
+            [torch.randn(batch, 3, size, size, generator=generator) for _ in range(views)],
+            torch.randint(0, 10, (batch,), generator=generator),
+        )
+        for _ in range(steps)
+    ]
+
+
+def fit(model, batches, max_epochs: int = 1, callbacks=(), val=None, **trainer):
+    """Trains `model` on ready-made batches in full precision on the CPU."""
+
+    def loader(batches):
+        return torch.utils.data.DataLoader(batches, batch_size=None, collate_fn=lambda batch: batch)
+
+    pl_trainer = pl.Trainer(
+        max_epochs=max_epochs,
+        accelerator="cpu",
+        devices=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=list(callbacks),
+        **trainer,
+    )
+    pl_trainer.fit(model, loader(batches), val and loader(val))
+    return pl_trainer

@@ -1,0 +1,312 @@
+"""The teacher: which stages it owns, what it computes, how it follows the student."""
+
+import copy
+import math
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from conftest import fit, random_batches, tiny_config
+
+from solo_ext.errors import ConfigError
+from solo_ext.methods import METHODS
+from solo_ext.momentum import IntraMomentum, Tau
+
+BLOCKS = ["conv1", "block1", "block2", "block3", "block4"]
+MODULES = {  # independent of the code under test: which modules are which stage
+    "conv1": ["backbone.conv1", "backbone.bn1"],
+    **{f"block{i}": [f"backbone.layer{i}"] for i in range(1, 5)},
+    "projector.fc1": ["projector.0", "projector.1"],
+    "projector.fc2": ["projector.3", "projector.4"],
+    "predictor.fc1": ["predictor.0", "predictor.1"],
+    "predictor.fc2": ["predictor.3", "predictor.4"],
+}
+ROW = list(MODULES)
+PROJECTOR, PREDICTOR = ROW[5:7], ROW[7:]
+
+# spec, stages with EMA and their base tau (None: momentum.base_tau); everything after the first is owned
+SCOPES = [
+    ("full", dict.fromkeys(ROW)),
+    ("backbone", dict.fromkeys(BLOCKS)),
+    ("projector", dict.fromkeys(PROJECTOR + PREDICTOR)),
+    ("none", {}),
+    *(([stage], {stage: None}) for stage in BLOCKS),
+    ("projector.fc2", {"projector.fc2": None}),
+    (["block4", "projector"], dict.fromkeys(["block4", *PROJECTOR])),
+    (["conv1", "block3"], dict.fromkeys(["conv1", "block3"])),
+    ({"block4": 0.5, "projector": 0.99}, {"block4": 0.5, "projector.fc1": 0.99, "projector.fc2": 0.99}),
+    ({"projector": 0.8, "projector.fc2": 0.3}, {"projector.fc1": 0.8, "projector.fc2": 0.3}),
+    ({"backbone": 1.0, "projector": 0.0}, {**dict.fromkeys(BLOCKS, 1.0), **dict.fromkeys(PROJECTOR, 0.0)}),
+]
+
+
+class Recorder(pl.Callback):
+    """The student's weights and buffers after every optimizer step."""
+
+    def __init__(self):
+        self.states = []
+
+    def on_train_batch_end(self, trainer, module, *_):
+        if trainer.global_step > len(self.states):
+            self.states.append(copy.deepcopy(module.state_dict()))
+
+
+def build(method="byol", seed=0, **changes):
+    torch.manual_seed(seed)
+    return METHODS[method](tiny_config(method, **changes))
+
+
+def owner(key):
+    """The stage of a state_dict key, by MODULES; None for keys that belong to none."""
+    key = key.removeprefix("momentum_")
+    return next((s for s, paths in MODULES.items() if any(key.startswith(p + ".") for p in paths)), None)
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "constant"])
+@pytest.mark.parametrize("buffers", ["own", "copy", "ema"])
+@pytest.mark.parametrize(("spec", "ema"), SCOPES, ids=lambda value: str(value)[:40])
+def test_teacher_follows_a_hand_written_loop(spec, ema, buffers, schedule):
+    """Owned keys, weights and (unless `own`) buffers after 5 steps, against plain float64 arithmetic."""
+    if schedule == "cosine" and buffers != "own" and spec not in ("full", "projector"):
+        pytest.skip("the pairings that matter are covered")
+    model = build("mocov3", momentum__stages=spec, momentum__buffers=buffers, momentum__schedule=schedule,
+                  gap__at="predictor", momentum__base_tau=0.7)  # fmt: skip
+    start = copy.deepcopy(model.state_dict())
+    first = min((ROW.index(stage) for stage in ema), default=len(ROW))
+    expected = {
+        f"momentum_{key}" for key in start if not key.startswith("momentum_") and owner(key) in ROW[first:]
+    }
+    assert {key for key in start if key.startswith("momentum_")} == expected
+
+    recorder = Recorder()
+    fit(model, random_batches(5), callbacks=[recorder])
+    end = model.state_dict()
+    for key in expected:
+        stage, student = owner(key), key.removeprefix("momentum_")
+        base = ema.get(stage, 0.0)
+        base = 0.7 if base is None else base
+        rising = schedule == "cosine" and stage in ema and base not in (0.0, 1.0)
+        is_buffer = "running" in key or "tracked" in key
+        if is_buffer and buffers == "own":
+            continue
+        value = start[key].double()
+        for t, state in enumerate(recorder.states):
+            tau = 1 - (1 - base) * (math.cos(math.pi * t / 5) + 1) / 2 if rising else base
+            tau = 0.0 if is_buffer and (buffers == "copy" or "tracked" in key) else tau
+            value = tau * value + (1 - tau) * state[student].double()
+        torch.testing.assert_close(end[key].double(), value, rtol=1e-5, atol=1e-6, msg=key)
+
+
+def test_followers_keep_their_own_buffers_and_the_student_moves_once_per_view():
+    model = build(momentum__stages=["conv1"])
+    fit(model, random_batches(3))
+    state = model.state_dict()
+    for name in ("backbone.layer2.0.bn1", "projector.1"):
+        assert state[f"{name}.num_batches_tracked"] == 6  # 3 steps, 2 views
+        assert state[f"momentum_{name}.num_batches_tracked"] == 6
+        torch.testing.assert_close(state[f"momentum_{name}.weight"], state[f"{name}.weight"], rtol=0, atol=0)
+    assert not torch.equal(state["momentum_backbone.bn1.running_var"], state["backbone.bn1.running_var"])
+
+
+@pytest.mark.parametrize(
+    ("spec", "backbone_calls", "block4_calls", "copies"),
+    [
+        ("full", 4, 4, {"momentum_backbone", "momentum_projector"}),
+        ("projector", 2, 2, {"momentum_projector"}),
+        ("none", 2, 2, set()),
+        (["block4", "projector"], 2, 4, {"momentum_backbone", "momentum_projector"}),
+    ],
+)
+def test_what_a_step_costs(spec, backbone_calls, block4_calls, copies):
+    """Backbone passes, layer4 passes, and the parts that exist at all."""
+    model = build(momentum__stages=spec)
+    calls = {"backbone": 0, "block4": 0}
+
+    def count(name):
+        def hook(*_):
+            calls[name] += 1
+
+        return hook
+
+    for prefix in ("", "momentum_"):
+        backbone = getattr(model, f"{prefix}backbone", None)
+        if backbone is not None:
+            backbone.register_forward_hook(count("backbone"))
+            backbone.layer4.register_forward_hook(count("block4"))
+    model.training_step(random_batches(1)[0], 0)
+    assert calls == {"backbone": backbone_calls, "block4": block4_calls}
+    assert {name for name, _ in model.named_children() if name.startswith("momentum_")} == copies
+
+
+@pytest.mark.parametrize(
+    ("spec", "first"), [(["block4", "projector"], "block4"), ("projector.fc2", "projector.fc2")]
+)
+def test_teacher_starts_from_the_students_activation_of_the_same_view(spec, first):
+    """The teacher's output equals running its copies by hand on the student's activation, without gradient."""
+    model = build(momentum__stages=spec)
+    with torch.no_grad():  # make the copies differ from the student
+        for name, p in model.named_parameters():
+            if name.startswith("momentum_"):
+                p.add_(torch.randn_like(p) * 0.1)
+    x = random_batches(1)[0][1][0]
+    out, entry = model._see(x)
+    z = model._teach(out, entry, "projector")["z"]
+    b, mp = model.backbone, model.momentum_projector
+    if first == "block4":
+        h = b.layer3(b.layer2(b.layer1(b.bn1(b.conv1(x)).relu())))
+        h = model.momentum_backbone.layer4(h).mean((2, 3))
+        by_hand = mp(h)
+    else:
+        p = model.projector
+        by_hand = mp.get_submodule("3")(p[2](p[1](p[0](out["feats"]))))
+    torch.testing.assert_close(z, by_hand, rtol=1e-5, atol=1e-6)
+    assert not z.requires_grad
+
+
+def losses(**changes):
+    """Losses of four steps; channel order and seeds equal, so equal methods give equal numbers."""
+    model, seen = build(**changes), []
+
+    class Tape(pl.Callback):
+        def on_train_batch_end(self, trainer, module, outputs, *_):
+            seen.append(outputs["loss"].item())
+
+    fit(model, random_batches(4), callbacks=[Tape()])
+    return seen
+
+
+def test_tau_0_equals_sharing():
+    shared = losses(momentum__stages="none")
+    assert losses(momentum__stages={"projector": 0.0}) == pytest.approx(shared, rel=1e-6)
+    assert losses(momentum__stages={"backbone": 0.0}) == pytest.approx(shared, rel=1e-5)
+    assert losses(momentum__stages="full") != pytest.approx(shared, rel=1e-6)
+
+
+def test_tau_1_is_a_frozen_copy_of_the_initial_weights():
+    """Paper A, Table 7."""
+    model = build(momentum__stages={"projector": 1.0})
+    start = copy.deepcopy(model.momentum_projector.state_dict())
+    fit(model, random_batches(3))
+    for name, p in model.momentum_projector.named_parameters():
+        assert torch.equal(p, start[name]), name
+    assert not torch.equal(model.projector[0].weight, start["0.weight"])
+
+
+def test_accumulation_updates_once_per_optimizer_step():
+    model = build(momentum__schedule="constant")
+    updates = []
+    update = model.teacher.update
+    model.teacher.update = lambda step, total: (updates.append((step, total)), update(step, total))
+    fit(model, random_batches(6), accumulate_grad_batches=3)
+    assert updates == [(0, 2), (1, 2)]
+
+
+def test_monitoring_at_the_predictor_changes_nothing_but_the_predictors_copy():
+    assert losses(gap__at="predictor", gap__every=1) == losses(gap__enabled=False)
+
+
+def test_a_deep_copy_trains_on_its_own():
+    """The hook that feeds the teacher must belong to the copy."""
+    model = build(momentum__stages="projector")
+    twin = copy.deepcopy(model)
+    with torch.no_grad():
+        model.backbone.conv1.weight.zero_()
+    batch = random_batches(1)[0]
+    assert twin.training_step(batch, 0) == build(momentum__stages="projector").training_step(batch, 0)
+
+
+# Intra-momentum.
+
+
+@pytest.mark.parametrize("target", ["predictor", "projector"])
+@pytest.mark.parametrize("distance", ["cosine", "ce", "mse"])
+def test_intra_term_is_added_to_the_loss(distance, target):
+    """Total = inter + weight * mean over views of D(q, q_m or g_m), by the printed formulas (paper B, Eq. 5-9)."""
+    changes = {"momentum__stages": "full", "gap__enabled": False, "data__num_classes": 0}
+    plain = build("res_mocov3", **changes, intra__weight=0.0)
+    model = build("res_mocov3", **changes, intra__weight=0.7, intra__distance=distance, intra__target=target)
+    assert hasattr(model, "momentum_predictor") == (target == "predictor")
+    batch = random_batches(1)[0]
+    inter, total = plain.training_step(batch, 0), model.training_step(batch, 0)
+
+    terms = []
+    for x in batch[1]:
+        out, entry = model._see(x)
+        taught = model._teach(out, entry, target)
+        s, t = out["q"].double(), taught["q" if target == "predictor" else "z"].double()
+        if distance == "cosine":
+            unit = (s / s.norm(dim=1, keepdim=True), t / t.norm(dim=1, keepdim=True))
+            terms.append((unit[0] - unit[1]).pow(2).sum(1).mean())
+        elif distance == "ce":
+            terms.append(-((t / 4).softmax(1) * (s / 4).log_softmax(1)).sum(1).mean())
+        else:
+            terms.append(0.5 * (s.softmax(1) - t.softmax(1)).pow(2).sum(1).mean())
+    assert (total - inter).item() == pytest.approx(0.7 * sum(terms).item() / 2, rel=1e-4)
+
+
+def test_intra_term_switches_on_and_off():
+    """Paper B, Fig. 12: on first."""
+    term = IntraMomentum(weight=1.0, every=3)
+    assert [term.active(step) for step in range(8)] == [True] * 3 + [False] * 3 + [True] * 2
+    assert not IntraMomentum(weight=0.0).active(0)
+
+
+def test_inter_off_takes_the_students_own_keys():
+    """Paper B, Eq. 10: keys are the online projector's outputs with stop-gradient."""
+    changes = {"gap__enabled": False, "data__num_classes": 0, "method_kwargs__loss_scale": "paper"}
+    model = build("mocov3", momentum__inter=False, **changes)
+    with torch.no_grad():  # a teacher that must not matter
+        for p in model.momentum_projector.parameters():
+            p.normal_()
+    batch = random_batches(1)[0]
+    loss = model.training_step(batch, 0)
+    q, k = zip(*((out["q"].double(), out["z"].double()) for out in map(model, batch[1])), strict=True)
+    unit = lambda v: v / v.norm(dim=1, keepdim=True)  # noqa: E731
+    expected = 0
+    for a, b in ((0, 1), (1, 0)):
+        logits = unit(q[a]) @ unit(k[b]).T / 0.2
+        expected -= 0.5 * (logits.diag() - logits.logsumexp(1)).mean()
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+# Schedule and refusals.
+
+
+def test_tau_is_a_pure_function_of_the_step():
+    tau = Tau(0.99, 1.0, "cosine")
+    assert tau(0, 100) == pytest.approx(0.99)
+    assert tau(50, 100) == pytest.approx(0.995)
+    assert tau(100, 100) == pytest.approx(1.0)
+    assert Tau(0.9, 1.0, "constant")(77, 100) == 0.9
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"momentum__stages": ["block5"]}, ["block5", "block4", "projector.fc2", "full"]),
+        ({"momentum__stages": "projectr"}, ["projectr", "did you mean 'projector'"]),
+        ({"momentum__stages": {"projector": 1.5}}, ["momentum.stages.projector", "1.5"]),
+        ({"momentum__stages": ["predictor"]}, ["predictor"]),
+        ({"momentum__stages": ["block4"], "backbone__name": "timm/resnet10t"}, ["block4", "backbone"]),
+        ({"momentum__stages": 3}, ["momentum.stages"]),
+        ({"momentum__schedule": "cosin"}, ["momentum.schedule", "did you mean 'cosine'"]),
+        ({"momentum__buffers": "mine"}, ["momentum.buffers", "own"]),
+        ({"momentum__base_tau": float("nan")}, ["momentum.base_tau"]),
+        ({"momentum__base_tau": 0.9, "momentum__final_tau": 0.5}, ["base_tau", "final_tau"]),
+        ({"momentum__stages": "none", "intra__weight": 1.0}, ["intra.weight", "momentum.stages"]),
+        ({"momentum__stages": "projector", "momentum__classifier": True}, ["momentum.classifier"]),
+        ({"intra__distance": "cosin"}, ["intra.distance", "did you mean 'cosine'"]),
+        ({"intra__every": 0}, ["intra.every"]),
+        ({"gap__at": "backbone"}, ["gap.at"]),
+        ({"method_kwargs__loss_scale": "big"}, ["method_kwargs.loss_scale"]),
+        ({"backbone__name": "resnet81"}, ["backbone.name", "did you mean 'resnet18'"]),
+        ({"backbone__kwargs": {"depth": 3}}, ["backbone.kwargs", "depth"]),
+    ],
+    ids=lambda value: str(value)[:50],
+)
+def test_what_cannot_work_is_refused_in_one_sentence(changes, words):
+    with pytest.raises(ConfigError) as error:
+        build(**changes)
+    assert "\n" not in str(error.value)
+    for word in words:
+        assert word in str(error.value)
