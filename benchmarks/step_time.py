@@ -61,9 +61,7 @@ def step(model, optimizer, batch, args) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--method", default="byol")
     parser.add_argument("--backbone", default="resnet18")
     parser.add_argument("--dataset", default="cifar10", help="decides the stem")
@@ -121,9 +119,7 @@ def main() -> None:
 def cpu_name() -> str:
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
-    return next(
-        (line.split(": ")[1] for line in lines if line.startswith("model name")), platform.processor()
-    )
+    return next((line.split(": ")[1] for line in lines if line.startswith("model name")), platform.processor())
 
 
 if __name__ == "__main__":

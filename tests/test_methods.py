@@ -82,9 +82,7 @@ FORMULAS = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("method", "scale", "formula"), FORMULAS, ids=lambda v: v if isinstance(v, str) else ""
-)
+@pytest.mark.parametrize(("method", "scale", "formula"), FORMULAS, ids=lambda v: v if isinstance(v, str) else "")
 def test_loss_and_gradient_equal_the_formula(method, scale, formula):
     model = build(method, method_kwargs__loss_scale=scale)
     generator = torch.Generator().manual_seed(3)

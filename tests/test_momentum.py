@@ -73,9 +73,7 @@ def test_teacher_follows_a_hand_written_loop(spec, ema, buffers, schedule):
                   gap__at="predictor", momentum__base_tau=0.7)  # fmt: skip
     start = copy.deepcopy(model.state_dict())
     first = min((ROW.index(stage) for stage in ema), default=len(ROW))
-    expected = {
-        f"momentum_{key}" for key in start if not key.startswith("momentum_") and owner(key) in ROW[first:]
-    }
+    expected = {f"momentum_{key}" for key in start if not key.startswith("momentum_") and owner(key) in ROW[first:]}
     assert {key for key in start if key.startswith("momentum_")} == expected
 
     recorder = Recorder()
@@ -138,9 +136,7 @@ def test_what_a_step_costs(spec, backbone_calls, block4_calls, copies):
     assert {name for name, _ in model.named_children() if name.startswith("momentum_")} == copies
 
 
-@pytest.mark.parametrize(
-    ("spec", "first"), [(["block4", "projector"], "block4"), ("projector.fc2", "projector.fc2")]
-)
+@pytest.mark.parametrize(("spec", "first"), [(["block4", "projector"], "block4"), ("projector.fc2", "projector.fc2")])
 def test_teacher_starts_from_the_students_activation_of_the_same_view(spec, first):
     """The teacher's output equals running its copies by hand on the student's activation, without gradient."""
     model = build(momentum__stages=spec)

@@ -68,9 +68,7 @@ def test_weights_and_teacher_after_ten_steps(solo_learn, method, optimizer, kwar
         fit(model.double(), batches, max_epochs=2)
     expected = theirs.state_dict()
     for name, value in ours.state_dict().items():
-        torch.testing.assert_close(
-            value, expected[name], rtol=1e-6, atol=1e-9, msg=lambda m, n=name: f"{n}: {m}"
-        )
+        torch.testing.assert_close(value, expected[name], rtol=1e-6, atol=1e-9, msg=lambda m, n=name: f"{n}: {m}")
 
 
 def test_register_adds_what_is_missing(solo_learn):

@@ -75,9 +75,7 @@ class Method(pl.LightningModule):
         self.inter = momentum.inter
 
         backbone: BackboneConfig = _section(cfg, "backbone", BackboneConfig)
-        small = (
-            DATASETS[cfg.data.dataset].small_images if backbone.stem == "auto" else backbone.stem == "small"
-        )
+        small = DATASETS[cfg.data.dataset].small_images if backbone.stem == "auto" else backbone.stem == "small"
         self.backbone = build_backbone(backbone.name, backbone.kwargs, small, cfg.get("method"))
         classes = cfg.data.get("num_classes") or 0
         self.classifier = nn.Linear(self.backbone.num_features, classes) if classes else None
@@ -108,7 +106,7 @@ class Method(pl.LightningModule):
     # What a framework writes.
 
     def build_heads(self, features: int) -> None:
-        """Sets `self.projector` and, if the framework has one, `self.predictor`, for `features`-wide backbone outputs."""
+        """Sets `self.projector` and, if the framework has one, `self.predictor`, on `features`-wide inputs."""
         raise NotImplementedError
 
     def loss(self, queries: list[Tensor], targets: list[Tensor]) -> Tensor:
@@ -132,9 +130,7 @@ class Method(pl.LightningModule):
             intra_needs = self.intra.weight > 0 and self.intra.target == "predictor"
             predictor = intra_needs or place == "predictor"
         self.teacher_end = "predictor" if predictor else "projector"
-        row = stage_row(
-            {name: getattr(self, name) for name in self.parts if name != "predictor" or predictor}
-        )
+        row = stage_row({name: getattr(self, name) for name in self.parts if name != "predictor" or predictor})
         taus = momentum.taus(row)
         if self.intra.weight > 0 and not taus:
             raise ConfigError(
@@ -205,25 +201,19 @@ class Method(pl.LightningModule):
             term = self.intra(queries[: len(teachers)], [out[target] for out in teachers])
             metrics["train_intra_loss"] = term
             loss = loss + self.intra.weight * term
-        loss = loss + self._probe(
-            self.classifier, [out.get("logits") for out in large], targets, "train_", metrics
-        )
+        loss = loss + self._probe(self.classifier, [out.get("logits") for out in large], targets, "train_", metrics)
         if self.momentum_classifier is not None:
             logits = [self.momentum_classifier(out["feats"]) for out in teachers]
             loss = loss + self._probe(self.momentum_classifier, logits, targets, "train_momentum_", metrics)
         with torch.no_grad():  # 1 / sqrt(D) for spread-out outputs, 0 when collapsed
-            metrics["train_z_std"] = (
-                F.normalize(torch.stack([out["z"].float() for out in large]), dim=-1).std(1).mean()
-            )
+            metrics["train_z_std"] = F.normalize(torch.stack([out["z"].float() for out in large]), dim=-1).std(1).mean()
         if measure:
             self._log_gap(large, teachers)
         self.log("train_loss", loss, on_step=True, on_epoch=True, prog_bar=True, batch_size=len(targets))
         self.log_dict(metrics, on_step=False, on_epoch=True, sync_dist=True, batch_size=len(targets))
         return loss
 
-    def _probe(
-        self, probe, logits: list[Tensor], targets: Tensor, prefix: str, metrics: dict
-    ) -> Tensor | float:
+    def _probe(self, probe, logits: list[Tensor], targets: Tensor, prefix: str, metrics: dict) -> Tensor | float:
         """Cross-entropy of a linear probe, averaged over views; adds its loss and accuracies to `metrics`."""
         if probe is None:
             return 0.0

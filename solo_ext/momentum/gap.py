@@ -28,9 +28,7 @@ class GapConfig:
 
     def __post_init__(self):
         if self.at not in PLACES:
-            raise ConfigError(
-                f"gap.at must be one of {', '.join(PLACES)}, not '{self.at}'{nearest(self.at, PLACES)}"
-            )
+            raise ConfigError(f"gap.at must be one of {', '.join(PLACES)}, not '{self.at}'{nearest(self.at, PLACES)}")
         if self.every < 1:
             raise ConfigError(f"gap.every must be at least 1 step, not {self.every}")
 

@@ -104,15 +104,9 @@ def _names(stage: Stage) -> tuple[str, ...]:
 
 def _choice(key: str, value: str, choices: Sequence[str]) -> None:
     if value not in choices:
-        raise ConfigError(
-            f"{key} must be one of {', '.join(choices)}, not '{value}'{nearest(value, choices)}"
-        )
+        raise ConfigError(f"{key} must be one of {', '.join(choices)}, not '{value}'{nearest(value, choices)}")
 
 
 def _unit(key: str, value: Any) -> None:
-    if (
-        isinstance(value, bool)
-        or not isinstance(value, (int, float))
-        or not (math.isfinite(value) and 0 <= value <= 1)
-    ):
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not (math.isfinite(value) and 0 <= value <= 1):
         raise ConfigError(f"{key} must be a number between 0 and 1, not {value!r}")

@@ -1,7 +1,8 @@
 """The teacher: an EMA copy of the end of the network, from the first stage with momentum to the last.
 
-With momentum on the projector only (paper A, Sec. 2.2 and Alg. 1) it holds no backbone and costs one head pass: before its
-first stage it takes the student's activation of the same view. With `full` it is the classical momentum encoder.
+With momentum on the projector only (paper A, Sec. 2.2 and Alg. 1) it holds no backbone and costs one head pass:
+before its first stage it takes the student's activation of the same view. With `full` it is the classical momentum
+encoder.
 """
 
 import copy
@@ -30,9 +31,7 @@ class Teacher:
         buffers: `own`, `copy` or `ema`; see `MomentumConfig`.
     """
 
-    def __init__(
-        self, network: nn.Module, row: Sequence[Stage], taus: Mapping[str, Tau], buffers: str = "own"
-    ):
+    def __init__(self, network: nn.Module, row: Sequence[Stage], taus: Mapping[str, Tau], buffers: str = "own"):
         first = next((i for i, stage in enumerate(row) if stage.name in taus), len(row))
         self.network = network
         self.row = list(row)

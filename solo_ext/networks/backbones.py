@@ -66,9 +66,7 @@ def check_name(name: str) -> None:
     if name.startswith("timm/"):
         model = name.removeprefix("timm/")
         if not timm.is_model(model):
-            raise ConfigError(
-                f"backbone.name: timm has no model '{model}'{nearest(model, timm.list_models())}"
-            )
+            raise ConfigError(f"backbone.name: timm has no model '{model}'{nearest(model, timm.list_models())}")
         return
     raise ConfigError(
         f"backbone.name: unknown backbone '{name}'{nearest(name, BACKBONES)} "
@@ -105,8 +103,6 @@ def build_backbone(
     backbone.fc = nn.Identity()
     if small_images:
         # padding 2, not 1, and PyTorch's default initialisation: solo-learn's CIFAR stem, kept for comparability
-        backbone.conv1 = nn.Conv2d(
-            3, backbone.conv1.out_channels, kernel_size=3, stride=1, padding=2, bias=False
-        )
+        backbone.conv1 = nn.Conv2d(3, backbone.conv1.out_channels, kernel_size=3, stride=1, padding=2, bias=False)
         backbone.maxpool = nn.Identity()
     return backbone

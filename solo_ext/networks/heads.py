@@ -6,9 +6,7 @@ from itertools import pairwise
 from torch import nn
 
 
-def mlp(
-    dims: Sequence[int], *, bias: bool = True, norm: bool = True, last_norm: bool = False
-) -> nn.Sequential:
+def mlp(dims: Sequence[int], *, bias: bool = True, norm: bool = True, last_norm: bool = False) -> nn.Sequential:
     """Linear layers through `dims`, with BatchNorm (if `norm`) and ReLU between them.
 
     Args:

@@ -1,4 +1,4 @@
-"""The network as an ordered row of named stages: conv1, block1-4, projector.fc1, ..., predictor.fc2 (paper A, Fig. 4)."""
+"""The network as a row of named stages: conv1, block1-4, projector.fc1, ..., predictor.fc2 (paper A, Fig. 4)."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
