@@ -1,0 +1,217 @@
+"""The data sets by name: what is known about each without its files, and how its files are read."""
+
+import hashlib
+import os
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from solo_ext.data.images import ArrayImages, ImageSet, class_folders, read_folder, read_idx
+from solo_ext.errors import DataError
+
+if TYPE_CHECKING:
+    from solo_ext.data.config import DataConfig
+
+Triple = tuple[float, float, float]
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+# solo-learn normalises the validation and linear-evaluation images of both CIFAR sets with CIFAR-10's mean
+# and a coarser std; kept, so that accuracies compare.
+CIFAR_EVAL_MEAN, CIFAR_EVAL_STD = (0.4914, 0.4822, 0.4465), (0.247, 0.243, 0.261)
+FASHION_MEAN, FASHION_STD = (0.2860,) * 3, (0.3530,) * 3  # of the 60,000 training images
+
+MINI = Path(__file__).with_name("assets") / "fashion_mnist_mini.npz"
+# printed by scripts/data/build_fashion_mnist_mini.py
+MINI_SHA256 = "4b0cd74d4fcfbd4364c43ad82ee3078902ea66a75ad24609aab2a854a052ac92"
+
+DEFAULT_FOLDER = "datasets"  # of the sets that have a download, when data.train_path is null
+
+
+@dataclass(frozen=True)
+class DatasetInfo:
+    """What is known about a data set without reading its images. Means and stds are of pixels in [0, 1]."""
+
+    num_classes: int | None  # 0: no labels; None: its folder cannot be read (yet)
+    mean: Triple
+    std: Triple
+    image_size: int | None = None  # side in pixels; None: images of any size
+    small_images: bool = False  # the backbone gets solo-learn's CIFAR stem
+    train_size: int | None = None  # images used for pre-training
+    eval_mean: Triple | None = None  # where evaluation normalises otherwise than pre-training
+    eval_std: Triple | None = None
+    load: Callable[["DataConfig", str], ImageSet] = field(default=None, repr=False, compare=False)
+
+
+def dataset_info(data: "DataConfig") -> DatasetInfo:
+    """Facts about `data.dataset`; of `custom` the class folders of `data.train_path` are counted.
+
+    Reads no image, and no file at all for the other sets. Takes the `data` node of a config as well.
+    """
+    info = DATASETS[data.dataset]
+    if data.no_labels:
+        return replace(info, num_classes=0)
+    if data.dataset == "custom" and data.train_path is not None:
+        with suppress(OSError):
+            return replace(info, num_classes=len(class_folders(data.train_path)))
+    return info
+
+
+def load_dataset(data: "DataConfig", split: str) -> ImageSet:
+    """Images and labels of a split: `pretrain`, `train` (labelled; differs for stl10) or `test`.
+
+    Downloads what is missing where the set has a download and `data.download` is true. `data.fraction`
+    applies to all splits but `test`. Raises `DataError` with the path of what is missing or damaged.
+    """
+    images = DATASETS[data.dataset].load(data, split)
+    if data.no_labels:
+        images = images.unlabelled()
+    return images if split == "test" or data.fraction == -1 else _fraction(images, data.fraction)
+
+
+def _fraction(images: ImageSet, fraction: float) -> ImageSet:
+    """The same images as solo-learn's: stratified by class, drawn with random state 42."""
+    from sklearn.model_selection import train_test_split
+
+    labels = images.targets if images.targets.max() >= 0 else None
+    try:
+        rows, _ = train_test_split(np.arange(len(images)), train_size=fraction, stratify=labels, random_state=42)
+    except ValueError as error:
+        raise DataError(f"data.fraction: {fraction} of {len(images)} images cannot be drawn ({error})") from None
+    return images.subset(rows)
+
+
+def _load_mini(data: "DataConfig", split: str) -> ImageSet:
+    name = "test" if split == "test" else "train"
+    try:
+        intact = hashlib.sha256(MINI.read_bytes()).hexdigest() == MINI_SHA256
+    except OSError as error:
+        raise DataError(f"{MINI}: cannot be read ({error.strerror}); reinstall solo-ext") from None
+    if not intact:
+        raise DataError(f"{MINI}: not the file that solo-ext was released with; reinstall solo-ext")
+    with np.load(MINI, allow_pickle=False) as arrays:
+        return ImageSet(ArrayImages(arrays[f"{name}_images"]), arrays[f"{name}_labels"].astype(np.int64))
+
+
+def _load_fashion_mnist(data: "DataConfig", split: str) -> ImageSet:
+    """The idx files, gzipped or not, in the folder itself or where torchvision's FashionMNIST puts them."""
+    root = _root(data, split)
+    prefix = "t10k" if split == "test" else "train"
+
+    def find(kind: str) -> Path | None:
+        stem = f"{prefix}-{kind}-ubyte"
+        folders = (root, root / "FashionMNIST" / "raw")
+        paths = [folder / (stem + suffix) for folder in folders for suffix in ("", ".gz")]
+        return next((path for path in paths if path.is_file()), None)
+
+    if not (find("images-idx3") and find("labels-idx1")):
+        from torchvision.datasets import FashionMNIST
+
+        _torchvision(data, split, FashionMNIST, train=split != "test")
+    pixels, labels = read_idx(find("images-idx3")), read_idx(find("labels-idx1"))
+    if pixels.shape[1:] != (28, 28) or labels.shape != pixels.shape[:1] or labels.max(initial=0) > 9:
+        raise DataError(f"{find('images-idx3')}: not Fashion-MNIST with its labels (shape {pixels.shape})")
+    return ImageSet(ArrayImages(pixels), labels.astype(np.int64))
+
+
+def _load_cifar(data: "DataConfig", split: str) -> ImageSet:
+    from torchvision.datasets import CIFAR10, CIFAR100
+
+    cls = CIFAR10 if data.dataset == "cifar10" else CIFAR100
+    cifar = _torchvision(data, split, cls, train=split != "test")
+    return ImageSet(ArrayImages(cifar.data), np.asarray(cifar.targets, dtype=np.int64))
+
+
+def _load_stl10(data: "DataConfig", split: str) -> ImageSet:
+    from torchvision.datasets import STL10
+
+    stl = _torchvision(data, split, STL10, split="train+unlabeled" if split == "pretrain" else split)
+    # -1 marks the unlabelled images in the original files, too
+    pixels = np.ascontiguousarray(stl.data.transpose(0, 2, 3, 1))
+    return ImageSet(ArrayImages(pixels), stl.labels.astype(np.int64))
+
+
+def _load_folder(data: "DataConfig", split: str) -> ImageSet:
+    key = "data.val_path" if split == "test" else "data.train_path"
+    path = data.val_path if split == "test" else data.train_path
+    if path is None:
+        raise DataError(f"{key}: missing, but data set '{data.dataset}' is read from the folder named there")
+    images = read_folder(path, key, labels=not data.no_labels)
+    expected = DATASETS[data.dataset].num_classes
+    if expected is not None and len(images.classes) > expected:
+        raise DataError(
+            f"{key}: '{path}' has {len(images.classes)} class folders, but '{data.dataset}' has {expected} "
+            "classes; use data.dataset=custom for another set"
+        )
+    return images
+
+
+def _root(data: "DataConfig", split: str) -> Path:
+    train = data.train_path or DEFAULT_FOLDER
+    return Path((data.val_path or train) if split == "test" else train)
+
+
+def _torchvision(data: "DataConfig", which: str, cls: type, **kwargs):
+    """The torchvision data set from disk, or else from its download, one process at a time."""
+    from filelock import FileLock  # a dependency of torch
+
+    root = _root(data, which)
+    with suppress(RuntimeError):  # torchvision's "not found or corrupted", after comparing checksums
+        return cls(root, download=False, **kwargs)
+    key = "data.val_path" if which == "test" and data.val_path else "data.train_path"
+    missing = f"{key}: no complete files of {cls.__name__} in '{root}'"
+    if not data.download:
+        raise DataError(f"{missing}, and data.download is false")
+    lock, existed = root / ".download.lock", root.exists()
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        with FileLock(lock):
+            return cls(root, download=True, **kwargs)
+    except Exception as error:  # whatever the network, the disk or a broken archive raises
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise DataError(f"{missing}, and the download failed ({reason})") from None
+    finally:
+        with suppress(OSError):
+            lock.unlink()
+        for folder, _, _ in () if existed else os.walk(root, topdown=False):
+            with suppress(OSError):
+                os.rmdir(folder)  # only if empty: a failed download leaves no folders behind
+
+
+DATASETS: dict[str, DatasetInfo] = {
+    "fashion_mnist_mini": DatasetInfo(
+        10, FASHION_MEAN, FASHION_STD, 28, small_images=True, train_size=5_000, load=_load_mini
+    ),
+    "fashion_mnist": DatasetInfo(
+        10, FASHION_MEAN, FASHION_STD, 28, small_images=True, train_size=60_000, load=_load_fashion_mnist
+    ),
+    "cifar10": DatasetInfo(
+        10,
+        (0.4914, 0.4822, 0.4465),
+        (0.2470, 0.2435, 0.2616),
+        32,
+        small_images=True,
+        train_size=50_000,
+        eval_mean=CIFAR_EVAL_MEAN,
+        eval_std=CIFAR_EVAL_STD,
+        load=_load_cifar,
+    ),
+    "cifar100": DatasetInfo(
+        100,
+        (0.5071, 0.4865, 0.4409),
+        (0.2673, 0.2564, 0.2762),
+        32,
+        small_images=True,
+        train_size=50_000,
+        eval_mean=CIFAR_EVAL_MEAN,
+        eval_std=CIFAR_EVAL_STD,
+        load=_load_cifar,
+    ),
+    "stl10": DatasetInfo(10, (0.4914, 0.4823, 0.4466), (0.247, 0.243, 0.261), 96, train_size=105_000, load=_load_stl10),
+    "imagenet100": DatasetInfo(100, IMAGENET_MEAN, IMAGENET_STD, train_size=126_689, load=_load_folder),
+    "imagenet": DatasetInfo(1000, IMAGENET_MEAN, IMAGENET_STD, train_size=1_281_167, load=_load_folder),
+    "custom": DatasetInfo(None, IMAGENET_MEAN, IMAGENET_STD, load=_load_folder),
+}
