@@ -1,0 +1,1 @@
+"""What the features are worth: kNN and linear evaluation, online and offline."""

@@ -1,0 +1,16 @@
+"""Losses as pure functions of tensors; every one returns a scalar and averages over the batch."""
+
+from solo_ext.losses.distill import soft_cross_entropy, softmax_mse
+from solo_ext.losses.distributed import gather, gather_no_grad
+from solo_ext.losses.info_nce import info_nce
+from solo_ext.losses.negative_cosine import cosine_distance, negative_cosine
+
+__all__ = [
+    "cosine_distance",
+    "gather",
+    "gather_no_grad",
+    "info_nce",
+    "negative_cosine",
+    "soft_cross_entropy",
+    "softmax_mse",
+]

@@ -1,0 +1,96 @@
+"""k-nearest-neighbour accuracy of features, with the vote of solo-learn's WeightedKNNClassifier."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from solo_ext.errors import ConfigError, DataError
+from solo_ext.optim.config import check_choice, check_integer
+
+DISTANCES = ("cosine", "euclidean")
+BLOCK = 2**24  # entries of the distance matrix at a time (64 MiB in float32)
+
+
+@dataclass
+class KNNConfig:
+    """`knn_eval`: solo-learn's keys, and `every`, how many epochs lie between two online evaluations."""
+
+    enabled: bool = False
+    k: int = 20
+    distance_func: str = "euclidean"
+    every: int = 1
+
+    def __post_init__(self):
+        check_integer("knn_eval.k", self.k, low=1)
+        check_choice("knn_eval.distance_func", self.distance_func, DISTANCES)
+        check_integer("knn_eval.every", self.every, low=1)
+
+
+@torch.no_grad()
+def knn_accuracy(
+    bank: Tensor,
+    bank_labels: Tensor,
+    query: Tensor,
+    labels: Tensor,
+    k: int | Sequence[int] = 20,
+    distance: str = "cosine",
+    temperature: float = 0.07,
+) -> dict[int, dict[str, float]]:
+    """Accuracy of a weighted vote of the k nearest features of the bank.
+
+    A neighbour's weight is exp(cosine / temperature), or 1 / (euclidean distance + 1e-5). Equal votes go to
+    the lower class. All k come from one pass over the distances, in blocks, so that memory stays bounded.
+
+    Args:
+        bank, query: [N, D] and [M, D], on one device.
+        bank_labels, labels: [N] and [M]; images without label (-1) are left out.
+        k: one or several; a k above N counts as N.
+        distance: `cosine` or `euclidean`; the temperature is the cosine's.
+
+    Returns:
+        {k: {"acc1": percent, "acc5": percent}}; acc5 counts the min(5, k) best classes.
+
+    Raises:
+        ConfigError: an unknown distance, a k below 1 or a temperature that is not above 0.
+        DataError: the bank or the query has no labelled image.
+    """
+    ks = [k] if isinstance(k, int) else list(k)
+    for value in ks:
+        check_integer("k", value, low=1)
+    check_choice("distance", distance, DISTANCES)
+    if not 0 < temperature < float("inf"):
+        raise ConfigError(f"temperature must be a finite number above 0, not {temperature}")
+    bank, bank_labels = bank[bank_labels != -1], bank_labels[bank_labels != -1]
+    query, labels = query[labels != -1], labels[labels != -1]
+    for name, part in (("bank", bank), ("query", query)):
+        if not len(part):
+            raise DataError(f"kNN needs labels, but the {name} set has no labelled image")
+    if distance == "cosine":
+        bank, query = F.normalize(bank), F.normalize(query)
+
+    classes = int(max(bank_labels.max(), labels.max())) + 1
+    hits = {k: [0, 0] for k in ks}
+    rows = max(1, BLOCK // max(len(bank), classes))
+    for features, targets in zip(query.split(rows), labels.split(rows), strict=True):
+        weights, index = _neighbours(features, bank, min(max(ks), len(bank)), distance, temperature)
+        for k in ks:
+            # In float64, so that the order of summation cannot decide a vote.
+            votes = torch.zeros(len(features), classes, dtype=torch.float64, device=bank.device)
+            votes.scatter_add_(1, bank_labels[index[:, :k]], weights[:, :k].double())
+            right = votes.sort(dim=1, descending=True, stable=True).indices == targets[:, None]
+            hits[k][0] += int(right[:, 0].sum())
+            hits[k][1] += int(right[:, : min(5, k)].sum())
+    return {k: {"acc1": 100 * one / len(query), "acc5": 100 * five / len(query)} for k, (one, five) in hits.items()}
+
+
+def _neighbours(features: Tensor, bank: Tensor, k: int, distance: str, temperature: float) -> tuple[Tensor, Tensor]:
+    """Weights and bank indices [B, k] of the k nearest, nearest first."""
+    if distance == "euclidean":
+        far, index = torch.cdist(features, bank).topk(k, largest=False)
+        return 1 / (far + 1e-5), index
+    near, index = (features @ bank.T).topk(k)
+    # Divided by the nearest one's weight, which changes no vote: exp(1 / 0.01) overflows float32.
+    return ((near - near[:, :1]) / temperature).exp(), index

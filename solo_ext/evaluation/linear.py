@@ -1,0 +1,249 @@
+"""Offline linear evaluation (and fine-tuning) of an encoder, and its quick look on cached features."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+import torch.nn.functional as F
+from omegaconf import DictConfig, OmegaConf
+from timm.data.mixup import Mixup
+from timm.optim import param_groups_layer_decay
+from torch import Tensor, nn
+
+from solo_ext.errors import ConfigError, DataError
+from solo_ext.evaluation.metrics import accuracy_at_k
+from solo_ext.optim import OptimizerConfig, SchedulerConfig, build_optimizer, build_scheduler
+from solo_ext.optim.config import check_number, typed
+
+
+@dataclass
+class LinearOptions:
+    """solo-learn's top-level keys of a linear evaluation.
+
+    finetune: train the backbone too. mixup, cutmix: alpha of timm's; 0 is off.
+    """
+
+    finetune: bool = False
+    label_smoothing: float = 0.0
+    mixup: float = 0.0
+    cutmix: float = 0.0
+
+    def __post_init__(self):
+        check_number("label_smoothing", self.label_smoothing, high=1)
+        check_number("mixup", self.mixup)
+        check_number("cutmix", self.cutmix)
+
+
+class LinearModel(pl.LightningModule):
+    """A new linear classifier on a frozen encoder, in solo-learn's protocol and with its keys.
+
+    The frozen backbone has no gradients and stays in eval mode, BatchNorm statistics included. Logs
+    train_loss, train_acc1 and train_acc5 (not under mixup), val_loss, val_acc1, val_acc5; accuracies in
+    percent.
+
+    Deviations from solo-learn: `label_smoothing` works without mixup too, and `optimizer.layer_decay` does
+    change the lr of the layers.
+    """
+
+    def __init__(self, backbone: nn.Module, cfg: DictConfig):
+        """Puts a new head on `backbone`.
+
+        Args:
+            backbone: [B, 3, H, W] -> [B, D], with `num_features` = D.
+            cfg: `data.num_classes`, `optimizer`, `scheduler`, `performance.disable_channel_last` and the keys of
+                `LinearOptions`. `optimizer.lr` is taken as it stands, unless `optimizer.effective_lr` is given.
+
+        Raises:
+            ConfigError: a value that cannot work.
+        """
+        super().__init__()
+        self.options = typed(LinearOptions, cfg, "")
+        self.optimizer_cfg = typed(OptimizerConfig, cfg.optimizer, "optimizer")
+        self.scheduler_cfg = typed(SchedulerConfig, cfg.scheduler, "scheduler")
+        self.channels_last = not OmegaConf.select(cfg, "performance.disable_channel_last", default=False)
+        if self.optimizer_cfg.layer_decay > 0 and not (self.options.finetune and hasattr(backbone, "group_matcher")):
+            raise ConfigError("optimizer.layer_decay needs finetune=true and a backbone whose layers timm knows")
+
+        self.backbone = backbone
+        self.classifier = nn.Linear(backbone.num_features, cfg.data.num_classes)
+        self.mixup = self._build_mixup(cfg.data.num_classes)
+        self.backbone.requires_grad_(self.options.finetune)
+        self.train()  # Lightning keeps the modes that it finds
+
+    def _build_mixup(self, classes: int) -> Mixup | None:
+        if not (self.options.mixup or self.options.cutmix):
+            return None
+        if self.optimizer_cfg.batch_size % 2:
+            raise ConfigError(
+                f"optimizer.batch_size must be even for mixup and cutmix, not {self.optimizer_cfg.batch_size}"
+            )
+        return Mixup(
+            mixup_alpha=self.options.mixup,
+            cutmix_alpha=self.options.cutmix,
+            label_smoothing=self.options.label_smoothing,
+            num_classes=classes,
+        )
+
+    def train(self, mode: bool = True) -> "LinearModel":
+        super().train(mode)
+        if not self.options.finetune:
+            self.backbone.eval()
+        return self
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        """Images [B, 3, H, W] to feats [B, D] and logits [B, classes]."""
+        if self.channels_last:
+            x = x.to(memory_format=torch.channels_last)
+        with torch.set_grad_enabled(self.options.finetune and torch.is_grad_enabled()):
+            feats = self.backbone(x)
+        return {"feats": feats, "logits": self.classifier(feats)}
+
+    def training_step(self, batch: Sequence[Any], batch_idx: int) -> Tensor:
+        """The loss on `(indexes, [view], targets)`, or solo-learn's `(images, targets)`."""
+        x, targets = _image_and_target(batch)
+        if self.mixup is not None:
+            x, soft_targets = self.mixup(x.clone(), targets)  # it works in place
+            loss = F.cross_entropy(self(x)["logits"], soft_targets)
+            self._log("train", len(x), loss=loss)
+            return loss
+        logits = self(x)["logits"]
+        loss = F.cross_entropy(logits, targets, ignore_index=-1, label_smoothing=self.options.label_smoothing)
+        acc1, acc5 = accuracy_at_k(logits, targets)
+        self._log("train", len(x), loss=loss, acc1=acc1, acc5=acc5)
+        return loss
+
+    def validation_step(self, batch: Sequence[Any], batch_idx: int) -> None:
+        """Loss and accuracies on `(indexes, [view], targets)`, or solo-learn's `(images, targets)`."""
+        x, targets = _image_and_target(batch)
+        logits = self(x)["logits"]
+        acc1, acc5 = accuracy_at_k(logits, targets)
+        loss = F.cross_entropy(logits, targets, ignore_index=-1)
+        self._log("val", len(x), loss=loss, acc1=acc1, acc5=acc5)
+
+    def _log(self, split: str, batch_size: int, **metrics: Tensor) -> None:
+        named = {f"{split}_{name}": value for name, value in metrics.items()}
+        self.log_dict(
+            named,
+            on_step=False,
+            on_epoch=True,
+            prog_bar=split == "val",
+            sync_dist=True,
+            batch_size=batch_size,
+        )
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        cfg = self.optimizer_cfg
+        lr = cfg.lr if cfg.effective_lr is None else cfg.effective_lr
+        groups = [{"name": "classifier", "params": list(self.classifier.parameters())}]
+        if self.options.finetune:
+            groups = self._backbone_groups(lr) + groups
+        optimizer = build_optimizer(groups, cfg, lr)
+        total, epochs = self.trainer.estimated_stepping_batches, self.trainer.max_epochs
+        scheduler = build_scheduler(optimizer, self.scheduler_cfg, total, epochs)
+        return {"optimizer": optimizer, **({"lr_scheduler": scheduler} if scheduler else {})}
+
+    def _backbone_groups(self, lr: float) -> list[dict[str, Any]]:
+        cfg = self.optimizer_cfg
+        if cfg.layer_decay == 0:
+            return [{"name": "backbone", "params": list(self.backbone.parameters())}]
+        undecayed = getattr(self.backbone, "no_weight_decay", set)()
+        layers = param_groups_layer_decay(self.backbone, cfg.weight_decay, undecayed, layer_decay=cfg.layer_decay)
+        return [
+            {
+                "name": f"backbone.{i}",
+                "params": layer["params"],
+                "weight_decay": layer["weight_decay"],
+                "lr": lr * layer["lr_scale"],
+            }
+            for i, layer in enumerate(layers)
+        ]
+
+
+def _image_and_target(batch: Sequence[Any]) -> tuple[Tensor, Tensor]:
+    *_, x, targets = batch
+    return (x if isinstance(x, Tensor) else x[0]), targets
+
+
+def fit_cached_linear(
+    train_x: Tensor,
+    train_y: Tensor,
+    val_x: Tensor,
+    val_y: Tensor,
+    *,
+    optimizer: OptimizerConfig | None = None,
+    scheduler: SchedulerConfig | None = None,
+    epochs: int = 100,
+    standardize: bool = True,
+    seed: int = 0,
+) -> dict[str, float]:
+    """The head of `LinearModel`, trained in seconds on features that were extracted once.
+
+    A quick look, not the protocol of the tables: the head never sees an augmented image. It also starts at
+    zero and, if `standardize`, sees features of mean 0 and variance 1 (over the train set), so that one lr
+    serves any encoder.
+
+    Args:
+        train_x, val_x: features [N, D] and [M, D] without augmentation, on one device.
+        train_y, val_y: labels [N] and [M]; images without label (-1) are left out.
+        optimizer: default SGD with momentum 0.9, batch 256, lr 0.03, no weight decay.
+        scheduler: default lr / 10 after 60% and 80% of the epochs.
+        seed: of the order of the images.
+
+    Returns:
+        acc1, acc5, train_acc1 (percent), val_loss, train_loss, after the last epoch.
+
+    Raises:
+        DataError: no labelled image, or a feature that is not finite.
+    """
+    optimizer = optimizer or OptimizerConfig("sgd", batch_size=256, lr=0.03)
+    scheduler = scheduler or SchedulerConfig(
+        "step", lr_decay_steps=[max(1, round(share * epochs)) for share in (0.6, 0.8)]
+    )
+    train_x, train_y = _labelled(train_x, train_y, "train")
+    val_x, val_y = _labelled(val_x, val_y, "validation")
+    if standardize:
+        std, mean = torch.std_mean(train_x, dim=0, correction=0)
+        train_x, val_x = ((x - mean) / std.clamp(min=1e-6) for x in (train_x, val_x))
+
+    classes = int(max(train_y.max(), val_y.max())) + 1
+    head = nn.utils.skip_init(nn.Linear, train_x.size(1), classes, device=train_x.device)
+    nn.init.zeros_(head.weight)
+    nn.init.zeros_(head.bias)
+    lr = optimizer.lr if optimizer.effective_lr is None else optimizer.effective_lr
+    batch = min(optimizer.batch_size, len(train_x))
+    steps = len(train_x) // batch
+    sgd = build_optimizer([{"name": "classifier", "params": list(head.parameters())}], optimizer, lr)
+    schedule = build_scheduler(sgd, scheduler, steps * epochs, epochs)
+    generator = torch.Generator().manual_seed(seed)
+    for _ in range(epochs):
+        order = torch.randperm(len(train_x), generator=generator)[: steps * batch].to(train_x.device)
+        for x, y in zip(train_x[order].split(batch), train_y[order].split(batch), strict=True):
+            sgd.zero_grad()
+            F.cross_entropy(head(x), y).backward()
+            sgd.step()
+            if schedule and schedule["interval"] == "step":
+                schedule["scheduler"].step()
+        if schedule and schedule["interval"] == "epoch":
+            schedule["scheduler"].step()
+
+    with torch.no_grad():
+        train_logits, val_logits = head(train_x), head(val_x)
+    acc1, acc5 = accuracy_at_k(val_logits, val_y)
+    return {
+        "acc1": acc1.item(),
+        "acc5": acc5.item(),
+        "train_acc1": accuracy_at_k(train_logits, train_y, (1,))[0].item(),
+        "val_loss": F.cross_entropy(val_logits, val_y).item(),
+        "train_loss": F.cross_entropy(train_logits, train_y).item(),
+    }
+
+
+def _labelled(x: Tensor, y: Tensor, name: str) -> tuple[Tensor, Tensor]:
+    known = y != -1
+    if not known.any():
+        raise DataError(f"linear evaluation needs labels, but the {name} set has no labelled image")
+    if not x.isfinite().all():
+        raise DataError(f"the features of the {name} set are not finite")
+    return x[known].float(), y[known]

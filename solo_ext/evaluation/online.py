@@ -1,0 +1,52 @@
+"""kNN accuracy during pre-training."""
+
+from collections.abc import Iterable
+
+import lightning.pytorch as pl
+
+from solo_ext.evaluation.features import extract_features
+from solo_ext.evaluation.knn import KNNConfig, knn_accuracy
+
+
+class OnlineKNN(pl.Callback):
+    """Logs `val_knn1` and `val_knn20` (top-1 in percent; 20 is `knn_eval.k`) every `knn_eval.every` epochs.
+
+    Unlike solo-learn's online kNN, whose bank are the epoch's augmented views as the network saw them in
+    train mode, both sides are features of images without augmentation, in eval mode, of one and the same
+    network. With several processes the first computes and the others wait.
+    """
+
+    def __init__(
+        self,
+        bank_loader: Iterable,
+        val_loader: Iterable,
+        cfg: KNNConfig | None = None,
+        channels_last: bool = True,
+    ):
+        """Takes loaders of labelled train and validation images, not augmented, not split over processes.
+
+        Args:
+            bank_loader, val_loader: batches `(indexes, [view], targets)`.
+            cfg: the section `knn_eval`.
+            channels_last: memory layout of the images.
+        """
+        self.loaders = bank_loader, val_loader
+        self.cfg = cfg or KNNConfig()
+        self.channels_last = channels_last
+
+    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        epoch = trainer.current_epoch + 1
+        if trainer.sanity_checking or (epoch % self.cfg.every and epoch != trainer.max_epochs):
+            return
+        scores = self._scores(trainer, pl_module) if trainer.is_global_zero else None
+        pl_module.log_dict(trainer.strategy.broadcast(scores), sync_dist=True)
+
+    def _scores(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, float]:
+        sides = []
+        for loader in self.loaders:
+            found = extract_features(
+                pl_module.backbone, loader, pl_module.device, trainer.precision, self.channels_last
+            )
+            sides += [part.to(pl_module.device) for part in found]
+        results = knn_accuracy(*sides, k=sorted({1, self.cfg.k}), distance=self.cfg.distance_func)
+        return {f"val_knn{k}": result["acc1"] for k, result in results.items()}

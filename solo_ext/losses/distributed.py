@@ -1,0 +1,47 @@
+"""Batches joined over the ranks of torch.distributed; without it both functions return their argument."""
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def rank() -> int:
+    return dist.get_rank() if _distributed() else 0
+
+
+@torch.no_grad()
+def gather_no_grad(x: Tensor) -> Tensor:
+    """[B, ...] on each of W ranks -> [W B, ...] in rank order, without gradient. B is the same on all."""
+    return _all_gather(x) if _distributed() else x.detach()
+
+
+def gather(x: Tensor) -> Tensor:
+    """[B, ...] on each of W ranks -> [W B, ...] in rank order; gradients of all ranks' losses are summed.
+
+    B is the same on all ranks. DistributedDataParallel then averages over ranks, so the mean of the ranks'
+    losses is what is differentiated.
+    """
+    return _Gather.apply(x) if _distributed() else x
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:
+        return _all_gather(x)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> Tensor:
+        grad = grad.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(grad)
+        return grad.chunk(dist.get_world_size())[dist.get_rank()]
+
+
+def _distributed() -> bool:
+    return dist.is_available() and dist.is_initialized()
+
+
+def _all_gather(x: Tensor) -> Tensor:
+    x = x.contiguous()
+    parts = [torch.empty_like(x) for _ in range(dist.get_world_size())]
+    dist.all_gather(parts, x)
+    return torch.cat(parts)

@@ -1,0 +1,146 @@
+"""The `optimizer` and `scheduler` sections of a configuration."""
+
+import inspect
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, TypeVar
+
+import torch
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from solo_ext.errors import ConfigError, nearest
+from solo_ext.optim.lars import LARS
+
+OPTIMIZERS = {"sgd": torch.optim.SGD, "lars": LARS, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
+DEFAULTS = {"sgd": {"momentum": 0.9}, "lars": {"momentum": 0.9}}  # where solo-learn's differ from the class's
+SCHEDULERS = ("warmup_cosine", "step", "none")
+Config = TypeVar("Config")
+
+
+@dataclass
+class OptimizerConfig:
+    """`optimizer`: solo-learn's keys. `lr` and `classifier_lr` are per 256 images and are never overwritten.
+
+    effective_lr, effective_classifier_lr: what the run uses (see `effective_lrs`), set by the runtime.
+    layer_decay: lr factor from one layer to the one before it, for fine-tuning; 0 switches it off.
+    kwargs: further options of the optimizer's class, by their names.
+    """
+
+    name: str
+    batch_size: int  # per device
+    lr: float
+    classifier_lr: float | None = 0.1
+    weight_decay: float = 0.0
+    exclude_bias_n_norm_wd: bool = False
+    layer_decay: float = 0.0
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    effective_lr: float | None = None
+    effective_classifier_lr: float | None = None
+
+    def __post_init__(self):
+        check_choice("optimizer.name", self.name, OPTIMIZERS)
+        check_integer("optimizer.batch_size", self.batch_size, low=1)
+        check_number("optimizer.lr", self.lr)
+        check_number("optimizer.weight_decay", self.weight_decay)
+        check_number("optimizer.layer_decay", self.layer_decay, high=1)
+        for key in ("classifier_lr", "effective_lr", "effective_classifier_lr"):
+            if getattr(self, key) is not None:
+                check_number(f"optimizer.{key}", getattr(self, key))
+        self._check_kwargs()
+
+    def _check_kwargs(self) -> None:
+        parameters = inspect.signature(OPTIMIZERS[self.name]).parameters
+        options = {k: v for k, v in parameters.items() if k not in ("params", "lr", "weight_decay")}
+        for key, value in self.kwargs.items():
+            if key not in options:
+                hint = nearest(key, options) or f"; it has {', '.join(options)}"
+                raise ConfigError(f"optimizer.kwargs.{key} is not an option of {self.name}{hint}")
+            _check_like(f"optimizer.kwargs.{key}", value, options[key].default)
+        kwargs = {**DEFAULTS.get(self.name, {}), **self.kwargs}
+        try:  # ranges and combinations are the optimizer's own to judge
+            OPTIMIZERS[self.name]([torch.nn.Parameter(torch.zeros(1))], lr=1.0, **kwargs)
+        except (ValueError, RuntimeError) as error:
+            raise ConfigError(f"optimizer.kwargs does not suit {self.name}: {error}") from None
+
+
+@dataclass
+class SchedulerConfig:
+    """`scheduler`: solo-learn's keys.
+
+    min_lr, warmup_start_lr: the same for all groups; grow with accumulation as lr does (`build_scheduler`).
+    warmup_epochs, lr_decay_steps: in epochs.
+    interval: `step` or `epoch`, how often warmup_cosine moves; the step schedule always moves per epoch.
+    """
+
+    name: str = "warmup_cosine"
+    min_lr: float = 0.0
+    warmup_start_lr: float = 3e-5
+    warmup_epochs: float = 10.0
+    lr_decay_steps: list[int] | None = None
+    interval: str = "step"
+
+    def __post_init__(self):
+        check_choice("scheduler.name", self.name, SCHEDULERS)
+        check_choice("scheduler.interval", self.interval, ("step", "epoch"))
+        for key in ("min_lr", "warmup_start_lr", "warmup_epochs"):
+            check_number(f"scheduler.{key}", getattr(self, key))
+        for epoch in self.lr_decay_steps or ():
+            check_integer("scheduler.lr_decay_steps", epoch, low=1)
+        if self.name == "step" and not self.lr_decay_steps:
+            raise ConfigError("scheduler.lr_decay_steps must list epochs for the step schedule, such as [60, 80]")
+
+
+def typed(cls: type[Config], section: Any, name: str) -> Config:
+    """A section, given as a mapping or as a `cls`, as a validated `cls`; keys that `cls` lacks are left out.
+
+    name: the section's full key, for the messages; "" for the top level. Raises ConfigError for a missing
+    key or a wrong type.
+    """
+    if isinstance(section, cls):
+        return section
+    if not isinstance(section, Mapping):
+        raise ConfigError(f"{name} must be a section with keys such as {fields(cls)[0].name}, not {section}")
+    known = {f.name: section[f.name] for f in fields(cls) if f.name in section}
+    try:
+        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(cls), known))
+    except OmegaConfBaseException as error:
+        key = ".".join(filter(None, (name, getattr(error, "full_key", None))))
+        raise ConfigError(f"{key}: {str(error).splitlines()[0]}") from None
+
+
+def check_choice(key: str, value: Any, choices: Iterable[str]) -> None:
+    """Raises ConfigError unless `value` is one of `choices`."""
+    if value not in choices:
+        raise ConfigError(f"{key} must be one of {', '.join(choices)}, not '{value}'{nearest(value, choices)}")
+
+
+def check_number(key: str, value: Any, low: float = 0.0, high: float = math.inf) -> None:
+    """Raises ConfigError unless `value` is a finite number in [low, high]."""
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not (number and math.isfinite(value) and low <= value <= high):
+        bounds = f"of at least {low:g}" if high == math.inf else f"from {low:g} to {high:g}"
+        raise ConfigError(f"{key} must be a finite number {bounds}, not {value}")
+
+
+def check_integer(key: str, value: Any, low: int) -> None:
+    """Raises ConfigError unless `value` is an integer of at least `low`."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < low:
+        raise ConfigError(f"{key} must be a whole number of at least {low}, not {value}")
+
+
+def _check_like(key: str, value: Any, default: Any) -> None:
+    """`value` is of the kind of an option with that default: a switch, a number or a row of numbers."""
+    if default is None and value is None:
+        return
+    if default is None or isinstance(default, bool):
+        if not isinstance(value, bool):
+            raise ConfigError(f"{key} must be true or false, not {value}")
+    elif isinstance(default, tuple):
+        if not isinstance(value, (list, tuple)) or len(value) != len(default):
+            raise ConfigError(f"{key} must be a list of {len(default)} numbers, not {value}")
+        for item in value:
+            check_number(key, item)
+    else:
+        check_number(key, value)

@@ -1,0 +1,380 @@
+"""kNN against scikit-learn, a loop and solo-learn; the frozen backbone; probes that leave training alone."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import fit, random_batches
+from omegaconf import OmegaConf
+from sklearn.datasets import make_classification
+from sklearn.linear_model import LogisticRegression
+from sklearn.neighbors import KNeighborsClassifier
+from torch import nn
+
+from solo_ext.errors import ConfigError, DataError, SoloExtError
+from solo_ext.evaluation.features import extract_features
+from solo_ext.evaluation.knn import KNNConfig, knn_accuracy
+from solo_ext.evaluation.linear import LinearModel, LinearOptions, fit_cached_linear
+from solo_ext.evaluation.metrics import accuracy_at_k
+from solo_ext.evaluation.online import OnlineKNN
+from solo_ext.optim import OptimizerConfig, SchedulerConfig
+
+
+class Backbone(nn.Sequential):
+    """All that behaves differently in train mode: BatchNorm and dropout."""
+
+    num_features = 6
+
+    def __init__(self):
+        super().__init__(nn.Conv2d(3, 6, 3, stride=2), nn.BatchNorm2d(6), nn.ReLU(), nn.Dropout(0.5))
+        self.append(nn.AdaptiveAvgPool2d(1)).append(nn.Flatten())
+
+    def group_matcher(self, coarse: bool) -> dict:
+        """timm's way of naming layers."""
+        return {"stem": r"^0", "blocks": r"^(\d)"}
+
+
+# Accuracy.
+
+
+@pytest.mark.parametrize("classes", [3, 5, 12])
+def test_accuracy_at_k_against_a_loop(classes):
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(40, classes, generator=generator)
+    targets = torch.randint(-1, classes, (40,), generator=generator)
+    for k, value in zip((1, 2, 5), accuracy_at_k(logits, targets, (1, 2, 5)), strict=True):
+        labelled = [i for i in range(40) if targets[i] != -1]
+        hits = [sum(logits[i] > logits[i, targets[i]]) < k for i in labelled]
+        assert value.shape == ()
+        assert value.item() == pytest.approx(100 * sum(hits) / len(labelled))
+
+
+def test_accuracy_without_labels_is_zero():
+    assert [a.item() for a in accuracy_at_k(torch.randn(4, 3), torch.full((4,), -1))] == [0, 0]
+
+
+# Features.
+
+
+@pytest.mark.parametrize("precision", ["32", "32-true", "bf16-mixed"])
+def test_extract_features(precision):
+    backbone = Backbone().train()
+    backbone[1].eval()
+    batches = random_batches(3, views=1)
+    modes = [m.training for m in backbone.modules()]
+    buffers = {k: v.clone() for k, v in backbone.state_dict().items()}
+    state = torch.get_rng_state()
+    loader = torch.utils.data.DataLoader(batches, batch_size=None)
+    features, labels = extract_features(backbone, loader, "cpu", precision)
+    assert [m.training for m in backbone.modules()] == modes
+    assert all(torch.equal(v, buffers[k]) for k, v in backbone.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(labels, torch.cat([targets for *_, targets in batches]))
+    expected = torch.cat([backbone.eval()(view) for _, [view], _ in batches]).detach()
+    assert features.dtype == torch.float32 and not features.requires_grad
+    tolerance = 2e-2 if "16" in precision else 1e-6
+    torch.testing.assert_close(features, expected, rtol=tolerance, atol=tolerance)
+
+
+def test_extract_features_refuses():
+    with pytest.raises(DataError):
+        extract_features(Backbone(), [])
+    broken = Backbone()
+    nn.init.constant_(broken[0].weight, math.nan)
+    with pytest.raises(SoloExtError, match="not finite"):
+        extract_features(broken, random_batches(1, views=1))
+
+
+# kNN.
+
+
+def neighbours_problem(classes=7):
+    x, y = make_classification(
+        500, 10, n_informative=8, n_classes=classes, n_clusters_per_class=1, class_sep=0.7, random_state=0
+    )
+    x, y = torch.tensor(x, dtype=torch.float32), torch.tensor(y)
+    return x[:300], y[:300], x[300:], y[300:]
+
+
+def knn_by_hand(bank, bank_labels, query, labels, k, weight):
+    top1 = top5 = 0
+    for q, label in zip(query, labels, strict=True):
+        distances = np.array([weight(q, b) for b in bank])
+        votes = {}
+        for i in np.argsort(-distances, kind="stable")[:k]:
+            votes[int(bank_labels[i])] = votes.get(int(bank_labels[i]), 0.0) + distances[i]
+        ranked = sorted(set(range(7)), key=lambda c: (-votes.get(c, 0.0), c))
+        top1 += ranked[0] == int(label)
+        top5 += int(label) in ranked[: min(5, k)]
+    return {"acc1": 100 * top1 / len(labels), "acc5": 100 * top5 / len(labels)}
+
+
+WEIGHTS = {
+    "cosine": lambda q, b: math.exp(float(F.cosine_similarity(q, b, dim=0)) / 0.07),
+    "euclidean": lambda q, b: 1 / (math.dist(q.tolist(), b.tolist()) + 1e-5),
+}
+
+
+@pytest.mark.parametrize("distance", ["cosine", "euclidean"])
+def test_knn_against_a_loop(distance):
+    bank, bank_labels, query, labels = neighbours_problem()
+    bank, bank_labels, query, labels = bank[:60], bank_labels[:60], query[:30], labels[:30]
+    found = knn_accuracy(bank, bank_labels, query, labels, [1, 4, 20], distance)
+    for k in (1, 4, 20):
+        assert found[k] == knn_by_hand(bank, bank_labels, query, labels, k, WEIGHTS[distance])
+
+
+@pytest.mark.parametrize("k", [1, 5, 20, 1000])
+@pytest.mark.parametrize(
+    ("distance", "weights"),
+    [("cosine", lambda d: np.exp((1 - d) / 0.1)), ("euclidean", lambda d: 1 / (d + 1e-5))],
+)
+def test_knn_against_scikit_learn(monkeypatch, distance, weights, k):
+    bank, bank_labels, query, labels = neighbours_problem()
+    monkeypatch.setattr("solo_ext.evaluation.knn.BLOCK", 7 * len(bank))  # several blocks, the last one shorter
+    found = knn_accuracy(bank, bank_labels, query, labels, k, distance, temperature=0.1)[k]
+    reference = KNeighborsClassifier(min(k, len(bank)), weights=weights, metric=distance).fit(bank, bank_labels)
+    assert found["acc1"] == pytest.approx(100 * reference.score(query, labels))
+    ranked = np.argsort(-reference.predict_proba(query), axis=1, kind="stable")[:, : min(5, k)]
+    assert found["acc5"] == pytest.approx(100 * (ranked == labels.numpy()[:, None]).any(1).mean())
+
+
+@pytest.mark.parametrize("distance", ["cosine", "euclidean"])
+def test_knn_against_solo_learn(solo_learn, monkeypatch, distance):
+    from solo.utils.knn import WeightedKNNClassifier
+    from torchmetrics import Metric
+
+    init = Metric.__init__  # torchmetrics has dropped an argument that solo-learn passes
+    monkeypatch.setattr(Metric, "__init__", lambda self, compute_on_step=None, **kwargs: init(self, **kwargs))
+    bank, bank_labels, query, labels = neighbours_problem()
+    for k in (1, 20):
+        theirs = WeightedKNNClassifier(k=k, distance_fx=distance)
+        theirs.update(bank, bank_labels, query, labels)
+        found = knn_accuracy(bank, bank_labels, query, labels, k, distance)[k]
+        assert (found["acc1"], found["acc5"]) == pytest.approx(theirs.compute())
+
+
+def test_knn_leaves_out_what_has_no_label():
+    bank, bank_labels, query, labels = neighbours_problem()
+    expected = knn_accuracy(bank[100:], bank_labels[100:], query[50:], labels[50:], [1, 20])
+    bank_labels[:100], labels[:50] = -1, -1
+    assert knn_accuracy(bank, bank_labels, query, labels, [1, 20]) == expected
+
+
+def test_knn_at_a_low_temperature_is_the_nearest_neighbour():
+    problem = neighbours_problem()
+    found = knn_accuracy(*problem, [1, 50], "cosine", temperature=1e-4)
+    assert found[50]["acc1"] == pytest.approx(found[1]["acc1"])
+
+
+@pytest.mark.parametrize(
+    ("change", "error"),
+    [
+        ({"distance": "euclidian"}, ConfigError),
+        ({"k": 0}, ConfigError),
+        ({"temperature": math.nan}, ConfigError),
+        ({"bank_labels": torch.full((300,), -1)}, DataError),
+        ({"labels": torch.full((200,), -1)}, DataError),
+    ],
+)
+def test_knn_refuses(change, error):
+    problem = dict(zip(("bank", "bank_labels", "query", "labels"), neighbours_problem(), strict=True))
+    with pytest.raises(error):
+        knn_accuracy(**{**problem, **change})
+
+
+@pytest.mark.parametrize("change", [{"k": 0}, {"distance_func": "euclid"}, {"every": 0}])
+def test_knn_config_refuses(change):
+    with pytest.raises(ConfigError, match=f"knn_eval.{next(iter(change))}"):
+        KNNConfig(**change)
+
+
+# Linear.
+
+
+def linear_config(**changes):
+    cfg = OmegaConf.create(
+        {
+            "data": {"num_classes": 10},
+            "optimizer": {"name": "sgd", "batch_size": 8, "lr": 0.1, "weight_decay": 0},
+            "scheduler": {"name": "step", "lr_decay_steps": [60, 80]},
+        }
+    )
+    for key, value in changes.items():
+        OmegaConf.update(cfg, key.replace("__", "."), value, force_add=True)
+    return cfg
+
+
+def test_linear_model_leaves_the_backbone_alone():
+    model = LinearModel(Backbone(), linear_config())
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    assert {key.split(".")[0] for key in before} == {"backbone", "classifier"}
+    val = [*random_batches(2, seed=1), *random_batches(1, batch=3, seed=2)]
+    trainer = fit(model, random_batches(3), max_epochs=2, val=val)
+    changed = {key for key, value in model.state_dict().items() if not torch.equal(value, before[key])}
+    assert changed == {"classifier.weight", "classifier.bias"}
+    model.train()
+    assert model.training and not any(m.training for m in model.backbone.modules())
+
+    logged = {k: v.item() for k, v in trainer.callback_metrics.items()}
+    names = {f"{split}_{metric}" for split in ("train", "val") for metric in ("loss", "acc1", "acc5")}
+    assert set(logged) == names
+    model.eval()
+    logits = torch.cat([model(views[0])["logits"] for _, views, _ in val])
+    targets = torch.cat([t for *_, t in val])
+    acc1, acc5 = accuracy_at_k(logits, targets)
+    expected = {"val_loss": F.cross_entropy(logits, targets), "val_acc1": acc1, "val_acc5": acc5}
+    for name, value in expected.items():  # weighted by the size of the batches
+        assert logged[name] == pytest.approx(value.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_linear_model_takes_the_effective_lr(accumulate):
+    for cfg, lr in ((linear_config(), 0.1), (linear_config(optimizer__effective_lr=0.4), 0.4)):
+        model = LinearModel(Backbone(), cfg)
+        trainer = fit(model, random_batches(2), accumulate_grad_batches=accumulate)
+        [group] = trainer.optimizers[0].param_groups
+        assert (group["initial_lr"], group["momentum"], group["weight_decay"]) == (lr, 0.9, 0)
+
+
+@pytest.mark.parametrize("layer_decay", [0.0, 0.5])
+def test_finetune_trains_the_backbone(layer_decay):
+    cfg = linear_config(finetune=True, optimizer__layer_decay=layer_decay)
+    model = LinearModel(Backbone(), cfg)
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    trainer = fit(model, random_batches(2))
+    assert not any(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    groups = trainer.optimizers[0].param_groups
+    assert sum(len(g["params"]) for g in groups) == len(list(model.parameters()))
+    assert groups[-1]["name"] == "classifier" and groups[-1]["lr"] == 0.1
+    assert (min(g["lr"] for g in groups) < 0.1) == (layer_decay > 0)
+    model.eval()
+    with torch.no_grad():
+        assert not model(torch.randn(2, 3, 16, 16))["logits"].requires_grad
+
+
+def test_label_smoothing_and_mixup():
+    images, targets = torch.randn(8, 3, 16, 16), torch.arange(8)
+    batch = (torch.arange(8), [images], targets)
+    losses = {}
+    for name, changes in {
+        "plain": {},
+        "smooth": {"label_smoothing": 0.2},
+        "mixup": {"mixup": 0.8, "cutmix": 1.0, "label_smoothing": 0.1},
+    }.items():
+        torch.manual_seed(0)
+        np.random.seed(0)
+        model = LinearModel(Backbone(), linear_config(**changes))
+        model.log_dict = lambda *_, **__: None
+        losses[name] = model.training_step(batch, 0)
+        logits = model(images)["logits"]
+        log_p = F.log_softmax(logits, 1)
+        if name == "smooth":
+            expected = -(0.8 * log_p.gather(1, targets[:, None])[:, 0] + 0.2 * log_p.mean(1)).mean()
+            torch.testing.assert_close(losses[name], expected)
+    assert len({loss.item() for loss in losses.values()}) == 3
+    assert torch.equal(targets, torch.arange(8))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"optimizer__layer_decay": 0.5}, "layer_decay needs finetune"),
+        ({"mixup": 0.5, "optimizer__batch_size": 7}, "optimizer.batch_size must be even"),
+        ({"label_smoothing": 1.5}, "label_smoothing"),
+        ({"mixup": math.nan}, "mixup"),
+        ({"finetune": "perhaps"}, "finetune"),
+        ({"optimizer__lr": math.nan}, "optimizer.lr"),
+        ({"scheduler__name": "stepp"}, "scheduler.name .*did you mean 'step'"),
+    ],
+)
+def test_linear_model_refuses(changes, message):
+    with pytest.raises(ConfigError, match=message):
+        LinearModel(Backbone(), linear_config(**changes))
+
+
+def test_linear_options_default_to_solo_learns():
+    assert LinearOptions() == LinearOptions(finetune=False, label_smoothing=0, mixup=0, cutmix=0)
+
+
+@pytest.mark.parametrize("standardize", [False, True])
+def test_cached_linear_reaches_logistic_regression(standardize):
+    x, y = make_classification(2000, 32, n_informative=16, n_classes=8, n_clusters_per_class=1, random_state=1)
+    reference = 100 * LogisticRegression(max_iter=1000).fit(x[:1500], y[:1500]).score(x[1500:], y[1500:])
+    problem = torch.tensor(x[:1500]), torch.tensor(y[:1500]), torch.tensor(x[1500:]), torch.tensor(y[1500:])
+    state = torch.get_rng_state()
+    found = fit_cached_linear(*problem, epochs=50, standardize=standardize)
+    assert reference > 60 and abs(found["acc1"] - reference) < 3
+    assert found["acc5"] >= found["acc1"] and found["train_acc1"] > reference - 5
+    assert fit_cached_linear(*problem, epochs=50, standardize=standardize) == found
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_cached_linear_takes_optimizer_and_schedule():
+    x, y, val_x, val_y = neighbours_problem()
+    optimizer = OptimizerConfig("lars", batch_size=1000, lr=0.0)
+    untrained = fit_cached_linear(x, y, val_x, val_y, optimizer=optimizer, epochs=2)
+    assert untrained["val_loss"] == pytest.approx(math.log(7))
+    optimizer.effective_lr = 1.0
+    for schedule in (SchedulerConfig(warmup_epochs=0), SchedulerConfig("none")):
+        trained = fit_cached_linear(x, y, val_x, val_y, optimizer=optimizer, scheduler=schedule, epochs=2)
+        assert trained["val_loss"] < math.log(7)
+
+
+def test_cached_linear_refuses():
+    x, y, val_x, val_y = neighbours_problem()
+    with pytest.raises(DataError, match="no labelled image"):
+        fit_cached_linear(x, torch.full_like(y, -1), val_x, val_y)
+    with pytest.raises(DataError, match="not finite"):
+        fit_cached_linear(x, y, val_x * math.inf, val_y)
+
+
+# Online.
+
+
+class Trainee(LinearModel):
+    """Trains its backbone, and looks at it in validation."""
+
+    def __init__(self):
+        torch.manual_seed(0)
+        super().__init__(Backbone(), linear_config(finetune=True))
+
+
+def train_and_look(every=1, look=True):
+    bank, val = random_batches(6, views=1, seed=1), random_batches(3, views=1, seed=2)
+    # a DataLoader draws a random number whenever it is iterated
+    loaders = [torch.utils.data.DataLoader(batches, batch_size=None) for batches in (bank, val)]
+    callback = OnlineKNN(*loaders, KNNConfig(k=20, every=every))
+    model, seen = Trainee(), []
+    log_dict = model.log_dict
+
+    def spy(metrics, **kwargs):
+        seen.extend((model.current_epoch, name) for name in metrics if "knn" in name)
+        log_dict(metrics, **kwargs)
+
+    model.log_dict = spy
+    torch.manual_seed(1)
+    trainer = fit(model, random_batches(2), 3, [callback] if look else [], val=val)
+    return model, trainer, bank, val, seen
+
+
+def test_online_knn():
+    model, trainer, bank, val, seen = train_and_look()
+    assert sorted(seen) == [(epoch, f"val_knn{k}") for epoch in range(3) for k in (1, 20)]
+    assert all(m.training for m in model.modules())
+    sides = [*extract_features(model.backbone, bank), *extract_features(model.backbone, val)]
+    for k, expected in knn_accuracy(*sides, [1, 20], "euclidean").items():
+        assert trainer.callback_metrics[f"val_knn{k}"].item() == pytest.approx(expected["acc1"])
+
+
+def test_online_knn_every_other_epoch_and_the_last():
+    *_, seen = train_and_look(every=2)
+    assert sorted({epoch for epoch, _ in seen}) == [1, 2]
+
+
+def test_online_knn_does_not_change_the_training():
+    with_knn, without = train_and_look()[0], train_and_look(look=False)[0]
+    for key, value in with_knn.state_dict().items():
+        assert torch.equal(value, without.state_dict()[key]), key
