@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import timm
 from torch import nn
@@ -33,8 +33,14 @@ class BackboneConfig:
         check_name(self.name)
 
 
+# padding 2, not 1: solo-learn's CIFAR stem, kept for comparability
+SMALL_STEM = {"kernel_size": 3, "stride": 1, "padding": 2}
+
+
 class SlimResNet(ResNet):
     """torchvision's ResNet with its widths divided so that the first stage has `width` channels instead of 64."""
+
+    small_stem: ClassVar[dict] = {"kernel_size": 3, "stride": 2, "padding": 1}  # a quarter of the pixels: for CPUs
 
     def __init__(self, layers: list[int], width: int, **kwargs):
         self.slim_width = width
@@ -102,7 +108,8 @@ def build_backbone(
     backbone.num_features = backbone.inplanes
     backbone.fc = nn.Identity()
     if small_images:
-        # padding 2, not 1, and PyTorch's default initialisation: solo-learn's CIFAR stem, kept for comparability
-        backbone.conv1 = nn.Conv2d(3, backbone.conv1.out_channels, kernel_size=3, stride=1, padding=2, bias=False)
+        # initialised as PyTorch does by default, like solo-learn's
+        stem = getattr(backbone, "small_stem", SMALL_STEM)
+        backbone.conv1 = nn.Conv2d(3, backbone.conv1.out_channels, bias=False, **stem)
         backbone.maxpool = nn.Identity()
     return backbone

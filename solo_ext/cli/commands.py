@@ -1,0 +1,248 @@
+"""The commands: what each takes, says about itself, and calls."""
+
+import argparse
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from solo_ext.errors import ConfigError, nearest
+
+YAML = (".yaml", ".yml")
+OVERRIDES = """\
+Overrides are Hydra's: key=value and ++key=value set a key, ~key removes it; a list is [1,2], nothing is null.
+A mistyped key is refused, with the nearest one that exists."""
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse, with a mistake as our one sentence."""
+
+    def error(self, message: str):
+        raise ConfigError(f"{message} (see {self.prog} --help)")
+
+
+@dataclass
+class Command:
+    """A command of `solo-ext`.
+
+    name, summary, text: for the help. examples: command lines without the leading `solo-ext`.
+    arguments: adds the options to a parser. run: does the work.
+    """
+
+    name: str
+    summary: str
+    text: str
+    examples: Sequence[str]
+    arguments: Callable[[argparse.ArgumentParser], None]
+    run: Callable[[argparse.Namespace], None]
+
+    def __call__(self, argv: Sequence[str]) -> None:
+        """Parses and runs.
+
+        Raises:
+            SoloExtError: what the user got wrong.
+        """
+        parser = _Parser(
+            prog=f"solo-ext {self.name}",
+            description=self.text,
+            epilog="examples:\n" + "\n".join(f"  solo-ext {example}" for example in self.examples),
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+        self.arguments(parser)
+        args, unknown = parser.parse_known_intermixed_args(argv)
+        if unknown:
+            options = [option for action in parser._actions for option in action.option_strings]
+            hint = nearest(unknown[0], options) or f" (see {parser.prog} --help)"
+            raise ConfigError(f"unknown option '{unknown[0]}'{hint}")
+        self.run(args)
+
+
+def _yaml_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("words", nargs="*", metavar="[FILE.yaml] key=value", help="the YAML, and what to change in it")
+    parser.add_argument("-cp", "--config-path", metavar="FOLDER", help="folder of the YAML, from the current directory")
+    parser.add_argument("-cn", "--config-name", metavar="NAME", help="its name; FILE.yaml is a shorter way to say both")
+    _cfg_argument(parser)
+
+
+def _cfg_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--cfg", action="store_true", help="print the configuration that would run, and stop")
+
+
+def _run_argument(parser: argparse.ArgumentParser, required: bool) -> None:
+    parser.add_argument(
+        "--run",
+        required=required,
+        metavar="PATH",
+        help="run folder or checkpoint of a pre-training, also solo-learn's",
+    )
+
+
+def _yaml_and_overrides(args: argparse.Namespace) -> tuple[Path | None, list[str]]:
+    """The YAML that the command line names, if any, and the overrides."""
+    words = [word for word in args.words if not (getattr(args, "cfg", False) and word == "job")]  # Hydra's `--cfg job`
+    folder, name = getattr(args, "config_path", None), getattr(args, "config_name", None)
+    if name is None and words and words[0].endswith(YAML) and "=" not in words[0]:
+        name = words.pop(0)
+    for word in words:
+        if "=" not in word and not word.startswith("~"):
+            raise ConfigError(f"'{word}' is not an override such as key=value; a YAML comes first")
+    return name and Path(folder or ".") / name, words
+
+
+def _composed(file: Path | None, overrides: Sequence[str]):
+    from solo_ext.runtime.compose import compose
+
+    if file is None:
+        raise ConfigError("which YAML? name it, as in solo-ext pretrain scripts/pretrain/cifar10/byol.yaml")
+    return compose(file.parent, file.name, overrides)
+
+
+def _start(cfg, args: argparse.Namespace, run: str) -> None:
+    """Prints `cfg` or runs it."""
+    if args.cfg:
+        from solo_ext.runtime.config import to_yaml
+
+        print(to_yaml(cfg), end="")
+    else:
+        from solo_ext.runtime import run as runs
+
+        getattr(runs, run)(cfg)
+
+
+def _pretrain(args: argparse.Namespace) -> None:
+    from solo_ext.runtime.config import resolve
+
+    _start(resolve(_composed(*_yaml_and_overrides(args))), args, "pretrain")
+
+
+def _linear(args: argparse.Namespace) -> None:
+    from solo_ext.runtime.compose import assign, overlay
+    from solo_ext.runtime.config import resolve, run_values
+
+    file, overrides = _yaml_and_overrides(args)
+    if args.run and file:
+        overrides.append(assign("pretrained_feature_extractor", args.run))
+    raw = _composed(file, overrides) if file or not args.run else overlay(run_values(args.run, "linear"), overrides)
+    _start(resolve(raw, "linear"), args, "linear")
+
+
+def _knn_arguments(parser: argparse.ArgumentParser) -> None:
+    _run_argument(parser, required=True)
+    parser.add_argument("words", nargs="*", metavar="key=value", help="what to change of the run's data")
+    parser.add_argument("--k", nargs="+", default=[], help="numbers of neighbours (default: 1 20)")
+    parser.add_argument("--distance", nargs="+", default=[], metavar="NAME", help="cosine, euclidean (default: both)")
+    parser.add_argument("--temperature", nargs="+", default=[], metavar="T", help="of the cosine votes (default: 0.07)")
+    _cfg_argument(parser)
+
+
+def _knn(args: argparse.Namespace) -> None:
+    from solo_ext.runtime.compose import overlay
+    from solo_ext.runtime.config import resolve, run_values
+
+    file, overrides = _yaml_and_overrides(args)
+    if file:
+        raise ConfigError(f"knn takes its data from --run, not from a YAML such as '{file}'")
+    for option, key in (("k", "k"), ("distance", "distance_func"), ("temperature", "T")):
+        # an option takes all the words that follow it, overrides included
+        values = [word for word in getattr(args, option) if "=" not in word]
+        overrides += [word for word in getattr(args, option) if "=" in word]
+        if values:
+            overrides.append(f"knn_eval.{key}=[{','.join(values)}]")
+    _start(resolve(overlay(run_values(args.run, "knn"), overrides), "knn"), args, "knn")
+
+
+def _report_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="run folders; several are drawn into the same plots")
+    parser.add_argument("--out", default="report", metavar="FOLDER", help="where it goes (default: %(default)s)")
+
+
+def _report(args: argparse.Namespace) -> None:
+    from solo_ext.analysis.report import main_report
+
+    print(main_report(args.runs, args.out))
+
+
+def _demo_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("words", nargs="*", metavar="key=value", help="what to change, such as seed=1 or max_epochs=5")
+    parser.add_argument("--out", default="demo", metavar="FOLDER", help="where all goes (default: %(default)s)")
+
+
+def _demo(args: argparse.Namespace) -> None:
+    from solo_ext.runtime.demo import demo
+
+    file, overrides = _yaml_and_overrides(args)
+    if file:
+        raise ConfigError(f"the demo has YAMLs of its own, and no use for '{file}'")
+    demo(overrides, args.out)
+
+
+_COMMANDS = (
+    Command(
+        "pretrain",
+        "train an encoder without labels, as a YAML says",
+        f"""\
+Trains an encoder without labels. The run's checkpoints, metrics and configuration go to
+<checkpoint.dir>/<method>/<run id>/; the same command again continues an interrupted run (auto_resume).
+
+{OVERRIDES}""",
+        (
+            "pretrain scripts/pretrain/cifar10/res_mocov3.yaml data.train_path=/data seed=1",
+            "pretrain --config-path scripts/pretrain/cifar10 --config-name byol.yaml max_epochs=100 --cfg",
+        ),
+        _yaml_arguments,
+        _pretrain,
+    ),
+    Command(
+        "linear",
+        "train a linear classifier on a frozen encoder",
+        f"""\
+Offline linear evaluation: the pre-trained encoder is frozen and a linear classifier trained on its features.
+--run PATH alone takes the data from that run and the rest from solo-learn's recipe; with a YAML, the YAML
+says both, and --run PATH stands for pretrained_feature_extractor=PATH.
+
+{OVERRIDES}""",
+        (
+            "linear --run trained_models/byol/RUN data.num_workers=8",
+            "linear scripts/linear/cifar10/byol.yaml --run trained_models/byol/RUN optimizer.lr=0.1",
+        ),
+        lambda parser: (_run_argument(parser, required=False), _yaml_arguments(parser)),
+        _linear,
+    ),
+    Command(
+        "knn",
+        "classify by the nearest neighbours among an encoder's features",
+        """\
+Offline kNN evaluation: test images are classified by their nearest training images, by the features of the
+frozen encoder in eval mode, without augmentation.""",
+        (
+            "knn --run trained_models/byol/RUN",
+            "knn --run model.ckpt --k 1 20 200 --distance cosine --temperature 0.07 0.2",
+        ),
+        _knn_arguments,
+        _knn,
+    ),
+    Command(
+        "report",
+        "draw the curves of one or several runs into a page",
+        """\
+Writes one self-contained HTML page, and its plots as PNG: losses, accuracies, gap between student and
+teacher, tau, learning rate, throughput.""",
+        (
+            "report trained_models/byol/RUN",
+            "report trained_models/mocov3/RUN trained_models/res_mocov3/RUN --out gap",
+        ),
+        _report_arguments,
+        _report,
+    ),
+    Command(
+        "demo",
+        "train and compare four methods on bundled images, in minutes, without a GPU",
+        """\
+Trains BYOL, projector-only BYOL, MoCo v3 and Res-MoCo on 5,000 bundled Fashion-MNIST images, evaluates each
+beside the untrained encoder, prints a table and writes the report.""",
+        ("demo", "demo --out /tmp/demo seed=1 max_epochs=5"),
+        _demo_arguments,
+        _demo,
+    ),
+)
+COMMANDS = {command.name: command for command in _COMMANDS}

@@ -1,0 +1,67 @@
+"""`solo-ext`: finds the command, runs it, and turns a user's mistake into one line and exit status 2.
+
+Torch is imported when a command runs, so that asking for help takes no time.
+"""
+
+import logging
+import sys
+from collections.abc import Sequence
+
+from solo_ext import __version__
+from solo_ext.cli.commands import COMMANDS
+from solo_ext.errors import ConfigError, SoloExtError, nearest
+
+log = logging.getLogger("solo_ext")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command.
+
+    Args:
+        argv: the words after `solo-ext`; None takes those of the process.
+
+    Returns:
+        The exit status: 0; 2 for a user's mistake; 130 when interrupted.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("solo-ext: %(message)s"))
+    log.addHandler(handler)
+    try:
+        if not argv or argv[0] in ("-h", "--help"):
+            print(_help())
+        elif argv[0] == "--version":
+            print(f"solo-ext {__version__}")
+        elif argv[0] in COMMANDS:
+            COMMANDS[argv[0]](argv[1:])
+        else:
+            known = nearest(argv[0], COMMANDS) or f" (one of {', '.join(COMMANDS)})"
+            raise ConfigError(f"there is no command '{argv[0]}'{known}")
+    except SoloExtError as error:
+        print(f"solo-ext: error: {' '.join(str(error).splitlines())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("solo-ext: interrupted", file=sys.stderr)
+        return 130
+    finally:
+        log.removeHandler(handler)
+    return 0
+
+
+def _help() -> str:
+    width = max(map(len, COMMANDS))
+    commands = "\n".join(f"  {name:<{width}}  {command.summary}" for name, command in COMMANDS.items())
+    return f"""usage: solo-ext <command> ...
+
+Trains image encoders without labels, with projector-only and residual momentum.
+
+commands:
+{commands}
+
+  solo-ext <command> --help   says what a command takes
+  solo-ext --version
+
+examples:
+  solo-ext demo
+  solo-ext pretrain scripts/pretrain/cifar10/res_mocov3.yaml data.train_path=/data
+"""

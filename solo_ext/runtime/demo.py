@@ -1,0 +1,58 @@
+"""`solo-ext demo`: four methods on bundled images, evaluated beside the untrained encoder, and a report."""
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import solo_ext
+from solo_ext.analysis.report import main_report, print_table, table_rows
+from solo_ext.analysis.runs import load_run
+from solo_ext.errors import ConfigError
+from solo_ext.runtime.config import compose, overlay, resolve, run_values
+from solo_ext.runtime.run import evaluated, knn, linear, pretrain
+
+METHODS = ("mocov3", "res_mocov3", "byol", "projector_ema_byol")
+SCRIPTS = Path(solo_ext.__file__).parents[1] / "scripts" / "pretrain" / "fashion_mnist_mini"
+
+
+def demo(overrides: Sequence[str] = (), out: str | Path = "demo") -> Path:
+    """Trains, evaluates, prints the table and writes the report.
+
+    Args:
+        overrides: Hydra overrides of all four configurations, such as `seed=1` or `max_epochs=5`.
+        out: a folder; runs go to `<out>/runs`, the report to `<out>/report`.
+
+    Returns:
+        The path of the report.
+
+    Raises:
+        ConfigError: an override that makes no sense, or the demo's YAMLs are not there.
+    """
+    began = time.perf_counter()
+    if not SCRIPTS.is_dir():
+        raise ConfigError(f"the demo needs a checkout of the repository: there is no folder {SCRIPTS}")
+    fixed = [f"checkpoint.dir={Path(out) / 'runs'}", "auto_resume.enabled=False"]
+    configs = [resolve(compose(SCRIPTS, f"{method}.yaml", [*fixed, *overrides])) for method in METHODS]
+
+    folders = []
+    for number, cfg in enumerate(configs, start=1):
+        print(f"\n[{number}/{len(configs)}] {cfg.method}: {cfg.max_epochs} epochs", flush=True)
+        folders.append(pretrain(cfg).dir)
+    print("\nkNN and linear evaluation of the frozen encoders, un-augmented features", flush=True)
+    for folder in folders:
+        _evaluate(["pretrained_feature_extractor=" + str(folder)], folder)
+    folders.append(_evaluate(["pretrained_feature_extractor=null", "untrained=True"], folders[0]))
+
+    print_table(table_rows([load_run(folder) for folder in folders]))
+    report = main_report(folders, Path(out) / "report")
+    print(f"report: {report.resolve()}   ({time.perf_counter() - began:.0f} s)")
+    return report
+
+
+def _evaluate(overrides: Sequence[str], like: Path) -> Path:
+    """kNN and linear evaluation with the data and backbone of the run `like`; the folder that has the results."""
+    for kind, command in (("knn", knn), ("linear", linear)):
+        quick = ["cache_features=True"] if kind == "linear" else ["knn_eval.distance_func=[cosine]"]
+        cfg = resolve(overlay(run_values(like, kind), [*quick, *overrides]), kind)
+        command(cfg)
+    return evaluated(cfg)

@@ -1,0 +1,71 @@
+"""What a run ran on, as `environment.json`: versions, code, hardware."""
+
+import hashlib
+import os
+import platform
+import re
+import socket
+import subprocess
+import sys
+import time
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import solo_ext
+
+PACKAGES = ("torch", "torchvision", "lightning", "timm", "solo-ext")
+_SECRET = re.compile(r"(?i)((?:key|token|secret|password)\w*=).+")
+
+
+def environment() -> dict[str, Any]:
+    """Versions, commit, hardware, command line and time of this process; the host only as a hash."""
+    return {
+        "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "command": [_SECRET.sub(r"\1***", word) for word in sys.argv],
+        "python": platform.python_version(),
+        "packages": {name: _version(name) for name in PACKAGES},
+        "commit": commit(),
+        "os": platform.platform(),
+        "host": hashlib.sha256(socket.gethostname().encode()).hexdigest()[:12],
+        "cpu": _cpu_model(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+        "cuda": torch.version.cuda,
+        "cudnn": torch.backends.cudnn.version(),
+    }
+
+
+def commit() -> dict[str, Any] | None:
+    """`{"hash", "dirty"}` of the checkout that solo_ext is imported from; None if it is installed otherwise."""
+    root = Path(solo_ext.__file__).parents[1]
+    if not (root / ".git").exists():
+        return None
+
+    def git(*args: str) -> str:
+        return subprocess.run(
+            ["git", "-C", str(root), *args], capture_output=True, text=True, timeout=10, check=True
+        ).stdout.strip()
+
+    try:
+        return {"hash": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return getattr(solo_ext, "__version__", None) if package == "solo-ext" else None
+
+
+def _cpu_model() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()

@@ -1,0 +1,64 @@
+"""What `devices` and `accelerator` ask for, and whether this machine has it."""
+
+import re
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from solo_ext.errors import ConfigError
+
+
+def parse_devices(devices: int | str | list[int]) -> int | list[int] | None:
+    """How many devices, or their indices; None for all there are.
+
+    Raises:
+        ConfigError: neither of these.
+    """
+    wrong = ConfigError(
+        f"devices must be a number of devices, a list of indices such as [0, 1], or auto, not {devices!r}"
+    )
+    if isinstance(devices, str):
+        if not re.fullmatch(r"auto|-1|\d+(,\d+)*,?", devices):
+            raise wrong
+        if devices in ("auto", "-1"):
+            return None
+        numbers = [int(number) for number in devices.split(",") if number]
+        devices = numbers if "," in devices else numbers[0]
+    if isinstance(devices, int):
+        if devices < 1 and devices != -1:
+            raise wrong
+        return None if devices == -1 else devices
+    if not devices or len(set(devices)) < len(devices) or min(devices) < 0:
+        raise wrong
+    return list(devices)
+
+
+def device_count(cfg: DictConfig) -> int:
+    """Devices of a node that `cfg` runs on; `auto` and -1 ask this machine, the other values do not."""
+    devices = parse_devices(OmegaConf.to_container(cfg)["devices"])
+    if devices is None:
+        return max(1, torch.cuda.device_count()) if cfg.accelerator in ("auto", "gpu", "cuda") else 1
+    return devices if isinstance(devices, int) else len(devices)
+
+
+def trainer_devices(cfg: DictConfig) -> int | str | list[int]:
+    """`devices` as Lightning takes it on this machine: without GPUs a number, not indices or -1."""
+    on_gpu = cfg.accelerator in ("gpu", "cuda") or (cfg.accelerator == "auto" and torch.cuda.is_available())
+    return OmegaConf.to_container(cfg)["devices"] if on_gpu else device_count(cfg)
+
+
+def check_hardware(cfg: DictConfig) -> None:
+    """Raises ConfigError if `cfg` asks for an accelerator, or for more of them, than this machine has."""
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    mps = torch.backends.mps.is_available()
+    asked = {"gpu": gpus or mps, "cuda": gpus, "mps": mps}.get(cfg.accelerator, True)
+    if not asked:
+        raise ConfigError(
+            f"accelerator={cfg.accelerator} asks for a GPU, but PyTorch {torch.__version__} finds none here; "
+            "use accelerator=cpu"
+        )
+    if cfg.accelerator == "cuda" or (cfg.accelerator in ("auto", "gpu") and gpus):
+        devices = parse_devices(OmegaConf.to_container(cfg)["devices"])
+        most = devices if isinstance(devices, int) else max(devices or [0]) + 1
+        if most > gpus:
+            raise ConfigError(f"devices={cfg.devices} asks for {most} GPUs, but there are {gpus}; use devices={gpus}")

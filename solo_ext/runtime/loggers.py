@@ -1,0 +1,210 @@
+"""Where metrics go: always to `metrics.csv`; to wandb and TensorBoard if asked."""
+
+import contextlib
+import csv
+import io
+import logging
+import os
+import socket
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
+
+from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from omegaconf import OmegaConf
+
+from solo_ext.errors import ConfigError
+from solo_ext.runtime.checkpoint import write_atomic
+
+log = logging.getLogger("solo_ext")
+
+
+@dataclass
+class WandbConfig:
+    """The YAML's `wandb`. The API key is wandb's own business (`wandb login`, WANDB_API_KEY) and has no key here.
+
+    offline: log to the run folder; `wandb sync` uploads it later.
+    """
+
+    enabled: bool = False
+    entity: str | None = None
+    project: str = "solo-ext"
+    offline: bool = False
+
+
+@dataclass
+class TensorboardConfig:
+    """The YAML's `tensorboard`: event files in `<run folder>/tensorboard`."""
+
+    enabled: bool = False
+
+    def __post_init__(self):
+        if self.enabled:
+            try:
+                import torch.utils.tensorboard  # noqa: F401
+            except ImportError:
+                raise ConfigError(
+                    "tensorboard.enabled is true but TensorBoard is not installed: pip install 'solo-ext[viz]'"
+                ) from None
+
+
+class CSVMetrics(Logger):
+    """One row per optimizer step in `metrics.csv`; a column for every metric ever logged; grows over resumed runs.
+
+    Lightning's CSVLogger deletes the file that it finds, and so cannot continue a run.
+
+    Args:
+        folder: the run's folder.
+        resume_at: the optimizer step to continue at: the file's rows from there on, to be made again, are dropped.
+        every: rows between two writes.
+    """
+
+    def __init__(self, folder: Path, resume_at: int = 0, every: int = 50):
+        super().__init__()
+        self.path, self.every = Path(folder) / "metrics.csv", every
+        self.columns, self.rows, self.unsaved = ["epoch", "step"], {}, 0
+        if resume_at and self.path.exists():
+            with open(self.path, newline="", encoding="utf-8") as file:
+                reader = csv.DictReader(file)
+                self.columns = list(reader.fieldnames or self.columns)
+                rows = {int(row["step"]): row for row in reader if (row.get("step") or "").isdigit()}
+            self.rows = {step: row for step, row in rows.items() if step < resume_at}
+
+    name = "csv"
+    version = ""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        step = len(self.rows) if step is None else int(step)
+        self.unsaved += step not in self.rows
+        row = self.rows.setdefault(step, {"step": step})
+        row.update({name: float(value) for name, value in metrics.items()})
+        if "epoch" in metrics:
+            row["epoch"] = int(metrics["epoch"])
+        self.columns += [name for name in metrics if name not in self.columns]
+        if self.unsaved >= self.every:
+            self.save()
+
+    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
+        """They are in `args.json`."""
+
+    @rank_zero_only
+    def save(self) -> None:
+        """Writes the whole table atomically: a few MB at most, every `every` rows."""
+        text = io.StringIO()
+        writer = csv.DictWriter(text, self.columns, restval="", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(self.rows[step] for step in sorted(self.rows))
+        write_atomic(self.path, lambda file: file.write(text.getvalue().encode()))
+        self.unsaved = 0
+
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        if self.rows and self.path.parent.is_dir():
+            self.save()
+
+
+def make_loggers(cfg: Any, folder: Path, resume_at: int = 0) -> list[Logger]:
+    """The loggers of the run in `folder`.
+
+    Args:
+        cfg: the resolved configuration.
+        resume_at: the optimizer step that a resumed run starts with.
+    """
+    loggers: list[Logger] = [CSVMetrics(folder, resume_at)]
+    asked = cfg.get("wandb") and cfg.wandb.enabled and rank_zero_only.rank == 0
+    if asked and (wandb := wandb_logger(cfg.wandb, cfg.name, folder)):
+        wandb.log_hyperparams(OmegaConf.to_container(cfg, resolve=True))
+        loggers.append(wandb)
+    if cfg.get("tensorboard") and cfg.tensorboard.enabled:
+        loggers.append(TensorBoardLogger(save_dir=str(folder), name="", version="tensorboard"))
+    return loggers
+
+
+def wandb_logger(cfg: WandbConfig, name: str, folder: Path) -> WandbLogger | None:
+    """A wandb run whose id is the run folder's name: online if it can be, else offline with one line.
+
+    It never asks, and nothing that goes wrong with wandb stops a training: at worst there is no logger (None).
+    """
+    # silent: no prompt, no banner; wandb reads it when it is first set up
+    os.environ.setdefault("WANDB_SILENT", "true")
+    import wandb
+
+    def start(mode: str):
+        return wandb.init(
+            mode=mode,
+            id=folder.name,
+            name=name,
+            project=cfg.project,
+            entity=cfg.entity,
+            dir=str(folder),
+            resume="allow" if mode == "online" else None,
+            settings=wandb.Settings(silent=True, init_timeout=30, login_timeout=1),
+        )
+
+    mode = "offline" if cfg.offline else os.environ.get("WANDB_MODE", "online")
+    mode = {"run": "online", "dryrun": "offline"}.get(mode, mode)
+    try:
+        base_url = wandb.setup().settings.base_url
+        if mode == "online" and not reachable(base_url):
+            log.warning(_OFFLINE, f"{urlsplit(base_url).hostname} cannot be reached", folder / "wandb")
+            mode = "offline"
+        try:
+            run = start(mode)
+        except Exception as error:  # no key, a wrong one, a server's refusal
+            if mode != "online":
+                raise
+            log.warning(_OFFLINE, _first_line(error), folder / "wandb")
+            wandb.teardown()  # frees the run id
+            run = start("offline")
+        run.define_metric("trainer/global_step")
+        run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
+    except Exception as error:
+        log.warning("wandb: %s; going on without it", _first_line(error))
+        return None
+    if mode == "online" and getattr(run, "url", None):
+        log.warning("wandb: logging to %s", run.url)
+    return WandbLogger(experiment=run, save_dir=str(folder))
+
+
+_OFFLINE = "wandb: %s; logging offline to %s (`wandb sync` uploads it)"
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+
+
+def reachable(url: str, seconds: float = 3.0) -> bool:
+    """Whether the server of `url`, or the proxy on the way to it, accepts a TCP connection within `seconds`."""
+    target = urlsplit(url)
+    proxy = None if proxy_bypass(target.hostname or "") else getproxies().get(target.scheme)
+    if proxy:
+        target = urlsplit(proxy if "//" in proxy else f"//{proxy}")
+    connected = threading.Event()
+
+    def connect() -> None:
+        port = target.port or (80 if target.scheme == "http" else 443)
+        try:
+            with socket.create_connection((target.hostname, port), seconds):
+                connected.set()
+        except OSError:
+            pass
+
+    # in a thread, since resolving a name has no time limit of its own
+    thread = threading.Thread(target=connect, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    return connected.is_set()
+
+
+def close(loggers: list[Logger]) -> None:
+    """Ends the wandb run, so that the next run of this process gets one of its own."""
+    for logger in loggers:
+        if isinstance(logger, WandbLogger):
+            with contextlib.suppress(Exception):
+                logger.experiment.finish()

@@ -1,0 +1,600 @@
+"""The configuration: what is composed, what is refused and with which words, and what follows from it."""
+
+import copy
+import json
+import random
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from solo_ext.errors import ConfigError
+from solo_ext.methods import METHODS
+from solo_ext.momentum import IntraMomentum
+from solo_ext.runtime.compose import assign
+from solo_ext.runtime.config import (
+    check_hardware,
+    compose,
+    device_count,
+    overlay,
+    resolve,
+    run_values,
+    to_yaml,
+    trainer_devices,
+)
+from solo_ext.runtime.schema import keys
+
+SCRIPTS = Path(__file__).parents[1] / "scripts"
+SHIPPED = sorted(f for kind in ("pretrain", "linear") for f in SCRIPTS.glob(f"{kind}/[!_]*/*.yaml"))
+CIFAR = SCRIPTS / "pretrain" / "cifar10"
+
+
+def shipped(file: Path, *overrides: str):
+    return resolve(compose(file.parent, file.name, overrides), file.parts[-3])
+
+
+def cifar(name: str, *overrides: str):
+    return shipped(CIFAR / f"{name}.yaml", *overrides)
+
+
+def refused(*overrides: str, file: Path = CIFAR / "byol.yaml") -> str:
+    with pytest.raises(ConfigError) as error:
+        shipped(file, *overrides)
+    message = str(error.value)
+    assert message and "\n" not in message
+    return message
+
+
+def leaves(node, at: str = "") -> dict:
+    """{full key: value} of nested mappings and lists of mappings."""
+    items = node.items() if isinstance(node, dict) else enumerate(node)
+    found = {}
+    for name, value in items:
+        key = f"{at}.{name}" if at else str(name)
+        nested = isinstance(value, dict) or (isinstance(value, list) and value and isinstance(value[0], dict))
+        found |= leaves(value, key) if nested else {key: value}
+    return found
+
+
+# What is shipped.
+
+
+def test_every_method_and_dataset_has_its_scripts():
+    names = {(f.parts[-3], f.parts[-2], f.stem) for f in SHIPPED}
+    methods = {method for method in METHODS if method != "res_moco"}  # an alias
+    datasets = ("fashion_mnist_mini", "cifar10", "cifar100")
+    assert names == {(kind, d, m) for kind in ("pretrain", "linear") for d in datasets for m in methods}
+
+
+@pytest.mark.parametrize("file", SHIPPED, ids=lambda f: "/".join(f.parts[-3:]))
+def test_shipped_yaml_resolves_to_what_its_path_says_and_parsing_again_changes_nothing(file):
+    cfg = shipped(file)
+    assert cfg.data.dataset == file.parts[-2]
+    assert file.stem == (cfg.method if file.parts[-3] == "pretrain" else cfg.pretrain_method)
+    assert cfg.devices == 1 and cfg.accelerator == "auto" and not cfg.wandb.enabled
+
+    kind, plain = file.parts[-3], OmegaConf.to_container(cfg)
+    args_json = json.loads(json.dumps(plain))
+    assert args_json == plain
+    assert OmegaConf.to_container(resolve(args_json, kind)) == plain
+    assert OmegaConf.to_container(resolve(OmegaConf.create(to_yaml(cfg)), kind)) == plain
+
+    script = file.with_suffix(".sh").read_text().splitlines()
+    assert len(script) == 2 and f"solo-ext {kind} " in script[1] and script[1].endswith(f'{file.name} "$@"')
+
+
+PAPER_A = {
+    "max_epochs": 200,
+    "momentum.schedule": "constant",
+    "momentum.base_tau": 0.99,
+    "momentum.classifier": False,
+    "optimizer.effective_lr": 1.0,
+    "optimizer.classifier_lr": 0.1,
+    "optimizer.weight_decay": 1e-5,
+    "optimizer.kwargs.clip_lr": True,
+    "method_kwargs.loss_scale": "solo",
+    "augmentations.0.rrc.crop_min_scale": 0.08,
+    "augmentations.0.gaussian_blur.prob": 0.0,
+}
+PAPER_B = {
+    "max_epochs": 1000,
+    "momentum.schedule": "cosine",
+    "momentum.base_tau": 0.996,
+    "momentum.final_tau": 1.0,
+    "optimizer.effective_lr": 0.3,
+    "optimizer.classifier_lr": 0.3,
+    "optimizer.weight_decay": 1e-6,
+    "optimizer.kwargs.clip_lr": False,
+    "method_kwargs.loss_scale": "paper",
+    "method_kwargs.temperature": 0.2,
+    "augmentations.0.rrc.crop_min_scale": 0.2,
+    "augmentations.0.gaussian_blur.prob": 1.0,
+    "augmentations.1.gaussian_blur.prob": 0.1,
+}
+BOTH = {
+    "optimizer.name": "lars",
+    "optimizer.batch_size": 256,
+    "optimizer.kwargs.eta": 0.02,
+    "optimizer.kwargs.exclude_bias_n_norm": True,
+    "scheduler.name": "warmup_cosine",
+    "scheduler.warmup_epochs": 10,
+    "scheduler.warmup_start_lr": 3e-5,
+    "method_kwargs.proj_hidden_dim": 4096,
+    "method_kwargs.proj_output_dim": 256,
+    "method_kwargs.pred_hidden_dim": 4096,
+    "augmentations.0.color_jitter.saturation": 0.2,
+    "augmentations.0.solarization.prob": 0.0,
+    "augmentations.1.solarization.prob": 0.2,
+    "augmentations.1.crop_size": 32,
+    "backbone.name": "resnet18",
+    "data.num_large_crops": 2,
+    "seed": 5,
+}
+
+
+@pytest.mark.parametrize("dataset", ["cifar10", "cifar100"])
+@pytest.mark.parametrize(
+    "name, values",
+    [
+        ("byol", PAPER_A),
+        ("projector_ema_byol", PAPER_A),
+        ("mocov3", PAPER_B),
+        ("res_mocov3", PAPER_B),
+        (
+            "res_byol",
+            PAPER_A
+            | {
+                "max_epochs": 1000,
+                "momentum.schedule": "cosine",
+                "momentum.base_tau": 0.996,
+                "method_kwargs.loss_scale": "paper",
+            },
+        ),
+    ],
+)
+def test_cifar_has_the_papers_values(dataset, name, values):
+    cfg = leaves(OmegaConf.to_container(shipped(SCRIPTS / "pretrain" / dataset / f"{name}.yaml")))
+    want = {**BOTH, **values, "data.num_classes": 10 if dataset == "cifar10" else 100}
+    assert {key: cfg[key] for key in want} == want
+
+
+@pytest.mark.parametrize("dataset", ["fashion_mnist_mini", "cifar10", "cifar100"])
+@pytest.mark.parametrize(
+    "name, baseline, differs",
+    [
+        ("projector_ema_byol", "byol", {"name", "method", "momentum.stages"}),
+        ("res_mocov3", "mocov3", {"name", "method", "intra.weight"}),
+    ],
+)
+def test_a_variant_differs_from_its_baseline_by_its_idea_only(dataset, name, baseline, differs):
+    folder = SCRIPTS / "pretrain" / dataset
+    one, other = (leaves(OmegaConf.to_container(shipped(folder / f"{n}.yaml"))) for n in (name, baseline))
+    assert {key for key in one.keys() | other.keys() if one.get(key) != other.get(key)} == differs
+
+
+def test_linear_recipe_is_solo_learns():
+    cfg = shipped(SCRIPTS / "linear" / "cifar100" / "res_byol.yaml")
+    assert (cfg.optimizer.name, cfg.optimizer.lr, cfg.optimizer.weight_decay) == ("sgd", 0.3, 0)
+    assert (cfg.max_epochs, cfg.scheduler.name, list(cfg.scheduler.lr_decay_steps)) == (100, "step", [60, 80])
+
+
+# solo-learn's own YAMLs.
+
+
+@pytest.mark.parametrize("wandb", ["private", "mhug"])
+@pytest.mark.parametrize(
+    "name", ["pretrain/cifar/byol", "pretrain/cifar/mocov3", "linear/imagenet-100/byol", "linear/imagenet/byol"]
+)
+def test_solo_learns_yaml_runs_unchanged(solo_learn, name, wandb):
+    file, kind = solo_learn / "scripts" / f"{name}.yaml", name.partition("/")[0]
+    raw = compose(file.parent, file.name, [f"wandb={wandb}"])
+    if kind == "linear":
+        raw.data.format = "image_folder"  # these ask for DALI
+    cfg = leaves(OmegaConf.to_container(resolve(raw, kind)))
+    said = {key: None if value == "None" else value for key, value in leaves(OmegaConf.to_container(raw)).items()}
+    assert {key: cfg[key] for key in said} == said
+    if kind == "pretrain":
+        assert (cfg["momentum.stages"], cfg["momentum.schedule"], cfg["intra.weight"]) == ("full", "cosine", 0)
+
+
+# Composing.
+
+
+@pytest.mark.parametrize(
+    "override, key, value",
+    [
+        ("optimizer.lr=0.5", "optimizer.lr", 0.5),
+        ("optimizer.weight_decay=1e-4", "optimizer.weight_decay", 1e-4),
+        ("gap.every=3", "gap.every", 3),  # neither the section nor the key is in the YAML
+        ("++gap.every=3", "gap.every", 3),
+        ("limit_train_batches=0.5", "limit_train_batches", 0.5),
+        ("momentum.stages=[block4,projector]", "momentum.stages", ["block4", "projector"]),
+        ("momentum.stages={projector.fc2: 0.9}", "momentum.stages", {"projector.fc2": 0.9}),
+        ("augmentations.1.crop_size=32", "augmentations.1.crop_size", 32),
+        ("~optimizer.kwargs.eta", "optimizer.kwargs", {"exclude_bias_n_norm": True, "clip_lr": True}),
+        ("name=x-${seed}", "name", "x-5"),
+        ("wandb.entity=None", "wandb.entity", None),
+        ("resume_from_checkpoint=a/byol-x-ep=9.ckpt", "resume_from_checkpoint", "a/byol-x-ep=9.ckpt"),
+        ("strategy=null", "strategy", "auto"),
+        ("precision=32", "precision", 32),
+        ("hydra.run.dir=/tmp", "name", "byol-cifar10"),
+    ],
+)
+def test_overrides(override, key, value):
+    assert OmegaConf.select(cifar("byol", override), key) == value
+
+
+@pytest.mark.parametrize("text", ["a, (b) [c] {d: e}", "it's", r"C:\x\new", "x=1", "ends\\", "\\'", "null", "5", " a "])
+def test_assign_sets_any_text(text):
+    assert overlay({"name": "x"}, [assign("name", text)]).name == text
+
+
+def test_a_key_that_names_a_group_of_files_selects_one(tmp_path):
+    (tmp_path / "seeds").mkdir()
+    (tmp_path / "seeds" / "one.yaml").write_text("# @package _global_\nseed: 1\n")
+    (tmp_path / "seeds" / "two.yaml").write_text("# @package _global_\nseed: 2\n")
+    (tmp_path / "run.yaml").write_text("defaults: [_self_, {seeds: one}]\nname: x\n")
+    assert compose(tmp_path, "run").seed == 1
+    assert compose(tmp_path, "run.yaml", ["seeds=two", "name=y"]) == {"name": "y", "seed": 2}
+
+
+@pytest.mark.parametrize(
+    "folder, name, words",
+    [
+        (CIFAR.with_name("cifr10"), "byol", ["no folder", f"did you mean '{CIFAR}'"]),
+        (SCRIPTS / "pretran" / "cifar10", "byol", ["no folder", f"did you mean '{CIFAR}'"]),
+        (CIFAR, "byo", ["no file", f"did you mean '{CIFAR / 'byol.yaml'}'"]),
+        (CIFAR, "simclr.yaml", ["no file", "simclr.yaml"]),
+    ],
+)
+def test_missing_file(folder, name, words):
+    with pytest.raises(ConfigError) as error:
+        compose(folder, name)
+    assert all(word in str(error.value) for word in words), error.value
+
+
+@pytest.mark.parametrize(
+    "text", ["a: [1", "a: 1\n  b: 2", "defaults: [{x: y}]", "defaults: 5", "\tx: 1", "- 1", "a: ${nowhere}", "\x00"]
+)
+def test_broken_yaml_is_one_sentence(tmp_path, text):
+    (tmp_path / "broken.yaml").write_text(text)
+    with pytest.raises(ConfigError) as error:
+        resolve(compose(tmp_path, "broken"))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "override, words",
+    [
+        ("devices=0,1", "devices=[0,1]"),
+        ("seed", "not an override such as key=value"),
+        ("a={b:1", "not an override such as key=value"),
+        ("~nothere", "'nothere' does not exist"),
+        ("+seed=1", "++seed=1"),
+        ("augmentations.7.crop_size=3", "augmentations.7.crop_size=3"),
+    ],
+)
+def test_bad_override(override, words):
+    overrides = [override] if override != "+seed=1" else ["seed=1", "+seed=1"]
+    assert words in refused(*overrides)
+
+
+# Refusing.
+
+
+@pytest.mark.parametrize(
+    "overrides, words",
+    [
+        (["method=byl"], ["there is no method 'byl'", "did you mean 'byol'"]),
+        (["method=supervised"], ["projector_ema_byol", "res_mocov3"]),
+        (["method=null"], ["method is missing"]),
+        (["~max_epochs"], ["max_epochs is missing"]),
+        (["~backbone"], ["backbone.name is missing"]),
+        (["optimizer.lr=???"], ["optimizer.lr is missing"]),
+        (["optimizer.lr=fast"], ["optimizer.lr must be a number, not 'fast'"]),
+        (["optimizer.lr=nan"], ["optimizer.lr must be a finite number"]),
+        (["optimizer.lr=-0.1"], ["optimizer.lr"]),
+        (["optimizer.batch_size=2.5"], ["optimizer.batch_size must be a whole number"]),
+        (["optimizer.classifier_lr=null"], ["optimizer.classifier_lr is null"]),
+        (["lr=0.1"], ["unknown key 'lr'", "'optimizer.lr'"]),
+        (["data.num_worker=1"], ["'data.num_worker'", "'data.num_workers'"]),
+        (["momentum.warmup_epochs=1"], ["'scheduler.warmup_epochs'"]),
+        (["method_kwargs.queue=1"], ["proj_hidden_dim"]),
+        (["momentum=0.9"], ["momentum must be a mapping with the keys base_tau"]),
+        (["momentum.base_tau=1.5"], ["momentum.base_tau"]),
+        (["augmentations=[]"], ["augmentations"]),
+        (["augmentations=3"], ["augmentations must be a list"]),
+        (["augmentations.1.rrc.crop_min_scale=2"], ["augmentations.1.rrc.crop_min_scale"]),
+        (["augmentations.1.crop_size=64"], ["two need the same crop_size"]),
+        (["augmentations.0.num_crops=2", "augmentations.1.num_crops=0"], ["augmentations.1.num_crops"]),
+        (["devices=0"], ["devices must be", "not 0"]),
+        (["devices=all"], ["devices must be", "'all'"]),
+        (["devices=[0,0]"], ["devices must be"]),
+        (["devices=[]"], ["devices must be"]),
+        (["accelerator=gup"], ["did you mean 'gpu'"]),
+        (["strategy=dpp"], ["did you mean 'ddp'"]),
+        (["precision=bf16-mix"], ["precision must be", "did you mean 'bf16-mixed'"]),
+        (["accumulate_grad_batches=0"], ["accumulate_grad_batches must be at least 1"]),
+        (["limit_train_batches=1.5"], ["limit_train_batches"]),
+        (["gradient_clip_algorithm=nrm"], ["did you mean 'norm'"]),
+        (["seed=-1"], ["seed"]),
+        (["logger=true"], ["logger is set by solo-ext itself", "wandb.enabled"]),
+        (["callbacks=[]"], ["callbacks"]),
+        (["enable_checkpointing=true"], ["checkpoint.enabled"]),
+        (["default_root_dir=x"], ["checkpoint.dir"]),
+        (["name=${nam}"], ["nam"]),
+    ],
+)
+def test_refused(overrides, words):
+    message = refused(*overrides)
+    assert all(word in message for word in words), message
+
+
+TYPO_LETTERS = "abcdefghijklmnopqrstuvwxyz_"
+OUT_OF_RANGE = {
+    "optimizer.lr": [-1.0, float("nan"), float("inf")],
+    "optimizer.weight_decay": [-1e-4],
+    "optimizer.batch_size": [0, -8],
+    "optimizer.name": ["lasr"],
+    "scheduler.name": ["cosin"],
+    "scheduler.warmup_epochs": [-1],
+    "momentum.base_tau": [-0.1, 1.1, float("nan")],
+    "momentum.schedule": ["linear"],
+    "momentum.buffers": ["copied"],
+    "intra.weight": [-1.0],
+    "intra.distance": ["cosinus"],
+    "intra.every": [0],
+    "gap.every": [0],
+    "data.num_workers": [-1],
+    "data.fraction": [0.0, 2.0],
+    "data.dataset": ["cifar"],
+    "data.format": ["image_folders"],
+    "augmentations.0.color_jitter.prob": [1.5],
+    "augmentations.0.color_jitter.hue": [0.7],
+    "augmentations.0.rrc.crop_max_scale": [0.0],
+    "augmentations.0.crop_size": [0],
+    "augmentations.0.num_crops": [-1],
+    "checkpoint.frequency": [0],
+    "knn_eval.k": [0],
+    "max_epochs": [0, -5],
+    "num_nodes": [0],
+    "devices": [0, -2],
+    "backbone.name": ["resnet19"],
+    "seed": [-3],
+}
+
+
+def misspelled(word: str, rng: random.Random) -> str:
+    """One letter dropped, doubled, swapped, replaced or added, or the case changed."""
+    i = rng.randrange(len(word))
+    edits = [
+        word[:i] + word[i + 1 :],
+        word[: i + 1] + word[i:],
+        word[:i] + word[i + 1 : i + 2] + word[i : i + 1] + word[i + 2 :],
+        word[:i] + rng.choice(TYPO_LETTERS) + word[i + 1 :],
+        word[:i] + rng.choice(TYPO_LETTERS) + word[i:],
+        word.capitalize(),
+    ]
+    return rng.choice([edit for edit in edits if edit and edit != word])
+
+
+def mutate(cfg: dict, rng: random.Random) -> tuple[str, str | None]:
+    """Damages `cfg` in place. Returns the full key that has to be named, and the one to be suggested, if any."""
+    kind = rng.choice(["key", "key", "type", "range"])
+    if kind == "range":
+        key = rng.choice(sorted(OUT_OF_RANGE))
+        change(cfg, key, rng.choice(OUT_OF_RANGE[key]))
+        return key, None
+    # any type will do for the stages; what is derived is computed anew
+    free = ("momentum.stages", "optimizer.effective", "backbone.kwargs", "data.num_c", "data.num_l", "data.num_s")
+    found = {key: value for key, value in leaves(cfg).items() if value is not None and not key.startswith(free)}
+    key = rng.choice(sorted(found))
+    if kind == "type":
+        wrong = {
+            bool: [5, "maybe", [True], {"on": True}],
+            int: ["fast", [[1]], {"value": 1}],
+            float: ["fast", True, [0.1], {"value": 1}],
+            str: [{"a": 1}, [1, 2], True],
+            list: [5.5, "word"],
+        }
+        change(cfg, key, rng.choice(wrong[type(found[key])]))
+        return key, None
+    path = key.split(".")
+    depth = rng.choice([i for i, part in enumerate(path) if not part.isdigit()])
+    node, right = node_at(cfg, path[:depth]), path[depth]
+    wrong = misspelled(right, rng)
+    if wrong in node:
+        return mutate(cfg, rng)
+    node[wrong] = node.pop(right)
+    return ".".join([*path[:depth], wrong]), ".".join([*path[:depth], right])
+
+
+def node_at(cfg: dict, path: list[str]):
+    for part in path:
+        cfg = cfg[int(part)] if part.isdigit() else cfg[part]
+    return cfg
+
+
+def change(cfg: dict, key: str, value) -> None:
+    *path, last = key.split(".")
+    node_at(cfg, path)[last] = value
+
+
+def test_mutated_configurations_are_refused_by_name_and_the_nearest_key_is_right():
+    rng = random.Random(0)
+    originals = [
+        OmegaConf.to_container(shipped(f)) for f in rng.sample([f for f in SHIPPED if "pretrain" in f.parts], 5)
+    ]
+    suggested = right = 0
+    for _ in range(250):
+        cfg = copy.deepcopy(rng.choice(originals))
+        key, meant = mutate(cfg, rng)
+        with pytest.raises(ConfigError) as error:
+            resolve(cfg)
+            pytest.fail(f"accepted after changing {key}")
+        message = str(error.value)
+        assert key in message and "\n" not in message, (key, message)
+        if meant:
+            suggested += 1
+            # optimizer.kwargs, whose keys depend on the optimizer, are suggested without the section
+            right += f"did you mean '{meant}'" in message or f"did you mean '{meant.split('.')[-1]}'" in message
+    assert suggested > 100
+    assert right >= 0.95 * suggested, f"{right} of {suggested}"
+
+
+# What follows.
+
+
+@pytest.mark.parametrize(
+    "overrides, images",
+    [
+        ([], 256),
+        (["optimizer.batch_size=64"], 64),
+        (["devices=[0,1]", "optimizer.batch_size=128"], 256),
+        (["devices=4", "num_nodes=2"], 2048),
+        (["devices='0,2,3'", "accumulate_grad_batches=5"], 256 * 15),
+        (["devices='2'", "optimizer.batch_size=100"], 200),
+    ],
+)
+def test_effective_lr_is_per_256_images_of_an_optimizer_step(overrides, images):
+    cfg = cifar("byol", *overrides)
+    assert cfg.optimizer.lr == 1.0 and cfg.optimizer.classifier_lr == 0.1
+    assert cfg.optimizer.effective_lr == pytest.approx(images / 256)
+    assert cfg.optimizer.effective_classifier_lr == pytest.approx(0.1 * images / 256)
+    assert resolve(OmegaConf.to_container(cfg)) == cfg
+
+
+def test_linear_lr_leaves_the_accumulation_out():
+    file = SCRIPTS / "linear" / "cifar10" / "byol.yaml"
+    cfg = shipped(file, "optimizer.batch_size=512", "accumulate_grad_batches=4")
+    assert cfg.optimizer.effective_lr == pytest.approx(0.6)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_what_the_method_declares_is_in_the_configuration(method):
+    cls = METHODS[method]
+    cfg = cifar("mocov3" if "moco" in method else "byol", f"method={method}", "~method_kwargs.loss_scale")
+    assert cfg.momentum.stages == cls.teacher_stages
+    assert IntraMomentum(**cfg.intra) == cls.intra
+    assert cfg.method_kwargs.loss_scale == cls.loss_scale
+    own = cifar("mocov3", f"method={method}", "~method_kwargs", "momentum.stages=none", "intra.weight=0.5")
+    assert own.momentum.stages == "none" and own.intra.weight == 0.5 and own.intra.distance == cls.intra.distance
+    kwargs = {key.partition(".")[2] for key in keys(cls.Kwargs, "method_kwargs")}
+    assert set(own.method_kwargs) == kwargs
+
+
+def test_custom_data_counts_its_folders_or_waits_for_them(tmp_path):
+    for name in ("cat", "dog", "owl"):
+        (tmp_path / "train" / name).mkdir(parents=True)
+    custom = ["data.dataset=custom", "data.val_path=null"]
+    cfg = cifar("byol", *custom, f"data.train_path={tmp_path / 'train'}")
+    assert cfg.data.num_classes == 3
+    assert cifar("byol", *custom, f"data.train_path={tmp_path / 'train'}", "data.no_labels=true").data.num_classes == 0
+    assert cifar("byol", *custom, "data.train_path=/nowhere").data.num_classes is None
+    moved = OmegaConf.merge(cfg, {"data": {"train_path": "/nowhere"}})
+    assert resolve(moved).data.num_classes == 3
+
+
+def test_solo_learns_unused_keys_are_accepted_with_a_line(caplog, monkeypatch):
+    monkeypatch.setattr(METHODS["byol"], "unused_kwargs", ("temperature",), raising=False)
+    unused = ["auto_umap.enabled=false", "debug_augmentations=true", "dali.device=gpu", "method_kwargs.temperature=1"]
+    cfg = cifar("byol", *unused)
+    assert not {"auto_umap", "debug_augmentations", "dali"} & set(cfg) and "temperature" not in cfg.method_kwargs
+    said = [record.getMessage() for record in caplog.records]
+    assert [line.split()[0] for line in said] == [
+        "auto_umap",
+        "dali",
+        "debug_augmentations",
+        "method_kwargs.temperature",
+    ]
+
+
+# Hardware.
+
+
+@pytest.fixture
+def gpus(monkeypatch):
+    def pretend(count: int):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: count > 0)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+        monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+
+    return pretend
+
+
+@pytest.mark.parametrize(
+    "there, accelerator, devices, count",
+    [
+        (0, "auto", "auto", 1),
+        (0, "auto", [0], 1),
+        (0, "cpu", 2, 2),
+        (0, "gpu", -1, 1),
+        (3, "auto", "auto", 3),
+        (3, "gpu", "-1", 3),
+        (3, "cpu", "auto", 1),
+        (3, "auto", "0,2", 2),
+        (3, "auto", 2, 2),
+    ],
+)
+def test_device_count(gpus, there, accelerator, devices, count):
+    gpus(there)
+    cfg = OmegaConf.create({"accelerator": accelerator, "devices": devices})
+    assert device_count(cfg) == count
+    on_gpu = accelerator != "cpu" and (there or accelerator == "gpu")
+    assert trainer_devices(cfg) == (devices if on_gpu else count)
+
+
+@pytest.mark.parametrize(
+    "there, overrides, words",
+    [
+        (0, ["accelerator=gpu"], "accelerator=cpu"),
+        (0, ["accelerator=cuda"], "accelerator=cpu"),
+        (0, ["accelerator=mps"], "accelerator=cpu"),
+        (1, ["accelerator=gpu", "devices=4"], "asks for 4 GPUs, but there are 1"),
+        (2, ["devices=[2]"], "asks for 3 GPUs, but there are 2"),
+        (0, ["accelerator=cpu"], None),
+        (0, ["devices=[0]"], None),
+        (1, ["accelerator=gpu"], None),
+        (2, ["devices='0,1'"], None),
+        (2, ["accelerator=cpu", "devices=4"], None),
+    ],
+)
+def test_hardware_is_asked_for_only_when_a_run_begins(gpus, there, overrides, words):
+    gpus(there)
+    cfg = cifar("byol", *overrides)
+    if words is None:
+        check_hardware(cfg)
+    else:
+        with pytest.raises(ConfigError, match=re.escape(words)):
+            check_hardware(cfg)
+
+
+# Evaluating a run.
+
+
+@pytest.mark.parametrize("kind", ["linear", "knn"])
+def test_an_evaluation_takes_encoder_and_data_from_the_run(tmp_path, kind):
+    run = cifar("byol", "data.train_path=/images", "data.fraction=0.1", "data.no_labels=true", "precision=bf16-mixed")
+    args = OmegaConf.to_container(run) | {"accelerator": "gpu", "devices": [0, 1]}
+    args["data"]["format"] = "dali"  # as solo-learn's own runs may have
+    (tmp_path / "args.json").write_text(json.dumps(args))
+    torch.save({"state_dict": {"backbone.conv1.weight": torch.zeros(1)}, "epoch": 3}, tmp_path / "byol-x-ep=3.ckpt")
+    cfg = resolve(overlay(run_values(tmp_path, kind), ["data.num_workers=0"]), kind)
+    assert cfg.pretrained_feature_extractor == str(tmp_path / "byol-x-ep=3.ckpt")
+    assert (cfg.pretrain_method, cfg.backbone.name, cfg.precision) == ("byol", "resnet18", "bf16-mixed")
+    assert (cfg.data.train_path, cfg.data.format, cfg.data.num_workers) == ("/images", "image_folder", 0)
+    assert cfg.data.augmentations == {"crop_size": 32, "mean": None, "std": None}
+    assert (cfg.data.fraction, cfg.data.no_labels, cfg.data.num_classes) == (-1, False, 10)  # all labels
+    assert (cfg.accelerator, cfg.devices) == ("auto", 1)  # this machine, not the run's
+    assert resolve(cfg, kind) == cfg
+
+
+def test_an_evaluation_of_a_bare_checkpoint_needs_words(tmp_path):
+    file = tmp_path / "weights.ckpt"
+    torch.save({"state_dict": {"backbone.conv1.weight": torch.zeros(1)}}, file)
+    with pytest.raises(ConfigError, match=re.escape("data.dataset")):
+        resolve(overlay(run_values(file, "knn")), "knn")
+    cfg = resolve(overlay(run_values(file, "knn"), ["data.dataset=cifar10", "backbone.name=resnet18"]), "knn")
+    assert cfg.backbone.name == "resnet18" and list(cfg.knn_eval.k) == [1, 20]

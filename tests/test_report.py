@@ -1,0 +1,501 @@
+"""The report reads run folders as they are, however incomplete, and writes one page that needs nothing else."""
+
+import builtins
+import copy
+import csv
+import io
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("matplotlib")
+
+from matplotlib.figure import Figure
+from rich.console import Console
+
+from solo_ext.analysis import figures
+from solo_ext.analysis.report import cell, main_report, print_table, table_rows
+from solo_ext.analysis.runs import compare, find_runs, flatten, load_run
+from solo_ext.errors import CheckpointError, ConfigError, DataError
+from solo_ext.runtime.loggers import CSVMetrics
+
+ARGS = {
+    "name": "tiny",
+    "method": "byol",
+    "backbone": {"name": "resnet10_w16", "kwargs": {}},
+    "method_kwargs": {"loss_scale": "solo"},
+    "data": {"dataset": "fashion_mnist_mini", "train_path": None},
+    "optimizer": {"name": "adamw", "lr": 0.002, "kwargs": {"betas": [0.9, 0.999]}},
+    "augmentations": [
+        {"rrc": {"crop_min_scale": 0.3}, "num_crops": 1},
+        {"rrc": {"crop_min_scale": 0.3}, "num_crops": 1},
+    ],
+    "gap": {"at": "predictor"},
+    "knn_eval": {"enabled": True, "k": 20, "distance_func": "cosine"},
+    "max_epochs": 3,
+}
+LINEAR = {
+    "protocol": {"augmented": False, "seed": 5, "checkpoint": "a.ckpt"},
+    "acc1": 84.25,
+    "acc5": 99.0,
+    "epochs": 20,
+}
+KNN = {
+    "protocol": {"augmented": False, "checkpoint": "a.ckpt"},
+    "results": [
+        {"features": "backbone", "distance": "euclidean", "k": 1, "T": None, "acc1": 11.0, "acc5": 20.0},
+        {"features": "projector", "distance": "cosine", "k": 1, "T": 0.07, "acc1": 12.0, "acc5": 20.0},
+        {"features": "backbone", "distance": "cosine", "k": 20, "T": 0.5, "acc1": 13.0, "acc5": 20.0},
+        {"features": "backbone", "distance": "cosine", "k": 1, "T": 0.07, "acc1": 78.5, "acc5": 95.0},
+        {"features": "backbone", "distance": "cosine", "k": 20, "T": 0.07, "acc1": 79.5, "acc5": 95.0},
+    ],
+}
+ENVIRONMENT = {
+    "command": ["solo-ext", "pretrain", "name=a b"],
+    "packages": {"torch": "2.14.0"},
+    "commit": {"hash": "0123456789abcdef", "dirty": True},
+    "gpus": [],
+}
+
+
+def step_rows(epochs=3, steps=4, loss="train_neg_cos_sim", **more):
+    """Rows as a training writes them: some metrics at each second step, the others once an epoch."""
+    rows = []
+    for step in range(epochs * steps):
+        row = {"epoch": step // steps, "step": step}
+        if step % 2:
+            row |= {"train_loss_step": 2 - 0.1 * step, "gap_sim_step": 0.9, "lr": 0.01 * step, "tau": 0.99}
+        if step % steps == steps - 1:
+            row |= {"train_loss_epoch": 2 - 0.1 * step, loss: -0.1 * step, "gap_sim_epoch": 0.8 + 0.01 * step}
+            row |= {"train_class_loss": 1.0, "val_acc1": 50.0 + step, "val_knn1": 60.0 + step, "val_knn20": 61.0 + step}
+            row |= {"images_per_s": 100.0 + step, "weight_distance/conv1": 0.1, "weight_distance/projector.fc1": 0.2}
+            row |= {name: value(step) for name, value in more.items()}
+        rows.append(row)
+    return rows
+
+
+def write_metrics(folder: Path, rows) -> None:
+    columns = ["epoch", "step", *sorted({name for row in rows for name in row} - {"epoch", "step"})]
+    with open(folder / "metrics.csv", "w", newline="") as file:
+        writer = csv.DictWriter(file, columns, restval="")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def write_run(folder: Path, rows=None, changes=(), **files) -> Path:
+    """A run folder with args.json, metrics.csv and `<name>.json` for each of `files`."""
+    folder.mkdir(parents=True)
+    args = copy.deepcopy(ARGS) | {"method": folder.parent.name}
+    for key, value in dict(changes).items():
+        *path, last = key.split(".")
+        node = args
+        for name in path:
+            node = node[name]
+        node[last] = value
+    for name, content in {"args": args, **files}.items():
+        (folder / f"{name}.json").write_text(json.dumps(content))
+    if rows is not None:
+        write_metrics(folder, rows)
+    return folder
+
+
+@pytest.fixture
+def runs(tmp_path):
+    """Two trained runs, one of them without offline evaluation, an untrained encoder, and a linear run."""
+    root = tmp_path / "trained_models"
+    write_run(
+        root / "res_mocov3" / "b2",
+        step_rows(loss="train_contrastive_loss", train_intra_loss=lambda step: 0.5),
+        {"optimizer.lr": 0.004, "method_kwargs.loss_scale": "paper"},
+        environment=ENVIRONMENT,
+    )
+    summary = {"seconds": 1234.4, "images_per_s": 987.6}
+    write_run(root / "byol" / "a1", step_rows(), linear=LINEAR, knn=KNN, environment=ENVIRONMENT, summary=summary)
+    write_run(root / "untrained" / "u0", linear=LINEAR | {"acc1": 70.0}, knn=KNN)
+    write_run(root / "linear" / "l0", [{"epoch": 0, "step": 0, "train_loss": 1.0}])
+    return root
+
+
+class Page(HTMLParser):
+    """The page's tags, checked for balance, and its text."""
+
+    VOID = ("meta", "wbr", "br", "link", "img", "path", "use")
+
+    def __init__(self, page: str):
+        super().__init__()
+        self.tags, self.open, self.text, self.rows = [], [], "", []
+        self.feed(page)
+        self.close()
+        assert not self.open
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag == "tr":
+            self.rows.append([])
+        if tag in ("td", "th") and self.rows:
+            self.rows[-1].append("")
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag):
+        if tag not in self.VOID:
+            assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text += data
+        if "td" in self.open or "th" in self.open:
+            self.rows[-1][-1] += data
+
+
+# Reading.
+
+
+def test_series_are_placed_by_epochs_done(tmp_path):
+    run = load_run(write_run(tmp_path / "byol" / "a", step_rows(epochs=3, steps=4)))
+    steps, epochs, values = run.series("val_acc1")
+    assert steps.tolist() == [3, 7, 11] and epochs.tolist() == [1, 2, 3] and values.tolist() == [53, 57, 61]
+    assert run.series("tau")[1].tolist() == [0.5, 1, 1.5, 2, 2.5, 3]
+    assert run.series("gap_sim")[2].tolist() == pytest.approx([0.83, 0.87, 0.91]), "the epoch's before the step's"
+    assert run.last("gap_sim") == pytest.approx(0.91)
+    assert run.last("nothing") is None and run.series("nothing")[0].shape == (0,)
+
+
+def test_series_of_an_untidy_table(tmp_path):
+    folder = write_run(tmp_path / "byol" / "a", [])
+    (folder / "metrics.csv").write_text(
+        "epoch,step,loss_step,tau\n"
+        "0,0,1.0,\n"
+        "1,3,nan,\n"
+        ",1,,0.5\n"  # no epoch, as a learning-rate monitor writes
+        "0,1,3.0,\n"
+        "1,2,4.0,oops\n"
+        "1,2,5.0,\n"  # logged again after a resumption
+        "1,4,0.0\0\n"
+        "1,5"  # cut short
+    )
+    run = load_run(folder)
+    steps, epochs, values = run.series("loss")
+    assert steps.tolist() == [0, 1, 2, 3, 4]
+    np.testing.assert_array_equal(values, [1, 3, 5, np.nan, 0])
+    np.testing.assert_allclose(epochs, [0.5, 1, 1.25, 1.5, 1.75])
+    assert run.series("tau")[1].tolist() == [1.0]
+
+
+def test_reads_what_the_training_writes(tmp_path):
+    folder = write_run(tmp_path / "byol" / "a")
+    logger = CSVMetrics(folder)
+    for epoch in range(2):
+        for step in (2 * epoch, 2 * epoch + 1):
+            logger.log_metrics({"train_loss_step": step / 10, "epoch": epoch}, step=step)
+            logger.log_metrics({"lr": 0.1}, step=step)
+        logger.log_metrics({"train_loss_epoch": float(epoch), "epoch": epoch}, step=2 * epoch + 1)
+    logger.finalize("success")
+    run = load_run(folder)
+    assert [x.tolist() for x in run.series("train_loss")] == [[1, 3], [1, 2], [0, 1]]
+    assert run.series("lr")[1].tolist() == [0.5, 1, 1.5, 2]
+    assert set(run.columns) == {"train_loss", "lr"}
+
+
+def test_a_parent_means_the_runs_below_it(runs):
+    assert [path.name for path in find_runs(runs)] == ["a1", "b2", "u0"], "without the linear classifier's"
+    assert find_runs(runs / "byol" / "a1") == [runs / "byol" / "a1"]
+    assert find_runs(runs / "linear" / "l0") == [runs / "linear" / "l0"], "unless it is asked for"
+
+
+@pytest.mark.parametrize(
+    ("path", "said"),
+    [
+        ("byol/a2", "byol/a2 does not exist; did you mean '{root}/byol/a1'?"),
+        ("byol/a1/metrics.csv", "is a file, not a run folder; did you mean '{root}/byol/a1'?"),
+        ("empty", "empty holds no run folder"),
+    ],
+)
+def test_no_run_names_the_nearest(runs, path, said):
+    (runs / "empty" / "folder").mkdir(parents=True)
+    for read in (find_runs, load_run):
+        with pytest.raises(CheckpointError, match=re.escape(said.format(root=runs))) as error:
+            read(runs / path)
+        assert str(runs / "byol" / "a1") in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("args.json", '{"name": '),
+        ("args.json", "[1]"),
+        ("environment.json", b"\xff\xfe\x00"),
+        ("knn.json", '{"results": {"k": 1}}'),
+        ("linear.json", '{"protocol": "cached"}'),
+    ],
+)
+def test_a_damaged_file_is_named(runs, tmp_path, name, content):
+    path = runs / "byol" / "a1" / name
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(DataError, match=f"{re.escape(str(path))} is damaged: [^\n]*$"):
+        main_report([runs], tmp_path / "report")
+    assert not (tmp_path / "report").exists()
+
+
+# Tables.
+
+
+def test_rows_prefer_offline_results_and_say_where_they_do_not(runs):
+    trained, online, untrained = table_rows([load_run(runs / p) for p in ("untrained/u0", "byol/a1", "res_mocov3/b2")])
+    assert trained == {
+        "method": "byol",
+        "name": "tiny",
+        "id": "a1",
+        "knn1": 78.5,
+        "knn20": 79.5,
+        "linear": 84.25,
+        "similarity": pytest.approx(0.91),
+        "images_per_s": 987.6,
+        "seconds": 1234.4,
+        "online": [],
+    }
+    assert (online["knn1"], online["knn20"], online["online"]) == (71.0, 72.0, ["knn1", "knn20"])
+    assert online["images_per_s"] == 107.0, "the median over epochs"
+    assert online["linear"] is None and online["seconds"] is None
+    assert untrained["method"] == "untrained" and untrained["similarity"] is None
+    assert [cell(online, key) for key in ("knn1", "linear", "similarity")] == ["71.00*", "-", "0.9100"]
+    assert cell(trained, "seconds") == "1,234"
+
+
+def test_table_in_the_terminal(runs):
+    out = io.StringIO()
+    print_table(table_rows([load_run(path) for path in find_runs(runs)]), Console(file=out, width=80))
+    lines = [line.split() for line in out.getvalue().splitlines()]
+    assert ["byol", "78.50", "79.50", "84.25", "0.9100", "988", "1,234"] in lines
+    assert ["res_mocov3", "71.00*", "72.00*", "-", "0.9100", "107", "-"] in lines
+    assert ["untrained", "78.50", "79.50", "70.00", "-", "-", "-"] in lines
+
+
+def test_compare_flattens_and_tells_missing_from_null():
+    one = {"a": {"b": 1, "c": [1, 2]}, "d": [{"e": None}, {"e": True}], "same": "x", "empty": {}}
+    two = {"a": {"b": 1.5, "c": [1, 2]}, "d": [{"e": None}], "same": "x", "empty": {}}
+    same, differing = compare([one, two])
+    assert same == {"a.c": "[1, 2]", "d.0.e": "null", "same": "x", "empty": "{}"}
+    assert differing == {"a.b": ["1", "1.5"], "d.1.e": ["true", "-"]}
+    assert flatten({}) == {} and compare([]) == ({}, {})
+
+
+def test_labels_are_unique():
+    assert figures.labels([("byol", "x", "1"), ("mocov3", "x", "2")]) == ["byol", "mocov3"]
+    assert figures.labels([("byol", "x", "1"), ("byol", "y", "2")]) == ["x", "y"]
+    assert figures.labels([("byol", "x", "1"), ("byol", "x", "2"), ("dino", None, "3")]) == ["byol 1", "byol 2", "dino"]
+
+
+# Figures.
+
+
+def test_panels_hold_the_logged_values(runs):
+    shown = figures.styled([load_run(runs / "byol/a1"), load_run(runs / "res_mocov3/b2")])
+    made = {section.title: section for section in figures.sections(shown, [load_run(runs / "untrained/u0")])}
+    panels = {panel.metric: panel for section in made.values() for panel in section.panels}
+
+    assert [curve.values.tolist() for curve in panels["val_knn1"].curves] == [[63, 67, 71]] * 2
+    assert panels["val_knn1"].floor == [78.5] and panels["val_knn20"].floor == [79.5]
+    assert panels["val_knn1"].ylim == panels["val_knn20"].ylim
+    assert panels["val_knn1"].same == "the same in both runs" and panels["train_intra_loss"].same == ""
+    assert [c.style.label for c in panels["train_contrastive_loss"].curves] == ["res_mocov3"]
+    assert len(panels["train_loss"].curves[0].steps[0]) == 6
+    for panel in panels.values():
+        for curve in panel.curves:
+            assert panel.run or dict(zip(("byol", "res_mocov3"), figures.PALETTE, strict=False))[curve.style.label] == (
+                curve.style.light,
+                curve.style.dark,
+            )
+    distance = made["Weight distance per stage"]
+    assert [look.label for look in distance.legend] == ["conv1", "projector.fc1"]
+    assert [panel.title for panel in distance.panels] == ["byol", "res_mocov3"]
+    assert "train_intra_loss</code> by byol" in made["Losses"].caption
+    assert "Loss scales differ" in made["Losses"].caption
+    assert "Other metrics" not in made
+
+
+def test_line_of_reference_is_measured_like_the_curves(runs, tmp_path):
+    untrained = [load_run(runs / "untrained/u0")]
+    for distance, floor in (("euclidean", [11.0]), ("cosine", [78.5]), ("manhattan", [])):
+        run = load_run(write_run(tmp_path / distance / "a", step_rows(), {"knn_eval.distance_func": distance}))
+        panels = figures.sections(figures.styled([run]), untrained)[1].panels
+        assert {panel.metric: panel.floor for panel in panels}["val_knn1"] == floor
+
+
+def test_new_columns_are_drawn_too(tmp_path):
+    rows = step_rows(train_dino_loss=lambda step: 3.0, train_z_std=lambda step: 0.1, val_knn200=lambda step: 9.0)
+    shown = figures.styled([load_run(write_run(tmp_path / "dino" / "a", rows))])
+    where = {panel.metric: section.title for section in figures.sections(shown) for panel in section.panels}
+    assert where["train_dino_loss"] == "Losses"
+    assert where["val_knn200"] == "Accuracies"
+    assert where["train_z_std"] == "Other metrics"
+
+
+def test_gap_axis_is_two_minus_two_cosines(runs):
+    shown = figures.styled([load_run(runs / "byol/a1")])
+    panel = next(panel for section in figures.sections(shown) for panel in section.panels if panel.metric == "gap_sim")
+    figure = Figure()
+    ax = figure.subplots()
+    figures._draw(ax, panel, 3)
+    figure.savefig(io.BytesIO())
+    for similarity in (0.85, 0.9):
+        height = ax.transData.transform((0, similarity))[1]
+        assert ax.child_axes[0].transData.transform((0, 2 - 2 * similarity))[1] == pytest.approx(height)
+
+
+def test_many_runs_stay_apart():
+    class Named:
+        def __init__(self, i):
+            self.method, self.name, self.id = f"m{i}", None, str(i)
+
+    looks = [look for _, look in figures.styled([Named(i) for i in range(24)])]
+    assert len({(look.light, look.dash) for look in looks}) == 24
+    assert len({look.light for look in looks[:6]}) == 6
+
+
+def test_long_series_are_thinned_to_means():
+    x = np.arange(1000.0)
+    epochs, values = figures._thin(x, 2 * x)
+    assert len(epochs) == 400 and epochs[0] == x[:3].mean() and values[-1] == 2 * x[-2:].mean()
+
+
+# The page.
+
+
+@pytest.fixture
+def page(runs, tmp_path):
+    path = main_report([runs], tmp_path / "report")
+    assert path == tmp_path / "report" / "report.html"
+    return path
+
+
+def test_page(page):
+    source = page.read_text(encoding="utf-8")
+    parsed = Page(source)
+    rows = {row[0].replace("tiny", "").strip(): row[1:] for row in parsed.rows if row}
+    assert rows["byol"][:4] == ["78.50", "79.50", "84.25", "0.9100"]
+    assert rows["res_mocov3"][:3] == ["71.00*", "72.00*", "-"]
+    assert rows["untrained"] == ["78.50", "79.50", "70.00", "-", "-", "-"]
+    assert rows["optimizer.lr"] == ["0.002", "0.004"] and "max_epochs" not in rows
+    for said in (
+        "solo-ext pretrain 'name=a b'",
+        "0123456789ab, with local changes",
+        "2.14.0",
+        "knn.json, linear.json: res_mocov3",
+        "val_knn1 and val_knn20 of the last epoch, distance cosine; there is no offline evaluation",
+        "k 1 and 20, features backbone, distance cosine, T 0.07, images not augmented",
+        "features cached, epochs 20, seed 5, images not augmented",
+        '"crop_min_scale": 0.3',
+    ):
+        assert said in parsed.text
+
+    pngs = {f"{name}.png" for name in figures.FILES} - {"other.png"}
+    assert {file.name for file in page.parent.iterdir()} == {"report.html", *pngs}
+    assert all((page.parent / name).read_bytes().startswith(b"\x89PNG") for name in pngs)
+
+    # self-contained: nothing is loaded from anywhere, and every colour has a light and a dark value
+    for tag, attrs in parsed.tags:
+        assert tag not in ("link", "script", "iframe", "object", "image")
+        for name, value in attrs.items():
+            assert name not in ("src", "srcset") and (not name.endswith("href") or value.startswith("#")), (tag, name)
+    assert not re.search(r"url\((?!#)|@import|https?://", source)
+    light, dark = (set(re.findall(r"--(\w+):", rule)) for rule in re.findall(r":root \{(.*?)\}", source))
+    assert light == dark and set(re.findall(r"var\(--(\w+)\)", source)) <= light
+    ids = [attrs["id"] for _, attrs in parsed.tags if "id" in attrs]
+    targets = {attrs["href"][1:] for tag, attrs in parsed.tags if tag == "a"}
+    assert targets <= set(ids)
+    assert sum(tag == "svg" and "aria-label" in attrs for tag, attrs in parsed.tags) == 14
+
+
+def test_nothing_from_a_file_becomes_markup(tmp_path):
+    evil = '"><img src=x onerror=alert(1)><script>alert(2)</script>$x^{$&amp;'
+    files = {
+        name: {evil: evil, "packages": {evil: evil}, "protocol": {evil: evil}} for name in ("environment", "linear")
+    }
+    knn = {"protocol": {evil: evil}, "results": [{"k": 1, "acc1": evil, "features": evil}]}
+    changes = {"name": evil, "method": evil, "gap.at": evil, "knn_eval.distance_func": evil, "data.dataset": evil}
+    rows = step_rows(**{f"weight_distance/{evil}": lambda step: 1.0, f"train_{evil}_loss": lambda step: 1.0})
+    folders = [
+        write_run(tmp_path / evil.replace("/", "") / str(i), rows, changes | {"max_epochs": i}, knn=knn, **files)
+        for i in range(2)
+    ]
+    parsed = Page(main_report(folders, tmp_path / "report").read_text(encoding="utf-8"))
+    assert not {"script", "img"} & {tag for tag, _ in parsed.tags}
+    assert not [name for _, attrs in parsed.tags for name in attrs if name.startswith("on")]
+    assert parsed.text.count(evil) > 10
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda folder: [(folder / "metrics.csv").unlink()],
+        lambda folder: [(folder / "args.json").unlink()],
+        lambda folder: [(folder / "metrics.csv").write_text("")],
+        lambda folder: [(folder / "metrics.csv").write_text("epoch,step,train_loss\n")],
+        lambda folder: [(folder / "metrics.csv").write_text("train_loss,val_knn1\n1.0,50\n0.5,60\n")],
+        lambda folder: [write_metrics(folder, step_rows(epochs=1, steps=1))],
+        lambda folder: [write_metrics(folder, [{"epoch": e, "step": e, "train_loss": "nan"} for e in range(3)])],
+        lambda folder: [write_metrics(folder, [{"epoch": e, "step": e, "val_acc1": "inf"} for e in range(3)])],
+        lambda folder: [(folder / "args.json").write_text('{"gap": null, "knn_eval": 3, "method": null}')],
+    ],
+    ids=["no metrics", "no args", "empty", "header", "no epochs", "one step", "nan", "inf", "odd args"],
+)
+def test_an_incomplete_run_is_reported_as_it_is(tmp_path, spoil):
+    folder = write_run(tmp_path / "byol" / "a", [{"epoch": 0, "step": 0, "train_loss": 1.0}])
+    spoil(folder)
+    parsed = Page(main_report([folder], tmp_path / "report").read_text(encoding="utf-8"))
+    assert "linear.json" in parsed.text and "byol" in parsed.text
+
+
+def test_a_report_replaces_an_earlier_one_only(page, runs):
+    (page.parent / "notes.txt").write_text("mine")
+    (page.parent / "other.png").write_text("of an earlier report")
+    main_report([runs / "byol" / "a1", runs / "byol"], page.parent)
+    left = {file.name for file in page.parent.iterdir()}
+    assert "notes.txt" in left and "other.png" not in left and "losses.png" in left
+    assert "res_mocov3" not in page.read_text() and "1 run " in page.read_text(), (
+        "a run that is named twice counts once"
+    )
+    assert not list(page.parent.parent.glob(".*"))
+
+
+def test_nothing_is_left_of_a_report_that_fails(runs, tmp_path, monkeypatch):
+    def fail(*args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(figures, "svg", fail)
+    monkeypatch.setattr(figures, "png", lambda panels, legend, last, path: path.write_bytes(b""))
+    with pytest.raises(ConfigError, match=r"--out: .*report cannot be written: No space left on device"):
+        main_report([runs], tmp_path / "report")
+    assert [path.name for path in tmp_path.iterdir()] == ["trained_models"]
+
+
+def test_out_is_a_folder(runs, tmp_path):
+    (tmp_path / "file").write_text("")
+    for out in ("file", "page.html"):
+        with pytest.raises(ConfigError, match="--out is a folder"):
+            main_report([runs], tmp_path / out)
+    with pytest.raises(ConfigError, match=r"--out: .* cannot be written"):
+        main_report([runs], tmp_path / "file" / "report")
+    with pytest.raises(ConfigError, match="at least one run"):
+        main_report([], tmp_path / "report")
+
+
+def test_without_matplotlib_the_extra_is_named(runs, tmp_path, monkeypatch):
+    real = builtins.__import__
+
+    def without(name, *args, **kwargs):
+        if name.split(".")[0] == "matplotlib":
+            raise ImportError(name)
+        return real(name, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    with pytest.raises(ConfigError, match=re.escape("pip install 'solo-ext[viz]'")):
+        main_report([runs], tmp_path / "report")
+    assert table_rows([load_run(runs / "byol" / "a1")])[0]["knn1"] == 78.5, "the table needs none"
