@@ -18,10 +18,11 @@ setup(
     license="MIT",
     python_requires=">=3.10",
     packages=find_packages(include=["solo_ext", "solo_ext.*"]),
-    package_data={"solo_ext": ["data/assets/*", "runtime/assets/*"]},
+    package_data={"solo_ext": ["data/assets/*", "analysis/assets/*"]},
     install_requires=[
         "torch>=2.5",
         "torchvision>=0.20",
+        "numpy>=1.26",
         "lightning>=2.6.6",
         "torchmetrics>=1.4",
         "timm>=1.0",

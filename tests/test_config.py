@@ -24,7 +24,7 @@ from solo_ext.runtime.config import (
     to_yaml,
     trainer_devices,
 )
-from solo_ext.runtime.schema import keys
+from solo_ext.schema import keys
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 SHIPPED = sorted(f for kind in ("pretrain", "linear") for f in SCRIPTS.glob(f"{kind}/[!_]*/*.yaml"))

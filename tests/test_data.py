@@ -40,7 +40,6 @@ from solo_ext.data.config import (
     DataConfig,
     ProbConfig,
     RandomResizedCropConfig,
-    as_config,
     check_augmentations,
     count_crops,
 )
@@ -48,6 +47,7 @@ from solo_ext.data.datasets import DATASETS, dataset_info, load_dataset
 from solo_ext.data.loader import EpochSampler, derive_seed
 from solo_ext.data.modules import ClassificationData, PretrainData
 from solo_ext.errors import ConfigError, DataError, SoloExtError
+from solo_ext.schema import section
 
 F = T.functional
 ORIGINALS = Path("/usr/share/datasets/fashion-mnist")
@@ -126,7 +126,7 @@ num_crops: 1
 
 def test_solo_learns_keys_are_the_schema():
     node = OmegaConf.create(SOLO_LEARN_ENTRY)
-    aug = as_config(AugmentationConfig, node)
+    aug = section(AugmentationConfig, node)
     assert OmegaConf.to_container(OmegaConf.structured(aug)) == {**node, "mean": None, "std": None}
     check_augmentations([node, aug])
 

@@ -24,7 +24,6 @@ from solo_ext.optim import (
     split_no_decay,
     warmup_cosine_lr,
 )
-from solo_ext.optim.config import typed
 
 SHAPES = [(4, 3), (4,), (2, 3, 3, 3), (1, 5), (3, 2), (5,), ()]
 ZERO_WEIGHT, ZERO_GRADIENT = 3, 4
@@ -447,11 +446,11 @@ def test_typed_reads_a_section():
         {"name": "adamw", "batch_size": "64", "lr": "1e-3", "kwargs": {"betas": [0.9, 0.95]}, "other": 1}
     )
     expected = OptimizerConfig("adamw", 64, 1e-3, kwargs={"betas": [0.9, 0.95]})
-    assert typed(OptimizerConfig, section, "optimizer") == expected
-    assert typed(OptimizerConfig, expected, "optimizer") is expected
+    assert section(OptimizerConfig, section, "optimizer") == expected
+    assert section(OptimizerConfig, expected, "optimizer") is expected
     for bad, key in (({"lr": "fast"}, "optimizer.lr"), ({"lr": None}, "optimizer.lr"), ({}, "optimizer")):
         with pytest.raises(ConfigError, match=key):
-            typed(OptimizerConfig, {"name": "sgd", "batch_size": 8, **bad}, "optimizer")
+            section(OptimizerConfig, {"name": "sgd", "batch_size": 8, **bad}, "optimizer")
 
 
 @pytest.mark.parametrize(

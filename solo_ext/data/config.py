@@ -116,11 +116,6 @@ class DataConfig:
             _check_normalisation(self.augmentations, "data.augmentations")
 
 
-def as_config(cls: type, node: Any) -> Any:
-    """`node` as an object of the config dataclass `cls`; nodes of an OmegaConf config are converted."""
-    return node if isinstance(node, cls) else OmegaConf.to_object(OmegaConf.merge(cls, node))
-
-
 def check_augmentations(augmentations: Sequence[Any]) -> None:
     """Raises `ConfigError` with the full key of the first value that cannot work.
 

@@ -14,11 +14,12 @@ from solo_ext.data.augmentations import (
     build_linear_train_transform,
     build_view_transform,
 )
-from solo_ext.data.config import AugmentationConfig, DataConfig, as_config, check_augmentations
+from solo_ext.data.config import AugmentationConfig, DataConfig, check_augmentations
 from solo_ext.data.datasets import DatasetInfo, dataset_info, load_dataset
 from solo_ext.data.images import ArrayImages, ImageSet
 from solo_ext.data.loader import EpochLoader, EpochSampler, ViewDataset, identity
 from solo_ext.errors import ConfigError, DataError
+from solo_ext.schema import section
 
 DEFAULT_CROP = 224  # of sets whose images have no common size
 
@@ -31,7 +32,7 @@ class ImageData(pl.LightningDataModule):
 
     def __init__(self, data: DataConfig, batch_size: int, seed: int):
         super().__init__()
-        self.data = as_config(DataConfig, data)
+        self.data = section(DataConfig, data, "data")
         self.batch_size, self.seed = batch_size, seed
 
     @cached_property
@@ -123,7 +124,7 @@ class PretrainData(ImageData):
     def __init__(self, data: DataConfig, augmentations: Sequence[AugmentationConfig], batch_size: int, seed: int):
         super().__init__(data, batch_size, seed)
         check_augmentations(augmentations)
-        self.augmentations = [as_config(AugmentationConfig, a) for a in augmentations]
+        self.augmentations = [section(AugmentationConfig, a) for a in augmentations]
 
     def train_dataloader(self) -> EpochLoader:
         """All views, shuffled, without the last incomplete batch; this rank's share of them."""

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from solo_ext.errors import ConfigError, DataError
-from solo_ext.optim.config import check_choice, check_integer
+from solo_ext.schema import check_choice, check_integer
 
 DISTANCES = ("cosine", "euclidean")
 BLOCK = 2**24  # entries of the distance matrix at a time (64 MiB in float32)

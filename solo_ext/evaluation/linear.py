@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from solo_ext.errors import ConfigError, DataError
 from solo_ext.evaluation.metrics import accuracy_at_k
 from solo_ext.optim import OptimizerConfig, SchedulerConfig, build_optimizer, build_scheduler
-from solo_ext.optim.config import check_number, typed
+from solo_ext.schema import check_number, section
 
 
 @dataclass
@@ -59,9 +59,9 @@ class LinearModel(pl.LightningModule):
             ConfigError: a value that cannot work.
         """
         super().__init__()
-        self.options = typed(LinearOptions, cfg, "")
-        self.optimizer_cfg = typed(OptimizerConfig, cfg.optimizer, "optimizer")
-        self.scheduler_cfg = typed(SchedulerConfig, cfg.scheduler, "scheduler")
+        self.options = section(LinearOptions, cfg, "")
+        self.optimizer_cfg = section(OptimizerConfig, cfg.optimizer, "optimizer")
+        self.scheduler_cfg = section(SchedulerConfig, cfg.scheduler, "scheduler")
         self.channels_last = not OmegaConf.select(cfg, "performance.disable_channel_last", default=False)
         if self.optimizer_cfg.layer_decay > 0 and not (self.options.finetune and hasattr(backbone, "group_matcher")):
             raise ConfigError("optimizer.layer_decay needs finetune=true and a backbone whose layers timm knows")

@@ -1,15 +1,13 @@
 """The one LightningModule: a framework's heads and loss, a teacher, an intra-momentum term, and online probes."""
 
 import dataclasses
-import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import lightning.pytorch as pl
 import torch
 import torch.nn.functional as F
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor, nn
 
 from solo_ext.data.datasets import DATASETS
@@ -18,6 +16,7 @@ from solo_ext.evaluation.metrics import accuracy_at_k
 from solo_ext.momentum import GapConfig, IntraMomentum, MomentumConfig, Teacher, similarity, weight_distance
 from solo_ext.networks import BackboneConfig, build_backbone, stage_row
 from solo_ext.optim import OptimizerConfig, SchedulerConfig, build_optimizer, build_scheduler
+from solo_ext.schema import check_choice, section
 
 LOSS_SCALES = ("solo", "paper")
 
@@ -42,8 +41,7 @@ class Method(pl.LightningModule):
         loss_scale: str = "solo"
 
         def __post_init__(self):
-            if self.loss_scale not in LOSS_SCALES:
-                raise ConfigError(f"method_kwargs.loss_scale must be solo or paper, not '{self.loss_scale}'")
+            check_choice("method_kwargs.loss_scale", self.loss_scale, LOSS_SCALES)
 
     teacher_stages: ClassVar[Any] = "full"
     intra: IntraMomentum = IntraMomentum()
@@ -61,22 +59,20 @@ class Method(pl.LightningModule):
         """
         super().__init__()
         self.cfg = cfg = OmegaConf.merge(self.defaults(), cfg)
-        momentum: MomentumConfig = _section(cfg, "momentum", MomentumConfig)
+        momentum = section(MomentumConfig, cfg.momentum, "momentum")
         if momentum.stages is None:
             momentum.stages = self.teacher_stages
-        self.intra = _section(cfg, "intra", IntraMomentum)
-        self.gap = _section(cfg, "gap", GapConfig)
-        self.kwargs = _section(cfg, "method_kwargs", self.Kwargs, lenient=True)
-        self.optimizer_cfg = _section(cfg, "optimizer", OptimizerConfig)
-        self.scheduler_cfg = _section(cfg, "scheduler", SchedulerConfig)
+        self.intra = section(IntraMomentum, cfg.intra, "intra")
+        self.gap = section(GapConfig, cfg.get("gap"), "gap")
+        self.kwargs = section(self.Kwargs, cfg.method_kwargs, "method_kwargs")
+        self.optimizer_cfg = section(OptimizerConfig, cfg.optimizer, "optimizer")
+        self.scheduler_cfg = section(SchedulerConfig, cfg.scheduler, "scheduler")
         self.accumulate = cfg.get("accumulate_grad_batches") or 1
         self.channels_last = not OmegaConf.select(cfg, "performance.disable_channel_last", default=False)
         self.large_crops = OmegaConf.select(cfg, "data.num_large_crops", default=2)
         self.inter = momentum.inter
 
-        backbone: BackboneConfig = _section(cfg, "backbone", BackboneConfig)
-        small = DATASETS[cfg.data.dataset].small_images if backbone.stem == "auto" else backbone.stem == "small"
-        self.backbone = build_backbone(backbone.name, backbone.kwargs, small, cfg.get("method"))
+        self.backbone = backbone_of(cfg)
         classes = cfg.data.get("num_classes") or 0
         self.classifier = nn.Linear(self.backbone.num_features, classes) if classes else None
         self.build_heads(self.backbone.num_features)
@@ -238,12 +234,10 @@ class Method(pl.LightningModule):
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         self.teacher.update(self.global_step, self._total_steps)
 
-    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        tau = self.teacher.tau(max(self.global_step - 1, 0), self._total_steps)  # of the update just made
+    def on_train_epoch_end(self) -> None:
+        tau = self.teacher.tau(max(self.global_step - 1, 0), self._total_steps)  # of the last update
         if tau is not None:
             self.log("tau", tau)
-
-    def on_train_epoch_end(self) -> None:
         if self.gap.enabled:
             self.log_dict({f"weight_distance/{k}": v for k, v in weight_distance(self.teacher).items()})
 
@@ -296,15 +290,11 @@ def cross_views(queries: Sequence[Tensor], targets: Sequence[Tensor]) -> list[tu
     return [(q, k) for j, k in enumerate(targets) for i, q in enumerate(queries) if i != j]
 
 
-def _section(cfg: DictConfig, key: str, default: Any, lenient: bool = False) -> Any:
-    """One section of the configuration as its owner's dataclass; `lenient` drops unknown keys with a warning."""
-    given = OmegaConf.to_container(cfg.get(key) or OmegaConf.create({}), resolve=True)
-    if lenient:
-        known = {field.name for field in dataclasses.fields(default)}
-        if unused := sorted(set(given) - known):
-            warnings.warn(f"{key}.{', '.join(unused)}: not used by this method", stacklevel=3)
-        given = {name: value for name, value in given.items() if name in known}
-    try:
-        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(default), given))
-    except OmegaConfBaseException as error:
-        raise ConfigError(f"{key}: {str(error).splitlines()[0]}") from error
+def backbone_of(cfg: Mapping[str, Any]) -> nn.Module:
+    """The randomly initialised backbone that a configuration names, with the stem that its data set asks for."""
+    asked = section(BackboneConfig, cfg["backbone"], "backbone")
+    small = asked.stem == "small"
+    if asked.stem == "auto":
+        dataset = DATASETS.get((cfg.get("data") or {}).get("dataset"))
+        small = dataset is not None and dataset.small_images
+    return build_backbone(asked.name, asked.kwargs, small, cfg.get("method") or cfg.get("pretrain_method"))

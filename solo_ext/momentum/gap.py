@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from solo_ext.errors import ConfigError, nearest
 from solo_ext.momentum.teacher import Teacher
+from solo_ext.schema import check_choice, check_integer
 
 PLACES = ("auto", "projector", "predictor")
 
@@ -27,10 +27,8 @@ class GapConfig:
     every: int = 10
 
     def __post_init__(self):
-        if self.at not in PLACES:
-            raise ConfigError(f"gap.at must be one of {', '.join(PLACES)}, not '{self.at}'{nearest(self.at, PLACES)}")
-        if self.every < 1:
-            raise ConfigError(f"gap.every must be at least 1 step, not {self.every}")
+        check_choice("gap.at", self.at, PLACES)
+        check_integer("gap.every", self.every, low=1)
 
 
 @torch.no_grad()

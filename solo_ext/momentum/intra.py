@@ -1,14 +1,14 @@
 """Intra-momentum: pull the student to the teacher on the same view (paper B, Sec. 3.3)."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
 from torch import Tensor
 
-from solo_ext.errors import ConfigError, nearest
+from solo_ext.errors import ConfigError
 from solo_ext.losses import cosine_distance, soft_cross_entropy, softmax_mse
+from solo_ext.schema import check_choice, check_integer, check_number
 
 DISTANCES = ("cosine", "ce", "mse")
 TARGETS = ("predictor", "projector")
@@ -32,18 +32,14 @@ class IntraMomentum:
     temperature: float = 4.0
 
     def __post_init__(self):
-        if not (math.isfinite(self.weight) and self.weight >= 0):
-            raise ConfigError(f"intra.weight must be a finite number of at least 0, not {self.weight}")
-        for key, choices in (("distance", DISTANCES), ("target", TARGETS)):
-            value = getattr(self, key)
-            if value not in choices:
-                raise ConfigError(
-                    f"intra.{key} must be one of {', '.join(choices)}, not '{value}'{nearest(value, choices)}"
-                )
-        if self.every is not None and self.every < 1:
-            raise ConfigError(f"intra.every must be at least 1 step, or null for always on, not {self.every}")
-        if not (math.isfinite(self.temperature) and self.temperature > 0):
-            raise ConfigError(f"intra.temperature must be a finite number above 0, not {self.temperature}")
+        check_number("intra.weight", self.weight)
+        check_choice("intra.distance", self.distance, DISTANCES)
+        check_choice("intra.target", self.target, TARGETS)
+        check_number("intra.temperature", self.temperature)
+        if self.temperature == 0:
+            raise ConfigError("intra.temperature is 0; it must be above")
+        if self.every is not None:
+            check_integer("intra.every", self.every, low=1)
 
     def active(self, step: int) -> bool:
         """Whether the term is on at optimizer step `step`."""

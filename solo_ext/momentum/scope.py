@@ -1,6 +1,5 @@
 """Which stages have a momentum teacher, and with which tau: the YAML's `momentum` section."""
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 from solo_ext.errors import ConfigError, nearest
 from solo_ext.momentum.tau import SCHEDULES, Tau
 from solo_ext.networks.stages import Stage
+from solo_ext.schema import check_choice, check_number
 
 PRESETS = {
     "full": ("backbone", "projector", "predictor"),
@@ -41,10 +41,10 @@ class MomentumConfig:
     inter: bool = True
 
     def __post_init__(self):
-        _choice("momentum.schedule", self.schedule, SCHEDULES)
-        _choice("momentum.buffers", self.buffers, BUFFERS)
+        check_choice("momentum.schedule", self.schedule, SCHEDULES)
+        check_choice("momentum.buffers", self.buffers, BUFFERS)
         for key in ("base_tau", "final_tau"):
-            _unit(f"momentum.{key}", getattr(self, key))
+            check_number(f"momentum.{key}", getattr(self, key), high=1)
         if self.schedule == "cosine" and self.base_tau > self.final_tau:
             raise ConfigError(
                 f"momentum.base_tau ({self.base_tau}) must not exceed momentum.final_tau ({self.final_tau}); "
@@ -52,7 +52,7 @@ class MomentumConfig:
             )
         if isinstance(self.stages, Mapping):
             for stage, tau in self.stages.items():
-                _unit(f"momentum.stages.{stage}", tau)
+                check_number(f"momentum.stages.{stage}", tau, high=1)
         elif isinstance(self.stages, Sequence) and not isinstance(self.stages, str):
             if not all(isinstance(stage, str) for stage in self.stages):
                 raise ConfigError(f"momentum.stages must be a list of stage names, not {list(self.stages)}")
@@ -100,13 +100,3 @@ class MomentumConfig:
 
 def _names(stage: Stage) -> tuple[str, ...]:
     return (stage.name, stage.part) if stage.part != stage.name else (stage.name,)
-
-
-def _choice(key: str, value: str, choices: Sequence[str]) -> None:
-    if value not in choices:
-        raise ConfigError(f"{key} must be one of {', '.join(choices)}, not '{value}'{nearest(value, choices)}")
-
-
-def _unit(key: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not (math.isfinite(value) and 0 <= value <= 1):
-        raise ConfigError(f"{key} must be a number between 0 and 1, not {value!r}")

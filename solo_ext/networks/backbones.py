@@ -10,6 +10,7 @@ from torchvision.models import resnet18, resnet34, resnet50
 from torchvision.models.resnet import BasicBlock, ResNet
 
 from solo_ext.errors import ConfigError, nearest
+from solo_ext.schema import check_choice
 
 STEMS = ("auto", "small", "imagenet")
 
@@ -28,8 +29,7 @@ class BackboneConfig:
     stem: str = "auto"
 
     def __post_init__(self):
-        if self.stem not in STEMS:
-            raise ConfigError(f"backbone.stem must be one of {', '.join(STEMS)}, not '{self.stem}'")
+        check_choice("backbone.stem", self.stem, STEMS)
         check_name(self.name)
 
 

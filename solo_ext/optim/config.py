@@ -1,22 +1,18 @@
 """The `optimizer` and `scheduler` sections of a configuration."""
 
 import inspect
-import math
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, fields
-from typing import Any, TypeVar
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from solo_ext.errors import ConfigError, nearest
 from solo_ext.optim.lars import LARS
+from solo_ext.schema import check_choice, check_integer, check_number
 
 OPTIMIZERS = {"sgd": torch.optim.SGD, "lars": LARS, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
 DEFAULTS = {"sgd": {"momentum": 0.9}, "lars": {"momentum": 0.9}}  # where solo-learn's differ from the class's
 SCHEDULERS = ("warmup_cosine", "step", "none")
-Config = TypeVar("Config")
 
 
 @dataclass
@@ -90,44 +86,6 @@ class SchedulerConfig:
             check_integer("scheduler.lr_decay_steps", epoch, low=1)
         if self.name == "step" and not self.lr_decay_steps:
             raise ConfigError("scheduler.lr_decay_steps must list epochs for the step schedule, such as [60, 80]")
-
-
-def typed(cls: type[Config], section: Any, name: str) -> Config:
-    """A section, given as a mapping or as a `cls`, as a validated `cls`; keys that `cls` lacks are left out.
-
-    name: the section's full key, for the messages; "" for the top level. Raises ConfigError for a missing
-    key or a wrong type.
-    """
-    if isinstance(section, cls):
-        return section
-    if not isinstance(section, Mapping):
-        raise ConfigError(f"{name} must be a section with keys such as {fields(cls)[0].name}, not {section}")
-    known = {f.name: section[f.name] for f in fields(cls) if f.name in section}
-    try:
-        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(cls), known))
-    except OmegaConfBaseException as error:
-        key = ".".join(filter(None, (name, getattr(error, "full_key", None))))
-        raise ConfigError(f"{key}: {str(error).splitlines()[0]}") from None
-
-
-def check_choice(key: str, value: Any, choices: Iterable[str]) -> None:
-    """Raises ConfigError unless `value` is one of `choices`."""
-    if value not in choices:
-        raise ConfigError(f"{key} must be one of {', '.join(choices)}, not '{value}'{nearest(value, choices)}")
-
-
-def check_number(key: str, value: Any, low: float = 0.0, high: float = math.inf) -> None:
-    """Raises ConfigError unless `value` is a finite number in [low, high]."""
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not (number and math.isfinite(value) and low <= value <= high):
-        bounds = f"of at least {low:g}" if high == math.inf else f"from {low:g} to {high:g}"
-        raise ConfigError(f"{key} must be a finite number {bounds}, not {value}")
-
-
-def check_integer(key: str, value: Any, low: int) -> None:
-    """Raises ConfigError unless `value` is an integer of at least `low`."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < low:
-        raise ConfigError(f"{key} must be a whole number of at least {low}, not {value}")
 
 
 def _check_like(key: str, value: Any, default: Any) -> None:

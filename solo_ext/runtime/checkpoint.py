@@ -17,12 +17,10 @@ import torch
 from lightning.fabric.plugins.io import TorchCheckpointIO
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.utilities.exceptions import SIGTERMException
-from omegaconf import OmegaConf
 from torch import Tensor, nn
 
-from solo_ext.data.datasets import DATASETS
 from solo_ext.errors import CheckpointError, ConfigError, nearest
-from solo_ext.networks import build_backbone
+from solo_ext.methods.base import backbone_of
 
 log = logging.getLogger("solo_ext")
 
@@ -372,7 +370,7 @@ def load_backbone(path: str | Path, asked: Mapping[str, Any] | None = None) -> t
     if not config or not config.get("backbone"):
         raise CheckpointError(f"{path} has no args.json beside it, so backbone.name has to say which network it holds")
     name = config["backbone"]["name"]
-    backbone = backbone_from(config)
+    backbone = backbone_of(config)
     network = f"{name} (features {backbone.num_features})"
     if config is run and wanted.get("name") not in (None, name):
         raise CheckpointError(f"{path} holds a {network}, but backbone.name is {wanted['name']}")
@@ -385,15 +383,3 @@ def load_backbone(path: str | Path, asked: Mapping[str, Any] | None = None) -> t
         raise CheckpointError(f"{path} holds a network{features}, not a {network}: {difference}")
     backbone.load_state_dict(weights)
     return backbone.eval(), run
-
-
-def backbone_from(config: Mapping[str, Any]) -> nn.Module:
-    """A freshly initialised backbone by a configuration's `backbone`, `data.dataset` and `method`."""
-    if OmegaConf.is_config(config):
-        config = OmegaConf.to_container(config, resolve=True)
-    asked = config["backbone"]
-    stem = asked.get("stem") or "auto"
-    dataset = DATASETS.get(config.get("data", {}).get("dataset"))
-    small = (dataset is not None and dataset.small_images) if stem == "auto" else stem == "small"
-    method = config.get("method") or config.get("pretrain_method")
-    return build_backbone(asked["name"], asked.get("kwargs") or {}, small, method)

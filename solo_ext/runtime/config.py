@@ -26,13 +26,12 @@ from solo_ext.methods import METHODS, Method
 from solo_ext.momentum import GapConfig, IntraMomentum, MomentumConfig
 from solo_ext.networks import BackboneConfig
 from solo_ext.optim import OptimizerConfig, SchedulerConfig, effective_lrs
-from solo_ext.optim.config import check_choice, check_integer
 from solo_ext.runtime.checkpoint import CheckpointConfig, find_checkpoint, run_config
 from solo_ext.runtime.compose import compose, overlay, sentence
 from solo_ext.runtime.hardware import check_hardware, device_count, parse_devices, trainer_devices
 from solo_ext.runtime.loggers import TensorboardConfig, WandbConfig
 from solo_ext.runtime.resume import AutoResumeConfig
-from solo_ext.runtime.schema import UnknownKey, build, fit, keys, nearest_key
+from solo_ext.schema import UnknownKey, build, check_choice, check_integer, fit, keys, nearest_key
 
 __all__ = [
     "check_hardware",
@@ -195,6 +194,7 @@ class KNNRunConfig(_Evaluation):
     """An offline kNN evaluation."""
 
     backbone: BackboneConfig | None = None  # only for a checkpoint without args.json
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)  # its folder, for an untrained encoder
     knn_eval: OfflineKNNConfig = field(default_factory=OfflineKNNConfig)
 
 
@@ -368,10 +368,9 @@ def run_values(run: str | Path, kind: str) -> dict[str, Any]:
         "devices": 1,
         **{key: config[key] for key in ("backbone", "precision") if key in config},
     }
-    if kind == "linear":
-        folder = config.get("checkpoint", {}).get("dir", CheckpointConfig.dir)
-        values |= {"checkpoint": {"enabled": True, "dir": folder}, **LINEAR_RECIPE}
-    return values
+    folder = config.get("checkpoint", {}).get("dir", CheckpointConfig.dir)
+    values["checkpoint"] = {"enabled": kind == "linear", "dir": folder}
+    return values | LINEAR_RECIPE if kind == "linear" else values
 
 
 def to_yaml(cfg: DictConfig) -> str:

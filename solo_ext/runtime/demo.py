@@ -4,12 +4,14 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from omegaconf import DictConfig
+
 import solo_ext
 from solo_ext.analysis.report import main_report, print_table, table_rows
 from solo_ext.analysis.runs import load_run
 from solo_ext.errors import ConfigError
 from solo_ext.runtime.config import compose, overlay, resolve, run_values
-from solo_ext.runtime.run import evaluated, knn, linear, pretrain
+from solo_ext.runtime.run import knn, linear, pretrain, untrained_folder
 
 METHODS = ("mocov3", "res_mocov3", "byol", "projector_ema_byol")
 SCRIPTS = Path(solo_ext.__file__).parents[1] / "scripts" / "pretrain" / "fashion_mnist_mini"
@@ -40,8 +42,9 @@ def demo(overrides: Sequence[str] = (), out: str | Path = "demo") -> Path:
         folders.append(pretrain(cfg).dir)
     print("\nkNN and linear evaluation of the frozen encoders, un-augmented features", flush=True)
     for folder in folders:
-        _evaluate(["pretrained_feature_extractor=" + str(folder)], folder)
-    folders.append(_evaluate(["pretrained_feature_extractor=null", "untrained=True"], folders[0]))
+        _evaluate(folder, [])
+    cfg = _evaluate(folder, ["pretrained_feature_extractor=null", "untrained=True", f"seed={configs[0].seed}"])
+    folders.append(untrained_folder(cfg))
 
     print_table(table_rows([load_run(folder) for folder in folders]))
     report = main_report(folders, Path(out) / "report")
@@ -49,10 +52,10 @@ def demo(overrides: Sequence[str] = (), out: str | Path = "demo") -> Path:
     return report
 
 
-def _evaluate(overrides: Sequence[str], like: Path) -> Path:
-    """kNN and linear evaluation with the data and backbone of the run `like`; the folder that has the results."""
+def _evaluate(folder: Path, overrides: Sequence[str]) -> DictConfig:
+    """kNN and linear evaluation of the run in `folder`, or of what `overrides` make of it."""
     for kind, command in (("knn", knn), ("linear", linear)):
         quick = ["cache_features=True"] if kind == "linear" else ["knn_eval.distance_func=[cosine]"]
-        cfg = resolve(overlay(run_values(like, kind), [*quick, *overrides]), kind)
+        cfg = resolve(overlay(run_values(folder, kind), [*quick, *overrides]), kind)
         command(cfg)
-    return evaluated(cfg)
+    return cfg

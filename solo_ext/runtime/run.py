@@ -33,13 +33,12 @@ from solo_ext.evaluation.knn import knn_accuracy
 from solo_ext.evaluation.linear import LinearModel, fit_cached_linear
 from solo_ext.evaluation.online import OnlineKNN
 from solo_ext.methods import METHODS
+from solo_ext.methods.base import backbone_of
 from solo_ext.optim import OptimizerConfig, SchedulerConfig
-from solo_ext.optim.config import typed
 from solo_ext.runtime.checkpoint import (
     Checkpointer,
     CheckpointIO,
     NonFiniteError,
-    backbone_from,
     checkpoints_in,
     explain_mismatch,
     find_checkpoint,
@@ -49,12 +48,13 @@ from solo_ext.runtime.checkpoint import (
     state_of,
     write_json,
 )
-from solo_ext.runtime.config import check_hardware, device_count
 from solo_ext.runtime.environment import environment
+from solo_ext.runtime.hardware import check_hardware, device_count, trainer_devices
 from solo_ext.runtime.loggers import close, make_loggers
 from solo_ext.runtime.precision import pick_precision
 from solo_ext.runtime.progress import RunProgress, Throughput
 from solo_ext.runtime.resume import RESULT, ExactResume, RunLock, differences, find_resumable, plain
+from solo_ext.schema import section
 
 log = logging.getLogger("solo_ext")
 
@@ -170,7 +170,7 @@ def linear(cfg: DictConfig) -> RunResult:
         "epochs": cfg.max_epochs,
         "seconds": result.seconds,
     }
-    _record("linear.json", source, content)
+    _record("linear.json", cfg, source, content)
     _say(result, ("val_acc1", "val_acc5"))
     return result
 
@@ -197,7 +197,7 @@ def knn(cfg: DictConfig) -> list[dict[str, Any]]:
             for k, score in scores.items():
                 results.append({"features": "backbone", "distance": distance, "k": k, "T": temperature, **score})
     protocol = {"augmented": False, "dataset": cfg.data.dataset, "checkpoint": source and source.name}
-    _record("knn.json", source, {"protocol": protocol, "results": results})
+    _record("knn.json", cfg, source, {"protocol": protocol, "results": results})
     for row in results:
         temperature = "" if row["T"] is None else f"  T {row['T']}"
         print(f"{row['distance']:9}  k {row['k']:<4}{temperature}  acc@1 {row['acc1']:.2f}  acc@5 {row['acc5']:.2f}")
@@ -222,7 +222,7 @@ def _prepare(cfg: DictConfig, data: ImageData) -> DictConfig:
 def _encoder(cfg: DictConfig) -> tuple[nn.Module, Path | None]:
     """The frozen encoder to evaluate, and its checkpoint; None if it is untrained."""
     if cfg.get("untrained"):
-        return backbone_from(cfg).eval(), None
+        return backbone_of(cfg).eval(), None
     if not cfg.get("pretrained_feature_extractor"):
         raise ConfigError(
             "pretrained_feature_extractor is missing: a run folder or checkpoint, or untrained=true without one"
@@ -249,8 +249,8 @@ def _fit_cached(cfg: DictConfig, backbone: nn.Module, data: ClassificationData, 
     began = time.perf_counter()
     scores = fit_cached_linear(
         *_features(cfg, backbone, data),
-        optimizer=typed(OptimizerConfig, cfg.optimizer, "optimizer"),
-        scheduler=typed(SchedulerConfig, cfg.scheduler, "scheduler"),
+        optimizer=section(OptimizerConfig, cfg.optimizer, "optimizer"),
+        scheduler=section(SchedulerConfig, cfg.scheduler, "scheduler"),
         epochs=cfg.max_epochs,
         seed=cfg.seed,
     )
@@ -265,10 +265,20 @@ def _listed(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [value]
 
 
+def untrained_folder(cfg: DictConfig) -> Path:
+    """Where the evaluations of the untrained encoder of `cfg` are kept."""
+    return Path(cfg.checkpoint.dir) / "untrained" / f"{cfg.backbone.name.replace('/', '-')}-seed{cfg.seed}"
+
+
 @rank_zero_only
-def _record(name: str, source: Path | None, content: dict[str, Any]) -> None:
+def _record(name: str, cfg: DictConfig, source: Path | None, content: dict[str, Any]) -> None:
     """Writes an evaluation's result into the run folder of the encoder, where there is one."""
-    if source and run_config(source) is not None:
+    if source is None:
+        folder = untrained_folder(cfg)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / "args.json", plain(cfg))
+        write_json(folder / name, content)
+    elif run_config(source) is not None:
         write_json(source.with_name(name), content)
 
 
@@ -337,6 +347,7 @@ def _trainer(cfg: DictConfig, base: Path, data: ImageData, callbacks: list[pl.Ca
     kwargs = {name: values[name] for name in inspect.signature(pl.Trainer.__init__).parameters if name in values}
     alone = device_count(cfg) * cfg.num_nodes == 1
     kwargs["precision"] = pick_precision(cfg.precision, cfg.accelerator)
+    kwargs["devices"] = trainer_devices(cfg)
     if alone:
         kwargs["strategy"] = "auto"  # a process group of one only costs time
     elif cfg.strategy == "ddp":

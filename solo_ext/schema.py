@@ -3,9 +3,11 @@
 import dataclasses
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from omegaconf import OmegaConf
 
 from solo_ext.errors import ConfigError, nearest
 
@@ -62,6 +64,21 @@ def build(cls: type[T], values: Any, at: str = "") -> T:
     except ConfigError as error:  # the owner names its section; which item of a list it is, is known here
         section = re.sub(r"\.\d+", "", at)
         raise ConfigError(str(error).replace(section, at, 1) if section != at else str(error)) from error
+
+
+def section(cls: type[T], node: Any, at: str = "") -> T:
+    """The section of a configuration found at key `at` as its owner's dataclass; undeclared keys are left out.
+
+    node: a mapping, a DictConfig, None for all defaults, or the dataclass itself. `build` is the strict twin.
+    """
+    if isinstance(node, cls):
+        return node
+    if OmegaConf.is_config(node):
+        node = OmegaConf.to_container(node, resolve=True)
+    if isinstance(node, Mapping):
+        declared = {field.name for field in dataclasses.fields(cls)}
+        node = {key: value for key, value in node.items() if key in declared}
+    return build(cls, {} if node is None else node, at)
 
 
 def fit(hint: Any, value: Any, key: str) -> Any:
@@ -127,6 +144,26 @@ def _fit_scalar(arm: Any, value: Any, key: str, convert: bool) -> Any:
     if arm is float:
         return float(value) if convert or isinstance(value, float) else _MISFIT
     return int(value) if isinstance(value, int) or (convert and value == int(value)) else _MISFIT
+
+
+def check_choice(key: str, value: Any, choices: Iterable[str]) -> None:
+    """Raises ConfigError unless `value` is one of `choices`."""
+    if value not in choices:
+        raise ConfigError(f"{key} must be one of {', '.join(choices)}, not '{value}'{nearest(value, choices)}")
+
+
+def check_number(key: str, value: Any, low: float = 0.0, high: float = math.inf) -> None:
+    """Raises ConfigError unless `value` is a finite number in [low, high]."""
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not (number and math.isfinite(value) and low <= value <= high):
+        bounds = f"of at least {low:g}" if high == math.inf else f"from {low:g} to {high:g}"
+        raise ConfigError(f"{key} must be a finite number {bounds}, not {value}")
+
+
+def check_integer(key: str, value: Any, low: int) -> None:
+    """Raises ConfigError unless `value` is an integer of at least `low`."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < low:
+        raise ConfigError(f"{key} must be a whole number of at least {low}, not {value}")
 
 
 def keys(cls: type, at: str = "") -> Iterator[str]:
