@@ -26,6 +26,10 @@ class CheckpointError(SoloExtError):
     """A checkpoint that is missing, damaged or made for another network."""
 
 
+class NonFiniteError(RuntimeError):
+    """Training went to NaN or infinity: a run that failed, not a mistake in its configuration."""
+
+
 def nearest(word: str, choices: Iterable[str]) -> str:
     """`; did you mean 'x'?` for the choice closest to `word`, or the empty string if none is close."""
     close = difflib.get_close_matches(str(word), list(map(str, choices)), n=1, cutoff=0.6)

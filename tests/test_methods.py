@@ -139,6 +139,7 @@ def test_unlabelled_data_has_no_probe_and_partly_labelled_data_ignores_the_rest(
     index, views, targets = random_batches(1)[0]
     targets[:4] = -1
     logits = model(views[0])["logits"]
+    assert torch.isfinite(model.training_step((index, views, torch.full_like(targets, -1)), 0))
     total = model.training_step((index, views, targets), 0)
     ssl = build("byol", **CRITERION).training_step((index, views, targets), 0)
     assert torch.isfinite(total) and total > ssl

@@ -247,6 +247,12 @@ def test_intra_term_switches_on_and_off():
     assert not IntraMomentum(weight=0.0).active(0)
 
 
+def test_a_teacher_that_nothing_asks_does_not_run():
+    model = build("mocov3", momentum__inter=False, gap__enabled=False)
+    model.momentum_backbone.register_forward_hook(lambda *_: pytest.fail("the teacher ran"))
+    model.training_step(random_batches(1)[0], 0)
+
+
 def test_inter_off_takes_the_students_own_keys():
     """Paper B, Eq. 10: keys are the online projector's outputs with stop-gradient."""
     changes = {"gap__enabled": False, "data__num_classes": 0, "method_kwargs__loss_scale": "paper"}

@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from solo_ext.errors import ConfigError
+from solo_ext.schema import section
 from solo_ext.optim import (
     LARS,
     ClosedFormLR,
@@ -441,12 +442,12 @@ def test_optimizer_config_refuses(changes, message):
         OptimizerConfig(**{"name": "lars", "batch_size": 256, "lr": 0.1, **changes})
 
 
-def test_typed_reads_a_section():
-    section = OmegaConf.create(
+def test_a_section_of_a_configuration_becomes_its_dataclass():
+    node = OmegaConf.create(
         {"name": "adamw", "batch_size": "64", "lr": "1e-3", "kwargs": {"betas": [0.9, 0.95]}, "other": 1}
     )
     expected = OptimizerConfig("adamw", 64, 1e-3, kwargs={"betas": [0.9, 0.95]})
-    assert section(OptimizerConfig, section, "optimizer") == expected
+    assert section(OptimizerConfig, node, "optimizer") == expected
     assert section(OptimizerConfig, expected, "optimizer") is expected
     for bad, key in (({"lr": "fast"}, "optimizer.lr"), ({"lr": None}, "optimizer.lr"), ({}, "optimizer")):
         with pytest.raises(ConfigError, match=key):

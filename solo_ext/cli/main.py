@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from solo_ext import __version__
 from solo_ext.cli.commands import COMMANDS
-from solo_ext.errors import ConfigError, SoloExtError, nearest
+from solo_ext.errors import ConfigError, NonFiniteError, SoloExtError, nearest
 
 log = logging.getLogger("solo_ext")
 
@@ -21,7 +21,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the words after `solo-ext`; None takes those of the process.
 
     Returns:
-        The exit status: 0; 2 for a user's mistake; 130 when interrupted.
+        The exit status: 0; 2 for a user's mistake; 1 for a run that went to NaN; 130 when interrupted.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     handler = logging.StreamHandler()
@@ -40,6 +40,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SoloExtError as error:
         print(f"solo-ext: error: {' '.join(str(error).splitlines())}", file=sys.stderr)
         return 2
+    except NonFiniteError as error:
+        print(f"solo-ext: stopped: {error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("solo-ext: interrupted", file=sys.stderr)
         return 130

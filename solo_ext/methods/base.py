@@ -19,6 +19,7 @@ from solo_ext.optim import OptimizerConfig, SchedulerConfig, build_optimizer, bu
 from solo_ext.schema import check_choice, section
 
 LOSS_SCALES = ("solo", "paper")
+OUTPUT = {"backbone": "feats", "projector": "z", "predictor": "q"}  # part of the network -> name of its output
 
 
 class Method(pl.LightningModule):
@@ -120,12 +121,12 @@ class Method(pl.LightningModule):
     # The network and its teacher.
 
     def _build_teacher(self, momentum: MomentumConfig) -> Teacher:
-        place = self.gap.at if self.gap.enabled else "auto"
-        predictor = "predictor" in self.parts
-        if predictor:
-            intra_needs = self.intra.weight > 0 and self.intra.target == "predictor"
-            predictor = intra_needs or place == "predictor"
-        self.teacher_end = "predictor" if predictor else "projector"
+        ends = {"projector", "predictor"} & set(self.parts)
+        self.intra_at = self.intra.target if self.intra.target in ends else "projector"
+        wanted = {self.intra_at} if self.intra.weight > 0 else set()
+        wanted |= {self.gap.at} & ends if self.gap.enabled else set()
+        predictor = "predictor" in wanted  # a teacher has one only to be compared with
+        self.gap_at = "predictor" if predictor and self.gap.at != "projector" else "projector"
         row = stage_row({name: getattr(self, name) for name in self.parts if name != "predictor" or predictor})
         taus = momentum.taus(row)
         if self.intra.weight > 0 and not taus:
@@ -133,8 +134,6 @@ class Method(pl.LightningModule):
                 "intra.weight > 0 needs a teacher that differs from the student; "
                 f"set momentum.stages to full, backbone, projector or a stage, not {momentum.stages!r}"
             )
-        # the gap is measured between outputs of the same depth
-        self.gap_at = {"auto": self.teacher_end, "projector": "projector"}.get(place, self.teacher_end)
         return Teacher(self, row, taus, momentum.buffers)
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
@@ -165,10 +164,8 @@ class Method(pl.LightningModule):
         """The teacher's outputs on the view that gave `out` and `entry`, under the student's names."""
         if self.channels_last and entry.dim() == 4:
             entry = entry.to(memory_format=torch.channels_last)
-        student = {"backbone": out["feats"], "projector": out["z"], "predictor": out["q"]}
-        taught = self.teacher(entry, student, upto)
-        names = {"backbone": "feats", "projector": "z", "predictor": "q"}
-        return {names[part]: value for part, value in taught.items()}
+        taught = self.teacher(entry, {part: out[name] for part, name in OUTPUT.items()}, upto)
+        return {OUTPUT[part]: value for part, value in taught.items()}
 
     # Training.
 
@@ -181,20 +178,22 @@ class Method(pl.LightningModule):
         _, views, targets = batch
         views = [views] if isinstance(views, Tensor) else views
         students, entries = zip(*(self._see(x) for x in views), strict=True)
-        measure = self.gap.enabled and self.global_step % self.gap.every == 0
-        pull = self.intra.active(self.global_step)
-        upto = "predictor" if (pull and self.intra.target == "predictor") else "projector"
-        upto = self.gap_at if measure and upto == "projector" else upto
         large = students[: self.large_crops]
-        teachers = [self._teach(out, entry, upto) for out, entry in zip(large, entries, strict=False)]
+        pull = self.intra.active(self.global_step)
+        measure = self.gap.enabled and self.global_step % self.gap.every == 0
+        places = {self.intra_at} if pull else set()
+        places |= {self.gap_at} if measure else set()
+        teachers = ()
+        if self.inter or places or self.momentum_classifier is not None:
+            upto = "predictor" if "predictor" in places else "projector"
+            teachers = [self._teach(out, entry, upto) for out, entry in zip(large, entries, strict=False)]
 
         queries = [out["q"] for out in students]
         keys = [out["z"] for out in teachers] if self.inter else [out["z"].detach() for out in large]
         loss = self.loss(queries, keys)
         metrics = {self.loss_name: loss}
         if pull:
-            target = "q" if self.intra.target == "predictor" and self.teacher_end == "predictor" else "z"
-            term = self.intra(queries[: len(teachers)], [out[target] for out in teachers])
+            term = self.intra(queries[: len(large)], [out[OUTPUT[self.intra_at]] for out in teachers])
             metrics["train_intra_loss"] = term
             loss = loss + self.intra.weight * term
         loss = loss + self._probe(self.classifier, [out.get("logits") for out in large], targets, "train_", metrics)
@@ -205,7 +204,7 @@ class Method(pl.LightningModule):
             metrics["train_z_std"] = F.normalize(torch.stack([out["z"].float() for out in large]), dim=-1).std(1).mean()
         if measure:
             self._log_gap(large, teachers)
-        self.log("train_loss", loss, on_step=True, on_epoch=True, prog_bar=True, batch_size=len(targets))
+        self.log("train_loss", loss, on_step=True, on_epoch=True, sync_dist=True, batch_size=len(targets))
         self.log_dict(metrics, on_step=False, on_epoch=True, sync_dist=True, batch_size=len(targets))
         return loss
 
@@ -213,21 +212,21 @@ class Method(pl.LightningModule):
         """Cross-entropy of a linear probe, averaged over views; adds its loss and accuracies to `metrics`."""
         if probe is None:
             return 0.0
-        losses = [F.cross_entropy(x, targets, ignore_index=-1) for x in logits]
-        top = min(5, logits[0].size(1))
-        accuracies = [accuracy_at_k(x, targets, (1, top)) for x in logits]
+        labelled = (targets != -1).sum().clamp(min=1)  # a batch without labels has no loss, rather than 0 / 0
+        losses = [F.cross_entropy(x, targets, ignore_index=-1, reduction="sum") / labelled for x in logits]
+        accuracies = [accuracy_at_k(x, targets, (1, 5)) for x in logits]
         metrics[f"{prefix}class_loss"] = sum(losses) / len(losses)
         metrics[f"{prefix}acc1"] = sum(a for a, _ in accuracies) / len(accuracies)
         metrics[f"{prefix}acc5"] = sum(a for _, a in accuracies) / len(accuracies)
         return metrics[f"{prefix}class_loss"]
 
     def _log_gap(self, students: Sequence[dict], teachers: Sequence[dict]) -> None:
-        name = "q" if self.gap_at == "predictor" else "z"
+        name = OUTPUT[self.gap_at]
         gap = {
             "gap_sim": similarity([s[name] for s in students], [t[name] for t in teachers]),
             "gap_sim_feats": similarity([s["feats"] for s in students], [t["feats"] for t in teachers]),
         }
-        self.log_dict(gap, on_step=True, on_epoch=True, batch_size=len(students[0]["z"]))
+        self.log_dict(gap, on_step=True, on_epoch=True, sync_dist=True, batch_size=len(students[0]["z"]))
 
     def optimizer_step(self, epoch, batch_idx, optimizer, optimizer_closure=None) -> None:
         """The optimizer's step and, once for each, the teacher's update: before any callback can save a checkpoint."""

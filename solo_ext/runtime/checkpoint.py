@@ -19,7 +19,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor, nn
 
-from solo_ext.errors import CheckpointError, ConfigError, nearest
+from solo_ext.errors import CheckpointError, ConfigError, NonFiniteError, nearest
 from solo_ext.methods.base import backbone_of
 
 log = logging.getLogger("solo_ext")
@@ -27,10 +27,6 @@ log = logging.getLogger("solo_ext")
 RECORDS = "checkpoints.json"
 SUFFIXES = (".ckpt", ".pth", ".pt")
 _PLACE = re.compile(r"-ep=(\d+)(?:-step=(\d+))?\.ckpt$")
-
-
-class NonFiniteError(RuntimeError):
-    """Training went to NaN or infinity: a run that failed, not a mistake in its configuration."""
 
 
 @dataclass

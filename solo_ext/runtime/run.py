@@ -27,7 +27,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
 from solo_ext.data.modules import ClassificationData, ImageData, PretrainData
-from solo_ext.errors import CheckpointError, ConfigError
+from solo_ext.errors import CheckpointError, ConfigError, NonFiniteError
 from solo_ext.evaluation.features import extract_features
 from solo_ext.evaluation.knn import knn_accuracy
 from solo_ext.evaluation.linear import LinearModel, fit_cached_linear
@@ -38,7 +38,6 @@ from solo_ext.optim import OptimizerConfig, SchedulerConfig
 from solo_ext.runtime.checkpoint import (
     Checkpointer,
     CheckpointIO,
-    NonFiniteError,
     checkpoints_in,
     explain_mismatch,
     find_checkpoint,
