@@ -29,5 +29,6 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/installed-%: setup.py $(BIN)/python
+	@echo "installing into $(VENV): PyTorch is large, this can take some minutes"
 	$(BIN)/pip install --disable-pip-version-check -q -e '.[$*]'
 	touch $@

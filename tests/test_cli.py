@@ -204,3 +204,17 @@ def test_pretrain_evaluate_report(run, tmp_path):
 
     status, out, err = run("report", folder, "--out", "page")
     assert status == 0 and out.strip() == "page/report.html" and (tmp_path / "page" / "report.html").is_file(), err
+
+
+def test_demo(run, tmp_path):
+    """All of `make demo`, on two batches of images."""
+    small = ["data.fraction=0.05", "max_epochs=1", "data.num_workers=0", "precision=32", "enable_progress_bar=false"]
+    status, out, err = run("demo", *small, "accelerator=cpu", "--out", "first")
+    assert status == 0, err
+    table = out[out.index("images/s") :].splitlines()
+    rows = {line.split()[0]: line.split()[1:] for line in table if len(line.split()) == 7}
+    assert list(rows) == ["mocov3", "res_mocov3", "byol", "projector_ema_byol", "untrained"]
+    for method, cells in rows.items():
+        assert all(float(cell.replace(",", "")) > 0 for cell in cells[: 3 if method == "untrained" else 6]), cells
+    assert f"report: {tmp_path / 'first' / 'report' / 'report.html'}" in out
+    assert (tmp_path / "first" / "report" / "report.html").is_file()

@@ -65,7 +65,9 @@ def test_every_method_and_dataset_has_its_scripts():
     names = {(f.parts[-3], f.parts[-2], f.stem) for f in SHIPPED}
     methods = {method for method in METHODS if method != "res_moco"}  # an alias
     datasets = ("fashion_mnist_mini", "cifar10", "cifar100")
-    assert names == {(kind, d, m) for kind in ("pretrain", "linear") for d in datasets for m in methods}
+    own_images = {("pretrain", "custom", method) for method in ("byol", "projector_ema_byol")}
+    assert names == {(kind, d, m) for kind in ("pretrain", "linear") for d in datasets for m in methods} | own_images
+    assert all(file.with_suffix(".sh").is_file() for file in SHIPPED)
 
 
 @pytest.mark.parametrize("file", SHIPPED, ids=lambda f: "/".join(f.parts[-3:]))

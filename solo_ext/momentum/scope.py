@@ -83,7 +83,7 @@ class MomentumConfig:
                 valid = list(dict.fromkeys(n for stage in row for n in reversed(_names(stage))))
                 raise ConfigError(
                     f"momentum.stages: the network has no stage '{name}' with a teacher{nearest(name, valid)} "
-                    f"(valid: {', '.join([*PRESETS, *valid])})"
+                    f"(valid: {', '.join(dict.fromkeys([*PRESETS, *valid]))})"
                 )
         # the most specific name wins: projector.fc2 over projector
         return {

@@ -40,9 +40,11 @@ def demo(overrides: Sequence[str] = (), out: str | Path = "demo") -> Path:
     for number, cfg in enumerate(configs, start=1):
         print(f"\n[{number}/{len(configs)}] {cfg.method}: {cfg.max_epochs} epochs", flush=True)
         folders.append(pretrain(cfg).dir)
-    print("\nkNN and linear evaluation of the frozen encoders, un-augmented features", flush=True)
-    for folder in folders:
+    print("\nkNN and linear evaluation of the frozen encoders, on features of un-augmented images", flush=True)
+    for folder, method in zip(folders, METHODS, strict=True):
+        print(f"{method}:", flush=True)
         _evaluate(folder, [])
+    print("untrained:", flush=True)
     cfg = _evaluate(folder, ["pretrained_feature_extractor=null", "untrained=True", f"seed={configs[0].seed}"])
     folders.append(untrained_folder(cfg))
 

@@ -27,7 +27,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
 from solo_ext.data.modules import ClassificationData, ImageData, PretrainData
-from solo_ext.errors import CheckpointError, ConfigError, NonFiniteError
+from solo_ext.errors import CheckpointError, ConfigError, NonFiniteError, SoloExtError
 from solo_ext.evaluation.features import extract_features
 from solo_ext.evaluation.knn import knn_accuracy
 from solo_ext.evaluation.linear import LinearModel, fit_cached_linear
@@ -448,8 +448,10 @@ def _run_folder(cfg: DictConfig, start: Start, trainer: pl.Trainer | None = None
         (folder / RESULT).unlink(missing_ok=True)
         with _explained():
             yield folder
-    except BaseException:
-        if made and not (trainer and trainer.global_step):
+    except BaseException as error:
+        # what the user has to mend leaves nothing behind that could not be resumed; other failures leave their metrics
+        useless = isinstance(error, SoloExtError) and not checkpoints_in(folder)
+        if made and (useless or not (trainer and trainer.global_step)):
             shutil.rmtree(folder, ignore_errors=True)
             with contextlib.suppress(OSError):
                 for parent in made[1:]:
