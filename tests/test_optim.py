@@ -12,7 +12,6 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from solo_ext.errors import ConfigError
-from solo_ext.schema import section
 from solo_ext.optim import (
     LARS,
     ClosedFormLR,
@@ -25,6 +24,7 @@ from solo_ext.optim import (
     split_no_decay,
     warmup_cosine_lr,
 )
+from solo_ext.schema import section
 
 SHAPES = [(4, 3), (4,), (2, 3, 3, 3), (1, 5), (3, 2), (5,), ()]
 ZERO_WEIGHT, ZERO_GRADIENT = 3, 4
