@@ -45,7 +45,8 @@ def demo(overrides: Sequence[str] = (), out: str | Path = "demo") -> Path:
         print(f"{method}:", flush=True)
         _evaluate(folder, [])
     print("untrained:", flush=True)
-    cfg = _evaluate(folder, ["pretrained_feature_extractor=null", "untrained=True", f"seed={configs[0].seed}"])
+    fresh = ["name=untrained", "untrained=True", "pretrained_feature_extractor=null", f"seed={configs[0].seed}"]
+    cfg = _evaluate(folder, fresh)
     folders.append(untrained_folder(cfg))
 
     print_table(table_rows([load_run(folder) for folder in folders]))
