@@ -40,10 +40,8 @@ def main() -> None:
             similarity = spread([seed["similarity"] for seed in seeds], 4)
             cells += [f"{min(gains):+.1f}", similarity, str(args[method]["momentum"]["stages"])]
         print(f"| `{method}` | {' | '.join(cells)} |")
-    print(
-        f"\nn = {len(rows)} seeds; mean ± sample standard deviation. Least gain: over the seeds, the smallest of the best"
-    )
-    print("gain (kNN-1, kNN-20 or linear) over the untrained encoder of the same seed, in points.")
+    print(f"\nn = {len(rows)} seeds; mean ± sample standard deviation. Least gain: the smallest, over the seeds, of")
+    print("the best gain (kNN-1, kNN-20 or linear) over the untrained encoder of the same seed, in points.")
 
 
 if __name__ == "__main__":
