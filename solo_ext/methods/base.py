@@ -59,6 +59,8 @@ class Method(pl.LightningModule):
             ConfigError: a value that cannot work, e.g. a stage that the network lacks.
         """
         super().__init__()
+        if "performance" not in cfg:  # solo-learn's script reads it off the configuration that it handed in
+            OmegaConf.update(cfg, "performance", {"disable_channel_last": False}, force_add=True)
         self.cfg = cfg = OmegaConf.merge(self.defaults(), cfg)
         momentum = section(MomentumConfig, cfg.momentum, "momentum")
         if momentum.stages is None:
@@ -69,7 +71,7 @@ class Method(pl.LightningModule):
         self.optimizer_cfg = section(OptimizerConfig, cfg.optimizer, "optimizer")
         self.scheduler_cfg = section(SchedulerConfig, cfg.scheduler, "scheduler")
         self.accumulate = cfg.get("accumulate_grad_batches") or 1
-        self.channels_last = not OmegaConf.select(cfg, "performance.disable_channel_last", default=False)
+        self.channels_last = not cfg.performance.disable_channel_last
         self.large_crops = OmegaConf.select(cfg, "data.num_large_crops", default=2)
         self.inter = momentum.inter
 
