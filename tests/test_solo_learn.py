@@ -102,11 +102,24 @@ def test_solo_learns_own_script_trains_our_methods(solo_learn, method, tmp_path)
     run_script = "sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
     script = f"import sys, runpy, solo_ext; solo_ext.register(); {run_script}"
     overrides = [
-        f"method={method}", "data.train_path=images", "~data.val_path", "data.format=image_folder",
-        "data.num_workers=0", "optimizer.batch_size=8", "max_epochs=1", "accelerator=cpu", "devices='1'", "strategy=auto", "precision=32",
-        "wandb.enabled=False", "sync_batchnorm=False", "auto_resume.enabled=False", "augmentations.0.crop_size=32",
-        "augmentations.1.crop_size=32", "++method_kwargs.temperature=0.2",
-    ]  # fmt: skip
+        f"method={method}",
+        "data.train_path=images",
+        "~data.val_path",
+        "data.format=image_folder",
+        "data.num_workers=0",
+        "optimizer.batch_size=8",
+        "max_epochs=1",
+        "accelerator=cpu",
+        "devices='1'",
+        "strategy=auto",
+        "precision=32",
+        "wandb.enabled=False",
+        "sync_batchnorm=False",
+        "auto_resume.enabled=False",
+        "augmentations.0.crop_size=32",
+        "augmentations.1.crop_size=32",
+        "++method_kwargs.temperature=0.2",
+    ]
     path = os.pathsep.join([str(Path(__file__).parents[1]), str(solo_learn)])
     yaml = ["--config-path", str(solo_learn / "scripts" / "pretrain" / "custom"), "--config-name", "byol.yaml"]
     command = [sys.executable, "-c", script, str(solo_learn / "main_pretrain.py"), *yaml, *overrides]
