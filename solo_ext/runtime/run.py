@@ -283,7 +283,7 @@ def _record(name: str, cfg: DictConfig, source: Path | None, content: dict[str, 
 
 @rank_zero_only
 def _say(result: RunResult, names: Sequence[str]) -> None:
-    shown = [f"{name} {result.metrics[name]:.2f}" for name in names if name in result.metrics]
+    shown = [f"{name} {result.metrics[name]:.4g}" for name in names if name in result.metrics]
     print("  ".join([f"{result.dir}:", *shown, f"{result.seconds:.0f} s"]), flush=True)
 
 
