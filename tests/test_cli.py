@@ -89,6 +89,7 @@ def test_help_of_a_command(run, name):
         (["pretrain", MINI, "accelerator=gpu"], "accelerator=cpu"),
         (["pretrain", MINI, "optimizer.batch_size=9999"], "optimizer.batch_size"),
         (["pretrain", MINI, "momentum.stages=projctor"], "projector"),
+        (["pretrain", MINI, "backbone.name=timm/vit_tiny_patch16_224"], "cannot take crops of 28 px"),
         (["pretrain", MINI, "resume_from_checkpoint=nowhere.ckpt"], "nowhere.ckpt"),
         (["linear"], "which YAML?"),
         (["linear", "--run", "nowhere"], "nowhere"),

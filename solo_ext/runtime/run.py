@@ -127,6 +127,7 @@ def pretrain(cfg: DictConfig) -> RunResult:
     data = PretrainData(cfg.data, cfg.augmentations, cfg.optimizer.batch_size, cfg.seed)
     cfg = _prepare(cfg, data)
     method = METHODS[cfg.method](cfg)
+    _check_sizes(method.backbone, cfg)
     knn = []
     if cfg.knn_eval.enabled and data.val_set is not None:
         loaders = data.bank_dataloader(), data.val_dataloader()
@@ -216,6 +217,19 @@ def _prepare(cfg: DictConfig, data: ImageData) -> DictConfig:
     cfg = copy.deepcopy(cfg)
     cfg.data.num_classes = data.num_classes
     return cfg
+
+
+@torch.no_grad()
+def _check_sizes(backbone: nn.Module, cfg: DictConfig) -> None:
+    """Raises ConfigError if the backbone cannot take one of the crop sizes: too small for it, or not a ViT's own."""
+    backbone.eval()
+    for size in dict.fromkeys(view.crop_size for view in cfg.augmentations):
+        try:
+            backbone(torch.zeros(1, 3, size, size))
+        except (RuntimeError, ValueError, AssertionError) as error:
+            reason = str(error).splitlines()[0].rstrip(".")
+            raise ConfigError(f"backbone.name: {cfg.backbone.name} cannot take crops of {size} px: {reason}") from error
+    backbone.train()
 
 
 def _encoder(cfg: DictConfig) -> tuple[nn.Module, Path | None]:
