@@ -5,6 +5,7 @@ import os
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -181,6 +182,16 @@ def _torchvision(data: "DataConfig", which: str, cls: type, **kwargs):
                 os.rmdir(folder)  # only if empty: a failed download leaves no folders behind
 
 
+_CIFAR = partial(
+    DatasetInfo,
+    image_size=32,
+    small_images=True,
+    train_size=50_000,
+    eval_mean=CIFAR_EVAL_MEAN,
+    eval_std=CIFAR_EVAL_STD,
+    load=_load_cifar,
+)
+
 DATASETS: dict[str, DatasetInfo] = {
     "fashion_mnist_mini": DatasetInfo(
         10, FASHION_MEAN, FASHION_STD, 28, small_images=True, train_size=5_000, load=_load_mini
@@ -188,28 +199,8 @@ DATASETS: dict[str, DatasetInfo] = {
     "fashion_mnist": DatasetInfo(
         10, FASHION_MEAN, FASHION_STD, 28, small_images=True, train_size=60_000, load=_load_fashion_mnist
     ),
-    "cifar10": DatasetInfo(
-        10,
-        (0.4914, 0.4822, 0.4465),
-        (0.2470, 0.2435, 0.2616),
-        32,
-        small_images=True,
-        train_size=50_000,
-        eval_mean=CIFAR_EVAL_MEAN,
-        eval_std=CIFAR_EVAL_STD,
-        load=_load_cifar,
-    ),
-    "cifar100": DatasetInfo(
-        100,
-        (0.5071, 0.4865, 0.4409),
-        (0.2673, 0.2564, 0.2762),
-        32,
-        small_images=True,
-        train_size=50_000,
-        eval_mean=CIFAR_EVAL_MEAN,
-        eval_std=CIFAR_EVAL_STD,
-        load=_load_cifar,
-    ),
+    "cifar10": _CIFAR(10, (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
+    "cifar100": _CIFAR(100, (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
     "stl10": DatasetInfo(10, (0.4914, 0.4823, 0.4466), (0.247, 0.243, 0.261), 96, train_size=105_000, load=_load_stl10),
     "imagenet100": DatasetInfo(100, IMAGENET_MEAN, IMAGENET_STD, train_size=126_689, load=_load_folder),
     "imagenet": DatasetInfo(1000, IMAGENET_MEAN, IMAGENET_STD, train_size=1_281_167, load=_load_folder),

@@ -57,6 +57,8 @@ from solo_ext.schema import section
 
 log = logging.getLogger("solo_ext")
 
+KNN_BATCH = 256  # images per forward pass; it does not change a result
+
 _START = "SOLO_EXT_START"  # how the processes that Lightning starts learn where the run lies
 _CHATTER = (
     r".*does not have many workers.*",
@@ -132,7 +134,7 @@ def pretrain(cfg: DictConfig) -> RunResult:
     if cfg.knn_eval.enabled and data.val_set is not None:
         loaders = data.bank_dataloader(), data.val_dataloader()
         knn = [OnlineKNN(*loaders, cfg.knn_eval, not cfg.performance.disable_channel_last)]
-    result = _fit(cfg, method, data, Path(cfg.checkpoint.dir).expanduser() / cfg.method, knn)
+    result = _fit(cfg, method, data, _runs(cfg) / cfg.method, knn)
     _say(result, ("val_acc1", "val_knn1", "val_knn20", "gap_sim"))
     return result
 
@@ -150,7 +152,7 @@ def linear(cfg: DictConfig) -> RunResult:
     data = ClassificationData(cfg.data, None, cfg.optimizer.batch_size, cfg.seed, augment=not cached)
     cfg = _prepare(cfg, data)
     backbone, source = _encoder(cfg)
-    base = Path(cfg.checkpoint.dir).expanduser() / "linear"
+    base = _runs(cfg) / "linear"
     fit = _fit_cached if cached else _fit
     result = fit(cfg, backbone if cached else LinearModel(backbone, cfg), data, base)
     values = plain(cfg)
@@ -182,18 +184,14 @@ def knn(cfg: DictConfig) -> list[dict[str, Any]]:
         {"features", "distance", "k", "T", "acc1", "acc5"} for every combination in `cfg.knn_eval`; also written to
         `knn.json`, beside the encoder's `args.json`.
     """
-    batch_size = (cfg.get("optimizer") or {}).get("batch_size", 256)
-    data = ClassificationData(cfg.data, None, batch_size, cfg.seed, augment=False)
-    data.batch_size = min(batch_size, len(data.train_set))
+    data = ClassificationData(cfg.data, None, KNN_BATCH, cfg.seed, augment=False)
     cfg = _prepare(cfg, data)
     backbone, source = _encoder(cfg)
     sides = _features(cfg, backbone, data)
     asked, results = plain(cfg)["knn_eval"], []
-    for distance in _listed(asked.get("distance_func", ["cosine", "euclidean"])):
-        for temperature in _listed(asked.get("T", 0.07)) if distance == "cosine" else [None]:
-            scores = knn_accuracy(
-                *sides, k=_listed(asked.get("k", [1, 20])), distance=distance, temperature=temperature or 0.07
-            )
+    for distance in asked["distance_func"]:
+        for temperature in asked["T"] if distance == "cosine" else [None]:
+            scores = knn_accuracy(*sides, k=asked["k"], distance=distance, temperature=temperature or 0.07)
             for k, score in scores.items():
                 results.append({"features": "backbone", "distance": distance, "k": k, "T": temperature, **score})
     protocol = {"augmented": False, "dataset": cfg.data.dataset, "checkpoint": source and source.name}
@@ -211,8 +209,6 @@ def _prepare(cfg: DictConfig, data: ImageData) -> DictConfig:
     """Checks hardware and data, then seeds; `cfg` with the number of classes that the data turned out to have."""
     check_hardware(cfg)
     data.check(device_count(cfg) * cfg.num_nodes)
-    if isinstance(data, ClassificationData) and data.val_set is None:
-        raise ConfigError("data.val_path is missing: the folder of the images to evaluate on")
     pl.seed_everything(cfg.seed, workers=True, verbose=False)
     cfg = copy.deepcopy(cfg)
     cfg.data.num_classes = data.num_classes
@@ -274,13 +270,14 @@ def _fit_cached(cfg: DictConfig, backbone: nn.Module, data: ClassificationData, 
     return result
 
 
-def _listed(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else [value]
+def _runs(cfg: DictConfig) -> Path:
+    """The folder below which all runs lie."""
+    return Path(cfg.checkpoint.dir).expanduser()
 
 
 def untrained_folder(cfg: DictConfig) -> Path:
     """Where the evaluations of the untrained encoder of `cfg` are kept."""
-    return Path(cfg.checkpoint.dir) / "untrained" / f"{cfg.backbone.name.replace('/', '-')}-seed{cfg.seed}"
+    return _runs(cfg) / "untrained" / f"{cfg.backbone.name.replace('/', '-')}-seed{cfg.seed}"
 
 
 @rank_zero_only
