@@ -10,7 +10,8 @@ from conftest import fit, random_batches, tiny_config
 
 from solo_ext.errors import ConfigError
 from solo_ext.methods import METHODS
-from solo_ext.momentum import IntraMomentum, Tau
+from solo_ext.momentum import IntraMomentum, MomentumConfig, Tau, Teacher
+from solo_ext.networks import DINOHead, build_backbone, mlp, stage_row
 
 BLOCKS = ["conv1", "block1", "block2", "block3", "block4"]
 MODULES = {  # independent of the code under test: which modules are which stage
@@ -91,6 +92,246 @@ def test_teacher_follows_a_hand_written_loop(spec, ema, buffers, schedule):
             tau = 0.0 if is_buffer and (buffers == "copy" or "tracked" in key) else tau
             value = tau * value + (1 - tau) * state[student].double()
         torch.testing.assert_close(end[key].double(), value, rtol=1e-5, atol=1e-6, msg=key)
+
+
+# The teacher alone, over every family of networks, in float64: `BY_HAND` says which tensors a stage has and what it
+# computes, without the code under test.
+
+
+def network(kind):
+    torch.manual_seed(0)
+    net = torch.nn.Module()
+    if kind == "resnet":
+        net.backbone = build_backbone("resnet10_w16", last_norm=True)
+    else:
+        kwargs = {"img_size": 16, "patch_size": 4, "embed_dim": 16, "depth": 5, "num_heads": 2}
+        own = kind == "mocov3-vit"
+        net.backbone = build_backbone("vit_tiny", kwargs if own else kwargs | {"reg_tokens": 2}, method=kind[:6])
+    features = net.backbone.num_features
+    if kind == "dino-vit":
+        net.head = DINOHead(features, 12, 6, 10, norm=True, norm_last_layer=False)
+    else:
+        net.projector = mlp([features, 12, 8], last_norm="affine")
+        net.predictor = mlp([8, 12, 8])
+    return net.double()
+
+
+def tokens(b, x):
+    extra = [b.cls_token] + ([] if b.reg_token is None else [b.reg_token])
+    x = torch.cat([t.expand(len(x), -1, -1) for t in extra] + [b.patch_embed.proj(x).flatten(2).mT], dim=1)
+    return x + b.pos_embed
+
+
+def in_order(name, *modules):
+    """The stage that runs these modules of a part one after the other."""
+
+    def run(net, x):
+        for module in modules:
+            x = net.get_submodule(f"{name}.{module}")(x)
+        return x
+
+    return [f"{name}.{module}" for module in modules], run
+
+
+def prototypes(net, x):
+    g, v = net.head.last_layer.weight_g, net.head.last_layer.weight_v
+    return x @ (g * v / v.norm(dim=1, keepdim=True)).T
+
+
+VIT = {
+    "conv1": (
+        ["backbone.cls_token", "backbone.reg_token", "backbone.pos_embed", "backbone.patch_embed"],
+        lambda net, x: tokens(net.backbone, x),
+    ),
+    "block1": in_order("backbone", "blocks.0"),
+    "block2": in_order("backbone", "blocks.1"),
+    "block3": in_order("backbone", "blocks.2"),
+    "block4": (
+        ["backbone.blocks.3", "backbone.blocks.4", "backbone.norm"],
+        lambda net, x: net.backbone.norm(net.backbone.blocks[4](net.backbone.blocks[3](x)))[:, 0],
+    ),
+}
+HEADS = {
+    "projector.fc1": in_order("projector", 0, 1, 2),
+    "projector.fc2": in_order("projector", 3, 4),
+    "predictor.fc1": in_order("predictor", 0, 1, 2),
+    "predictor.fc2": in_order("predictor", 3),
+}
+BY_HAND = {
+    "resnet": {
+        "conv1": in_order("backbone", "conv1", "bn1", "relu", "maxpool"),
+        **{f"block{i}": in_order("backbone", f"layer{i}") for i in (1, 2, 3)},
+        "block4": (
+            ["backbone.layer4", "backbone.fc"],
+            lambda net, x: net.backbone.fc(net.backbone.layer4(x).mean((2, 3))),
+        ),
+        **HEADS,
+    },
+    "mocov3-vit": {**VIT, **HEADS},
+    "dino-vit": {
+        **VIT,
+        "projector.fc1": in_order("head.mlp", 0, 1, 2),
+        "projector.fc2": in_order("head.mlp", 3, 4, 5),
+        "projector.fc3": (
+            ["head.mlp.6"],
+            lambda net, x: net.head.mlp[6](x) / net.head.mlp[6](x).norm(dim=1, keepdim=True),
+        ),
+        "projector.prototypes": (["head.last_layer"], prototypes),
+    },
+}
+PART = {stage: stage.split(".")[0] if "." in stage else "backbone" for row in BY_HAND.values() for stage in row}
+ENDS = {"projector": ("projector", "predictor"), "full": ("backbone", "projector", "predictor"), "none": ()}
+
+
+def scopes(kind):
+    """(spec, stage -> base tau) for every single stage, the presets and some unions."""
+    row = BY_HAND[kind]
+    yield from (([stage], {stage: 0.7}) for stage in row)
+    for preset in ("full", "backbone", "projector", "none"):
+        yield preset, {stage: 0.7 for stage in row if PART[stage] in ENDS.get(preset, ("backbone",))}
+    yield ["conv1", "block3"], {"conv1": 0.7, "block3": 0.7}
+    yield ["block2", "projector"], {s: 0.7 for s in row if s == "block2" or PART[s] == "projector"}
+    taus = {"block3": 1.0, "block4": 0.2, "projector": 0.0, "projector.fc2": 0.9}
+    yield taus, {s: taus.get(s, taus.get(PART[s])) for s in row if s in taus or PART[s] in taus}
+
+
+def students(net, x):
+    out = {"backbone": net.backbone(x)}
+    out["projector"] = (net.head if hasattr(net, "head") else net.projector)(out["backbone"])
+    return out | ({"predictor": net.predictor(out["projector"])} if hasattr(net, "predictor") else {})
+
+
+def teacher_of(net, spec, buffers="own"):
+    attributes = {"projector": "head"} if hasattr(net, "head") else {}
+    names = {part: attributes.get(part, part) for part in ("backbone", "projector", "predictor")}
+    parts = {part: getattr(net, name) for part, name in names.items() if hasattr(net, name)}
+    row = stage_row(parts, attributes)
+    return Teacher(net, row, MomentumConfig(base_tau=0.7, stages=spec).taus(row), buffers)
+
+
+def walk(net, scale=0.1):
+    """What an optimizer does to the student."""
+    with torch.no_grad():
+        for name, p in net.named_parameters():
+            if p.requires_grad and not name.startswith("momentum_"):
+                p.add_(torch.randn_like(p) * scale)
+
+
+@pytest.mark.parametrize("buffers", ["own", "ema"])
+@pytest.mark.parametrize(
+    ("kind", "spec", "ema"),
+    [pytest.param(kind, *scope, id=f"{kind}-{scope[0]}") for kind in BY_HAND for scope in scopes(kind)],
+)
+def test_teacher_of_any_network_equals_a_whole_one_run_by_hand(kind, spec, ema, buffers):
+    """Outputs, weights and buffers of 5 updates; the copies hold the owned tensors and nothing else."""
+    net, row = network(kind), BY_HAND[kind]
+    names = list(row)
+    first = min((names.index(stage) for stage in ema), default=len(names))
+    # the student without the hook of its teacher, and a whole momentum network, of which the owned end is looked at
+    student, shadow = network(kind), network(kind)
+    for module in shadow.modules():
+        if buffers != "own" and isinstance(module, torch.nn.BatchNorm1d | torch.nn.BatchNorm2d):
+            module.momentum = 0.0
+    stage_of = {
+        key: next(s for s, (paths, _) in row.items() if any(key == p or key.startswith(f"{p}.") for p in paths))
+        for key in net.state_dict()
+    }
+    owned = {key for key, stage in stage_of.items() if names.index(stage) >= first}
+
+    teacher = teacher_of(net, spec, buffers)
+    assert {key for key in net.state_dict() if key.startswith("momentum_")} == {f"momentum_{key}" for key in owned}
+    copy.deepcopy([m for name, m in net.named_children() if name.startswith("momentum_")], reached := {})
+    assert sum(isinstance(thing, torch.Tensor) for thing in reached.values()) == len(owned)
+
+    for step in range(5):
+        x = torch.randn(6, 3, 16, 16).double()
+        student.load_state_dict({key: value for key, value in net.state_dict().items() if key in stage_of})
+        h, expected = x, {}
+        with torch.no_grad():
+            for i, (stage, (_, run)) in enumerate(row.items()):
+                h = run(student if i < first else shadow, h)
+                expected[PART[stage]] = h
+        seen = students(net, x)
+        outputs = teacher(teacher.entry(x), seen, list(seen)[-1])
+        assert outputs.keys() == expected.keys() and not any(out.requires_grad for out in outputs.values())
+        for part, out in outputs.items():
+            torch.testing.assert_close(out, expected[part], rtol=1e-9, atol=1e-10, msg=part)
+
+        walk(net)
+        teacher.update(step, 5)
+        new = net.state_dict()
+        for key, value in shadow.state_dict().items():
+            base = ema.get(stage_of[key], 0.0)
+            tau = base if base in (0.0, 1.0) else 1 - (1 - base) * (math.cos(math.pi * step / 5) + 1) / 2
+            is_buffer = "running" in key or "tracked" in key
+            tau = 0.0 if "tracked" in key else tau
+            if not is_buffer or buffers != "own":
+                value.copy_(tau * value + (1 - tau) * new[key])
+    end = net.state_dict()
+    for key in owned:
+        torch.testing.assert_close(
+            end[f"momentum_{key}"],
+            shadow.state_dict()[key],
+            rtol=1e-9,
+            atol=1e-10,
+            msg=lambda m, key=key: f"{key}: {m}",
+        )
+
+
+@pytest.mark.parametrize("kind", BY_HAND)
+def test_tau_0_gives_the_students_outputs_and_tau_1_the_first_weights(kind):
+    sharing, frozen = network(kind), network(kind)
+    parts = ["backbone", "projector", *(["predictor"] if kind != "dino-vit" else [])]
+    follower, statue = teacher_of(sharing, dict.fromkeys(parts, 0.0)), teacher_of(frozen, dict.fromkeys(parts, 1.0))
+    start = copy.deepcopy(frozen.state_dict())
+    for step in range(3):
+        walk(sharing)
+        walk(frozen)
+        follower.update(step, 3)
+        statue.update(step, 3)
+        x = torch.randn(6, 3, 16, 16).double()
+        seen = students(sharing, x)
+        for part, out in follower(x, seen, parts[-1]).items():
+            torch.testing.assert_close(out, seen[part].detach(), rtol=0, atol=0)
+    for name, p in frozen.named_parameters():
+        assert torch.equal(p, start[name]) == (name.startswith("momentum_") or not p.requires_grad), name
+
+
+@pytest.mark.parametrize("kind", ["mocov3-vit", "dino-vit"])
+def test_ema_on_conv1_moves_tokens_and_positions(kind):
+    net = network(kind)
+    teacher = teacher_of(net, ["conv1"])
+    start = copy.deepcopy(net.momentum_backbone.state_dict())
+    walk(net)
+    teacher.update(0, 5)
+    tokens = ["cls_token", "patch_embed.proj.weight", *(["pos_embed", "reg_token"] if kind == "dino-vit" else [])]
+    for name in tokens:
+        moved = net.momentum_backbone.get_parameter(name) - start[name]
+        way = net.backbone.get_parameter(name) - start[name]
+        torch.testing.assert_close(moved, 0.3 * way, rtol=1e-9, atol=1e-12)
+        assert moved.abs().max() > 0
+    assert torch.equal(net.momentum_backbone.pos_embed, net.backbone.pos_embed) == (kind == "mocov3-vit")
+
+
+@pytest.mark.parametrize("kind", BY_HAND)
+def test_copies_of_a_part_survive_what_frameworks_do_to_modules(kind):
+    """Moving, casting, SyncBatchNorm conversion, state_dict round trip and deep copy of a network with half a twin."""
+    net = network(kind)
+    teacher = teacher_of(net, ["block3"], "ema")
+    teacher.update(0, 5)  # caches its pairs
+    net = torch.nn.SyncBatchNorm.convert_sync_batchnorm(net).float().double().eval()
+    walk(net)
+    teacher.update(1, 5)
+    other = network(kind)
+    teacher_of(other, ["block3"], "ema")
+    other.load_state_dict(copy.deepcopy(net).state_dict(), strict=True)
+    for key, value in other.state_dict().items():
+        if key.startswith(("momentum_head", "momentum_projector")):  # shared from block4 on
+            assert torch.equal(value, other.state_dict()[key.removeprefix("momentum_")]), key
+    x = torch.randn(2, 3, 16, 16).double()
+    seen = students(net, x)
+    assert not torch.equal(teacher(teacher.entry(x), seen, "projector")["projector"], seen["projector"])
+    assert "BatchNorm" in repr(net) and net.train().momentum_backbone.training
 
 
 def test_followers_keep_their_own_buffers_and_the_student_moves_once_per_view():

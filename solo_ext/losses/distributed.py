@@ -1,4 +1,4 @@
-"""Batches joined over the ranks of torch.distributed; without it both functions return their argument."""
+"""Batches joined over the ranks of torch.distributed; without it all functions return their argument."""
 
 import torch
 import torch.distributed as dist
@@ -22,6 +22,15 @@ def gather(x: Tensor) -> Tensor:
     losses is what is differentiated.
     """
     return _Gather.apply(x) if _distributed() else x
+
+
+@torch.no_grad()
+def mean_over_ranks(x: Tensor) -> Tensor:
+    """The mean over ranks of a tensor of the same shape on each; without torch.distributed, `x`."""
+    if _distributed():
+        dist.all_reduce(x)
+        x = x / dist.get_world_size()
+    return x
 
 
 class _Gather(torch.autograd.Function):

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 import lightning.pytorch as pl
@@ -48,6 +49,13 @@ class Method(pl.LightningModule):
     intra: IntraMomentum = IntraMomentum()
     loss_scale: ClassVar[str] = "solo"
     loss_name: ClassVar[str] = "train_ssl_loss"
+    # which views (by their place) the loss takes from the student and from the target branch; None: all there are
+    query_views: ClassVar[Sequence[int] | None] = None
+    target_views: ClassVar[Sequence[int] | None] = None
+    # names of parts that solo-learn's checkpoints call otherwise; heads whose learning rate is not scheduled
+    attributes: ClassVar[Mapping[str, str]] = MappingProxyType({})
+    static_lr: ClassVar[Sequence[str]] = ()
+    unused_kwargs: ClassVar[Sequence[str]] = ()  # what solo-learn's YAMLs carry without using it
 
     def __init__(self, cfg: DictConfig):
         """Builds the networks.
@@ -79,7 +87,8 @@ class Method(pl.LightningModule):
         classes = cfg.data.get("num_classes") or 0
         self.classifier = nn.Linear(self.backbone.num_features, classes) if classes else None
         self.build_heads(self.backbone.num_features)
-        self.parts = [name for name in ("backbone", "projector", "predictor") if hasattr(self, name)]
+        names = {name: self.attributes.get(name, name) for name in OUTPUT}
+        self.parts = {name: attribute for name, attribute in names.items() if hasattr(self, attribute)}
 
         self.teacher = self._build_teacher(momentum)
         self.momentum_classifier = None
@@ -112,8 +121,8 @@ class Method(pl.LightningModule):
         """The framework's loss.
 
         Args:
-            queries: per crop, the output [B, D] of the student's last head, with gradient.
-            targets: per large crop, the target branch's projector output [B, D], without gradient.
+            queries: per view of `query_views`, the output [B, D] of the student's last head, with gradient.
+            targets: per large view of `target_views`, the target branch's projector output [B, D], without gradient.
 
         Returns:
             A scalar.
@@ -123,13 +132,14 @@ class Method(pl.LightningModule):
     # The network and its teacher.
 
     def _build_teacher(self, momentum: MomentumConfig) -> Teacher:
-        ends = {"projector", "predictor"} & set(self.parts)
+        ends = {"projector", "predictor"} & self.parts.keys()
         self.intra_at = self.intra.target if self.intra.target in ends else "projector"
         wanted = {self.intra_at} if self.intra.weight > 0 else set()
         wanted |= {self.gap.at} & ends if self.gap.enabled else set()
         predictor = "predictor" in wanted  # a teacher has one only to be compared with
         self.gap_at = "predictor" if predictor and self.gap.at != "projector" else "projector"
-        row = stage_row({name: getattr(self, name) for name in self.parts if name != "predictor" or predictor})
+        parts = {name: self.part(name) for name in self.parts if name != "predictor" or predictor}
+        row = stage_row(parts, self.attributes)
         taus = momentum.taus(row)
         if self.intra.weight > 0 and not taus:
             raise ConfigError(
@@ -137,6 +147,10 @@ class Method(pl.LightningModule):
                 f"set momentum.stages to full, backbone, projector or a stage, not {momentum.stages!r}"
             )
         return Teacher(self, row, taus, momentum.buffers)
+
+    def part(self, name: str) -> nn.Module:
+        """The student's `backbone`, `projector` or `predictor`."""
+        return getattr(self, self.parts[name])
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """The student on one view.
@@ -151,22 +165,28 @@ class Method(pl.LightningModule):
         if self.channels_last:
             x = x.to(memory_format=torch.channels_last)
         feats = self.backbone(x)
-        z = self.projector(feats)
+        z = self.part("projector")(feats)
         out = {"feats": feats, "z": z, "q": self.predictor(z) if "predictor" in self.parts else z}
         if self.classifier is not None:
             out["logits"] = self.classifier(feats.detach())
         return out
 
-    def _see(self, x: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-        """The student's outputs on one view, and what the teacher needs of the view."""
-        out = self(x)
+    def _see(self, x: Tensor, learn: bool = True) -> tuple[dict[str, Tensor], Tensor]:
+        """The student's outputs on one view, and what the teacher needs of the view.
+
+        learn: whether a loss reaches the student on this view; else only the probe has a gradient.
+        """
+        with torch.set_grad_enabled(learn and torch.is_grad_enabled()):
+            out = self(x)
+        if not learn and self.classifier is not None:
+            out["logits"] = self.classifier(out["feats"])
         return out, self.teacher.entry(x)
 
     def _teach(self, out: dict[str, Tensor], entry: Tensor, upto: str) -> dict[str, Tensor]:
         """The teacher's outputs on the view that gave `out` and `entry`, under the student's names."""
         if self.channels_last and entry.dim() == 4:
             entry = entry.to(memory_format=torch.channels_last)
-        taught = self.teacher(entry, {part: out[name] for part, name in OUTPUT.items()}, upto)
+        taught = self.teacher(entry, {part: out.get(name) for part, name in OUTPUT.items()}, upto)
         return {OUTPUT[part]: value for part, value in taught.items()}
 
     # Training.
@@ -179,36 +199,62 @@ class Method(pl.LightningModule):
         """
         _, views, targets = batch
         views = [views] if isinstance(views, Tensor) else views
-        students, entries = zip(*(self._see(x) for x in views), strict=True)
-        large = students[: self.large_crops]
         pull = self.intra.active(self.global_step)
-        measure = self.gap.enabled and self.global_step % self.gap.every == 0
+        measure = self.gap.enabled and self.teacher.stages and self.global_step % self.gap.every == 0
+        learning, seen, asked, taught = self._views(len(views), pull, measure)
+
+        students, entries = {}, dict(enumerate(views))
+        for i in seen:
+            students[i], entries[i] = self._see(views[i], learn=i in learning)
         places = {self.intra_at} if pull else set()
         places |= {self.gap_at} if measure else set()
-        teachers = ()
-        if self.inter or places or self.momentum_classifier is not None:
-            upto = "predictor" if "predictor" in places else "projector"
-            teachers = [self._teach(out, entry, upto) for out, entry in zip(large, entries, strict=False)]
+        upto = "predictor" if "predictor" in places else "projector"
+        teachers = {i: self._teach(students.get(i, {}), entries[i], upto) for i in taught}
 
-        queries = [out["q"] for out in students]
-        keys = [out["z"] for out in teachers] if self.inter else [out["z"].detach() for out in large]
+        queries = [students[i]["q"] for i in learning if self.query_views is None or i in self.query_views]
+        keys = [teachers[i]["z"] if self.inter else students[i]["z"].detach() for i in asked]
         loss = self.loss(queries, keys)
         metrics = {self.loss_name: loss}
         if pull:
-            term = self.intra(queries[: len(large)], [out[OUTPUT[self.intra_at]] for out in teachers])
+            term = self.intra([students[i]["q"] for i in taught], [t[OUTPUT[self.intra_at]] for t in teachers.values()])
             metrics["train_intra_loss"] = term
             loss = loss + self.intra.weight * term
-        loss = loss + self._probe(self.classifier, [out.get("logits") for out in large], targets, "train_", metrics)
+        probed = [students[i] for i in self._probed(len(views))]
+        loss = loss + self._probe(self.classifier, [out.get("logits") for out in probed], targets, "train_", metrics)
         if self.momentum_classifier is not None:
-            logits = [self.momentum_classifier(out["feats"]) for out in teachers]
+            logits = [self.momentum_classifier(out["feats"]) for out in teachers.values()]
             loss = loss + self._probe(self.momentum_classifier, logits, targets, "train_momentum_", metrics)
         with torch.no_grad():  # 1 / sqrt(D) for spread-out outputs, 0 when collapsed
-            metrics["train_z_std"] = F.normalize(torch.stack([out["z"].float() for out in large]), dim=-1).std(1).mean()
+            outputs = torch.stack([out["z"].float() for out in probed])
+            metrics["train_z_std"] = F.normalize(outputs, dim=-1).std(1).mean()
         if measure:
-            self._log_gap(large, teachers)
+            both = [i for i in taught if i in students]
+            self._log_gap([students[i] for i in both], [teachers[i] for i in both])
         self.log("train_loss", loss, on_step=True, on_epoch=True, sync_dist=True, batch_size=len(targets))
         self.log_dict(metrics, on_step=False, on_epoch=True, sync_dist=True, batch_size=len(targets))
         return loss
+
+    def _views(self, views: int, pull: bool, measure: bool) -> tuple[Sequence[int], ...]:
+        """Who runs which of the views: where the student learns, where it is run, where the loss asks for a target,
+        and where the teacher is run. Nothing is run on a view whose output nothing uses."""
+        large = range(min(self.large_crops, views))
+        asked = large if self.target_views is None else self.target_views
+        learning = set(range(views) if self.query_views is None else self.query_views)
+        learning |= set(large) if pull else set()
+        seen = learning | set(self._probed(views))
+        taught = set(asked) if self.inter else set()
+        taught |= set(large) if pull or self.momentum_classifier is not None else set()
+        if measure and not taught & seen:
+            taught |= seen & set(large)
+        if not self.inter:
+            seen |= set(asked)
+        if len(self.teacher.stages) < len(self.teacher.row):  # it goes on from the student's activation
+            seen |= taught
+        return sorted(learning), sorted(seen), asked, sorted(taught)
+
+    def _probed(self, views: int) -> Sequence[int]:
+        """The views on which the online probe is trained."""
+        return range(min(self.large_crops, views))
 
     def _probe(self, probe, logits: list[Tensor], targets: Tensor, prefix: str, metrics: dict) -> Tensor | float:
         """Cross-entropy of a linear probe, averaged over views; adds its loss and accuracies to `metrics`."""
@@ -266,8 +312,11 @@ class Method(pl.LightningModule):
         for name in ("classifier", "momentum_classifier"):
             if getattr(self, name) is not None:
                 groups.append({"name": name, "params": list(getattr(self, name).parameters()), **probe})
-        heads = [name for name in self.parts if name != "backbone"]
-        return groups + [{"name": name, "params": list(getattr(self, name).parameters())} for name in heads]
+        for name, attribute in self.parts.items():
+            if name != "backbone":
+                static = {"static_lr": True} if name in self.static_lr else {}
+                groups.append({"name": attribute, "params": list(self.part(name).parameters()), **static})
+        return groups
 
     def _lr(self, key: str) -> float:
         effective = getattr(self.optimizer_cfg, f"effective_{key}")
@@ -298,4 +347,5 @@ def backbone_of(cfg: Mapping[str, Any]) -> nn.Module:
     if asked.stem == "auto":
         dataset = DATASETS.get((cfg.get("data") or {}).get("dataset"))
         small = dataset is not None and dataset.small_images
-    return build_backbone(asked.name, asked.kwargs, small, cfg.get("method") or cfg.get("pretrain_method"))
+    method = cfg.get("method") or cfg.get("pretrain_method")
+    return build_backbone(asked.name, asked.kwargs, small, method, asked.last_norm)

@@ -14,16 +14,20 @@ class BYOL(Method):
 
     @dataclass
     class Kwargs(Method.Kwargs):
+        """proj_last_norm: BatchNorm on the projectors' outputs, student's and teacher's (paper A, BN2 of Table C.8)."""
+
         proj_hidden_dim: int = 4096
         proj_output_dim: int = 256
         pred_hidden_dim: int = 4096
+        proj_last_norm: bool = False
 
     loss_name = "train_neg_cos_sim"
     paper_distance = staticmethod(negative_cosine)  # paper A, Eq. 5
 
     def build_heads(self, features: int) -> None:
         k = self.kwargs
-        self.projector = mlp([features, k.proj_hidden_dim, k.proj_output_dim])
+        dims = [features, k.proj_hidden_dim, k.proj_output_dim]
+        self.projector = mlp(dims, last_norm="affine" if k.proj_last_norm else False)
         self.predictor = mlp([k.proj_output_dim, k.pred_hidden_dim, k.proj_output_dim])
 
     def loss(self, queries: list[Tensor], targets: list[Tensor]) -> Tensor:

@@ -1,9 +1,54 @@
-"""Paper A: momentum on the projector only. The second backbone pass is saved (Sec. 2.2, Alg. 1)."""
+"""Paper A: momentum on the projector only. The second backbone pass is saved (Sec. 2.2, Alg. 1).
+
+The paper has BYOL, DINO, MoCo v2+ and ReSSL (Tables 3, 5 and 6); the other frameworks go beyond it.
+"""
 
 from solo_ext.methods.byol import BYOL
+from solo_ext.methods.dino import DINO
+from solo_ext.methods.mocov2plus import MoCoV2Plus
+from solo_ext.methods.mocov3 import MoCoV3
+from solo_ext.methods.ressl import ReSSL
+from solo_ext.methods.simclr import SimCLR
+from solo_ext.methods.simsiam import SimSiam
 
 
 class ProjectorEMABYOL(BYOL):
     """Paper A, Alg. 1."""
+
+    teacher_stages = "projector"
+
+
+class ProjectorEMADINO(DINO):
+    """The whole head, prototypes included, is averaged (paper A, Tables 3 to 6)."""
+
+    teacher_stages = "projector"
+
+
+class ProjectorEMAMoCoV2Plus(MoCoV2Plus):
+    """Paper A, Tables 3, 5 and 6."""
+
+    teacher_stages = "projector"
+
+
+class ProjectorEMAReSSL(ReSSL):
+    """Paper A, Tables 3, 5 and 6. The student's backbone runs the weak view for the teacher, without gradient."""
+
+    teacher_stages = "projector"
+
+
+class ProjectorEMAMoCoV3(MoCoV3):
+    """MoCo v3 with paper A's teacher."""
+
+    teacher_stages = "projector"
+
+
+class ProjectorEMASimCLR(SimCLR):
+    """SimCLR with keys from paper A's teacher."""
+
+    teacher_stages = "projector"
+
+
+class ProjectorEMASimSiam(SimSiam):
+    """SimSiam with targets from paper A's teacher."""
 
     teacher_stages = "projector"

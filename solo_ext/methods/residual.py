@@ -1,8 +1,17 @@
-"""Paper B: residual momentum. The student is also pulled to the teacher on the same view (Sec. 3.3, 3.4)."""
+"""Paper B: residual momentum. The student is also pulled to the teacher on the same view (Sec. 3.3, 3.4).
+
+The paper has MoCo v3, BYOL, ReSSL and SimSiam (Tables 1 to 5 and 16); the other frameworks go beyond it. Those without
+a predictor compare the projectors' outputs.
+"""
 
 from solo_ext.losses import cosine_distance
 from solo_ext.methods.byol import BYOL
+from solo_ext.methods.dino import DINO
+from solo_ext.methods.mocov2plus import MoCoV2Plus
 from solo_ext.methods.mocov3 import MoCoV3
+from solo_ext.methods.ressl import ReSSL
+from solo_ext.methods.simclr import SimCLR
+from solo_ext.methods.simsiam import SimSiam
 from solo_ext.momentum import IntraMomentum
 
 
@@ -19,3 +28,35 @@ class ResBYOL(BYOL):
     intra = IntraMomentum(weight=1.0)
     loss_scale = "paper"
     paper_distance = staticmethod(cosine_distance)
+
+
+class ResReSSL(ReSSL):
+    """ReSSL with intra-momentum on both views: paper B, Table 16."""
+
+    intra = IntraMomentum(weight=1.0)
+
+
+class ResSimSiam(SimSiam):
+    """SimSiam with inter- and intra-momentum (paper B, Table 16); `momentum.inter: false` leaves the latter alone."""
+
+    teacher_stages = "full"
+    intra = IntraMomentum(weight=1.0)
+
+
+class ResDINO(DINO):
+    """DINO with intra-momentum between prototype scores."""
+
+    intra = IntraMomentum(weight=1.0)
+
+
+class ResMoCoV2Plus(MoCoV2Plus):
+    """MoCo v2+ with intra-momentum."""
+
+    intra = IntraMomentum(weight=1.0)
+
+
+class ResSimCLR(SimCLR):
+    """SimCLR with inter- and intra-momentum; `momentum.inter: false` leaves the latter alone."""
+
+    teacher_stages = "full"
+    intra = IntraMomentum(weight=1.0)

@@ -43,11 +43,7 @@ def weight_distance(teacher: Teacher) -> dict[str, Tensor]:
     """Per owned stage: ||student - teacher|| / ||student||, over all its parameters (0 for a stage without any)."""
     distances = {}
     for stage in teacher.stages:
-        pairs = [
-            (ours, theirs)
-            for copy, student in teacher.modules(stage)
-            for ours, theirs in zip(copy.parameters(), student.parameters(), strict=True)
-        ]
+        pairs = list(zip(*map(stage.parameters, teacher.pair(stage)), strict=True))
         if pairs:
             difference = torch.stack([(theirs - ours).norm() for ours, theirs in pairs]).norm()
             norm = torch.stack([theirs.norm() for _, theirs in pairs]).norm()

@@ -7,7 +7,7 @@ encoder.
 
 import copy
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -38,30 +38,32 @@ class Teacher:
         self.stages = self.row[first:]
         self.taus = {stage.name: taus.get(stage.name, SHARED) for stage in self.stages}
         self.buffers = buffers
-        self.whole: dict[str, bool] = {}
+        self.parts = {
+            part: [stage for stage in self.stages if stage.part == part]
+            for part in dict.fromkeys(stage.part for stage in self.row)
+        }
         self._entry: Tensor | None = None
         self._weights: dict[Tau, tuple[list[Tensor], list[Tensor]]] | None = None
-        for part in dict.fromkeys(stage.part for stage in self.stages):
-            self._copy_part(part)
+        for stages in self.parts.values():
+            if stages:
+                network.add_module(f"momentum_{stages[0].attribute}", self._copy(stages))
         if 0 < first < len(row):
             network.get_submodule(row[first - 1].output).register_forward_hook(self._keep_entry)
 
-    def _copy_part(self, part: str) -> None:
-        owned = [stage for stage in self.stages if stage.part == part]
-        self.whole[part] = owned == [stage for stage in self.row if stage.part == part]
-        student = self.network.get_submodule(part)
-        if self.whole[part]:
-            twin = copy.deepcopy(student)
-        else:
-            twin = nn.Module()
-            for child in (child for stage in owned for child in stage.children):
-                twin.add_module(child, copy.deepcopy(student.get_submodule(child)))
+    def _whole(self, stages: Sequence[Stage]) -> bool:
+        """Whether `stages` are all stages of their part."""
+        return len(stages) == sum(stage.part == stages[0].part for stage in self.row)
+
+    def _copy(self, stages: Sequence[Stage]) -> nn.Module:
+        """The student's part with the tensors of `stages` only; whatever else the part has is None in the copy."""
+        student = self.network.get_submodule(stages[0].attribute)
+        twin = copy.deepcopy(student, None if self._whole(stages) else dict.fromkeys(_strangers(student, stages)))
         twin.requires_grad_(False)
         if self.buffers != "own":  # then only `update` may move them
             for module in twin.modules():
                 if isinstance(module, _BatchNorm):
                     module.momentum = 0.0
-        self.network.add_module(f"momentum_{part}", twin)
+        return twin
 
     def _keep_entry(self, module: nn.Module, inputs: tuple, output: Tensor) -> None:
         self._entry = output.detach()
@@ -84,55 +86,68 @@ class Teacher:
             part -> the teacher's output of it, without gradient.
         """
         outputs, x = {}, entry
-        for part in dict.fromkeys(stage.part for stage in self.row):
-            twin = getattr(self.network, f"momentum_{part}", None)
-            if twin is None:
+        for part, stages in self.parts.items():
+            if not stages:
                 outputs[part] = student[part].detach()
-            elif self.whole[part]:
-                outputs[part] = x = twin(x)
             else:
-                for stage in (stage for stage in self.stages if stage.part == part):
-                    x = stage(twin, x)
+                twin = getattr(self.network, f"momentum_{stages[0].attribute}")
+                if self._whole(stages):
+                    x = twin(x)
+                else:
+                    for stage in stages:
+                        x = stage(twin, x)
                 outputs[part] = x
             if part == upto:
                 break
         return outputs
 
-    def modules(self, stage: Stage) -> list[tuple[nn.Module, nn.Module]]:
-        """(teacher's, student's) modules of one owned stage."""
-        twin, student = (
-            self.network.get_submodule(f"momentum_{stage.part}"),
-            self.network.get_submodule(stage.part),
-        )
-        return list(zip(stage.modules(twin), stage.modules(student), strict=True))
+    def pair(self, stage: Stage) -> tuple[nn.Module, nn.Module]:
+        """(teacher's, student's) part that an owned stage belongs to, e.g. for `stage.parameters(part)`."""
+        return tuple(self.network.get_submodule(f"{prefix}{stage.attribute}") for prefix in ("momentum_", ""))
 
     @torch.no_grad()
     def update(self, step: int, total_steps: float) -> None:
         """The EMA update that follows optimizer step number `step` (from 0): one fused pass per distinct tau."""
         if self._weights is None:
-            groups = defaultdict(lambda: ([], []))
-            for stage in self.stages:
-                for teacher, student in self.modules(stage):
-                    groups[self.taus[stage.name]][0].extend(teacher.parameters())
-                    groups[self.taus[stage.name]][1].extend(student.parameters())
-            self._weights = {tau: pair for tau, pair in groups.items() if pair[0]}
+            self._weights = self._by_tau(Stage.parameters)
         for tau, (teachers, students) in self._weights.items():
             if (value := tau(step, total_steps)) < 1:
                 torch._foreach_lerp_(teachers, students, 1 - value)
         if self.buffers != "own":
             self._update_buffers(step, total_steps)
 
-    def _update_buffers(self, step: int, total_steps: float) -> None:
+    def _by_tau(self, tensors: Callable[[Stage, nn.Module], list[Tensor]]) -> dict:
+        """tau -> (teacher's, student's) tensors of all owned stages that have it."""
+        groups = defaultdict(lambda: ([], []))
         for stage in self.stages:
-            tau = self.taus[stage.name](step, total_steps) if self.buffers == "ema" else 0.0
-            for teacher, student in self.modules(stage):
-                for old, new in zip(teacher.buffers(), student.buffers(), strict=True):
-                    if old.is_floating_point():
-                        old.lerp_(new, 1 - tau)
-                    else:
-                        old.copy_(new)
+            for group, part in zip(groups[self.taus[stage.name]], self.pair(stage), strict=True):
+                group.extend(tensors(stage, part))
+        return {tau: pair for tau, pair in groups.items() if pair[0]}
+
+    def _update_buffers(self, step: int, total_steps: float) -> None:
+        # collected anew: moving a module to a device replaces its buffers
+        for tau, (teachers, students) in self._by_tau(Stage.buffers).items():
+            value = tau(step, total_steps) if self.buffers == "ema" else 0.0
+            floats, rest = [], []
+            for old, new in zip(teachers, students, strict=True):
+                (floats if old.is_floating_point() and value else rest).append((old, new))
+            if floats and value < 1:
+                torch._foreach_lerp_(*map(list, zip(*floats, strict=True)), 1 - value)
+            if rest:
+                torch._foreach_copy_(*map(list, zip(*rest, strict=True)))
 
     def tau(self, step: int, total_steps: float) -> float | None:
         """tau of the last stage with a tau of its own: the one to log. None without any."""
         own = [tau for tau in self.taus.values() if tau != SHARED]
         return own[-1](step, total_steps) if own else None
+
+
+def _strangers(part: nn.Module, stages: Sequence[Stage]) -> list[int]:
+    """The ids of the modules, parameters and buffers of `part` that belong to none of `stages`."""
+    holders = {own.rsplit(".", i)[0] for stage in stages for own in stage.owns for i in range(own.count(".") + 1)}
+    everything = [*part.named_modules(), *part.named_parameters(), *part.named_buffers()]
+    return [
+        id(thing)
+        for path, thing in everything
+        if path and path not in holders and not any(stage.holds(path) for stage in stages)
+    ]

@@ -2,9 +2,14 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
+from operator import attrgetter
 
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torchvision.models.resnet import ResNet
+
+from solo_ext.networks.heads import DINOHead
 
 
 @dataclass(frozen=True)
@@ -13,58 +18,121 @@ class Stage:
 
     Attributes:
         name: what users call it, e.g. `block4` or `projector.fc2`.
-        part: the top-level module that it belongs to: `backbone`, `projector` or `predictor`.
-        children: paths of its modules inside the part, in order; empty: the part is one stage.
-        output: path, in the network, of the module whose output is this stage's output.
-        flatten: the child before which the spatial dimensions are flattened.
+        part: the part of the network that it belongs to: `backbone`, `projector` or `predictor`.
+        attribute: the name of that part's module on the network; solo-learn calls DINO's projector `head`.
+        steps: paths, inside the part, of the modules or methods that it runs, in order; empty: the part is one stage.
+        output: path, on the network, of the module whose output is this stage's output.
+        owns: paths, inside the part, of the modules, parameters and buffers that belong to it.
+        flatten: the step before which the spatial dimensions are flattened.
     """
 
     name: str
     part: str
-    children: tuple[str, ...]
+    attribute: str
+    steps: tuple[str, ...]
     output: str
+    owns: tuple[str, ...]
     flatten: str | None = None
 
-    def modules(self, part: nn.Module) -> list[nn.Module]:
-        """This stage's modules inside `part` (the student's, or the teacher's copy)."""
-        return [part.get_submodule(child) for child in self.children] if self.children else [part]
-
     def __call__(self, part: nn.Module, x: Tensor) -> Tensor:
-        for child, module in zip(self.children or (None,), self.modules(part), strict=True):
-            x = module(x.flatten(1) if child is not None and child == self.flatten else x)
+        """Runs on `part`, the student's module or the teacher's copy of it."""
+        if not self.steps:
+            return part(x)
+        for step in self.steps:
+            x = attrgetter(step)(part)(x.flatten(1) if step == self.flatten else x)
         return x
 
+    def holds(self, path: str) -> bool:
+        """Whether the module, parameter or buffer at `path` inside the part belongs to this stage."""
+        return not self.owns or any(path == own or path.startswith(f"{own}.") for own in self.owns)
 
-def backbone_stages(backbone: nn.Module) -> list[Stage]:
-    """conv1 and block1-4 for ResNets; other backbones are one stage."""
+    def parameters(self, part: nn.Module) -> list[nn.Parameter]:
+        """This stage's parameters in `part`, in an order that the student and its copies share."""
+        return [tensor for path, tensor in part.named_parameters() if self.holds(path)]
+
+    def buffers(self, part: nn.Module) -> list[Tensor]:
+        """This stage's buffers in `part`, likewise."""
+        return [tensor for path, tensor in part.named_buffers() if self.holds(path)]
+
+
+def stage_row(parts: Mapping[str, nn.Module], attributes: Mapping[str, str] | None = None) -> list[Stage]:
+    """All stages of a network, finest names first to last.
+
+    Args:
+        parts: name -> module, in the order of the forward pass.
+        attributes: part -> the name of its module on the network, where that is not the part's own name.
+    """
+    row = []
+    for part, module in parts.items():
+        attribute = (attributes or {}).get(part, part)
+        if part == "backbone":
+            row += _resnet(attribute, module) or _vit(attribute, module) or _whole(part, attribute)
+        else:
+            row += _head(part, attribute, module) or _whole(part, attribute)
+    return row
+
+
+def _whole(part: str, attribute: str) -> list[Stage]:
+    return [Stage(part, part, attribute, (), attribute, ())]
+
+
+def _resnet(attribute: str, backbone: nn.Module) -> list[Stage]:
+    """conv1 and block1-4 of torchvision's ResNets."""
     if not isinstance(backbone, ResNet):
-        return [Stage("backbone", "backbone", (), "backbone")]
+        return []
+    steps = {
+        "conv1": ("conv1", "bn1", "relu", "maxpool"),
+        **{f"block{i}": (f"layer{i}",) for i in (1, 2, 3)},
+        "block4": ("layer4", "avgpool", "fc"),
+    }
     return [
-        Stage("conv1", "backbone", ("conv1", "bn1", "relu", "maxpool"), "backbone.maxpool"),
-        *(Stage(f"block{i}", "backbone", (f"layer{i}",), f"backbone.layer{i}") for i in (1, 2, 3)),
-        Stage("block4", "backbone", ("layer4", "avgpool", "fc"), "backbone", flatten="fc"),
-    ]
+        Stage(name, "backbone", attribute, paths, attribute if name == "block4" else f"{attribute}.{paths[-1]}", paths,
+              flatten="fc")
+        for name, paths in steps.items()
+    ]  # fmt: skip
 
 
-def head_stages(part: str, head: nn.Module) -> list[Stage]:
-    """One stage per linear layer of a `Sequential` head, with the normalisation and activation that follow it."""
-    if not isinstance(head, nn.Sequential):
-        return [Stage(part, part, (), part)]
-    layers: list[list[str]] = []
-    for name, module in head.named_children():
-        if isinstance(module, nn.Linear) or not layers:
-            layers.append([])
-        layers[-1].append(name)
+def _vit(attribute: str, backbone: nn.Module) -> list[Stage]:
+    """conv1 (patches, tokens, positions) and quarters of the depth, for every timm ViT that runs as the plain one."""
+    cls = type(backbone)
+    plain = isinstance(backbone, VisionTransformer) and all(
+        getattr(cls, method) is getattr(VisionTransformer, method) for method in ("forward", "forward_features")
+    )
+    if not plain or len(backbone.blocks) < 4:
+        return []
+    stem = ("patch_embed", "_pos_embed", "patch_drop", "norm_pre")
+    tensors = [name for name, _ in (*backbone.named_parameters(recurse=False), *backbone.named_buffers(recurse=False))]
+    stages = [Stage("conv1", "backbone", attribute, stem, f"{attribute}.norm_pre", (*stem, "pos_drop", *tensors))]
+    # the end: final norm, pooling and what follows it
+    end = [name for name, _ in backbone.named_children() if not stages[0].holds(name) and name != "blocks"]
+    bounds = [len(backbone.blocks) * i // 4 for i in range(5)]
+    for i, (first, after) in enumerate(pairwise(bounds), start=1):
+        blocks = tuple(f"blocks.{k}" for k in range(first, after))
+        if i < 4:
+            stages.append(Stage(f"block{i}", "backbone", attribute, blocks, f"{attribute}.{blocks[-1]}", blocks))
+        else:
+            steps = (*blocks, "norm", "forward_head")
+            stages.append(Stage("block4", "backbone", attribute, steps, attribute, (*blocks, *end)))
+    return stages
+
+
+def _head(part: str, attribute: str, head: nn.Module) -> list[Stage]:
+    """One stage per linear layer, with the normalisation and activation that follow it; then DINO's prototypes."""
+    if isinstance(head, DINOHead):
+        layers = [*((f"mlp.{name}", module) for name, module in head.mlp.named_children()), ("normalize", None)]
+    elif isinstance(head, nn.Sequential):
+        layers = list(head.named_children())
+    else:
+        return []
+    groups: list[list[str]] = []
+    for path, module in layers:
+        if isinstance(module, nn.Linear) or not groups:
+            groups.append([])
+        groups[-1].append(path)
+    named = [(f"{part}.fc{i}", tuple(group)) for i, group in enumerate(groups, start=1)]
+    if isinstance(head, DINOHead):
+        named.append((f"{part}.prototypes", ("last_layer",)))
     return [
-        Stage(f"{part}.fc{i}", part, tuple(children), part if i == len(layers) else f"{part}.{children[-1]}")
-        for i, children in enumerate(layers, start=1)
-    ]
-
-
-def stage_row(parts: Mapping[str, nn.Module]) -> list[Stage]:
-    """All stages of `parts` (name -> module, in the order of the forward pass), finest names first to last."""
-    return [
-        stage
-        for name, part in parts.items()
-        for stage in (backbone_stages(part) if name == "backbone" else head_stages(name, part))
+        Stage(name, part, attribute, paths, attribute if name == named[-1][0] else f"{attribute}.{paths[-1]}", paths)
+        for name, paths in named
     ]

@@ -1,0 +1,36 @@
+"""The contrastive loss of SimCLR (Chen et al., 2020), and its form with a momentum target."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from solo_ext.losses.distributed import gather, gather_no_grad, rank
+
+
+def nt_xent(queries: Sequence[Tensor], temperature: float, targets: Sequence[Tensor] | None = None) -> Tensor:
+    """-log of the share of an image's other views among all views of all images and ranks, averaged over views.
+
+    Args:
+        queries: per view, outputs [B, D], normalised here; row i of every view is the same image.
+        temperature: of the similarities.
+        targets: per view, a momentum target's outputs [B, D]: positives and negatives are then taken from it, without
+            gradient, in place of the queries themselves. Paper A adds momentum to SimCLR (Table 1) without printing
+            how; this keeps SimCLR's 2 (B - 1) negatives.
+
+    Returns:
+        A scalar in nats. The key of a query's own view is neither positive nor negative.
+    """
+    images = len(queries[0])
+    q = F.normalize(torch.cat(list(queries)), dim=-1)
+    k = gather(q) if targets is None else gather_no_grad(F.normalize(torch.cat(list(targets)), dim=-1))
+    views = len(queries if targets is None else targets)
+    logits = q @ k.T / temperature
+    mine = torch.arange(len(q), device=q.device)
+    theirs = torch.arange(len(k), device=q.device)  # rank by rank, view by view, image by image
+    same_image = (mine % images + images * rank())[:, None] == theirs % images + theirs // (views * images) * images
+    same_view = (mine // images)[:, None] == theirs // images % views
+    logits = logits.masked_fill(same_image & same_view, -torch.inf)
+    # log_softmax first: autocast gives it float32, but not logsumexp
+    return -logits.log_softmax(1).masked_fill(~same_image, -torch.inf).logsumexp(1).mean()

@@ -1,0 +1,92 @@
+"""DINO (Caron et al., 2021)."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from solo_ext.errors import ConfigError
+from solo_ext.losses import Center, dino
+from solo_ext.methods.base import Method, cross_views
+from solo_ext.networks import DINOHead
+from solo_ext.schema import check_integer, check_number
+
+
+class DINO(Method):
+    """Match the teacher's centred and sharpened distribution over prototypes for the other view."""
+
+    @dataclass
+    class Kwargs(Method.Kwargs):
+        """The projector's two widths and what follows:
+
+        num_prototypes: number of outputs. use_bn_in_head: BatchNorm in the head. norm_last_layer: keep the length of
+        the prototypes at 1. clip_grad: largest L2 norm of the gradient of each tensor of the backbone; 0 is off.
+        freeze_last_layer: epochs in which the prototypes stand still. *_temperature: of the softmaxes; the teacher's
+        goes linearly from warmup_teacher_temperature to teacher_temperature in the first
+        warmup_teacher_temperature_epochs epochs.
+        """
+
+        proj_hidden_dim: int = 2048
+        proj_output_dim: int = 256
+        num_prototypes: int = 65536
+        use_bn_in_head: bool = False
+        norm_last_layer: bool = True
+        clip_grad: float = 0.0
+        freeze_last_layer: int = 1
+        student_temperature: float = 0.1
+        teacher_temperature: float = 0.07
+        warmup_teacher_temperature: float = 0.04
+        warmup_teacher_temperature_epochs: int = 0
+
+        def __post_init__(self):
+            super().__post_init__()
+            for key in ("student_temperature", "teacher_temperature", "warmup_teacher_temperature"):
+                check_number(f"method_kwargs.{key}", getattr(self, key), low=1e-6)
+            check_number("method_kwargs.clip_grad", self.clip_grad)
+            for key in ("freeze_last_layer", "warmup_teacher_temperature_epochs"):
+                check_integer(f"method_kwargs.{key}", getattr(self, key), low=0)
+
+    loss_name = "dino_loss"
+    attributes: ClassVar = {"projector": "head"}
+
+    def build_heads(self, features: int) -> None:
+        k = self.kwargs
+        if k.warmup_teacher_temperature_epochs > (epochs := self.cfg.get("max_epochs") or 0) > 0:
+            raise ConfigError(
+                f"method_kwargs.warmup_teacher_temperature_epochs ({k.warmup_teacher_temperature_epochs}) must not "
+                f"exceed max_epochs ({epochs})"
+            )
+        self.head = DINOHead(
+            features, k.proj_hidden_dim, k.proj_output_dim, k.num_prototypes, k.use_bn_in_head, k.norm_last_layer
+        )
+        self.dino_loss_func = Center(k.num_prototypes)  # solo-learn's name for the centre's module
+
+    @property
+    def teacher_temperature(self) -> float:
+        """Of this epoch: warmup_teacher_temperature in the first, teacher_temperature after the warm-up."""
+        k, n = self.kwargs, self.kwargs.warmup_teacher_temperature_epochs
+        if self.current_epoch >= n:
+            return k.teacher_temperature
+        done = self.current_epoch / max(n - 1, 1)
+        return k.warmup_teacher_temperature + (k.teacher_temperature - k.warmup_teacher_temperature) * done
+
+    def loss(self, queries: list[Tensor], targets: list[Tensor]) -> Tensor:
+        """The mean over pairs of different views; then the centre takes in the targets."""
+        center = self.dino_loss_func
+        temperatures = self.kwargs.student_temperature, self.teacher_temperature
+        losses = [dino(q, k, center.center, *temperatures) for q, k in cross_views(queries, targets)]
+        if self.training:
+            center.update(torch.stack(targets))
+        return sum(losses) / len(losses)
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Clips the backbone's gradients; the prototypes have none in the first epochs. Here gradients are whole and,
+        in mixed precision, without the loss's scale; solo-learn does it after each backward pass."""
+        if self.kwargs.clip_grad:
+            for p in self.backbone.parameters():
+                if p.grad is not None:
+                    torch.nn.utils.clip_grad_norm_(p, self.kwargs.clip_grad)
+        if self.current_epoch < self.kwargs.freeze_last_layer:
+            for p in self.head.last_layer.parameters():
+                p.grad = None

@@ -1,0 +1,38 @@
+"""MoCo v2+ (Chen & He, 2021): MoCo v2 (Chen et al., 2020) with a symmetric loss. Paper A calls it MoCo v2."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from solo_ext.losses import queue_nce
+from solo_ext.methods.queued import QueuedMethod
+from solo_ext.networks import mlp
+
+
+class MoCoV2Plus(QueuedMethod):
+    """Tell the teacher's key of the other view from a queue of earlier keys of that view."""
+
+    @dataclass
+    class Kwargs(QueuedMethod.Kwargs):
+        proj_hidden_dim: int = 2048
+        proj_output_dim: int = 256
+        temperature: float = 0.2
+
+    loss_name = "train_nce_loss"
+
+    def build_heads(self, features: int) -> None:
+        k = self.kwargs
+        self.projector = mlp([features, k.proj_hidden_dim, k.proj_output_dim], norm=False)
+        self.build_queue(self.large_crops, k.proj_output_dim, k.queue_size, dim=2)
+
+    def loss(self, queries: list[Tensor], targets: list[Tensor]) -> Tensor:
+        """The mean over pairs of different views; each target view has a queue of its own."""
+        losses = [
+            queue_nce(q, k, queue, self.kwargs.temperature)
+            for j, (k, queue) in enumerate(zip(targets, self.queue, strict=True))
+            for i, q in enumerate(queries)
+            if i != j
+        ]
+        self.fresh = torch.stack(targets)
+        return sum(losses) / len(losses)

@@ -1,0 +1,47 @@
+"""ReSSL (Zheng et al., 2021)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from solo_ext.losses import relational
+from solo_ext.methods.queued import QueuedMethod
+from solo_ext.networks import mlp
+
+
+class ReSSL(QueuedMethod):
+    """The student, on the strong first view, keeps the relations to earlier keys that the teacher sees on the weak one.
+
+    The teacher runs on the weak view only, unless an intra-momentum term compares both on both views.
+    """
+
+    @dataclass
+    class Kwargs(QueuedMethod.Kwargs):
+        """weak_probe: train the online probe on the weak view too, as solo-learn does; without it, and with a whole
+        teacher, the student does not run that view."""
+
+        proj_hidden_dim: int = 4096
+        proj_output_dim: int = 256
+        temperature_q: float = 0.1
+        temperature_k: float = 0.04
+        weak_probe: bool = True
+
+    loss_name = "train_ressl_loss"
+    unused_kwargs = ("pred_hidden_dim",)
+    query_views = (0,)
+    target_views = (1,)
+
+    def build_heads(self, features: int) -> None:
+        k = self.kwargs
+        self.projector = mlp([features, k.proj_hidden_dim, k.proj_output_dim], norm=False)
+        self.build_queue(k.queue_size, k.proj_output_dim, dim=0)
+
+    def _probed(self, views: int) -> Sequence[int]:
+        return super()._probed(views) if self.kwargs.weak_probe else self.query_views
+
+    def loss(self, queries: list[Tensor], targets: list[Tensor]) -> Tensor:
+        """One direction: `queries` and `targets` hold one view each."""
+        [query], [key] = queries, targets
+        self.fresh = key
+        return relational(query, key, self.queue, self.kwargs.temperature_q, self.kwargs.temperature_k)

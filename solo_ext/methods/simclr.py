@@ -1,0 +1,47 @@
+"""SimCLR (Chen et al., 2020)."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from solo_ext.losses import info_nce, nt_xent
+from solo_ext.methods.base import Method, cross_views
+from solo_ext.networks import mlp
+from solo_ext.schema import check_choice
+
+
+class SimCLR(Method):
+    """Tell an image's other view from all other images' views, both with gradient; no momentum of its own.
+
+    With stages to average and `momentum.inter`, the teacher gives positives and negatives (paper A, Table 1).
+    """
+
+    @dataclass
+    class Kwargs(Method.Kwargs):
+        """negatives: with a momentum target, those of `both` views, as SimCLR has them, or of the `opposite` view
+        only, as MoCo v3 has them. Paper A does not say."""
+
+        proj_hidden_dim: int = 2048
+        proj_output_dim: int = 256
+        temperature: float = 0.2
+        negatives: str = "both"
+
+        def __post_init__(self):
+            super().__post_init__()
+            check_choice("method_kwargs.negatives", self.negatives, ("both", "opposite"))
+
+    teacher_stages = "none"
+    loss_name = "train_nce_loss"
+
+    def build_heads(self, features: int) -> None:
+        k = self.kwargs
+        self.projector = mlp([features, k.proj_hidden_dim, k.proj_output_dim], norm=False)
+
+    def loss(self, queries: list[Tensor], targets: list[Tensor]) -> Tensor:
+        """NT-Xent over all views; without a momentum target, `targets` is not used."""
+        if not (self.inter and self.teacher.stages):
+            return nt_xent(queries, self.kwargs.temperature)
+        if self.kwargs.negatives == "both":
+            return nt_xent(queries, self.kwargs.temperature, targets)
+        losses = [info_nce(q, k, self.kwargs.temperature) for q, k in cross_views(queries, targets)]
+        return sum(losses) / len(losses)
