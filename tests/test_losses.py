@@ -1,114 +1,143 @@
-"""Each loss against its formula in float64, written out in scalars; joined batches over two ranks."""
+"""Each loss against its formula in float64, written out in scalars, and against solo-learn's values."""
 
 import math
+import random
+from collections import deque
 
+import formulas
+import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
+from formulas import batch_mean, cross_entropy, probabilities, squared_distance
 
 from solo_ext.losses import (
+    Center,
     cosine_distance,
+    dino,
+    enqueue,
     gather,
     gather_no_grad,
     info_nce,
     negative_cosine,
+    nt_xent,
+    queue_nce,
+    relational,
     soft_cross_entropy,
     softmax_mse,
 )
 
-B, D = 6, 5
-TOLERANCE = {"rtol": 1e-9, "atol": 1e-9}
+
+class Draw:
+    """Random shapes, temperatures and tensors that one seed decides."""
+
+    def __init__(self, seed, dtype=torch.float64):
+        self.generator, self.dtype = torch.Generator().manual_seed(seed), dtype
+        draw = random.Random(seed)
+        self.images, self.width, self.views, self.others = (draw.randint(2, n) for n in (5, 6, 4, 9))
+        self.t1, self.t2 = draw.uniform(0.04, 1), draw.uniform(0.04, 1)
+        self.queue = self.unit(self.others, self.width)
+        self.center = self.normal(1, self.width)
+
+    def normal(self, *shape):
+        return torch.randn(*shape, generator=self.generator, dtype=self.dtype)
+
+    def unit(self, *shape):
+        x = self.normal(*shape)
+        return x / x.square().sum(-1, keepdim=True).sqrt()
 
 
-def pair(seed=0, dtype=torch.float64):
-    generator = torch.Generator().manual_seed(seed)
-    student, teacher = (3 * torch.randn(B, D, generator=generator, dtype=dtype) for _ in range(2))
-    return student.requires_grad_(), teacher.requires_grad_()
-
-
-# The formulas for one sample, from scalars.
-def dot(a, b):
-    return sum(x * y for x, y in zip(a, b, strict=True))
-
-
-def unit(a):
-    norm = torch.sqrt(dot(a, a))
-    return [x / norm for x in a]
-
-
-def probabilities(a, temperature=1.0):
-    exps = [torch.exp(x / temperature) for x in a]
-    return [e / sum(exps) for e in exps]
-
-
-def squared_distance(a, b):
-    return sum((x - y) ** 2 for x, y in zip(a, b, strict=True))
-
-
-def cross_entropy(weights, of):
-    return -dot(weights, [torch.log(p) for p in of])
-
-
-def batch_mean(term):
-    return lambda s, t: sum(term(a, b) for a, b in zip(s, t, strict=True)) / len(s)
-
-
-def formula_info_nce(q, k, temperature=0.2):
-    losses = []
-    for i, a in enumerate(q):
-        scores = [torch.exp(dot(unit(a), unit(b)) / temperature) for b in k]
-        losses.append(-torch.log(scores[i] / sum(scores)))
-    return sum(losses) / len(losses)
-
-
+# loss of (draw, students [V, B, D], teachers [V, B, D]), and the same by its formula
 LOSSES = {
-    "cosine_distance": (cosine_distance, batch_mean(lambda p, z: squared_distance(unit(p), unit(z)))),
-    "negative_cosine": (negative_cosine, batch_mean(lambda p, z: -dot(unit(p), unit(z)))),
-    "info_nce": (lambda q, k: info_nce(q, k, 0.2), formula_info_nce),
-    "soft_cross_entropy": (
-        soft_cross_entropy,
-        batch_mean(lambda s, t: cross_entropy(probabilities(t, 4), probabilities(s, 4))),
+    "cosine_distance": (
+        lambda d, s, t: cosine_distance(s[0], t[0]),
+        lambda d, s, t: formulas.cosine_distance(s[0], t[0]),
     ),
-    "soft_cross_entropy, temperature 3": (
-        lambda s, t: soft_cross_entropy(s, t, 3.0),
-        batch_mean(lambda s, t: cross_entropy(probabilities(t, 3), probabilities(s, 3))),
+    "negative_cosine": (
+        lambda d, s, t: negative_cosine(s[0], t[0]),
+        lambda d, s, t: formulas.negative_cosine(s[0], t[0]),
+    ),
+    "soft_cross_entropy": (
+        lambda d, s, t: soft_cross_entropy(s[0], t[0]),
+        lambda d, s, t: batch_mean(lambda a, b: cross_entropy(probabilities(b, 4), probabilities(a, 4)))(s[0], t[0]),
+    ),
+    "soft_cross_entropy, any temperature": (
+        lambda d, s, t: soft_cross_entropy(s[0], t[0], d.t1),
+        lambda d, s, t: batch_mean(lambda a, b: cross_entropy(probabilities(b, d.t1), probabilities(a, d.t1)))(
+            s[0], t[0]
+        ),
     ),
     "soft_cross_entropy, literal": (
-        lambda s, t: soft_cross_entropy(s, t, literal=True),
-        batch_mean(lambda s, t: cross_entropy(probabilities(s, 4), probabilities(t, 4))),
+        lambda d, s, t: soft_cross_entropy(s[0], t[0], literal=True),
+        lambda d, s, t: batch_mean(lambda a, b: cross_entropy(probabilities(a, 4), probabilities(b, 4)))(s[0], t[0]),
     ),
     "softmax_mse": (
-        softmax_mse,
-        batch_mean(lambda s, t: squared_distance(probabilities(s), probabilities(t)) / 2),
+        lambda d, s, t: softmax_mse(s[0], t[0]),
+        lambda d, s, t: batch_mean(lambda a, b: squared_distance(probabilities(a), probabilities(b)) / 2)(s[0], t[0]),
+    ),
+    "info_nce": (
+        lambda d, s, t: info_nce(s[0], t[0], d.t1),
+        lambda d, s, t: formulas.info_nce(s[0], t[0], d.t1),
+    ),
+    "nt_xent": (
+        lambda d, s, t: nt_xent(s.unbind(), d.t1),
+        lambda d, s, t: formulas.nt_xent(s, d.t1),
+    ),
+    "nt_xent, momentum target": (
+        lambda d, s, t: nt_xent(s.unbind(), d.t1, t.unbind()),
+        lambda d, s, t: formulas.nt_xent(s, d.t1, t),
+    ),
+    "nt_xent, two of the views have a momentum target": (
+        lambda d, s, t: nt_xent(s.unbind(), d.t1, t[:2].unbind()),
+        lambda d, s, t: formulas.nt_xent(s, d.t1, t[:2]),
+    ),
+    "dino": (
+        lambda d, s, t: dino(s[0], t[0], d.center, d.t1, d.t2),
+        lambda d, s, t: formulas.dino(s[0], t[0], d.center[0], d.t1, d.t2),
+    ),
+    "queue_nce": (
+        lambda d, s, t: queue_nce(s[0], t[0], d.queue.T, d.t1),
+        lambda d, s, t: formulas.queue_nce(s[0], t[0], d.queue, d.t1),
+    ),
+    "relational": (
+        lambda d, s, t: relational(s[0], t[0], d.queue, d.t1, d.t2),
+        lambda d, s, t: formulas.relational(s[0], t[0], d.queue, d.t1, d.t2),
     ),
 }
 
 
+@pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("name", LOSSES)
-def test_value_and_gradient(name):
+def test_value_and_gradient(name, seed):
     loss, formula = LOSSES[name]
-    student, teacher = pair()
-    value = loss(student, teacher)
-    value.backward()
-    reference = student.detach().clone().requires_grad_()
-    expected = formula(reference, teacher.detach())
-    expected.backward()
-    assert value.shape == ()
-    torch.testing.assert_close(value, expected, **TOLERANCE)
-    torch.testing.assert_close(student.grad, reference.grad, **TOLERANCE)
-    assert teacher.grad is None
+    draw = Draw(seed)
+    student, teacher = (3 * draw.normal(draw.views, draw.images, draw.width) for _ in range(2))
+    results = []
+    for function in (loss, formula):
+        s, t = student.clone().requires_grad_(), teacher.clone().requires_grad_(function is loss)
+        value = function(draw, s, t)
+        assert value.shape == ()
+        value.backward()
+        assert t.grad is None
+        results.append((value.detach(), s.grad))
+    (value, gradient), (expected, expected_gradient) = results
+    torch.testing.assert_close(value, expected, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(gradient, expected_gradient, rtol=1e-9, atol=1e-9 * float(expected_gradient.abs().max()))
 
 
 @pytest.mark.parametrize("loss", [cosine_distance, softmax_mse])
 def test_distance_of_equal_outputs_is_zero(loss):
-    student, _ = pair()
+    student = Draw(0).normal(6, 5)
     assert loss(student, student).item() == pytest.approx(0, abs=1e-12)
 
 
 def test_bounds():
-    student, _ = pair()
+    student, equal = Draw(0).normal(6, 5), torch.ones(6, 5)
     assert cosine_distance(student, -student).item() == pytest.approx(4)
-    assert info_nce(torch.ones(B, D), torch.ones(B, D), 0.2).item() == pytest.approx(math.log(B))
+    assert info_nce(equal, equal, 0.2).item() == pytest.approx(math.log(6))
+    assert nt_xent([equal, equal], 0.2).item() == pytest.approx(math.log(11))
+    assert queue_nce(equal, equal, equal.T / math.sqrt(5), 0.2).item() == pytest.approx(math.log(7))
+    assert relational(equal, equal, equal, 0.1, 0.04).item() == pytest.approx(math.log(6))
+    assert dino(equal, equal, torch.zeros(1, 5), 0.1, 0.04).item() == pytest.approx(math.log(5))
 
 
 def test_gather_is_the_identity_on_one_process():
@@ -118,59 +147,132 @@ def test_gather_is_the_identity_on_one_process():
     assert torch.equal(gather_no_grad(x), x)
 
 
-def weighted_square(x):
-    """A scalar of all rows in which each row has its own weight."""
-    return (x.square() * torch.arange(1.0, len(x) + 1, dtype=x.dtype)[:, None]).sum()
+@pytest.mark.parametrize(("shared_tensor", "views"), [(False, 1), (True, 1), (True, 2), (True, 3)])
+def test_the_queue_holds_the_newest_keys_in_their_order(shared_tensor, views):
+    """[K, D] or [V, D, K] against a Python deque per view, for batches that do not divide the queue or exceed it."""
+    draw = Draw(0)
+    size, width = 8, 3
+    start = draw.unit(views, size, width)
+    rings = [deque(rows.tolist(), maxlen=size) for rows in start]
+    queue, dim = (start.mT.contiguous(), 2) if shared_tensor else (start[0].clone(), 0)
+    pointer, same = torch.zeros(1, dtype=torch.long), queue
+    for batch in (3, 5, 1, 7, 8, 11, 19, 2, 5):
+        keys = 3 * draw.normal(views, batch, width)
+        keys.requires_grad_()
+        enqueue(queue, pointer, keys if shared_tensor else keys[0], dim)
+        for ring, rows in zip(rings, keys, strict=True):
+            ring.extend([float(x) for x in formulas.unit(row)] for row in rows)
+        held = queue.mT if shared_tensor else queue[None]
+        oldest_first = torch.cat([held[:, pointer:], held[:, :pointer]], dim=1)
+        torch.testing.assert_close(oldest_first, torch.tensor([list(r) for r in rings], dtype=torch.float64))
+        assert not queue.requires_grad
+    assert queue is same
 
 
-def two_ranks(rank, store, results):
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
-    torch.set_num_threads(1)
-    own = slice(rank * B // 2, (rank + 1) * B // 2)
-    query, key = (x.detach()[own].clone().requires_grad_() for x in pair())
-    loss = info_nce(query, key, 0.2)
-    loss.backward()
-    x = pair()[0].detach()[own].clone().requires_grad_()
-    joined = gather(x)
-    ((rank + 1) * weighted_square(joined)).backward()
-    torch.save((loss.detach(), query.grad, key.grad, joined.detach(), x.grad), f"{results}/{rank}.pt")
-    dist.destroy_process_group()
+@pytest.mark.parametrize("momentum", [0.9, 0.5])
+def test_the_centre_is_the_moving_average_of_all_scores(momentum):
+    draw = Draw(0)
+    center, expected = Center(4, momentum).double(), np.zeros((1, 4))
+    for images in (3, 5, 2):
+        scores = draw.normal(2, images, 4).requires_grad_()
+        center.update(scores)
+        expected = momentum * expected + (1 - momentum) * scores.detach().numpy().reshape(-1, 4).mean(0, keepdims=True)
+        np.testing.assert_allclose(center.center.numpy(), expected, rtol=1e-12)
+        assert not center.center.requires_grad
 
 
-def test_two_ranks_equal_one_joint_batch(tmp_path):
-    torch.multiprocessing.spawn(two_ranks, (tmp_path / "store", tmp_path), nprocs=2)
-    losses, query_grads, key_grads, joined, gather_grads = zip(
-        *(torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)), strict=True
-    )
-    query, key = pair()
-    loss = info_nce(query, key, 0.2)
-    loss.backward()
-    torch.testing.assert_close(sum(losses) / 2, loss.detach(), **TOLERANCE)
-    torch.testing.assert_close(torch.cat(query_grads) / 2, query.grad, **TOLERANCE)
-    assert key_grads == (None, None)
-
-    x = pair()[0]
-    ((1 + 2) * weighted_square(x)).backward()  # both ranks' losses
-    for rows in joined:
-        torch.testing.assert_close(rows, x.detach())
-    torch.testing.assert_close(torch.cat(gather_grads), x.grad, **TOLERANCE)
+def test_the_centre_keeps_its_precision_on_half_precision_scores():
+    scores = (5 + Draw(0).normal(2, 64, 4)).bfloat16()
+    center = Center(4)
+    center.update(scores)
+    expected = 0.1 * scores.double().flatten(0, 1).mean(0, keepdim=True)
+    torch.testing.assert_close(center.center, expected.float(), rtol=1e-6, atol=0)
 
 
-@pytest.mark.parametrize(
-    ("function", "ours"),
-    [
-        ("byol_loss_func", cosine_distance),
-        ("simsiam_loss_func", negative_cosine),
-        ("mocov3_loss_func", lambda q, k: 2 * 0.2 * info_nce(q, k, 0.2)),
-    ],
-)
-def test_equals_solo_learn(solo_learn, function, ours):
+@pytest.mark.parametrize("name", LOSSES)
+def test_mixed_precision_keeps_value_and_gradient(name):
+    loss, _ = LOSSES[name]
+    draw = Draw(1, torch.float32)
+    student, teacher = (draw.normal(draw.views, draw.images, draw.width).bfloat16().float() for _ in range(2))
+    full, mixed = (student.clone().requires_grad_() for _ in range(2))
+    expected = loss(draw, full, teacher)
+    with torch.autocast("cpu", torch.bfloat16):
+        value = loss(draw, mixed, teacher)
+    expected.backward()
+    value.backward()
+    assert value.item() == pytest.approx(expected.item(), rel=0.02, abs=0.02)
+    assert (full.grad - mixed.grad).norm() < 0.05 * full.grad.norm()
+
+
+@pytest.fixture
+def solo_losses(solo_learn):
     import solo.losses
 
-    student, teacher = pair(dtype=torch.float32)
-    reference = student.detach().clone().requires_grad_()
-    value, expected = ours(student, teacher), getattr(solo.losses, function)(reference, teacher.detach())
+    return solo.losses
+
+
+def normalize(x):
+    return x / x.square().sum(-1, keepdim=True).sqrt()
+
+
+# ours and solo-learn's, of (solo.losses, draw, students, teachers)
+SOLO_LEARN = {
+    "byol": (
+        lambda d, s, t: cosine_distance(s[0], t[0]),
+        lambda solo, d, s, t: solo.byol_loss_func(s[0], t[0]),
+    ),
+    "simsiam": (
+        lambda d, s, t: negative_cosine(s[0], t[0]),
+        lambda solo, d, s, t: solo.simsiam_loss_func(s[0], t[0]),
+    ),
+    "mocov3": (
+        lambda d, s, t: 2 * d.t1 * info_nce(s[0], t[0], d.t1),
+        lambda solo, d, s, t: solo.mocov3_loss_func(s[0], t[0], d.t1),
+    ),
+    "simclr": (
+        lambda d, s, t: nt_xent(s.unbind(), d.t1),
+        lambda solo, d, s, t: solo.simclr_loss_func(s.flatten(0, 1), torch.arange(d.images).repeat(d.views), d.t1),
+    ),
+    "mocov2plus": (
+        lambda d, s, t: queue_nce(s[0], t[0], d.queue.T, d.t1),
+        lambda solo, d, s, t: solo.mocov2plus_loss_func(normalize(s[0]), normalize(t[0]), d.queue.T, d.t1),
+    ),
+    "ressl": (
+        lambda d, s, t: relational(s[0], t[0], d.queue, d.t1, d.t2),
+        lambda solo, d, s, t: solo.ressl_loss_func(normalize(s[0]), normalize(t[0]), d.queue, d.t1, d.t2),
+    ),
+}
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("name", SOLO_LEARN)
+def test_equals_solo_learn(solo_losses, name, seed):
+    ours, theirs = SOLO_LEARN[name]
+    draw = Draw(seed, torch.float32)
+    student, teacher = (3 * draw.normal(draw.views, draw.images, draw.width) for _ in range(2))
+    s, reference = (student.clone().requires_grad_() for _ in range(2))
+    value, expected = ours(draw, s, teacher), theirs(solo_losses, draw, reference, teacher)
     value.backward()
     expected.backward()
-    torch.testing.assert_close(value, expected, rtol=1e-6, atol=1e-7)
-    torch.testing.assert_close(student.grad, reference.grad, rtol=1e-6, atol=1e-7)
+    torch.testing.assert_close(value, expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(s.grad, reference.grad, rtol=1e-5, atol=1e-6)
+
+
+def test_dino_equals_solo_learn(solo_learn):
+    """Loss, gradient and centre over several batches."""
+    from solo.losses.dino import DINOLoss
+
+    draw = Draw(0, torch.float32)
+    theirs = DINOLoss(7, warmup_teacher_temp=0.05, teacher_temp=0.05, warmup_teacher_temp_epochs=0, num_epochs=1)
+    center = Center(7)
+    for images in (4, 3, 5):
+        student, teacher = draw.normal(2, images, 7), draw.normal(2, images, 7)
+        s, reference = (student.clone().requires_grad_() for _ in range(2))
+        value = sum(dino(s[i], teacher[1 - i], center.center, 0.1, 0.05) for i in range(2)) / 2
+        center.update(teacher)
+        expected = theirs(reference.flatten(0, 1), teacher.flatten(0, 1))
+        value.backward()
+        expected.backward()
+        torch.testing.assert_close(value, expected, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(s.grad, reference.grad, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(center.center, theirs.center, rtol=1e-5, atol=1e-6)
