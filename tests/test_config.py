@@ -1,6 +1,8 @@
 """The configuration: what is composed, what is refused and with which words, and what follows from it."""
 
+import ast
 import copy
+import functools
 import json
 import random
 import re
@@ -10,6 +12,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
+from solo_ext.data.config import PARTS_WITH_PROB
 from solo_ext.errors import ConfigError
 from solo_ext.methods import METHODS
 from solo_ext.momentum import IntraMomentum
@@ -31,8 +34,14 @@ SHIPPED = sorted(f for kind in ("pretrain", "linear") for f in SCRIPTS.glob(f"{k
 CIFAR = SCRIPTS / "pretrain" / "cifar10"
 
 
+@functools.cache
+def composed(file: Path) -> dict:
+    return OmegaConf.to_container(compose(file.parent, file.name))
+
+
 def shipped(file: Path, *overrides: str):
-    return resolve(compose(file.parent, file.name, overrides), file.parts[-3])
+    raw = compose(file.parent, file.name, overrides) if overrides else composed(file)
+    return resolve(raw, file.parts[-3])
 
 
 def cifar(name: str, *overrides: str):
@@ -60,145 +69,317 @@ def leaves(node, at: str = "") -> dict:
 
 # What is shipped.
 
+FRAMEWORKS = ("byol", "dino", "mocov2plus", "mocov3", "ressl", "simclr", "simsiam")
+FOLDERS = ("fashion_mnist_mini", "cifar10", "cifar100", "imagenet-100", "imagenet")
+
+
+@functools.cache
+def recipe(kind: str, folder: str, name: str) -> dict:
+    """{full key: value} of a shipped YAML, resolved."""
+    return leaves(OmegaConf.to_container(shipped(SCRIPTS / kind / folder / f"{name}.yaml")))
+
+
+def differing(one: dict, other: dict) -> set[str]:
+    return {key for key in one.keys() | other.keys() if one.get(key) != other.get(key)}
+
 
 def test_every_method_and_dataset_has_its_scripts():
     names = {(f.parts[-3], f.parts[-2], f.stem) for f in SHIPPED}
     methods = {method for method in METHODS if method != "res_moco"}  # an alias
-    datasets = ("fashion_mnist_mini", "cifar10", "cifar100")
-    own_images = {("pretrain", "custom", method) for method in ("byol", "projector_ema_byol")}
-    assert names == {(kind, d, m) for kind in ("pretrain", "linear") for d in datasets for m in methods} | own_images
+    vits = {("pretrain", "imagenet-100", name) for name in ("mocov3_vit", "res_mocov3_vit", "dino_vit")}
+    own_images = {("pretrain", "custom", method) for method in methods}
+    assert (
+        names == {(kind, d, m) for kind in ("pretrain", "linear") for d in FOLDERS for m in methods} | own_images | vits
+    )
+    assert methods == {variant + name for variant in ("", "projector_ema_", "res_") for name in FRAMEWORKS}
     assert all(file.with_suffix(".sh").is_file() for file in SHIPPED)
 
 
 @pytest.mark.parametrize("file", SHIPPED, ids=lambda f: "/".join(f.parts[-3:]))
-def test_shipped_yaml_resolves_to_what_its_path_says_and_parsing_again_changes_nothing(file):
-    cfg = shipped(file)
-    assert cfg.data.dataset == file.parts[-2]
-    assert file.stem == (cfg.method if file.parts[-3] == "pretrain" else cfg.pretrain_method)
-    assert cfg.devices == 1 and cfg.accelerator == "auto" and not cfg.wandb.enabled
-
-    kind, plain = file.parts[-3], OmegaConf.to_container(cfg)
-    args_json = json.loads(json.dumps(plain))
-    assert args_json == plain
-    assert OmegaConf.to_container(resolve(args_json, kind)) == plain
-    assert OmegaConf.to_container(resolve(OmegaConf.create(to_yaml(cfg)), kind)) == plain
+def test_shipped_yaml_resolves_to_what_its_path_says(file):
+    kind, folder = file.parts[-3:-1]
+    cfg = recipe(kind, folder, file.stem)
+    assert cfg["data.dataset"] == folder.replace("-", "")
+    assert file.stem.removesuffix("_vit") == cfg["method" if kind == "pretrain" else "pretrain_method"]
+    assert cfg["accelerator"] == "auto" and not cfg["wandb.enabled"]
+    several = kind == "pretrain" and folder.startswith("imagenet")
+    assert (cfg["devices"] > 1, cfg["strategy"] == "ddp", cfg["sync_batchnorm"]) == (several,) * 3
 
     script = file.with_suffix(".sh").read_text().splitlines()
     assert len(script) == 2 and f"solo-ext {kind} " in script[1] and script[1].endswith(f'{file.name} "$@"')
 
 
-PAPER_A = {
-    "max_epochs": 200,
-    "momentum.schedule": "constant",
-    "momentum.base_tau": 0.99,
-    "momentum.classifier": False,
-    "optimizer.effective_lr": 1.0,
-    "optimizer.classifier_lr": 0.1,
-    "optimizer.weight_decay": 1e-5,
-    "optimizer.kwargs.clip_lr": True,
-    "method_kwargs.loss_scale": "solo",
-    "augmentations.0.rrc.crop_min_scale": 0.08,
-    "augmentations.0.gaussian_blur.prob": 0.0,
-}
-PAPER_B = {
-    "max_epochs": 1000,
-    "momentum.schedule": "cosine",
-    "momentum.base_tau": 0.996,
-    "momentum.final_tau": 1.0,
-    "optimizer.effective_lr": 0.3,
-    "optimizer.classifier_lr": 0.3,
-    "optimizer.weight_decay": 1e-6,
-    "optimizer.kwargs.clip_lr": False,
-    "method_kwargs.loss_scale": "paper",
-    "method_kwargs.temperature": 0.2,
-    "augmentations.0.rrc.crop_min_scale": 0.2,
-    "augmentations.0.gaussian_blur.prob": 1.0,
-    "augmentations.1.gaussian_blur.prob": 0.1,
-}
-BOTH = {
-    "optimizer.name": "lars",
-    "optimizer.batch_size": 256,
-    "optimizer.kwargs.eta": 0.02,
-    "optimizer.kwargs.exclude_bias_n_norm": True,
+@pytest.mark.parametrize("name", [m for m in METHODS if m != "res_moco"])
+@pytest.mark.parametrize("kind", ["pretrain", "linear"])
+def test_parsing_again_changes_nothing(kind, name):
+    cfg = shipped(SCRIPTS / kind / "imagenet-100" / f"{name}.yaml")
+    plain = OmegaConf.to_container(cfg)
+    args_json = json.loads(json.dumps(plain))
+    assert args_json == plain
+    assert OmegaConf.to_container(resolve(args_json, kind)) == plain
+    assert OmegaConf.to_container(resolve(OmegaConf.create(to_yaml(cfg)), kind)) == plain
+
+
+def table(text: str) -> dict[str, dict]:
+    """{column: {full key: value}} of a table; `-`: the key is not there."""
+    head, *rows = [line.split() for line in text.strip().splitlines()]
+    columns = {name: {} for name in head}
+    for key, *cells in rows:
+        for name, cell in zip(head, cells, strict=True):
+            number = cell[0].isdigit() or cell in ("True", "False")
+            columns[name][key] = None if cell == "-" else ast.literal_eval(cell) if number else cell
+    return columns
+
+
+# Values of the papers and, where they are silent, of solo-learn's scripts of September 2022.
+CIFAR_VALUES = table("""
+                                         byol  dino  mocov2plus  mocov3  ressl  simclr  simsiam
+    optimizer.name                       lars  lars  sgd         lars    sgd    lars    sgd
+    optimizer.lr                         1.0   0.3   0.3         0.3     0.05   0.4     0.5
+    optimizer.classifier_lr              0.1   0.1   0.3         0.3     0.1    0.1     0.1
+    optimizer.weight_decay               1e-5  1e-6  1e-4        1e-6    1e-4   1e-5    1e-5
+    optimizer.kwargs.eta                 0.02  0.02  -           0.02    -      0.02    -
+    optimizer.kwargs.clip_lr             True  True  -           False   -      True    -
+    optimizer.kwargs.exclude_bias_n_norm True  True  -           True    -      True    -
+    method_kwargs.proj_hidden_dim        4096  2048  2048        4096    4096   2048    2048
+    method_kwargs.proj_output_dim        256   256   128         256     256    256     2048
+    method_kwargs.pred_hidden_dim        4096  -     -           4096    -      -       512
+    method_kwargs.temperature            -     -     0.2         0.2     -      0.2     -
+    method_kwargs.temperature_q          -     -     -           -       0.1    -       -
+    method_kwargs.temperature_k          -     -     -           -       0.04   -       -
+    method_kwargs.queue_size             -     -     32768       -       65536  -       -
+    method_kwargs.num_prototypes         -     4096  -           -       -      -       -
+    method_kwargs.loss_scale             solo  solo  solo        paper   solo   solo    solo
+    backbone.name    resnet18 resnet18 resnet18 resnet18 resnet18 resnet18 resnet18
+    backbone.kwargs.zero_init_residual   -     -     -           -       -      -       True
+    optimizer.batch_size                 256   256   256         256     256    256     256
+    devices                              1     1     1           1       1      1       1
+    accumulate_grad_batches              1     1     1           1       1      1       1
+""")
+IMAGENET100_CHANGES = table("""
+                                         byol  dino  mocov2plus  mocov3  ressl  simclr  simsiam
+    optimizer.lr                         0.5   0.3   0.3         0.3     0.3    0.3     0.5
+    optimizer.classifier_lr              0.1   0.1   0.3         0.3     0.1    0.3     0.1
+    optimizer.weight_decay               1e-5  1e-6  1e-4        1e-6    1e-4   1e-4    1e-5
+    method_kwargs.proj_output_dim        256   256   128         256     256    128     2048
+    method_kwargs.pred_hidden_dim        8192  -     -           4096    -      -       512
+    method_kwargs.queue_size             -     -     65536       -       65536  -       -
+    optimizer.batch_size                 128   128   128         128     128    128     128
+    devices                              2     2     2           2       2      2       2
+""")
+IMAGENET_CHANGES = table("""
+                                         byol  dino  mocov2plus  mocov3  ressl  simclr  simsiam
+    optimizer.lr                         0.45  0.3   0.3         0.45    0.3    0.3     0.5
+    optimizer.classifier_lr              0.2   0.1   0.4         0.3     0.1    0.3     0.1
+    optimizer.weight_decay               1e-6  1e-6  3e-5        1.5e-6  1e-4   1e-4    1e-5
+    optimizer.kwargs.eta                 0.001 0.02  -           0.002   -      0.02    -
+    optimizer.kwargs.clip_lr             False True  -           False   -      True    -
+    method_kwargs.pred_hidden_dim        4096  -     -           4096    -      -       512
+    method_kwargs.temperature            -     -     0.1         0.2     -      0.2     -
+    backbone.name    resnet50 resnet50 resnet50 resnet50 resnet50 resnet50 resnet50
+    optimizer.batch_size                 128   128   128         256     128    128     128
+    devices                              2     2     2           4       2      2       2
+    accumulate_grad_batches              16    1     1           1       1      1       1
+""")
+
+
+def values_of(folder: str, framework: str) -> dict:
+    values = dict(CIFAR_VALUES[framework])
+    if folder.startswith("imagenet"):
+        values |= IMAGENET100_CHANGES[framework]
+    if folder == "imagenet":
+        values |= IMAGENET_CHANGES[framework]
+    return values
+
+
+SCHEDULE = {
     "scheduler.name": "warmup_cosine",
     "scheduler.warmup_epochs": 10,
     "scheduler.warmup_start_lr": 3e-5,
-    "method_kwargs.proj_hidden_dim": 4096,
-    "method_kwargs.proj_output_dim": 256,
-    "method_kwargs.pred_hidden_dim": 4096,
-    "augmentations.0.color_jitter.saturation": 0.2,
-    "augmentations.0.solarization.prob": 0.0,
-    "augmentations.1.solarization.prob": 0.2,
-    "augmentations.1.crop_size": 32,
-    "backbone.name": "resnet18",
-    "data.num_large_crops": 2,
+    "scheduler.min_lr": 0,
+    "optimizer.exclude_bias_n_norm_wd": False,
+    "momentum.classifier": False,
+    "momentum.buffers": "own",
+    "momentum.inter": True,
+    "precision": "16-mixed",
     "seed": 5,
 }
+DINO = {
+    "method_kwargs.student_temperature": 0.1,
+    "method_kwargs.teacher_temperature": 0.07,
+    "method_kwargs.warmup_teacher_temperature": 0.04,
+    "method_kwargs.warmup_teacher_temperature_epochs": 50,
+    "method_kwargs.freeze_last_layer": 1,
+    "method_kwargs.norm_last_layer": True,
+    "method_kwargs.use_bn_in_head": False,
+    "method_kwargs.clip_grad": 0,
+}
+RESIDUAL = {"intra.weight": 1, "intra.distance": "cosine", "intra.target": "predictor", "intra.every": None}
 
 
-@pytest.mark.parametrize("dataset", ["cifar10", "cifar100"])
-@pytest.mark.parametrize(
-    "name, values",
-    [
-        ("byol", PAPER_A),
-        ("projector_ema_byol", PAPER_A),
-        ("mocov3", PAPER_B),
-        ("res_mocov3", PAPER_B),
-        (
-            "res_byol",
-            PAPER_A
-            | {
-                "max_epochs": 1000,
-                "momentum.schedule": "cosine",
-                "momentum.base_tau": 0.996,
-                "method_kwargs.loss_scale": "paper",
-            },
-        ),
-    ],
-)
-def test_cifar_has_the_papers_values(dataset, name, values):
-    cfg = leaves(OmegaConf.to_container(shipped(SCRIPTS / "pretrain" / dataset / f"{name}.yaml")))
-    want = {**BOTH, **values, "data.num_classes": 10 if dataset == "cifar10" else 100}
-    assert {key: cfg[key] for key in want} == want
+def teacher(epochs: int, schedule: str, base: float, final: float | None = None) -> dict:
+    values = {"max_epochs": epochs, "momentum.schedule": schedule, "momentum.base_tau": base}
+    return values if final is None else values | {"momentum.final_tau": final}
 
 
-@pytest.mark.parametrize("dataset", ["fashion_mnist_mini", "cifar10", "cifar100"])
-@pytest.mark.parametrize(
-    "name, baseline, differs",
-    [
-        ("projector_ema_byol", "byol", {"name", "method", "momentum.stages"}),
-        ("res_mocov3", "mocov3", {"name", "method", "intra.weight"}),
-    ],
-)
-def test_a_variant_differs_from_its_baseline_by_its_idea_only(dataset, name, baseline, differs):
-    folder = SCRIPTS / "pretrain" / dataset
-    one, other = (leaves(OmegaConf.to_container(shipped(folder / f"{n}.yaml"))) for n in (name, baseline))
-    assert {key for key in one.keys() | other.keys() if one.get(key) != other.get(key)} == differs
+PAPER_A = teacher(200, "constant", 0.99)
+PAPER_B = teacher(1000, "cosine", 0.996, 1)
+PAPER_B_IMAGENET = teacher(200, "cosine", 0.99, 1)
 
 
-def test_linear_recipe_is_solo_learns():
-    cfg = shipped(SCRIPTS / "linear" / "cifar100" / "res_byol.yaml")
-    assert (cfg.optimizer.name, cfg.optimizer.lr, cfg.optimizer.weight_decay) == ("sgd", 0.3, 0)
-    assert (cfg.max_epochs, cfg.scheduler.name, list(cfg.scheduler.lr_decay_steps)) == (100, "step", [60, 80])
+def epochs_and_tau(folder: str, framework: str, residual: bool) -> dict:
+    if residual or framework == "mocov3":
+        return PAPER_B_IMAGENET if folder == "imagenet" else PAPER_B
+    if folder == "imagenet" and framework in ("byol", "mocov2plus"):  # solo-learn's own
+        return teacher(100, "cosine", 0.99, 1 if framework == "byol" else 0.999)
+    return PAPER_A
 
 
-# solo-learn's own YAMLs.
+# preset -> per view: least crop, (brightness, contrast, saturation, hue), probability of jitter, blur, solarization
+MILD, WEAK, STRONG = (0.4, 0.4, 0.2, 0.1), (0.4, 0.4, 0.4, 0.1), (0.8, 0.8, 0.8, 0.2)
+VIEWS = {
+    "C-asym": [(0.08, MILD, 0.8, 0, 0), (0.08, MILD, 0.8, 0, 0.2)],
+    "C-table8": [(0.2, MILD, 0.8, 1, 0), (0.2, MILD, 0.8, 0.1, 0.2)],
+    "C-weak": [(0.08, WEAK, 0.8, 0, 0)] * 2,
+    "C-sym": [(0.08, STRONG, 0.8, 0, 0)] * 2,
+    "C-ressl": [(0.08, MILD, 0.8, 0, 0), (0.08, None, 0, 0, 0)],
+    "I-asym": [(0.08, MILD, 0.8, 1, 0), (0.08, MILD, 0.8, 0.1, 0.2)],
+    "I-table9": [(0.2, MILD, 0.8, 1, 0), (0.2, MILD, 0.8, 0.1, 0.2)],
+    "I-weak": [(0.08, WEAK, 0.8, 0.5, 0)] * 2,
+    "I-sym": [(0.08, STRONG, 0.8, 0.5, 0)] * 2,
+    "I-ressl": [(0.08, WEAK, 0.8, 0.5, 0), (0.08, None, 0, 0, 0)],
+}
+PRESETS = {"byol": "asym", "dino": "asym", "mocov2plus": "weak", "ressl": "ressl", "simclr": "sym", "simsiam": "weak"}
 
 
-@pytest.mark.parametrize("wandb", ["private", "mhug"])
-@pytest.mark.parametrize(
-    "name", ["pretrain/cifar/byol", "pretrain/cifar/mocov3", "linear/imagenet-100/byol", "linear/imagenet/byol"]
-)
-def test_solo_learns_yaml_runs_unchanged(solo_learn, name, wandb):
-    file, kind = solo_learn / "scripts" / f"{name}.yaml", name.partition("/")[0]
-    raw = compose(file.parent, file.name, [f"wandb={wandb}"])
-    if kind == "linear":
-        raw.data.format = "image_folder"  # these ask for DALI
-    cfg = leaves(OmegaConf.to_container(resolve(raw, kind)))
-    said = {key: None if value == "None" else value for key, value in leaves(OmegaConf.to_container(raw)).items()}
-    assert {key: cfg[key] for key in said} == said
-    if kind == "pretrain":
-        assert (cfg["momentum.stages"], cfg["momentum.schedule"], cfg["intra.weight"]) == ("full", "cosine", 0)
+def preset(folder: str, framework: str) -> str:
+    if framework == "mocov3":
+        return "C-table8" if folder.startswith("cifar") else "I-table9"
+    if (folder, framework) == ("imagenet", "mocov2plus"):
+        return "I-asym"
+    return ("C-" if folder.startswith("cifar") else "I-") + PRESETS[framework]
+
+
+def assert_views(cfg: dict, name: str) -> None:
+    found = []
+    for i in range(2):
+        at = f"augmentations.{i}."
+        if at + "num_crops" not in cfg:
+            break
+        parts = {key.removeprefix(at): value for key, value in cfg.items() if key.startswith(at)}
+        jitter = tuple(parts[f"color_jitter.{part}"] for part in ("brightness", "contrast", "saturation", "hue"))
+        blur, solarize = parts["gaussian_blur.prob"], parts["solarization.prob"]
+        prob = parts["color_jitter.prob"]
+        found += [(parts["rrc.crop_min_scale"], jitter if prob else None, prob, blur, solarize)] * parts["num_crops"]
+        size = 32 if name.startswith("C-") else 224
+        assert (parts["rrc.crop_max_scale"], parts["crop_size"], parts["rrc.enabled"]) == (1, size, True)
+        assert (parts["horizontal_flip.prob"], parts["grayscale.prob"], parts["equalization.prob"]) == (0.5, 0.2, 0)
+    assert found == VIEWS[name]
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+@pytest.mark.parametrize("folder", ["cifar10", "cifar100", "imagenet-100", "imagenet"])
+def test_values_of_the_papers(folder, framework):
+    values = values_of(folder, framework) | SCHEDULE
+    images = values["optimizer.batch_size"] * values["devices"] * values["accumulate_grad_batches"]
+    values["optimizer.effective_lr"] = pytest.approx(values["optimizer.lr"] * images / 256)
+    values["data.num_classes"] = {"cifar10": 10, "imagenet": 1000}.get(folder, 100)
+    values |= DINO if framework == "dino" else {}
+    whole = "none" if framework in ("simclr", "simsiam") else "full"
+    for name, own in {
+        framework: {"momentum.stages": whole, "intra.weight": 0},
+        f"projector_ema_{framework}": {"momentum.stages": "projector", "intra.weight": 0},
+        f"res_{framework}": {"momentum.stages": "full", "method_kwargs.loss_scale": "paper", **RESIDUAL},
+    }.items():
+        cfg = recipe("pretrain", folder, name)
+        want = values | epochs_and_tau(folder, framework, name.startswith("res_")) | own
+        assert {key: cfg.get(key) for key in want} == want, name
+        assert_views(cfg, preset(folder, framework))
+
+
+def test_values_of_the_vits():
+    vits = table("""
+                             mocov3_vit  res_mocov3_vit  dino_vit
+    backbone.name            vit_small   vit_small       vit_tiny
+    optimizer.name           adamw       adamw           adamw
+    optimizer.effective_lr   3e-4        3e-4            2.5e-3
+    optimizer.classifier_lr  3e-4        3e-4            3e-3
+    optimizer.weight_decay   0.1         0.1             1e-4
+    optimizer.batch_size     128         128             64
+    devices                  2           2               2
+    scheduler.warmup_epochs  40          40              10
+    scheduler.warmup_start_lr 3e-5       3e-5            1e-6
+    momentum.base_tau        0.996       0.996           0.9995
+    momentum.schedule        cosine      cosine          cosine
+    max_epochs               1000        1000            400
+    method_kwargs.proj_hidden_dim 4096   4096            2048
+    method_kwargs.num_prototypes  -      -               65536
+    method_kwargs.norm_last_layer -      -               False
+    """)
+    for name, want in vits.items():
+        cfg = recipe("pretrain", "imagenet-100", name)
+        assert {key: cfg.get(key) for key in want} == want, name
+        assert_views(cfg, "I-asym")
+
+
+TEACHER = {"max_epochs", "momentum.base_tau", "momentum.final_tau", "momentum.schedule", "method_kwargs.loss_scale"}
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+@pytest.mark.parametrize("folder", [*FOLDERS, "custom"])
+def test_a_variant_differs_from_its_baseline_by_its_idea_only(folder, framework):
+    baseline = recipe("pretrain", folder, framework)
+    projector = differing(baseline, recipe("pretrain", folder, f"projector_ema_{framework}"))
+    assert projector == {"name", "method", "momentum.stages"}
+    residual = differing(baseline, recipe("pretrain", folder, f"res_{framework}"))
+    idea = {"name", "method", "intra.weight"}
+    if framework in ("simclr", "simsiam"):
+        idea.add("momentum.stages")
+    may = set() if framework == "mocov3" else TEACHER
+    assert idea <= residual <= idea | may
+    if folder in ("fashion_mnist_mini", "custom"):
+        assert residual - idea <= {"method_kwargs.loss_scale"}
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+def test_both_cifar_sets_have_the_same_values(framework):
+    for kind in ("pretrain", "linear"):
+        differs = differing(recipe(kind, "cifar10", framework), recipe(kind, "cifar100", framework))
+        assert differs == {"name", "data.dataset", "data.num_classes"}
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+def test_mini_recipes_compare(framework):
+    """One optimizer, teacher and image distribution for all, so that methods compare; queues hold whole batches."""
+    byol, cfg = recipe("pretrain", "fashion_mnist_mini", "byol"), recipe("pretrain", "fashion_mnist_mini", framework)
+    apart = {key for key in differing(byol, cfg) if not key.startswith(("method_kwargs.", "augmentations."))}
+    assert apart <= {"name", "method", "momentum.stages"}
+    assert cfg.get("method_kwargs.queue_size", 0) % cfg["optimizer.batch_size"] == 0
+    if framework == "ressl":
+        assert {cfg[f"augmentations.1.{part}.prob"] for part in PARTS_WITH_PROB} == {0, 0.5}
+        assert cfg["augmentations.1.horizontal_flip.prob"] == 0.5
+    else:
+        assert not any(key.startswith("augmentations.") for key in differing(byol, cfg))
+
+
+LINEAR_LR = {"byol": 0.3, "dino": 0.3, "mocov2plus": 3, "mocov3": 0.3, "ressl": 3, "simclr": 1, "simsiam": 30}
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+@pytest.mark.parametrize("folder", [folder for folder in FOLDERS if folder != "fashion_mnist_mini"])
+def test_linear_recipe_is_solo_learns(folder, framework):
+    want = {
+        "optimizer.name": "sgd",
+        "optimizer.effective_lr": 0.1 if (folder, framework) == ("imagenet", "byol") else LINEAR_LR[framework],
+        "optimizer.weight_decay": 0,
+        "max_epochs": 100,
+        "scheduler.name": "step",
+        "scheduler.lr_decay_steps": [60, 80],
+        "backbone.name": "resnet50" if folder == "imagenet" else "resnet18",
+    }
+    for variant in ("", "projector_ema_", "res_"):
+        cfg = recipe("linear", folder, variant + framework)
+        assert {key: cfg[key] for key in want} == want
 
 
 # Composing.
@@ -248,7 +429,7 @@ def test_a_key_that_names_a_group_of_files_selects_one(tmp_path):
         (CIFAR.with_name("cifr10"), "byol", ["no folder", f"did you mean '{CIFAR}'"]),
         (SCRIPTS / "pretran" / "cifar10", "byol", ["no folder", f"did you mean '{CIFAR}'"]),
         (CIFAR, "byo", ["no file", f"did you mean '{CIFAR / 'byol.yaml'}'"]),
-        (CIFAR, "simclr.yaml", ["no file", "simclr.yaml"]),
+        (CIFAR, "swav.yaml", ["no file", "swav.yaml"]),
     ],
 )
 def test_missing_file(folder, name, words):
@@ -477,7 +658,7 @@ def test_linear_lr_leaves_the_accumulation_out():
 @pytest.mark.parametrize("method", METHODS)
 def test_what_the_method_declares_is_in_the_configuration(method):
     cls = METHODS[method]
-    cfg = cifar("mocov3" if "moco" in method else "byol", f"method={method}", "~method_kwargs.loss_scale")
+    cfg = cifar("mocov3", f"method={method}", "~method_kwargs")
     assert cfg.momentum.stages == cls.teacher_stages
     assert IntraMomentum(**cfg.intra) == cls.intra
     assert cfg.method_kwargs.loss_scale == cls.loss_scale

@@ -28,7 +28,7 @@ class ReSSL(QueuedMethod):
         weak_probe: bool = True
 
     loss_name = "train_ressl_loss"
-    unused_kwargs = ("pred_hidden_dim",)
+    unused_kwargs = ("base_tau_momentum", "final_tau_momentum", "momentum_classifier")
     query_views = (0,)
     target_views = (1,)
 

@@ -1,0 +1,2 @@
+#!/usr/bin/env bash
+exec solo-ext linear --config-path "$(dirname "$0")" --config-name res_mocov2plus.yaml "$@"
