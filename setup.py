@@ -5,6 +5,7 @@ from setuptools import find_packages, setup
 EXTRAS = {
     "dali": ["nvidia-dali-cuda120>=1.40"],
     "h5": ["h5py>=3.10"],
+    "slurm": ["hydra-submitit-launcher>=1.2"],
     "viz": ["matplotlib>=3.8", "tensorboard>=2.16"],
 }
 EXTRAS["dev"] = [*EXTRAS["viz"], "pytest>=8", "pytest-xdist>=3.5", "ruff==0.17.6"]

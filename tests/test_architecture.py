@@ -29,6 +29,18 @@ LAYERS = {  # package -> what it may import from this project, besides itself, e
         "analysis",
         "zoo",
     },
+    "studies": {
+        "losses",
+        "networks",
+        "optim",
+        "momentum",
+        "data",
+        "evaluation",
+        "methods",
+        "analysis",
+        "zoo",
+        "runtime",
+    },
 }
 
 

@@ -70,7 +70,7 @@ def test_help_of_a_command(run, name):
     "argv, words",
     [
         (["pretran"], "did you mean 'pretrain'"),
-        (["fly"], "one of pretrain, linear"),
+        (["fly"], "one of pretrain, plan, linear"),
         (["pretrain"], "which YAML?"),
         (["pretrain", "max_epochs=3"], "which YAML?"),
         (["pretrain", BYOL, "seed"], "'seed' is not an override"),

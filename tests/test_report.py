@@ -361,7 +361,7 @@ def test_many_runs_stay_apart():
 
 def test_long_series_are_thinned_to_means():
     x = np.arange(1000.0)
-    epochs, values = figures._thin(x, 2 * x)
+    epochs, values = figures.thin(x, 2 * x)
     assert len(epochs) == 400 and epochs[0] == x[:3].mean() and values[-1] == 2 * x[-2:].mean()
 
 

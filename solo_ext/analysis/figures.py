@@ -59,12 +59,13 @@ class Style:
 
 @dataclass(frozen=True)
 class Curve:
-    """Values over epochs; `steps` are (epochs, values) of single steps, drawn faintly behind."""
+    """Values over epochs; behind them, faintly, `steps`: (epochs, values) of steps, and a `band` of +- its values."""
 
     style: Style
     epochs: np.ndarray
     values: np.ndarray
     steps: tuple[np.ndarray, np.ndarray] | None = None
+    band: np.ndarray | None = None
 
 
 @dataclass
@@ -122,9 +123,13 @@ def labels(runs: Sequence[tuple[str, str | None, str]]) -> list[str]:
 def styled(runs: Sequence[Run]) -> Shown:
     """The runs with a label and a colour each, kept through all tables and figures."""
     names = labels([(run.method, run.name, run.id) for run in runs])
-    looks = [(*PALETTE[i % len(PALETTE)], DASHES[i // len(PALETTE) % len(DASHES)]) for i in range(len(runs))]
-    styles = [Style(name, f"run{i}", *look) for i, (name, look) in enumerate(zip(names, looks, strict=True))]
-    return list(zip(runs, styles, strict=True))
+    return list(zip(runs, styles(names), strict=True))
+
+
+def styles(names: Sequence[str]) -> list[Style]:
+    """A colour, and after six a dash pattern too, for each of the curves `names`."""
+    looks = [(*PALETTE[i % len(PALETTE)], DASHES[i // len(PALETTE) % len(DASHES)]) for i in range(len(names))]
+    return [Style(name, f"run{i}", *look) for i, (name, look) in enumerate(zip(names, looks, strict=True))]
 
 
 def sections(shown: Shown, untrained: Sequence[Run] = ()) -> list[Section]:
@@ -231,7 +236,7 @@ def _weight_distance(shown: Shown) -> Section:
     panels = []
     for run, look in shown:
         series = [(stage, *run.series(DISTANCE + stage.label)[1:]) for stage in ramp]
-        curves = [Curve(stage, *_thin(epochs, values)) for stage, epochs, values in series if len(values)]
+        curves = [Curve(stage, *thin(epochs, values)) for stage, epochs, values in series if len(values)]
         panels += [Panel(look.label, "", curves, run=look)] if curves else []
     _share_y(panels)
     caption = (
@@ -276,13 +281,13 @@ def _panels(shown: Shown, metrics: Mapping[str, str]) -> list[Panel]:
             _, epochs, values = run.series(metric)
             if len(values):
                 both = len(shown) <= 6 and {f"{metric}_step", f"{metric}_epoch"} <= run.metrics.keys()
-                steps = _thin(*run.series(f"{metric}_step")[1:]) if both else None
-                curves.append(Curve(look, *_thin(epochs, values), steps))
+                steps = thin(*run.series(f"{metric}_step")[1:]) if both else None
+                curves.append(Curve(look, *thin(epochs, values), steps))
         panels += [Panel(title, metric, curves)] if curves else []
     return panels
 
 
-def _thin(epochs: np.ndarray, values: np.ndarray, most: int = 400) -> tuple[np.ndarray, np.ndarray]:
+def thin(epochs: np.ndarray, values: np.ndarray, most: int = 400) -> tuple[np.ndarray, np.ndarray]:
     """At most `most` points: means of neighbouring ones."""
     if len(values) <= most:
         return epochs, values
@@ -374,6 +379,9 @@ def _draw(ax: Any, panel: Panel, last_epoch: float) -> None:
     for curve in panel.curves:
         if curve.steps:
             ax.plot(*curve.steps, color=curve.style.light, linewidth=0.5, alpha=0.4)
+        if curve.band is not None:
+            edges = curve.values - curve.band, curve.values + curve.band
+            ax.fill_between(curve.epochs, *edges, color=curve.style.light, alpha=0.15, linewidth=0)
         marker = "o" if len(curve.values) <= 2 else None
         dashes = curve.style.dash or (None, None)
         look = {"color": curve.style.light, "dashes": dashes, "marker": marker, "markersize": 3}
@@ -401,6 +409,12 @@ def svg(panel: Panel, last_epoch: float, colours: Mapping[str, str]) -> str:
     ax = figure.subplots()
     figure.subplots_adjust(left=0.14, right=0.845 if panel.gap_axis else 0.975, bottom=0.18, top=0.93)
     _draw(ax, panel, last_epoch)
+    ends = "; ".join(f"{curve.style.label} {curve.values[-1]:.4g}" for curve in panel.curves)
+    return inline(figure, colours, f"{panel.title} {panel.metric}, last values: {ends}")
+
+
+def inline(figure: Any, colours: Mapping[str, str], label: str) -> str:
+    """A matplotlib figure as an inline SVG in the page's font, its colours replaced by `colours`; `label` names it."""
     out = io.StringIO()
     figure.savefig(out, format="svg", transparent=True, metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
     text = out.getvalue()
@@ -409,14 +423,12 @@ def svg(panel: Panel, last_epoch: float, colours: Mapping[str, str]) -> str:
     text = re.sub(r' id="[a-z]\w*_\d+"', "", text)  # axes_1 and the like, which would come once per panel
     text = re.sub(r"font: ([\d.]+)px [^;\"]*", r"font-size: \1px", text)
     text = re.sub(r"#[0-9a-f]{6}(?=[;\"])", lambda match: colours.get(match[0], match[0]), text)
-    ends = "; ".join(f"{curve.style.label} {curve.values[-1]:.4g}" for curve in panel.curves)
-    label = html.escape(f"{panel.title} {panel.metric}, last values: {ends}")
     box = re.search(r'viewBox="[^"]*"', text)[0]
-    return re.sub(r"<svg[^>]*>", lambda _: f'<svg role="img" aria-label="{label}" {box}>', text, count=1)
+    return re.sub(r"<svg[^>]*>", lambda _: f'<svg role="img" aria-label="{html.escape(label)}" {box}>', text, count=1)
 
 
 def png(panels: Sequence[Panel], legend: Sequence[Style], last_epoch: float, path: Path) -> None:
-    """The panels, three to a row, under one legend."""
+    """The panels, three to a row, under one legend, as the PNG or SVG file `path`."""
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
@@ -436,4 +448,12 @@ def png(panels: Sequence[Panel], legend: Sequence[Style], last_epoch: float, pat
     for text, look in zip(box.get_texts(), legend, strict=True):  # a name may look like mathematics
         text.set_parse_math(False)
         text.set_text(look.label)
-    figure.savefig(path, metadata={"Software": f"solo_ext {solo_ext.__version__}"})
+    save(figure, path)
+
+
+def save(figure: Any, path: Path) -> None:
+    """Writes a matplotlib figure as the PNG or SVG file `path`."""
+    author = {".png": {"Software": f"solo_ext {solo_ext.__version__}"}, ".svg": {"Date": None}}[path.suffix]
+    out = io.BytesIO()
+    figure.savefig(out, format=path.suffix[1:], metadata=author)
+    path.write_bytes(out.getvalue())

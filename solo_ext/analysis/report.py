@@ -168,21 +168,38 @@ def _write(runs: Sequence[Run], folder: Path) -> None:
         "Results": _results(shown),
         "Environment": _environment(shown),
         "Configuration": _configuration(shown),
-        **{section.title: _section(section, last_epoch, colours) for section in sections},
+        **{section.title: section_html(section, last_epoch, colours) for section in sections},
     }
-    body = [f'<section id="{_slug(heading)}"><h2>{heading}</h2>\n{text}</section>' for heading, text in parts.items()]
     methods = ", ".join(dict.fromkeys(run.method for run in runs))
+    title, facts = f"solo_ext report: {methods}", _facts([run for run, _ in trained or shown])
+    files = "The curves lie beside this page as PNG files."
+    text = page(title, "Pre-training report", facts, parts, palette, files)
+    (folder / "report.html").write_text(text, encoding="utf-8")
+
+
+def page(
+    title: str, heading: str, facts: str, parts: Mapping[str, str], palette: Mapping[str, tuple[str, str]], files: str
+) -> str:
+    """A self-contained HTML page.
+
+    Args:
+        title, heading: text. facts, files: HTML of the line below the heading, and of that at the end of the page.
+        parts: heading -> HTML of its section.
+        palette: name of a colour in the style sheet -> (light, dark).
+    """
+    body = [f'<section id="{_slug(heading)}"><h2>{heading}</h2>\n{text}</section>' for heading, text in parts.items()]
     template = string.Template(Path(__file__).with_name("assets").joinpath("report.html").read_text("utf-8"))
-    page = template.substitute(
-        title=_esc(f"solo_ext report: {methods}"),
+    return template.substitute(
+        title=_esc(title),
+        heading=_esc(heading),
         light=" ".join(f"--{var}: {light};" for var, (light, _) in palette.items()),
         dark=" ".join(f"--{var}: {dark};" for var, (_, dark) in palette.items()),
-        facts=_facts([run for run, _ in trained or shown]),
+        facts=facts,
         nav=" ".join(f'<a href="#{_slug(heading)}">{heading}</a>' for heading in parts),
         body="\n".join(body),
         version=_esc(solo_ext.__version__),
+        files=files,
     )
-    (folder / "report.html").write_text(page, encoding="utf-8")
 
 
 def _facts(runs: Sequence[Run]) -> str:
@@ -200,7 +217,7 @@ def _facts(runs: Sequence[Run]) -> str:
 def _results(shown: Shown) -> str:
     rows = []
     for (run, look), row in zip(shown, table_rows([run for run, _ in shown]), strict=True):
-        key = '<span class="key"></span>' if run.untrained else _key(look)
+        key = '<span class="key"></span>' if run.untrained else key_svg(look)
         name = f"{_breakable(look.label)}<small>{_breakable(run.name or '-')}</small>"
         cells = [f'<td data-label="{heading}">{cell(row, k)}</td>' for k, (heading, _) in COLUMNS.items()]
         cells = "".join(cells).replace(ONLINE, f"<sup>{ONLINE}</sup>")
@@ -280,7 +297,7 @@ def _protocol(given: Sequence[tuple[Style, Mapping[str, Any]]]) -> str:
 
 
 def _environment(shown: Shown) -> str:
-    known = [(_machine(run.environment), look) for run, look in shown if run.environment]
+    known = [(machine(run.environment), look) for run, look in shown if run.environment]
     if not known:
         return '<p class="caption">- (no <code>environment.json</code>)</p>'
     same, differing = compare([machine for machine, _ in known])
@@ -288,7 +305,7 @@ def _environment(shown: Shown) -> str:
     return f'<dl class="facts">{facts}</dl>\n{_differences([look for _, look in known], differing)}'
 
 
-def _machine(environment: Mapping[str, Any]) -> dict[str, Any]:
+def machine(environment: Mapping[str, Any]) -> dict[str, Any]:
     """`environment.json` in fewer words."""
     facts = dict(environment)
     packages, commit, command, gpus, before = map(facts.get, ("packages", "commit", "command", "gpus", "before"))
@@ -342,8 +359,8 @@ def _differences(looks: Sequence[Style], differing: Mapping[str, Sequence[str]])
 </tbody></table></div>"""
 
 
-def _section(section: Section, last_epoch: float, colours: Mapping[str, str]) -> str:
-    legend = "".join(f"<li>{_key(look)}{_esc(look.label)}</li>" for look in section.legend)
+def section_html(section: Section, last_epoch: float, colours: Mapping[str, str]) -> str:
+    legend = "".join(f"<li>{key_svg(look)}{_esc(look.label)}</li>" for look in section.legend)
     drawn = _lines(
         f"<figure><figcaption>{_panel_caption(panel)}</figcaption>{figures.svg(panel, last_epoch, colours)}</figure>"
         for panel in section.panels
@@ -357,12 +374,12 @@ def _section(section: Section, last_epoch: float, colours: Mapping[str, str]) ->
 
 def _panel_caption(panel: Panel) -> str:
     if panel.run:
-        return f"{_key(panel.run)}{_esc(panel.title)}"
+        return f"{key_svg(panel.run)}{_esc(panel.title)}"
     same = f", {_esc(panel.same)}" if panel.same else ""
     return f"{_esc(panel.title)}<span>{_code(panel.metric)}{same}</span>"
 
 
-def _key(look: Style) -> str:
+def key_svg(look: Style) -> str:
     """The line that stands for a curve in tables and legends."""
     dash = f' stroke-dasharray="{" ".join(f"{1.4 * x:.2g}" for x in look.dash)}"' if look.dash else ""
     line = f'<path d="M1 4H21" stroke="var(--{look.var})"{dash}/>'

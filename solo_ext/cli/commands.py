@@ -58,10 +58,14 @@ class Command:
 
 
 def _yaml_arguments(parser: argparse.ArgumentParser) -> None:
+    _yaml_words(parser)
+    _cfg_argument(parser)
+
+
+def _yaml_words(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("words", nargs="*", metavar="[FILE.yaml] key=value", help="the YAML, and what to change in it")
     parser.add_argument("-cp", "--config-path", metavar="FOLDER", help="folder of the YAML, from the current directory")
     parser.add_argument("-cn", "--config-name", metavar="NAME", help="its name; FILE.yaml is a shorter way to say both")
-    _cfg_argument(parser)
 
 
 def _cfg_argument(parser: argparse.ArgumentParser) -> None:
@@ -113,6 +117,23 @@ def _pretrain(args: argparse.Namespace) -> None:
     from solo_ext.runtime.config import resolve
 
     _start(resolve(_composed(*_yaml_and_overrides(args))), args, "pretrain")
+
+
+def _plan_arguments(parser: argparse.ArgumentParser) -> None:
+    _yaml_words(parser)
+    parser.add_argument("--no-measure", action="store_true", help="leave out time and memory, which take a minute")
+    parser.add_argument("--json", action="store_true", help="print JSON, with the name of every tensor")
+
+
+def _plan(args: argparse.Namespace) -> None:
+    import dataclasses
+    import json
+
+    from solo_ext.runtime.config import resolve
+    from solo_ext.runtime.plan import plan
+
+    found = plan(resolve(_composed(*_yaml_and_overrides(args))), measure=not args.no_measure)
+    print(json.dumps(dataclasses.asdict(found), indent=1) if args.json else found)
 
 
 def _linear(args: argparse.Namespace) -> None:
@@ -176,6 +197,38 @@ def _demo(args: argparse.Namespace) -> None:
     demo(overrides, args.out)
 
 
+def _study_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "words", nargs="*", metavar="FILE.yaml key=value", help="the study, and what to change in all runs"
+    )
+    parser.add_argument(
+        "--out", metavar="FOLDER", help="where all goes (default: studies/<folder>-<name of the study>)"
+    )
+    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="local processes at a time (default: 1)")
+    parser.add_argument("--launcher", metavar="NAME", help="submitit_slurm or submitit_local: Hydra's launcher runs it")
+    parser.add_argument("--dry-run", action="store_true", help="print the runs and their state, and stop")
+
+
+def _study(args: argparse.Namespace) -> None:
+    file, words = _yaml_and_overrides(args)
+    settings = [word for word in words if word.lstrip("+~").startswith("hydra.")]
+    if file is None:
+        raise ConfigError("which study? name its YAML, as in solo-ext study scripts/studies/projector_ema/table3.yaml")
+    if args.jobs < 1:
+        raise ConfigError(f"--jobs must be at least 1, not {args.jobs}")
+    if settings and not args.launcher:
+        raise ConfigError(f"'{settings[0]}' is a launcher's; say which with --launcher submitit_slurm")
+    from solo_ext.studies.run import dry_run, run_study
+    from solo_ext.studies.study import load_study
+
+    study = load_study(file, [word for word in words if word not in settings])
+    out = args.out or Path("studies") / f"{file.absolute().parent.name}-{file.stem}"
+    if args.dry_run:
+        dry_run(study, out)
+    elif run_study(study, out, args.jobs, args.launcher, settings):
+        raise SystemExit(1)
+
+
 _COMMANDS = (
     Command(
         "pretrain",
@@ -191,6 +244,22 @@ Trains an encoder without labels. The run's checkpoints, metrics and configurati
         ),
         _yaml_arguments,
         _pretrain,
+    ),
+    Command(
+        "plan",
+        "say what a pre-training will cost and do, before it runs",
+        f"""\
+Prints what the YAML's pre-training consists of: parameters, the teacher's tensors and their tau, passes through
+the backbone, steps, learning rate; time and memory of a step, measured on synthetic images on the device at
+hand; and warnings. It needs neither the data nor the hardware that the YAML names, and writes nothing.
+
+{OVERRIDES}""",
+        (
+            "plan scripts/pretrain/cifar10/byol.yaml momentum.stages=[block4,projector]",
+            "plan scripts/pretrain/cifar10/byol.yaml --no-measure --json",
+        ),
+        _plan_arguments,
+        _plan,
     ),
     Command(
         "linear",
@@ -233,6 +302,29 @@ teacher, tau, learning rate, throughput.""",
         ),
         _report_arguments,
         _report,
+    ),
+    Command(
+        "study",
+        "run a table or figure of a paper, and set it beside the printed one",
+        f"""\
+Runs what a study still lacks: each cell and seed is a run of its own in <out>/runs, with its output in
+<out>/logs. After each, <out>/study.md, study.html and study.png set ours (mean, standard deviation, number of
+runs) beside the paper's. Ctrl-C or SIGTERM lets the runs save; the same command goes on where it stopped.
+
+seeds=[0,1,2] runs each cell with each seed; dataset=NAME (or data.dataset=NAME) takes that data set's recipes,
+to which the study's own overrides still apply, unless others follow on the command line. What a cell varies
+cannot be overridden.
+
+With --launcher submitit_slurm, Hydra's launcher hands all runs to SLURM; hydra.launcher.* are its settings.
+Runs that are out of time are queued again.
+
+{OVERRIDES}""",
+        (
+            "study scripts/studies/projector_ema/table3.yaml dataset=fashion_mnist_mini seeds=[0,1,2] --jobs 2",
+            "study scripts/studies/residual/table2.yaml --launcher submitit_slurm hydra.launcher.partition=gpu",
+        ),
+        _study_arguments,
+        _study,
     ),
     Command(
         "demo",

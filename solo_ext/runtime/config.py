@@ -17,6 +17,7 @@ from lightning.pytorch.strategies import StrategyRegistry
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from solo_ext.analysis.gradients import GradientsConfig
 from solo_ext.data.config import AugmentationConfig, DataConfig, count_crops
 from solo_ext.data.datasets import dataset_info
 from solo_ext.errors import ConfigError, nearest
@@ -131,6 +132,7 @@ class PretrainConfig(_Training):
     momentum: MomentumConfig
     intra: IntraMomentum
     gap: GapConfig = field(default_factory=GapConfig)
+    gradients: GradientsConfig = field(default_factory=GradientsConfig)
     augmentations: list[AugmentationConfig]
     knn_eval: KNNConfig = field(default_factory=KNNConfig)
 
@@ -228,7 +230,7 @@ def resolve(raw: DictConfig | Mapping[str, Any], kind: str = "pretrain") -> Dict
             method = _method(given)
             for section, defaults in OmegaConf.to_container(method.defaults()).items():
                 _fill(given, section, defaults)
-            _warn_unused(given, [f"method_kwargs.{key}" for key in getattr(method, "unused_kwargs", ())])
+            _warn_unused(given, [f"method_kwargs.{key}" for key in method.unused_kwargs])
             kwargs = build(method.Kwargs, given["method_kwargs"], "method_kwargs")
         config = build(schema, {key: value for key, value in given.items() if key not in hints})
     except UnknownKey as error:

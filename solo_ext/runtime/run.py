@@ -26,6 +26,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
+from solo_ext.analysis.gradients import GradientMonitor
 from solo_ext.data.modules import ClassificationData, ImageData, PretrainData
 from solo_ext.errors import CheckpointError, ConfigError, NonFiniteError, SoloExtError
 from solo_ext.evaluation.features import extract_features
@@ -130,11 +131,11 @@ def pretrain(cfg: DictConfig) -> RunResult:
     cfg = _prepare(cfg, data)
     method = METHODS[cfg.method](cfg)
     _check_sizes(method.backbone, cfg)
-    knn = []
+    callbacks: list[pl.Callback] = [GradientMonitor(cfg.gradients.every)] if cfg.gradients.enabled else []
     if cfg.knn_eval.enabled and data.val_set is not None:
         loaders = data.bank_dataloader(), data.val_dataloader()
-        knn = [OnlineKNN(*loaders, cfg.knn_eval, not cfg.performance.disable_channel_last)]
-    result = _fit(cfg, method, data, _runs(cfg) / cfg.method, knn)
+        callbacks.append(OnlineKNN(*loaders, cfg.knn_eval, not cfg.performance.disable_channel_last))
+    result = _fit(cfg, method, data, _runs(cfg) / cfg.method, callbacks)
     _say(result, ("val_acc1", "val_knn1", "val_knn20", "gap_sim"))
     return result
 

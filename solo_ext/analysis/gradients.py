@@ -1,0 +1,89 @@
+"""How strongly the loss pulls at each part of the network over training (paper A, Sec. 4 and Fig. 5)."""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor, nn
+
+from solo_ext.methods import Method
+from solo_ext.networks import stage_row
+from solo_ext.schema import check_integer
+
+
+@dataclass
+class GradientsConfig:
+    """The YAML's `gradients`: whether to monitor them, and every how many optimizer steps. Training stays as it is."""
+
+    enabled: bool = False
+    every: int = 50
+
+    def __post_init__(self):
+        check_integer("gradients.every", self.every, low=1)
+
+
+def monitored(method: Method) -> dict[str, nn.Module]:
+    """{name: module whose output is looked at}: the student's backbone stages, the projector, the predictor."""
+    stages = stage_row({"backbone": method.part("backbone")})
+    heads = {name: method.part(name) for name in method.parts if name != "backbone"}
+    return {stage.name: method.get_submodule(stage.output) for stage in stages} | heads
+
+
+class GradientMonitor(pl.Callback):
+    """Logs `grad_linf/<stage>`: the l-infinity norm of d(loss) / d(output of the stage), over a batch of one view.
+
+    The view is the first that the student learns on; the loss is the whole loss of the batch, without the loss scale of
+    16-bit precision and not divided by the accumulated batches, of which the first is looked at. Over several devices
+    the largest value counts. Infinite where the scaled gradient overflows: the optimizer leaves such a step out.
+
+    The values stay on the device until a logging step, and get the row of the step that they belong to.
+    """
+
+    def __init__(self, every: int = 50):
+        self.every = every
+        self.waiting: set[str] = set()  # whose output in this step is still to come
+        self.norms: dict[str, Tensor] = {}  # of this step
+        self.pending: dict[int, dict[str, Tensor]] = {}  # step -> norms, to be logged
+        self.last = -1  # the step looked at last
+        self.hooks: list[Any] = []
+
+    def on_train_start(self, trainer: pl.Trainer, module: Method) -> None:
+        self.modules = monitored(module)
+        self.hooks = [m.register_forward_hook(partial(self._watch, name)) for name, m in self.modules.items()]
+
+    def on_train_batch_start(self, trainer: pl.Trainer, module: Method, batch: Any, i: int) -> None:
+        due = trainer.global_step % self.every == 0 and trainer.global_step != self.last
+        self.waiting, self.norms = set(self.modules if due else ()), {}
+
+    def _watch(self, name: str, module: nn.Module, inputs: tuple, output: Tensor) -> None:
+        if name in self.waiting and output.requires_grad:
+            self.waiting.remove(name)
+            output.register_hook(partial(self._keep, name))
+
+    def _keep(self, name: str, gradient: Tensor) -> None:
+        self.norms[name] = gradient.detach().abs().amax()
+
+    def on_after_backward(self, trainer: pl.Trainer, module: Method) -> None:
+        if self.norms:
+            scaler = getattr(trainer.precision_plugin, "scaler", None)
+            one = torch.ones((), device=module.device)
+            scale = (one if scaler is None else scaler.scale(one)) / trainer.accumulate_grad_batches
+            self.last = trainer.global_step
+            self.pending[self.last] = {name: self.norms[name] / scale for name in self.modules if name in self.norms}
+        self.waiting, self.norms = set(), {}
+
+    def on_train_batch_end(self, trainer: pl.Trainer, module: Method, out: Any, batch: Any, i: int) -> None:
+        if self.pending and (trainer.is_last_batch or trainer.global_step % trainer.log_every_n_steps == 0):
+            for step, norms in self.pending.items():
+                values = trainer.strategy.reduce(torch.stack(list(norms.values())), reduce_op="max").tolist()
+                row = {f"grad_linf/{name}": value for name, value in zip(norms, values, strict=True)}
+                for logger in trainer.loggers:
+                    logger.log_metrics(row, step=step)
+            self.pending = {}
+
+    def teardown(self, trainer: pl.Trainer, module: Method, stage: str) -> None:
+        for hook in self.hooks:
+            hook.remove()
+        self.hooks = []

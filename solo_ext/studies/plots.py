@@ -1,0 +1,88 @@
+"""A study's figure in its paper's form: bars of ours beside the paper's, or curves over epochs."""
+
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from solo_ext.analysis.figures import CLASSIFIERS, GAPS, LOSSES, MUTED, Curve, Panel, Section, Style, gap_place, thin
+from solo_ext.analysis.runs import Run
+from solo_ext.studies.study import Cell, Study, short_labels
+
+TITLES = {**LOSSES, **CLASSIFIERS, **GAPS}
+PALE = 0.35  # opacity of the paper's bars
+
+
+def bars(study: Study, rows: Sequence[tuple[Any, Mapping[str, Any]]], looks: Mapping[str, Style]) -> Any:
+    """A matplotlib figure: for each row ours, with standard deviation, above the paper's, paler; a panel per metric."""
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Patch
+
+    columns, names = short_labels([row.labels for row, _ in rows])
+    n, panels = len(rows), list(study.metrics)
+    size = (3.2 + 2.4 * len(panels), 0.9 + 0.34 * n)
+    figure = Figure(figsize=size, layout="constrained", dpi=160)
+    axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+    for ax, column in zip(axes, panels, strict=True):
+        most = 0.0
+        for i, (row, found) in enumerate(rows):
+            score = found[column]
+            colour = looks[row.name].light if isinstance(row, Cell) else MUTED
+            for offset, value, opacity, spread in (
+                (-0.19, score.mean, 1.0, score.std),
+                (0.19, score.paper, PALE, None),
+            ):
+                if value is None or not np.isfinite(value):
+                    continue
+                ax.barh(i + offset, value, 0.36, color=colour, alpha=opacity, linewidth=0)
+                end = value + (spread or 0)
+                if spread:
+                    ax.errorbar(value, i + offset, xerr=spread, color=MUTED, linewidth=0.9, capsize=2)
+                ax.annotate(
+                    f"{value:.2f}" if abs(value) >= 1 else f"{value:.3g}",
+                    (max(end, 0), i + offset),
+                    (3, 0),
+                    textcoords="offset points",
+                    va="center",
+                    fontsize=6.5,
+                )
+                most = max(most, end)
+        ax.set_title(column, parse_math=False)
+        ax.grid(axis="x")
+        ax.grid(visible=False, axis="y")
+        ax.set_xlim(0, most * 1.2 or 1)
+        ax.xaxis.get_major_locator().set_params(nbins=5)
+    for text in axes[0].set_yticks(range(n), names):
+        text.label1.set_parse_math(False)
+    axes[0].set_ylim(n - 0.4, -0.6)
+    axes[0].set_ylabel(" · ".join(columns), parse_math=False)
+    keys = [Patch(color=MUTED, linewidth=0, label="ours")]
+    if any(score.paper is not None for _, found in rows for score in found.values()):
+        keys.append(Patch(color=MUTED, alpha=PALE, linewidth=0, label="paper"))
+    figure.legend(handles=keys, loc="outside upper left", ncols=2, frameon=False)
+    return figure
+
+
+def curves(study: Study, results: Mapping[str, Mapping[str, Run]], looks: Mapping[str, Style]) -> Section:
+    """`study.curves` over epochs: for each cell the mean over its finished runs, in a band of their deviation."""
+    panels = []
+    for metric in study.curves:
+        drawn = [curve for name, look in looks.items() if (curve := _mean(results[name].values(), metric, look))]
+        panels += [Panel(TITLES.get(metric, ""), metric, drawn, gap_axis=metric in GAPS)] if drawn else []
+    shown = [(run, looks[name]) for name, runs in results.items() for run in runs.values()]
+    caption = "Mean over the seeds; band: their standard deviation (n - 1)."
+    caption += gap_place(shown) if any(panel.gap_axis for panel in panels) else ""
+    return Section("Curves", caption, {"curves": panels}, list(looks.values()))
+
+
+def _mean(runs: Any, metric: str, look: Style) -> Curve | None:
+    """The mean of `metric` over `runs` at the epochs that all of them have."""
+    series = [dict(zip(epochs.round(6), values, strict=True)) for _, epochs, values in (r.series(metric) for r in runs)]
+    epochs = sorted(set.intersection(*(set(one) for one in series))) if series else []
+    if not epochs:
+        return None
+    columns = [[one[epoch] for one in series] for epoch in epochs]
+    mean = np.array([statistics.fmean(values) for values in columns])
+    band = np.std(columns, axis=1, ddof=1) if len(series) > 1 else None
+    return Curve(look, *thin(np.array(epochs), mean), band=None if band is None else thin(band, band)[1])

@@ -1,0 +1,344 @@
+"""`solo-ext plan`: numbers against hand-computed ones, every warning, and that it writes nothing."""
+
+import copy
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import method_config, tiny_config
+
+import solo_ext.cli.main as cli
+from solo_ext.methods import METHODS
+from solo_ext.runtime import plan as planning
+from solo_ext.runtime.config import compose, resolve
+from solo_ext.runtime.plan import anatomy, plan
+from solo_ext.runtime.run import pretrain
+
+PRETRAIN = Path(__file__).parents[1] / "scripts" / "pretrain"
+BYOL = PRETRAIN / "cifar10" / "byol.yaml"
+MINI = PRETRAIN / "fashion_mnist_mini" / "byol.yaml"
+TINY = ["optimizer.batch_size=20", "precision=32", "accelerator=cpu", "data.num_workers=0"]
+SLIM = ["backbone.name=resnet10_w16", "method_kwargs.proj_hidden_dim=8", "method_kwargs.proj_output_dim=8"]
+TINY += [*SLIM, "method_kwargs.pred_hidden_dim=8"]
+
+
+def configured(file: Path, *overrides: str):
+    return resolve(compose(file.parent, file.name, overrides))
+
+
+# What the network consists of.
+
+CONVOLUTION, NORM = 9, 2  # weights of a 3x3 convolution per pair of channels, of a BatchNorm per channel
+LAYER1 = 4 * (CONVOLUTION * 64 * 64 + NORM * 64)
+
+
+def block(width: int) -> int:
+    """Four convolutions, the first from half as many channels, and a shortcut of 1x1."""
+    convolutions = CONVOLUTION * (width // 2 * width + 3 * width * width) + width // 2 * width
+    return convolutions + 5 * NORM * width
+
+
+RESNET18 = CONVOLUTION * 3 * 64 + NORM * 64 + LAYER1 + block(128) + block(256) + block(512)
+
+
+def two_layers(width_in: int, hidden: int, out: int) -> int:
+    return (width_in + 1) * hidden + NORM * hidden + (hidden + 1) * out
+
+
+PROJECTOR, PREDICTOR = two_layers(512, 16, 8), two_layers(8, 16, 8)
+HEADS = ["projector.fc1", "projector.fc2"]
+
+
+BLOCKS = ["block1", "block2", "block3", "block4"]
+VIEWS = [{"crop_size": 8, "num_crops": 2}]
+
+
+@pytest.mark.parametrize(
+    "stages, parameters, layers, backbones, forwards, averaged, shared",
+    [
+        ("full", RESNET18 + PROJECTOR, 20, 2 * RESNET18, 2, ["conv1", *BLOCKS, *HEADS], []),
+        ("projector", PROJECTOR, 2, RESNET18, 1, HEADS, []),
+        ("projector.fc2", 17 * 8, 1, RESNET18, 1, HEADS[1:], []),
+        ("block4", block(512) + PROJECTOR, 4, RESNET18 + block(512), 1.2, ["block4"], HEADS),
+        (["block4", "projector"], block(512) + PROJECTOR, 6, RESNET18 + block(512), 1.2, ["block4", *HEADS], []),
+        ("conv1", RESNET18 + PROJECTOR, 1, 2 * RESNET18, 2, ["conv1"], [*BLOCKS, *HEADS]),
+        ("none", 0, 0, RESNET18, 1, [], []),
+    ],
+    ids=lambda value: "",
+)
+def test_anatomy_of_byol_by_hand(stages, parameters, layers, backbones, forwards, averaged, shared):
+    found = anatomy(METHODS["byol"](method_config("byol", momentum__stages=stages, augmentations=VIEWS)))
+    assert found["student_parameters"] == RESNET18 + PROJECTOR + PREDICTOR
+    assert found["teacher_parameters"] == parameters
+    assert found["teacher_layers"] == layers
+    assert found["parameters_millions"] == pytest.approx(backbones / 1e6)
+    assert found["forwards_per_view"] == pytest.approx(forwards) and found["student_forwards"] == 1
+    taus = {stage: tau["base"] for stage, tau in found["teacher_tau"].items()}
+    assert taus == {**dict.fromkeys(averaged, 0.9), **dict.fromkeys(shared, 0.0)}
+    assert list(found["teacher_tensors"]) == [*averaged, *shared]
+
+
+@pytest.mark.parametrize(
+    "method, layers, millions, forwards", [("dino", 53, 47.0, 2), ("projector_ema_dino", 3, 23.5, 1)]
+)
+def test_table_4_of_paper_a(method, layers, millions, forwards):
+    changes = {"backbone__name": "resnet50", "backbone__stem": "small", "augmentations": VIEWS}
+    kwargs = {"proj_hidden_dim": 16, "proj_output_dim": 8, "num_prototypes": 32}
+    found = anatomy(METHODS[method](method_config(method, method_kwargs=kwargs, **changes)))
+    assert found["teacher_layers"] == layers
+    assert round(found["parameters_millions"], 1) == millions
+    assert found["forwards_per_view"] == forwards
+
+
+@pytest.mark.parametrize("probe, student", [(True, 1), (False, 0.5)])
+def test_ressl_runs_each_view_once_or_less(probe, student):
+    found = anatomy(METHODS["ressl"](small("ressl", method_kwargs__weak_probe=probe)))
+    assert (found["student_forwards"], found["teacher_forwards"]) == (student, 0.5)
+
+
+KWARGS = {  # each method takes those that it has
+    "proj_hidden_dim": 16,
+    "proj_output_dim": 8,
+    "pred_hidden_dim": 16,
+    "num_prototypes": 32,
+    "queue_size": 64,
+    "temperature": 0.2,
+}
+
+
+def small(method: str, **changes):
+    fields = METHODS[method].Kwargs.__dataclass_fields__
+    kwargs = {key: value for key, value in KWARGS.items() if key in fields}
+    return tiny_config(method, method_kwargs=kwargs, augmentations=VIEWS, **changes)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_anatomy_of_every_method_leaves_it_alone(method):
+    model = METHODS[method](small(method))
+    before, random = copy.deepcopy(model.state_dict()), torch.get_rng_state()
+    found = anatomy(model)
+    assert torch.equal(torch.get_rng_state(), random)
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, before[name]), name
+    tensors = [name for names in found["teacher_tensors"].values() for name in names]
+    named = {name for name, _ in model.named_parameters() if name.startswith("momentum_")}
+    assert len(tensors) == len(set(tensors)) and set(tensors) == named
+    scope = model.teacher_stages
+    assert bool(tensors) == (scope != "none")
+    assert found["teacher_backbone_stages"] == (found["backbone_stages"] if scope == "full" else [])
+    assert found["student_forwards"] <= 1 and found["teacher_forwards"] <= (scope == "full")
+
+
+# How long it is.
+
+
+@pytest.mark.parametrize(
+    "overrides, per_epoch, steps, lr",
+    [
+        ([], 195, 39_000, 1.0),
+        (["max_epochs=1000"], 195, 195_000, 1.0),
+        (["devices=2", "accelerator=gpu"], 97, 19_400, 2.0),
+        (["devices=2", "num_nodes=2", "accelerator=gpu"], 48, 9_600, 4.0),
+        (["accumulate_grad_batches=4"], 49, 9_800, 4.0),
+        (["data.fraction=0.1"], 19, 3_800, 1.0),
+        (["limit_train_batches=0.5"], 97, 19_400, 1.0),
+        (["limit_train_batches=10", "optimizer.batch_size=512"], 10, 2_000, 2.0),
+        (["max_steps=100"], 195, 100, 1.0),
+        (["data.dataset=imagenet100", "data.train_path=nowhere"], 494, 98_800, 1.0),
+        (["data.dataset=custom", "data.train_path=nowhere"], None, None, 1.0),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_steps_and_learning_rate(overrides, per_epoch, steps, lr):
+    found = plan(configured(BYOL, *SLIM, *overrides), measure=False)
+    assert (found.steps_per_epoch, found.steps, found.effective_lr, found.lr) == (per_epoch, steps, lr, 1.0)
+    assert found.measured is None and found.seconds is None
+    assert found.warmup_steps == (steps and pytest.approx(10 * steps / found.epochs))
+    assert ("there is no folder 'nowhere'" in str(found)) == (steps is None)
+
+
+def test_a_folder_is_counted(tmp_path):
+    from PIL import Image
+
+    for i in range(41):
+        (tmp_path / str(i % 2)).mkdir(exist_ok=True)
+        Image.new("RGB", (4, 4)).save(tmp_path / str(i % 2) / f"{i}.png")
+    changes = [*TINY, "data.dataset=custom", f"data.train_path={tmp_path}"]
+    found = plan(configured(MINI, *changes), measure=False)
+    assert (found.images, found.steps_per_epoch) == (41, 2)
+
+
+def test_a_real_run_has_as_many_steps(tmp_path):
+    changes = ["data.fraction=0.01", "max_epochs=2", "accumulate_grad_batches=2", "enable_progress_bar=false"]
+    cfg = configured(
+        MINI, *TINY, *changes, "optimizer.batch_size=10", "limit_val_batches=0", f"checkpoint.dir={tmp_path}"
+    )
+    expected = plan(cfg, measure=False)
+    result = pretrain(cfg)
+    [record] = json.loads((result.dir / "checkpoints.json").read_text()).values()
+    assert (expected.steps, expected.steps_per_epoch) == (record["step"], 3)
+
+
+# Warnings.
+
+
+@pytest.mark.parametrize("file", ["byol", "projector_ema_byol", "mocov2plus", "dino", "res_mocov3", "ressl"])
+def test_the_recipes_have_none(file):
+    assert plan(configured(PRETRAIN / "cifar10" / f"{file}.yaml", *SLIM), measure=False).warnings == []
+
+
+@pytest.mark.parametrize(
+    "recipe, fires, silent",
+    [
+        ("byol", ["momentum.base_tau=1"], ["momentum.base_tau=0.9999"]),
+        ("byol", ["momentum.base_tau=1", "momentum.schedule=cosine"], ["momentum.schedule=cosine"]),
+        ("byol", ["momentum.stages={projector: 1.0}"], ["momentum.stages={projector: 0.999}"]),
+        ("byol", ["optimizer.batch_size=50001"], ["optimizer.batch_size=50000"]),
+        ("byol", ["limit_train_batches=0"], ["limit_train_batches=1"]),
+        ("byol", ["max_epochs=10"], ["max_epochs=11"]),
+        ("byol", ["optimizer.kwargs.eta=0.001"], ["optimizer.kwargs.eta=0.02"]),
+        ("byol", ["~optimizer.kwargs.eta"], ["~optimizer.kwargs.eta", "data.dataset=imagenet", "data.train_path=x"]),
+        ("byol", ["data.dataset=imagenet", "data.train_path=x"], ["data.dataset=imagenet100", "data.train_path=x"]),
+        ("byol", ["accelerator=gpu", "devices=2"], ["accelerator=gpu", "devices=2", "sync_batchnorm=true"]),
+        ("mocov2plus", ["method_kwargs.queue_size=1000"], ["method_kwargs.queue_size=1024"]),
+        ("dino", ["method_kwargs.warmup_teacher_temperature_epochs=201"], ["max_epochs=300"]),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else value,
+)
+def test_warnings(recipe, fires, silent):
+    file = PRETRAIN / "cifar10" / f"{recipe}.yaml"
+    key = fires[0].lstrip("~").partition("=")[0]
+    key = {
+        "momentum.base_tau": "momentum",
+        "momentum.stages": "momentum",
+        "max_epochs": "scheduler.warmup_epochs",
+        "data.dataset": "optimizer.kwargs.eta",
+        "accelerator": "sync_batchnorm",
+    }.get(key, key)
+    [warning] = plan(configured(file, *SLIM, *fires), measure=False).warnings
+    assert warning.startswith(f"{key}: ") and "\n" not in warning
+    assert plan(configured(file, *SLIM, *silent), measure=False).warnings == []
+
+
+def test_memory_that_is_not_there_is_a_warning(monkeypatch):
+    cfg = configured(MINI, *TINY)
+    assert plan(cfg).warnings == []
+    monkeypatch.setattr(planning, "_free_memory", lambda: 2**20)
+    found = plan(cfg)
+    assert found.measured.images == planning.PROBE < cfg.optimizer.batch_size and not found.measured.fits
+    assert "optimizer.batch_size" in found.warnings[0]
+    assert f"measured with {planning.PROBE} images and scaled to 20" in str(found)
+
+
+# Time and memory.
+
+
+def test_a_measured_step_is_a_real_one():
+    method = METHODS["byol"](configured(MINI, *TINY))
+    before = copy.deepcopy(method.state_dict())
+    trial = planning._try(method.cfg, method, 4, 3, "cpu", "32")
+    assert len(trial.seconds) == 3 and min(trial.seconds) > 0
+    moved = {name for name, tensor in method.state_dict().items() if not torch.equal(tensor, before[name])}
+    assert {"backbone.conv1.weight", "predictor.0.weight", "classifier.weight"} <= moved  # optimizer
+    assert {"momentum_backbone.conv1.weight", "momentum_projector.0.weight"} <= moved  # teacher
+    # AdamW: weights, their gradients, two moments; the teacher and all buffers only once
+    learnt = [p for p in method.parameters() if p.requires_grad]
+    once = sum(t.numel() * t.element_size() for t in method.state_dict().values())
+    assert trial.lasting == once + sum(12 * p.numel() + 4 for p in learnt)
+
+
+def test_memory_holds_what_backward_needs():
+    cfg = configured(MINI, *TINY)
+    method, saved = METHODS["byol"](cfg), {}
+
+    def pack(tensor):
+        saved[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    images = 100
+    batch = planning.synthetic_batch(cfg, images, torch.device("cpu"))
+    student = copy.deepcopy(method)
+    student.log = student.log_dict = lambda *_, **__: None
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        student.training_step(batch, 0)
+    trial = planning._try(cfg, method, images, 2, "cpu", "32")
+    if trial.peak is None:
+        pytest.skip("no /proc")
+    assert 0.7 * sum(saved.values()) < trial.peak - trial.lasting < 3 * sum(saved.values()) + 2**26
+
+
+def test_an_accumulated_step_takes_the_time_of_all_its_batches():
+    plain, accumulated = (plan(configured(MINI, *TINY, f"accumulate_grad_batches={n}")).measured for n in (1, 8))
+    assert accumulated.steps == plain.steps == planning.STEPS
+    assert 2 < accumulated.seconds / plain.seconds < 30
+    low, high = accumulated.quartiles
+    assert low <= accumulated.seconds <= high
+
+
+# The command.
+
+
+@pytest.fixture
+def run(capsys, tmp_path, monkeypatch):
+    """Runs `solo-ext plan` in an empty folder, which stays empty; returns (exit status, stdout, stderr)."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*argv):
+        status = cli.main(["plan", *map(str, argv)])
+        assert list(tmp_path.iterdir()) == []
+        return status, *capsys.readouterr()
+
+    return run
+
+
+def test_text(run):
+    status, out, err = run(MINI, *TINY, "momentum.stages=[block4,projector]", "max_epochs=2")
+    assert status == 0 and not err
+    for words in (
+        "resnet10_w16 on fashion_mnist_mini, views: 2 of 28 px",
+        "momentum_backbone.layer4",
+        "1.2 through the backbone per view: student 1, teacher 0.2 (1 of 5 stages: block4)",
+        "5,000 images",
+        "20 images each (batch size 20, devices 1, accumulated batches 1); 250 an epoch, 500 in 2 epochs",
+        "0.000625 (configured: 0.008 per 256 images); warm-up 1 epochs = 250 steps",
+        "(median of 10, quartiles ",
+        "GiB at the peak",
+        "without loading images, validation and kNN",
+    ):
+        assert words in out, out
+
+
+def test_json_says_the_same(run):
+    status, out, err = run(MINI, *TINY, "--json", "--no-measure")
+    found = json.loads(out)
+    assert status == 0 and not err
+    assert found["images"] == 5000 and found["steps"] == 6250 and found["measured"] is None and found["warnings"] == []
+    assert found["anatomy"]["teacher_tensors"]["projector.fc2"] == [
+        f"momentum_projector.3.{t}" for t in ("weight", "bias")
+    ]
+    assert found["anatomy"]["teacher_tau"]["conv1"] == {"base": 0.95, "final": 1.0, "schedule": "cosine"}
+
+
+def test_run_time_is_steps_times_step_time(run):
+    found = json.loads(run(MINI, *TINY, "--json", "max_steps=70")[1])
+    assert found["seconds"] == pytest.approx(70 * found["measured"]["seconds"])
+
+
+@pytest.mark.parametrize(
+    "argv, words",
+    [
+        ([], "which YAML?"),
+        ([MINI, "momentum.stages=blok4"], "block4"),
+        ([MINI, "momentum.base_taw=1"], "did you mean 'momentum.base_tau'"),
+        ([MINI, "backbone.name=timm/vit_tiny_patch16_224"], "cannot take crops of 28 px"),
+        ([MINI, "--jsn"], "did you mean '--json'"),
+        ([MINI.with_name("nothing.yaml")], "there is no file"),
+    ],
+    ids=lambda value: " ".join(Path(str(word)).name for word in value) if isinstance(value, list) else "",
+)
+def test_mistakes(run, argv, words):
+    status, out, err = run(*argv)
+    assert status == 2 and not out and err.startswith("solo-ext: error: ") and err.count("\n") == 1 and words in err, (
+        err
+    )

@@ -1,0 +1,400 @@
+"""The study engine: what it refuses, its numbers against hand computation, and runs that are stopped and go on."""
+
+import csv
+import json
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+import solo_ext.cli.main as cli
+from solo_ext.errors import ConfigError
+from solo_ext.runtime.config import resolve
+from solo_ext.runtime.resume import RunLock
+from solo_ext.runtime.run import pretrain
+from solo_ext.studies.run import check, jobs_of
+from solo_ext.studies.study import load_study, short_labels
+from solo_ext.studies.table import scores, warning, write_tables
+
+ROOT = Path(__file__).parents[1]
+TABLE = {
+    "title": "EMA on backbone or projector",
+    "source": "paper X, Table 3",
+    "keys": ["Method", "backbone", "projector"],
+    "values": ["Acc", "Sim"],
+    "rows": [
+        ["BYOL", "Y", "Y", 62.01, 99.5],
+        ["BYOL", "Y", "-", 62.17, None],
+        ["BYOL", "-", "Y", 59.61, None],
+        ["MoCo v3", "Y", "Y", None, None],
+        ["Other", "Y", "-", 8.11, None],
+    ],
+    "notes": ["the last row is a guess"],
+}
+EPOCHS = {
+    "title": "Over training",
+    "source": "paper X, Table 14",
+    "keys": ["Method", "Epoch"],
+    "values": ["Top-1"],
+    "rows": [["BYOL", "100", 50.0], ["BYOL", "200", 60.0], ["MoCo v3", "100", 51.0], ["MoCo v3", "200", 61.0]],
+}
+STUDY = {
+    "table": "X-3",
+    "dataset": "cifar100",
+    "overrides": ["max_epochs=200", "optimizer.lr=0.5"],
+    "metrics": {"Acc": "val_acc1", "Sim": {"metric": "gap_sim", "times": 100}},
+    "seeds": [5],
+    "grid": {
+        "Method": {"BYOL": ["recipe=byol"]},
+        "backbone, projector": {
+            "Y, Y": ["momentum.stages=full"],
+            "Y, -": ["momentum.stages=backbone"],
+            "-, Y": ["momentum.stages=projector"],
+        },
+    },
+    "cells": [{"row": {"Method": "MoCo v3"}, "overrides": ["recipe=mocov3"]}],
+    "cited": [{"Method": "Other"}],
+}
+READOUT = {
+    "table": "X-14",
+    "dataset": "cifar100",
+    "overrides": ["max_epochs=200"],
+    "metrics": {"Top-1": "val_acc1"},
+    "readout": "Epoch",
+    "curves": ["val_acc1", "gap_sim"],
+    "plot": "lines",
+    "grid": {"Method": {"BYOL": ["recipe=byol"], "MoCo v3": ["recipe=mocov3"]}},
+}
+MINI = ["dataset=fashion_mnist_mini"]
+TINY = [
+    *MINI,
+    "limit_train_batches=2",
+    "limit_val_batches=1",
+    "data.fraction=0.02",
+    "knn_eval.enabled=False",
+    "method_kwargs.proj_hidden_dim=16",
+    "accelerator=cpu",
+    "precision=32-true",
+]
+
+
+@pytest.fixture
+def file(tmp_path):
+    """Writes a study beside its printed results and the repository's recipes; returns its path."""
+
+    def write(content=STUDY, **changes):
+        folder = tmp_path / "scripts" / "studies" / "x"
+        folder.mkdir(parents=True, exist_ok=True)
+        if not (tmp_path / "scripts" / "pretrain").exists():
+            (tmp_path / "scripts" / "pretrain").symlink_to(ROOT / "scripts" / "pretrain")
+        (folder.parent / "paper_results.yaml").write_text(yaml.safe_dump({"X-3": TABLE, "X-14": EPOCHS}))
+        content = {key: value for key, value in {**content, **changes}.items() if value is not None}
+        (folder / "table3.yaml").write_text("# Paper X, Fig. 1: a title\n" + yaml.safe_dump(content, sort_keys=False))
+        return folder / "table3.yaml"
+
+    return write
+
+
+@pytest.fixture
+def command(capfd, tmp_path, monkeypatch):
+    """Runs `solo-ext study` in an empty folder; returns (exit status, stdout, stderr)."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+
+    def run(*words):
+        capfd.readouterr()
+        try:
+            status = cli.main(["study", *map(str, words)])
+        except SystemExit as end:
+            status = end.code or 0
+        return status, *capfd.readouterr()
+
+    return run
+
+
+def pretend(job, seconds=600.0, before=(), **metrics):
+    """A finished run of `job`; metrics are {epoch counted from 1: value}, or the last epoch's value."""
+    folder = job.folder / job.config["method"] / "run"
+    folder.mkdir(parents=True)
+    last = job.config["max_epochs"]
+    metrics = {name: m if isinstance(m, dict) else {last: m} for name, m in metrics.items()}
+    with open(folder / "metrics.csv", "w", newline="") as table:
+        writer = csv.DictWriter(table, ["epoch", "step", *metrics])
+        writer.writeheader()
+        for epoch in sorted({epoch for values in metrics.values() for epoch in values}):
+            row = {name: values[epoch] for name, values in metrics.items() if epoch in values}
+            writer.writerow({"epoch": epoch - 1, "step": 10 * epoch - 1, **row})
+    (folder / "args.json").write_text(json.dumps(job.config))
+    (folder / "environment.json").write_text(json.dumps({"before": list(before)} if before else {"cpu": "a cpu"}))
+    (folder / "result.json").write_text(json.dumps({"seconds": seconds}))
+
+
+# The file.
+
+
+def test_cells_are_the_rows_in_the_papers_order(file):
+    study = load_study(file(), ["seeds=[0,1]", *MINI, "max_epochs=20"])
+    assert [list(row.labels.values()) for row in study.rows] == [row[:3] for row in TABLE["rows"]]
+    assert study.seeds == [0, 1] and len(study.cells) == 4 and len(study.runs) == 4
+    cell = study.cells[1]
+    assert cell.labels == {"Method": "BYOL", "backbone": "Y", "projector": "-"}
+    assert cell.printed == {"Acc": 62.17, "Sim": None}
+    assert cell.recipe == file().absolute().parents[2] / "pretrain" / "fashion_mnist_mini" / "byol.yaml"
+    assert cell.overrides == ["optimizer.lr=0.5", "momentum.stages=backbone", "max_epochs=20"]
+    cfg = cell.config(7)
+    assert (cfg.method, cfg.momentum.stages, cfg.optimizer.lr) == ("byol", "backbone", 0.5)
+    assert (cfg.seed, cfg.max_epochs, cfg.data.dataset) == (7, 20, "fashion_mnist_mini")
+    printed = cell.printed_config
+    assert (printed.data.dataset, printed.max_epochs, printed.optimizer.lr) == ("cifar100", 200, 0.5)
+    assert load_study(file(), ["data.dataset=fashion_mnist_mini"]).cells[1].recipe == cell.recipe
+
+
+def test_labels_are_text_as_printed(file):
+    path = file(grid={"Method": {"BYOL": ["recipe=byol"]}}, table=None, figure="X-1", cited=None, cells=None)
+    path.write_text(path.read_text().replace("BYOL:", "0.90:"))
+    study = load_study(path)
+    assert [cell.labels for cell in study.cells] == [{"Method": "0.90"}]
+    assert study.title == "Paper X, Fig. 1: a title" and study.table is None
+    path.write_text(path.read_text() + "dataset: cifar10\n")
+    with pytest.raises(ConfigError, match="'dataset' comes twice"):
+        load_study(path)
+
+
+def test_short_labels_keep_what_tells_apart():
+    rows = [{"Method": m, "Loss": "CL", "EMA": e, "beta": {"Y": "0.9", "-": "0"}[e]} for m in "AB" for e in "Y-"]
+    assert short_labels(rows) == (["Method", "EMA"], ["A · Y", "A · -", "B · Y", "B · -"])
+
+
+grid = STUDY["grid"]
+
+
+@pytest.mark.parametrize(
+    "changes, overrides, message",
+    [
+        ({"tabel": "X-3"}, [], "unknown key 'tabel'; did you mean 'table'?"),
+        ({"figure": "X-Fig1"}, [], "either table or figure"),
+        ({"table": "X-4"}, [], "no table 'X-4'; did you mean"),
+        ({"cited": []}, [], "no cell covers the row Method Other, backbone Y, projector - of X-3"),
+        ({"cited": [{"Method": "Other"}, {"Method": "BYOL"}]}, [], "is cited but covered by a cell too"),
+        ({"cited": [{"Metod": "Other"}]}, [], "no key column 'Metod'; did you mean 'Method'?"),
+        ({"cells": []}, [], "no cell covers the row Method MoCo v3"),
+        ({"cells": [{"row": {"Method": "MoCo v2"}}]}, [], "matches no row of X-3; did you mean 'Method MoCo v3'?"),
+        ({"cells": [{"row": {"projector": "Y"}}]}, [], "matches 3 rows"),
+        ({"cells": [*STUDY["cells"], {"row": {"Method": "BYOL", "projector": "-"}}]}, [], "covered by two cells"),
+        ({"cells": [{"row": {"Method": "MoCo v3"}}]}, [], "Method MoCo v3 has no recipe"),
+        ({"cells": [{"row": {"Method": "MoCo v3"}, "overrides": ["recipe=mocov33"]}]}, [], "did you mean 'mocov3'?"),
+        ({"grid": {**grid, "Method": {"BYOLL": ["recipe=byol"]}}}, [], "BYOLL, backbone Y, projector Y"),
+        ({"grid": {**grid, "backbone, projector": {"Y": []}}}, [], "'Y' has 1 parts for 2 columns"),
+        ({"metrics": {"Accu": "val_acc1"}}, [], "no column 'Accu'; did you mean 'Acc'?"),
+        ({"metrics": {"Acc": {"metric": "val_acc1", "time": 1}}}, [], "unknown key 'metrics.Acc.time'"),
+        ({"readout": "Epoch"}, [], "no key column 'Epoch'"),
+        ({"plot": "lines"}, [], "curves names no metric"),
+        ({"plot": "bar"}, [], "did you mean 'bars'?"),
+        ({"seeds": []}, [], "at least one"),
+        ({}, ["seeds=[]"], "at least one"),
+        ({}, ["seeds=[0,0]"], "different numbers"),
+        ({}, ["seed=1"], "use seeds="),
+        ({}, ["checkpoint.dir=/x"], "use --out"),
+        ({}, ["dataset=cifar101"], "no recipes for 'cifar101'; did you mean"),
+        ({}, ["momentum.stages=full"], "the axis 'backbone, projector' sets momentum.stages"),
+        ({}, ["momentum={stages: full}"], "sets momentum.stages"),
+        ({}, ["++method=byol"], "sets method"),
+        ({"table": None, "figure": "X-1", "grid": {}, "cells": []}, [], "grid and cells are both empty"),
+        ({"table": None, "figure": "X-1", "cells": STUDY["cells"] * 2}, [], "MoCo v3 comes twice"),
+    ],
+)
+def test_refused(file, changes, overrides, message):
+    with pytest.raises(ConfigError) as error:
+        load_study(file(**changes), overrides)
+    assert message in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "overrides, message",
+    [
+        (["momentum.stages=[block9]"], "no stage 'block9'"),
+        (["momentum.stages=projector", "momentum.classifier=True"], "momentum.classifier needs"),
+        (["momentum.stages=full"], "the cells byol_y_y and moco-v3_y_y are the same run"),
+    ],
+)
+def test_refused_before_anything_runs(file, command, overrides, message):
+    cells = [
+        {"row": {"Method": "BYOL", "backbone": "Y", "projector": "Y"}, "overrides": ["recipe=byol"]},
+        {"row": {"Method": "MoCo v3"}, "overrides": ["recipe=byol", *overrides]},
+    ]
+    cited = [{"Method": "Other"}, {"backbone": "-"}, {"Method": "BYOL", "projector": "-"}]
+    path = file(grid=None, cells=cells, cited=cited)
+    with pytest.raises(ConfigError, match="moco-v3_y_y"):
+        check(load_study(path, MINI))
+    status, _, err = command(path, *MINI, "--out", "out")
+    assert status == 2 and message in err and not Path("out").exists()
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (["--jobs", "0"], "--jobs must be at least 1"),
+        (["hydra.launcher.partition=gpu"], "--launcher"),
+        (["--launcher", "slurm"], "must be one of submitit_slurm, submitit_local"),
+        (["optimizer.lrr=1"], "did you mean 'optimizer.lr'"),
+    ],
+)
+def test_a_wrong_command_line_is_one_sentence(file, command, words, message):
+    status, _, err = command(file(), *MINI, "--out", "out", *words)
+    assert status == 2 and message in err and len(err.strip().splitlines()) == 1
+
+
+# Numbers.
+
+
+def test_scores_by_hand(file, tmp_path):
+    study = load_study(file(), [*MINI, "seeds=[0,1,2,3]"])
+    jobs = jobs_of(study, tmp_path / "out")
+    by_name = {job.name: job for job in jobs}
+    for seed, accuracy in enumerate((50.0, 52.0, 57.0)):
+        pretend(by_name[f"byol_y_y-seed{seed}"], val_acc1=accuracy, gap_sim=0.99)
+    pretend(by_name["byol_y_no-seed0"], val_acc1=40.0)
+    stale = by_name["byol_no_y-seed0"]
+    pretend(stale, val_acc1=1.0)
+    args = stale.folder / "byol" / "run" / "args.json"
+    args.write_text(json.dumps({**stale.config, "max_epochs": 3}))  # a run of another setting does not count
+
+    failed = {"byol_y_y-seed3": "the loss is not finite", "byol_no_y-seed0": "no room"}
+    full, backbone, projector, moco, other = (found for _, found in scores(study, jobs, failed))
+    acc = full["Acc"]
+    assert (acc.n, acc.failed, acc.paper) == (3, 1, 62.01)
+    assert acc.mean == pytest.approx(53.0)
+    assert acc.std == pytest.approx(((9 + 1 + 16) / 2) ** 0.5)
+    assert acc.difference == pytest.approx(-9.01)
+    assert full["Sim"].mean == pytest.approx(99.0)
+    assert backbone["Acc"].texts(2) == ("40.00 (1)", "62.17", "-22.17")
+    assert projector["Acc"].texts(2) == ("failed", "59.61", "-")
+    assert moco["Acc"].texts(2) == ("-", "-", "-") and other["Acc"].texts(2) == ("-", "8.11", "-")
+
+    page = write_tables(study, jobs, tmp_path / "out", failed)
+    text = page.with_suffix(".md").read_text()
+    assert "| BYOL | Y | Y | 53.00 ± 3.61 (3), 1 failed | 62.01 | -9.01 | 99.00 ± 0.00 (3), 1 failed | 99.50" in text
+    assert "| *Other* | *Y* | *-* | - | 8.11 | - | - | - | - |" in text
+    for said in ("byol_y_y-seed3 has no result: the loss is not finite", "the last row is a guess", "a cpu"):
+        assert said in text and said in page.read_text()
+    assert "gap_sim was not logged by byol_y_no-seed0" in text
+
+
+def test_another_setting_is_said(file):
+    path = file()
+    assert warning(load_study(path)) == ""
+    text = warning(load_study(path, [*MINI, "max_epochs=20"]))
+    assert "data set fashion_mnist_mini instead of cifar100; epochs 20 instead of 200; backbone" in text
+    assert "Only directions compare" in text
+
+
+def test_facts_of_a_method(file, tmp_path):
+    metrics = {"Acc": "forwards_per_view", "Sim": "minutes_per_epoch"}
+    study = load_study(file(metrics=metrics, overrides=["max_epochs=10"]), MINI)
+    jobs = {job.name: job for job in jobs_of(study, tmp_path)}
+    pretend(jobs["byol_y_y-seed5"], seconds=1200.0, val_acc1=1.0)
+    pretend(jobs["byol_no_y-seed5"], seconds=1200.0, before=[{}], val_acc1=1.0)
+    full, _, projector, *_ = (found for _, found in scores(study, jobs.values()))
+    assert (full["Acc"].mean, projector["Acc"].mean) == (2, 1)
+    assert full["Sim"].mean == pytest.approx(2.0)
+    assert projector["Sim"].mean is None  # resumed: the seconds are those of its last part
+
+
+def test_readout_at_epochs_of_one_run(file, tmp_path):
+    study = load_study(file(READOUT), [*MINI, "max_epochs=20", "seeds=[0,1]"])
+    assert len(study.cells) == 4 and [cell.name for cell in study.runs] == ["byol", "moco-v3"]
+    jobs = jobs_of(study, tmp_path)
+    assert len(jobs) == 4
+    for job in jobs[::2]:  # 9 is the last one at or before 10, the paper's 100 of 200
+        values = {5: 5.0, 9: 9.0 + job.seed, 11: 11.0, 20: 20.0 + job.seed}
+        pretend(job, val_acc1=values, gap_sim={e: 1 - v / 100 for e, v in values.items()})
+    found = [score["Top-1"] for _, score in scores(study, jobs)]
+    assert [score.mean for score in found] == [9.5, 20.5, None, None]
+    page = write_tables(study, jobs, tmp_path).read_text()
+    assert "Epoch read out at: 100 at 10, 200 at 20" in page
+    for text in (page, (tmp_path / "study.svg").read_text()):
+        assert "MoCo v3" in text and "epoch" in text
+    assert "prefers-color-scheme: dark" in page and "<svg" in page
+    assert "src=" not in page and "@import" not in page and "<link" not in page
+    assert {path.name for path in tmp_path.glob("study.*")} == {f"study.{s}" for s in ("md", "html", "png", "svg")}
+    assert not list(tmp_path.glob(".*tmp*"))
+
+
+# Runs.
+
+
+def test_dry_run(file, command, tmp_path):
+    pretend(jobs_of(load_study(file(), MINI), tmp_path / "out")[1], val_acc1=1.0)
+    status, out, err = command(file(), *MINI, "--out", "out", "--dry-run")
+    lines = out.splitlines()
+    assert status == 0 and not err and len(lines) == 5
+    first = "byol_y_y-seed5     missing  fashion_mnist_mini/byol  max_epochs=200 optimizer.lr=0.5 momentum.stages=full"
+    assert lines[0] == first and lines[1].split()[:2] == ["byol_y_no-seed5", "done"]
+    assert not list((tmp_path / "out").glob("study.*"))
+
+
+def test_one_study_in_a_folder_at_a_time(file, command, tmp_path):
+    (tmp_path / "out").mkdir()
+    lock = RunLock(tmp_path / "out")
+    assert lock.take()
+    status, _, err = command(file(), *MINI, "--out", "out")
+    lock.release()
+    assert status == 2 and "in use by a study" in err
+
+
+CELLS = [
+    {"row": {"Method": "MoCo v3"}, "overrides": ["recipe=mocov3", "optimizer.batch_size=5000"]},  # more than there are
+    {"row": {"Method": "BYOL", "projector": "-"}, "overrides": ["recipe=byol", "optimizer.batch_size=16"]},
+]
+CITED = [{"Method": "Other"}, {"projector": "Y", "Method": "BYOL"}]
+
+
+def test_stopped_runs_go_on_and_failed_ones_stop_nobody(file, command, tmp_path):
+    path = file(grid=None, cells=CELLS, cited=CITED, overrides=["max_epochs=20"])
+    words = [path, *TINY, "--jobs", "2", "--out", "out"]
+    runs = tmp_path / "out" / "runs" / "byol_y_no-seed5" / "byol"
+
+    def terminate():  # in the middle of the run
+        while not list(runs.glob("*/*-ep=*.ckpt")):
+            time.sleep(0.02)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    thread = threading.Thread(target=terminate, daemon=True)
+    thread.start()
+    status, out, _ = command(*words)
+    assert status == 143 and "stopped byol_y_no-seed5" in out, out
+
+    status, out, _ = command(*words)
+    assert status == 1 and "done    byol_y_no-seed5   val_acc1" in out, out
+    [run] = runs.iterdir()  # one run, which went on
+    assert len(json.loads((run / "environment.json").read_text())["before"]) == 1
+    assert "| MoCo v3 | Y | Y | failed |" in out
+    log = (tmp_path / "out" / "logs" / "moco-v3_y_y-seed5.log").read_text()
+    assert log.count("$ solo-ext pretrain") == 2 and log.strip().splitlines()[-1].startswith("solo-ext: error:")
+
+    study = load_study(path, TINY)
+    [job, _] = jobs_of(study, tmp_path / "out")
+    assert job.state() == "done"
+    cfg = job.cell.config(5)
+    cfg.checkpoint.dir, cfg.checkpoint.enabled, cfg["enable_progress_bar"] = str(tmp_path / "whole"), True, False
+    whole = pretrain(resolve(cfg)).metrics
+    found = json.loads((run / "result.json").read_text())["metrics"]
+    same = ("train_loss_epoch", "val_loss", "val_acc1", "weight_distance/projector.fc1")
+    assert {name: found[name] for name in same} == {name: whole[name] for name in same}
+
+    [(_, row)] = [pair for pair in scores(study, [job]) if getattr(pair[0], "name", "") == "byol_y_no"]
+    assert row["Acc"].values == (found["val_acc1"],)
+
+
+def test_hydras_launcher_runs_the_cells(file, command, tmp_path):
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
+    path = file(grid=None, cells=CELLS[1:], cited=[*CITED, {"Method": "MoCo v3"}], overrides=["max_epochs=1"])
+    status, out, err = command(path, *TINY, "--out", "out", "--launcher", "submitit_local")
+    assert status == 0 and "[1/1] done    byol_y_no-seed5" in out, out + err
+    [job] = jobs_of(load_study(path, TINY), tmp_path / "out")
+    assert job.state() == "done" and (tmp_path / "out" / "sweep" / "0.json").read_text() == "0"
