@@ -9,6 +9,8 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
+from solo_ext.methods import METHODS
+
 SOLO_LEARN = os.environ.get("SOLO_LEARN")
 
 
@@ -22,14 +24,33 @@ def solo_learn():
     sys.path.remove(SOLO_LEARN)
 
 
+FRAMEWORKS = ["byol", "dino", "mocov2plus", "mocov3", "ressl", "simclr", "simsiam"]
+METHOD_KWARGS = {  # beside proj_hidden_dim and proj_output_dim
+    "byol": {"pred_hidden_dim": 16},
+    "dino": {"num_prototypes": 12},
+    "mocov2plus": {"temperature": 0.2, "queue_size": 24},
+    "mocov3": {"pred_hidden_dim": 16, "temperature": 0.2},
+    "ressl": {"temperature_q": 0.1, "temperature_k": 0.04, "queue_size": 24},
+    "simclr": {"temperature": 0.2},
+    "simsiam": {"pred_hidden_dim": 16, "temperature": 0.2},
+}
+
+
+def framework_of(method: str) -> str:
+    """`byol` of `projector_ema_byol` and `res_byol`."""
+    framework = method.removeprefix("projector_ema_").removeprefix("res_")
+    return {"moco": "mocov3"}.get(framework, framework)
+
+
 def method_config(method: str, **changes):
     """What a method class is built from, with solo-learn's keys; `changes` are dotted keys with `__` for the dot."""
+    kwargs = METHOD_KWARGS[framework_of(method)]
     cfg = OmegaConf.create(
         {
             "name": "tiny",
             "method": method,
             "backbone": {"name": "resnet18", "kwargs": {}},
-            "method_kwargs": {"proj_hidden_dim": 16, "proj_output_dim": 8, "pred_hidden_dim": 16},
+            "method_kwargs": {"proj_hidden_dim": 16, "proj_output_dim": 8, **kwargs},
             "momentum": {"base_tau": 0.9, "final_tau": 1.0, "classifier": False},
             "data": {"dataset": "cifar10", "num_classes": 10, "num_large_crops": 2, "num_small_crops": 0},
             "optimizer": {
@@ -45,8 +66,6 @@ def method_config(method: str, **changes):
             "performance": {"disable_channel_last": True},
         }
     )
-    if "mocov3" in method or "moco" in method:
-        cfg.method_kwargs.temperature = 0.2
     for key, value in changes.items():
         OmegaConf.update(cfg, key.replace("__", "."), value, force_add=True)
     return cfg
@@ -56,13 +75,19 @@ def tiny_config(method: str, **changes):
     return method_config(method, **{"backbone__name": "resnet10_w16", **changes})
 
 
-def random_batches(steps: int, batch: int = 8, size: int = 16, views: int = 2, seed: int = 0):
+def build(method: str = "byol", seed: int = 0, **changes):
+    """A method on the tiny backbone, initialised with `seed`."""
+    torch.manual_seed(seed)
+    return METHODS[method](tiny_config(method, **changes))
+
+
+def random_batches(steps: int, batch: int = 8, size: int = 16, views: int = 2, seed: int = 0, dtype=torch.float32):
     """Batches of the contract `(indexes, views, targets)` of random images."""
     generator = torch.Generator().manual_seed(seed)
     return [
         (
             torch.arange(batch),
-            [torch.randn(batch, 3, size, size, generator=generator) for _ in range(views)],
+            [torch.randn(batch, 3, size, size, generator=generator, dtype=dtype) for _ in range(views)],
             torch.randint(0, 10, (batch,), generator=generator),
         )
         for _ in range(steps)
@@ -78,13 +103,12 @@ def fit(model, batches, max_epochs: int = 1, callbacks=(), val=None, **trainer):
     pl_trainer = pl.Trainer(
         max_epochs=max_epochs,
         accelerator="cpu",
-        devices=1,
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
         callbacks=list(callbacks),
-        **trainer,
+        **{"devices": 1, **trainer},
     )
     pl_trainer.fit(model, loader(batches), val and loader(val))
     return pl_trainer

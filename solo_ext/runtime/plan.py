@@ -315,7 +315,7 @@ def _devices(cfg: DictConfig) -> int:
 
 def _complaints(cfg: DictConfig, method: Method, images: int | None, steps_per_epoch: int | None) -> list[str]:
     """What is allowed but hardly meant, a sentence each."""
-    devices, batch, epochs, kwargs = _devices(cfg), cfg.optimizer.batch_size, cfg.max_epochs, cfg.method_kwargs
+    devices, batch, epochs = _devices(cfg), cfg.optimizer.batch_size, cfg.max_epochs
     found = []
     if frozen := [stage for stage, tau in method.teacher.taus.items() if _is_constant(tau, 1)]:
         found.append(
@@ -329,7 +329,7 @@ def _complaints(cfg: DictConfig, method: Method, images: int | None, steps_per_e
         )
     elif steps_per_epoch == 0:
         found.append("limit_train_batches: an epoch has no step")
-    queue = kwargs.get("queue_size")
+    queue = cfg.method_kwargs.get("queue_size")
     if queue and queue % (batch * devices):
         found.append(
             f"method_kwargs.queue_size: {queue} is not divisible by the {batch * devices} images of a batch on all "
@@ -339,11 +339,6 @@ def _complaints(cfg: DictConfig, method: Method, images: int | None, steps_per_e
         found.append(
             f"scheduler.warmup_epochs: a warm-up of {cfg.scheduler.warmup_epochs:g} epochs takes the whole run of "
             f"{epochs}, so the learning rate never decays"
-        )
-    if (ramp := kwargs.get("warmup_teacher_temperature_epochs", 0)) > epochs:
-        found.append(
-            f"method_kwargs.warmup_teacher_temperature_epochs: {ramp} are more than the run's {epochs} epochs, so the "
-            f"teacher never reaches its temperature of {kwargs.teacher_temperature:g}"
         )
     if cfg.optimizer.name == "lars" and cfg.data.dataset in LARS_ETA:
         low, high = LARS_ETA[cfg.data.dataset]
