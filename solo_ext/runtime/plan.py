@@ -46,7 +46,7 @@ SECONDS = 30.0  # after which LEAST steps are enough
 PROBE = 8  # images of a first try, where running out of memory would end the process
 # of the Trainer's arguments, those that change what a step does
 STEP_KEYS = ("max_epochs", "gradient_clip_val", "gradient_clip_algorithm", "deterministic", "benchmark")
-# data set -> the smallest and the largest trust coefficient of the papers' and solo-learn's recipes
+# data set -> the smallest and the largest trust coefficient that the papers and solo-learn print
 LARS_ETA = {"cifar10": (0.02, 0.02), "cifar100": (0.02, 0.02), "imagenet100": (0.02, 0.02), "imagenet": (0.001, 0.002)}
 
 
@@ -143,8 +143,8 @@ def plan(cfg: DictConfig, measure: bool = True) -> Plan:
     measured = _measure(cfg, method) if measure else None
     if measured and not measured.fits:
         complaints.append(
-            f"optimizer.batch_size: {cfg.optimizer.batch_size} images do not fit the memory that is free here; lower "
-            "it and raise accumulate_grad_batches"
+            f"optimizer.batch_size: {cfg.optimizer.batch_size} images take more memory than is free here, on "
+            f"{measured.device}"
         )
     o, scheduler = cfg.optimizer, cfg.scheduler
     warmup_epochs = scheduler.warmup_epochs if scheduler.name == "warmup_cosine" else 0
@@ -345,8 +345,8 @@ def _complaints(cfg: DictConfig, method: Method, images: int | None, steps_per_e
         eta = cfg.optimizer.kwargs.get("eta", inspect.signature(LARS).parameters["eta"].default)
         if not low <= eta <= high:
             found.append(
-                f"optimizer.kwargs.eta: {eta:g} is far from the trust coefficient of every recipe on "
-                f"{cfg.data.dataset}, {low:g}" + (f" to {high:g}" if high > low else "")
+                f"optimizer.kwargs.eta: {eta:g} is not the trust coefficient that the papers and solo-learn print for "
+                f"{cfg.data.dataset}: {low:g}" + (f" to {high:g}" if high > low else "")
             )
     if devices > 1 and not cfg.sync_batchnorm and any(isinstance(module, _BatchNorm) for module in method.modules()):
         found.append(
@@ -532,7 +532,7 @@ def _lines(p: Plan) -> Iterator[tuple[str, str]]:
     others = [name for names in a["teacher_tensors"].values() for name in names]
     for stage, names in a["teacher_tensors"].items():
         where = ", ".join(_prefixes(names, [name for name in others if name not in names]))
-        yield "", f"{stage:<16} {_say_tau(**a['teacher_tau'][stage]):<22} {len(names):3} tensors  {where}"
+        yield "", f"{stage:<20} {_say_tau(**a['teacher_tau'][stage]):<22} {len(names):3} tensors  {where}"
     again = a["teacher_backbone_stages"]
     share = f" ({len(again)} of {len(a['backbone_stages'])} stages: {', '.join(again)})" if again else ""
     yield (
@@ -592,4 +592,4 @@ def _time(seconds: float) -> str:
         if seconds < 2 * size:
             return f"{seconds:.3g} {unit}"
         seconds /= size if unit != "h" else 24
-    return f"{seconds:.3g} days"
+    return f"{seconds:,.0f} days"
