@@ -10,9 +10,10 @@ from conftest import method_config, tiny_config
 
 import solo_ext.cli.main as cli
 from solo_ext.methods import METHODS
-from solo_ext.runtime import plan as planning
+from solo_ext.runtime import measure
+from solo_ext.runtime.anatomy import anatomy, synthetic_batch
 from solo_ext.runtime.config import compose, resolve
-from solo_ext.runtime.plan import anatomy, plan
+from solo_ext.runtime.plan import plan
 from solo_ext.runtime.run import pretrain
 
 PRETRAIN = Path(__file__).parents[1] / "scripts" / "pretrain"
@@ -223,11 +224,11 @@ def test_warnings(recipe, fires, silent):
 def test_memory_that_is_not_there_is_a_warning(monkeypatch):
     cfg = configured(MINI, *TINY)
     assert plan(cfg).warnings == []
-    monkeypatch.setattr(planning, "_free_memory", lambda: 2**20)
+    monkeypatch.setattr(measure, "_free_memory", lambda: 2**20)
     found = plan(cfg)
-    assert found.measured.images == planning.PROBE < cfg.optimizer.batch_size and not found.measured.fits
+    assert found.measured.images == measure.PROBE < cfg.optimizer.batch_size and not found.measured.fits
     assert "optimizer.batch_size" in found.warnings[0]
-    assert f"measured with {planning.PROBE} images and scaled to 20" in str(found)
+    assert f"measured with {measure.PROBE} images and scaled to 20" in str(found)
 
 
 # Time and memory.
@@ -236,7 +237,7 @@ def test_memory_that_is_not_there_is_a_warning(monkeypatch):
 def test_a_measured_step_is_a_real_one():
     method = METHODS["byol"](configured(MINI, *TINY))
     before = copy.deepcopy(method.state_dict())
-    trial = planning._try(method.cfg, method, 4, 3, "cpu", "32")
+    trial = measure._try(method.cfg, method, 4, 3, "cpu", "32")
     assert len(trial.seconds) == 3 and min(trial.seconds) > 0
     moved = {name for name, tensor in method.state_dict().items() if not torch.equal(tensor, before[name])}
     assert {"backbone.conv1.weight", "predictor.0.weight", "classifier.weight"} <= moved  # optimizer
@@ -256,12 +257,12 @@ def test_memory_holds_what_backward_needs():
         return tensor
 
     images = 100
-    batch = planning.synthetic_batch(cfg, images, torch.device("cpu"))
+    batch = synthetic_batch(cfg, images, torch.device("cpu"))
     student = copy.deepcopy(method)
     student.log = student.log_dict = lambda *_, **__: None
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         student.training_step(batch, 0)
-    trial = planning._try(cfg, method, images, 2, "cpu", "32")
+    trial = measure._try(cfg, method, images, 2, "cpu", "32")
     if trial.peak is None:
         pytest.skip("no /proc")
     assert 0.7 * sum(saved.values()) < trial.peak - trial.lasting < 3 * sum(saved.values()) + 2**26
@@ -272,7 +273,7 @@ def test_an_accumulated_step_takes_the_time_of_all_its_batches():
     plain, accumulated = (plan(configured(MINI, *changes, f"accumulate_grad_batches={n}")).measured for n in (1, 9))
     assert 2 < accumulated.seconds / plain.seconds < 30
     low, high = accumulated.quartiles
-    assert 0 < low <= accumulated.seconds <= high and planning.LEAST <= accumulated.steps <= planning.STEPS
+    assert 0 < low <= accumulated.seconds <= high and measure.LEAST <= accumulated.steps <= measure.STEPS
 
 
 # The command.

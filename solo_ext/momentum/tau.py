@@ -20,6 +20,10 @@ class Tau:
     final: float = 1.0
     schedule: str = "cosine"
 
+    def always(self, value: float) -> bool:
+        """Whether it is `value` from the first update to the last."""
+        return self.base == value and (self.schedule == "constant" or self.final == value)
+
     def __call__(self, step: int, total_steps: float) -> float:
         """tau of the update that follows optimizer step number `step`, counted from 0."""
         if self.schedule == "constant":

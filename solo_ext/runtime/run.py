@@ -130,7 +130,7 @@ def pretrain(cfg: DictConfig) -> RunResult:
     data = PretrainData(cfg.data, cfg.augmentations, cfg.optimizer.batch_size, cfg.seed)
     cfg = _prepare(cfg, data)
     method = METHODS[cfg.method](cfg)
-    _check_sizes(method.backbone, cfg)
+    check_sizes(method.backbone, cfg)
     callbacks: list[pl.Callback] = [GradientMonitor(cfg.gradients.every)] if cfg.gradients.enabled else []
     if cfg.knn_eval.enabled and data.val_set is not None:
         loaders = data.bank_dataloader(), data.val_dataloader()
@@ -217,7 +217,7 @@ def _prepare(cfg: DictConfig, data: ImageData) -> DictConfig:
 
 
 @torch.no_grad()
-def _check_sizes(backbone: nn.Module, cfg: DictConfig) -> None:
+def check_sizes(backbone: nn.Module, cfg: DictConfig) -> None:
     """Raises ConfigError if the backbone cannot take one of the crop sizes: too small for it, or not a ViT's own."""
     backbone.eval()
     for size in dict.fromkeys(view.crop_size for view in cfg.augmentations):
@@ -318,8 +318,10 @@ def _fit(
         module = module.to(memory_format=torch.channels_last)
     throughput = Throughput()
     bar = [RunProgress()] if cfg.get("enable_progress_bar", True) else []
-    with _quietly():
-        trainer = _trainer(cfg, base, data, [ExactResume(cfg.seed), StopOnNonFinite(), *callbacks, throughput, *bar])
+    with quietly():
+        trainer = make_trainer(
+            cfg, base, data, [ExactResume(cfg.seed), StopOnNonFinite(), *callbacks, throughput, *bar]
+        )
         start = _agree(trainer, lambda: _choose_start(cfg, base))
         step = _check_resumable(module, start.checkpoint, cfg.max_epochs) if start.checkpoint else 0
         with _run_folder(cfg, start, trainer) as folder:
@@ -353,7 +355,8 @@ def _fit(
     return result
 
 
-def _trainer(cfg: DictConfig, base: Path, data: ImageData, callbacks: list[pl.Callback]) -> pl.Trainer:
+def make_trainer(cfg: DictConfig, base: Path, data: ImageData, callbacks: list[pl.Callback]) -> pl.Trainer:
+    """Lightning's Trainer for the resolved `cfg`, without logger; of `data`, only the size of an epoch is read."""
     values = plain(cfg)
     kwargs = {name: values[name] for name in inspect.signature(pl.Trainer.__init__).parameters if name in values}
     alone = device_count(cfg) * cfg.num_nodes == 1
@@ -372,7 +375,7 @@ def _trainer(cfg: DictConfig, base: Path, data: ImageData, callbacks: list[pl.Ca
         "num_sanity_val_steps": 0,
         "log_every_n_steps": max(1, min(50, steps)),  # at least one row an epoch
     }
-    with _explained():
+    with explained():
         return pl.Trainer(
             **{**defaults, **kwargs},
             callbacks=callbacks,
@@ -458,7 +461,7 @@ def _run_folder(cfg: DictConfig, start: Start, trainer: pl.Trainer | None = None
         write_json(folder / "args.json", plain(cfg))
         write_json(folder / "environment.json", _environment(folder))
         (folder / RESULT).unlink(missing_ok=True)
-        with _explained():
+        with explained():
             yield folder
     except BaseException as error:
         # what the user has to mend leaves nothing behind that could not be resumed; other failures leave their metrics
@@ -483,7 +486,7 @@ def _environment(folder: Path) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _explained() -> Iterator[None]:
+def explained() -> Iterator[None]:
     """Turns Lightning's complaints about values, and a full GPU, into one sentence."""
     try:
         yield
@@ -500,7 +503,7 @@ def _explained() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _quietly() -> Iterator[None]:
+def quietly() -> Iterator[None]:
     """Without Lightning's tips, hardware lines and warnings about choices that are made on purpose."""
     loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
     levels = [logger.level for logger in loggers]

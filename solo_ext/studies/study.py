@@ -16,8 +16,8 @@ from omegaconf import DictConfig
 
 from solo_ext.errors import ConfigError, nearest
 from solo_ext.methods import METHODS, Method
+from solo_ext.runtime.anatomy import anatomy
 from solo_ext.runtime.config import compose, resolve
-from solo_ext.runtime.plan import anatomy
 from solo_ext.schema import UnknownKey, build, fit, keys, nearest_key
 
 T = TypeVar("T")
@@ -167,7 +167,7 @@ class Cell:
 
     @cached_property
     def anatomy(self) -> dict[str, Any]:
-        """What its method consists of: `solo_ext.runtime.plan.anatomy`."""
+        """What its method consists of: `solo_ext.runtime.anatomy`."""
         return anatomy(self.method(0))
 
     @cached_property
