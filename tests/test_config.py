@@ -83,10 +83,14 @@ def differing(one: dict, other: dict) -> set[str]:
     return {key for key in one.keys() | other.keys() if one.get(key) != other.get(key)}
 
 
+VITS = ("mocov3", "res_mocov3")
+
+
 def test_every_method_and_dataset_has_its_scripts():
     names = {(f.parts[-3], f.parts[-2], f.stem) for f in SHIPPED}
     methods = {method for method in METHODS if method != "res_moco"}  # an alias
-    vits = {("pretrain", "imagenet-100", name) for name in ("mocov3_vit", "res_mocov3_vit", "dino_vit")}
+    vits = {("pretrain", folder, f"{m}_vit") for folder in ("imagenet-100", "fashion_mnist_mini") for m in VITS}
+    vits.add(("pretrain", "imagenet-100", "dino_vit"))
     own_images = {("pretrain", "custom", method) for method in methods}
     assert (
         names == {(kind, d, m) for kind in ("pretrain", "linear") for d in FOLDERS for m in methods} | own_images | vits

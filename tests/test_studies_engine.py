@@ -242,6 +242,7 @@ def test_refused_before_anything_runs(file, command, overrides, message):
         (["hydra.launcher.partition=gpu"], "--launcher"),
         (["--launcher", "slurm"], "must be one of submitit_slurm, submitit_local"),
         (["optimizer.lrr=1"], "did you mean 'optimizer.lr'"),
+        (["--only", "byol_y_yy"], "has no cell 'byol_y_yy'; did you mean 'byol_y_y'"),
     ],
 )
 def test_a_wrong_command_line_is_one_sentence(file, command, words, message):
@@ -336,6 +337,11 @@ def test_dry_run(file, command, tmp_path):
     first = "byol_y_y-seed5     missing  fashion_mnist_mini/byol  max_epochs=200 optimizer.lr=0.5 momentum.stages=full"
     assert lines[0] == first and lines[1].split()[:2] == ["byol_y_no-seed5", "done"]
     assert not list((tmp_path / "out").glob("study.*"))
+    status, out, _ = command(file(), *MINI, "--out", "out", "--dry-run", "--only", "byol_y_n*", "--only", "moco*")
+    assert status == 0 and [line.split()[0] for line in out.splitlines()[:-1]] == [
+        "byol_y_no-seed5",
+        "moco-v3_y_y-seed5",
+    ]
 
 
 def test_one_study_in_a_folder_at_a_time(file, command, tmp_path):

@@ -205,6 +205,9 @@ def _study_arguments(parser: argparse.ArgumentParser) -> None:
         "--out", metavar="FOLDER", help="where all goes (default: studies/<folder>-<name of the study>)"
     )
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="local processes at a time (default: 1)")
+    parser.add_argument(
+        "--only", action="append", default=[], metavar="CELL", help="run these cells only, such as 'byol*'; repeatable"
+    )
     parser.add_argument("--launcher", metavar="NAME", help="submitit_slurm or submitit_local: Hydra's launcher runs it")
     parser.add_argument("--dry-run", action="store_true", help="print the runs and their state, and stop")
 
@@ -224,8 +227,8 @@ def _study(args: argparse.Namespace) -> None:
     study = load_study(file, [word for word in words if word not in settings])
     out = args.out or Path("studies") / f"{file.absolute().parent.name}-{file.stem}"
     if args.dry_run:
-        dry_run(study, out)
-    elif run_study(study, out, args.jobs, args.launcher, settings):
+        dry_run(study, out, args.only)
+    elif run_study(study, out, args.jobs, args.launcher, settings, args.only):
         raise SystemExit(1)
 
 

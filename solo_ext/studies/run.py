@@ -1,6 +1,7 @@
 """Running what a study lacks: each cell and seed is a normal, resumable run in a process of its own."""
 
 import contextlib
+import fnmatch
 import itertools
 import json
 import shlex
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from solo_ext.analysis.runs import Run, load_run
-from solo_ext.errors import ConfigError
+from solo_ext.errors import ConfigError, nearest
 from solo_ext.runtime.checkpoint import checkpoints_in
 from solo_ext.runtime.compose import assign
 from solo_ext.runtime.resume import RESULT, RunLock, differences, plain
@@ -99,6 +100,20 @@ def jobs_of(study: Study, out: Path) -> list[Job]:
     return [Job(cell, seed, out) for seed, cell in itertools.product(study.seeds, study.runs)]
 
 
+def pick(study: Study, patterns: Sequence[str]) -> set[str]:
+    """The names of the cells that match one of `patterns`, in which * stands for anything; all without patterns.
+
+    Raises:
+        ConfigError: a pattern that matches no cell.
+    """
+    names = [cell.name for cell in study.runs]
+    for pattern in patterns:
+        if not fnmatch.filter(names, pattern):
+            hint = nearest(pattern, names) or f" (one of {', '.join(names)})"
+            raise ConfigError(f"--only: {study.file} has no cell '{pattern}'{hint}")
+    return {name for name in names if not patterns or any(fnmatch.fnmatch(name, p) for p in patterns)}
+
+
 def check(study: Study) -> None:
     """Refuses, before anything is trained, cells that cannot work and cells that are the same run.
 
@@ -118,15 +133,16 @@ def check(study: Study) -> None:
         configs[cell.name] = values
 
 
-def dry_run(study: Study, out: str | Path) -> None:
-    """Prints each run with its recipe, what it changes there, and its state."""
+def dry_run(study: Study, out: str | Path, only: Sequence[str] = ()) -> None:
+    """Prints each run, of the cells that match `only`, with its recipe, what it changes there, and its state."""
+    wanted = pick(study, only)
     check(study)
-    jobs = jobs_of(study, Path(out))
+    jobs = [job for job in jobs_of(study, Path(out)) if job.cell.name in wanted]
     width = max((len(job.name) for job in jobs), default=0)
     for job in jobs:
         recipe = "/".join(job.cell.recipe.with_suffix("").parts[-2:])
         print(f"{job.name:<{width}}  {job.state():<7}  {recipe}  {shlex.join(job.cell.overrides)}".rstrip())
-    print(f"{len(jobs)} runs of {len(study.runs)} cells x {len(study.seeds)} seeds, in {out}")
+    print(f"{len(jobs)} runs of {len(wanted)} cells x {len(study.seeds)} seeds, in {out}")
 
 
 def run_study(
@@ -135,6 +151,7 @@ def run_study(
     size: int = 1,
     launcher: str | None = None,
     settings: Sequence[str] = (),
+    only: Sequence[str] = (),
 ) -> list[str]:
     """Runs what is missing in `out` and writes the study's tables there, anew after each run.
 
@@ -143,6 +160,7 @@ def run_study(
         size: local processes at a time.
         launcher: `submitit_slurm` or `submitit_local`, to let Hydra's launcher run the jobs instead.
         settings: the launcher's, such as `hydra.launcher.partition=gpu`.
+        only: patterns of the cells to run, such as `byol*`; the tables show what is there of the others.
 
     Returns:
         The names of the runs that failed.
@@ -154,14 +172,15 @@ def run_study(
     check_matplotlib()
     if launcher:
         check_launcher(launcher)
+    wanted = pick(study, only)
     check(study)
     out = Path(out)
     with _lock(out) as lock:
         jobs = jobs_of(study, out)
         states = {job.name: job.state() for job in jobs}
-        todo = [job for job in jobs if states[job.name] in ("begun", "missing")]
+        todo = [job for job in jobs if states[job.name] in ("begun", "missing") and job.cell.name in wanted]
         failed = {job.name: "another process is running it" for job in jobs if states[job.name] == "running"}
-        done = len(jobs) - len(todo) - len(failed)
+        done = list(states.values()).count("done")
         print(f"{len(jobs)} runs: {done} done, {len(todo)} to do; logs in {out / 'logs'}", flush=True)
         with _signals() as caught:
             if todo:
