@@ -18,31 +18,15 @@ ADDED = {"simclr", "simsiam"}  # frameworks without a teacher of their own
 
 
 @pytest.mark.parametrize("method", NAMES)
-def test_trains_and_its_checkpoint_loads_strictly(method, tmp_path):
-    model = build(method, optimizer__name="adamw")
-    before = model.backbone.layer4[0].conv1.weight.clone()
-    trainer = fit(model, random_batches(3), max_epochs=2, val=random_batches(2, views=1, seed=1))
-    assert torch.isfinite(trainer.callback_metrics["train_loss"])
-    assert 0 <= trainer.callback_metrics["val_acc1"] <= 100
-    assert not torch.equal(before, model.backbone.layer4[0].conv1.weight)
-    trainer.save_checkpoint(tmp_path / "a.ckpt")
-    state = torch.load(tmp_path / "a.ckpt", weights_only=True)["state_dict"]
-    build(method, seed=1).load_state_dict(state, strict=True)
-
-
-@pytest.mark.parametrize("method", METHODS)
 def test_declared_defaults_yield_to_the_configuration(method):
-    cls = METHODS[method]
-    assert build(method).intra.weight == cls.intra.weight
     assert build(method, intra__weight=0.5, momentum__stages="full").intra.weight == 0.5
     assert build(method, momentum__stages="none", intra__weight=0.0).teacher.stages == []
-    assert build(method, momentum__stages=None).teacher.stages == build(method).teacher.stages
 
 
 @pytest.mark.parametrize("method", NAMES)
 def test_what_each_method_declares(method):
     """Stages, intra term and loss scale, and so the networks that exist."""
-    framework, model = framework_of(method), build(method)
+    framework, model = framework_of(method), build(method, momentum__stages=None)
     head = "head" if framework == "dino" else "projector"
     parts = {name.split(".")[0] for name, _ in model.named_parameters()} - {"classifier"}
     student = {"backbone", head} | ({"predictor"} if framework in ("byol", "mocov3", "simsiam") else set())
@@ -338,7 +322,7 @@ def test_teacher_follows_a_hand_written_loop(framework, spec, schedule):
         torch.testing.assert_close(end[f"momentum_{name}"].double(), expected, rtol=1e-5, atol=1e-6, msg=name)
 
 
-def losses(method, batches=4, trainer=None, **changes):
+def losses(method, **changes):
     """Training losses, and the model after them."""
     seen = []
 
@@ -346,7 +330,7 @@ def losses(method, batches=4, trainer=None, **changes):
         def on_train_batch_end(self, trainer, module, outputs, *_):
             seen.append(outputs["loss"].item())
 
-    fit(model := build(method, **changes), random_batches(batches), callbacks=[Tape()], **trainer or {})
+    fit(model := build(method, **changes), random_batches(3), callbacks=[Tape()])
     return seen, model
 
 
