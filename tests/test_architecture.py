@@ -8,39 +8,21 @@ import pytest
 import solo_ext
 
 ROOT = Path(solo_ext.__file__).parent
+CORE = {"losses", "networks", "optim"}
+METHODS = CORE | {"momentum", "data", "evaluation", "methods"}
+RUNTIME = METHODS | {"analysis", "zoo", "runtime"}
 LAYERS = {  # package -> what it may import from this project, besides itself, errors and schema
     "losses": set(),
     "networks": set(),
     "optim": set(),
-    "momentum": {"losses", "networks", "optim"},
     "data": set(),
-    "evaluation": {"networks", "optim", "losses"},
-    "methods": {"losses", "networks", "optim", "momentum", "data", "evaluation"},
-    "analysis": {"losses", "networks", "optim", "momentum", "data", "evaluation", "methods"},
-    "zoo": {"losses", "networks", "optim", "momentum", "data", "evaluation", "methods"},
-    "runtime": {
-        "losses",
-        "networks",
-        "optim",
-        "momentum",
-        "data",
-        "evaluation",
-        "methods",
-        "analysis",
-        "zoo",
-    },
-    "studies": {
-        "losses",
-        "networks",
-        "optim",
-        "momentum",
-        "data",
-        "evaluation",
-        "methods",
-        "analysis",
-        "zoo",
-        "runtime",
-    },
+    "momentum": CORE,
+    "evaluation": CORE,
+    "methods": METHODS,
+    "analysis": METHODS,
+    "zoo": METHODS,
+    "runtime": RUNTIME,
+    "studies": RUNTIME,
 }
 
 
