@@ -8,7 +8,7 @@ EXTRAS = {
     "slurm": ["hydra-submitit-launcher>=1.2"],
     "viz": ["matplotlib>=3.8", "tensorboard>=2.16"],
 }
-EXTRAS["dev"] = [*EXTRAS["viz"], "pytest>=8", "pytest-xdist>=3.5", "ruff==0.17.6"]
+EXTRAS["dev"] = [*EXTRAS["viz"], *EXTRAS["slurm"], "pytest>=8", "pytest-xdist>=3.5", "ruff==0.17.6"]
 
 setup(
     name="solo-ext",
