@@ -1,0 +1,52 @@
+"""Every registered method through the real commands, from its own YAMLs: pre-training, resuming, linear, kNN."""
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from solo_ext.methods import METHODS
+from solo_ext.runtime.checkpoint import checkpoints_in, load_checkpoint
+from solo_ext.runtime.compose import compose
+from solo_ext.runtime.config import resolve
+from solo_ext.runtime.run import knn, linear, pretrain
+
+SCRIPTS = Path(__file__).parents[1] / "scripts"
+TINY = [  # two epochs of two steps
+    *("accelerator=cpu", "enable_progress_bar=False", "max_epochs=2", "data.fraction=0.01", "optimizer.batch_size=24"),
+    *("auto_resume.enabled=False", "limit_val_batches=1"),
+]
+
+
+def config(kind, method, *overrides):
+    return resolve(compose(SCRIPTS / kind / "fashion_mnist_mini", f"{method}.yaml", [*TINY, *overrides]), kind)
+
+
+@pytest.mark.parametrize("method", [name for name in METHODS if name != "res_moco"])
+def test_trains_stops_resumes_and_is_evaluated(method, tmp_path):
+    folder = f"checkpoint.dir={tmp_path}"
+    options = [folder, "checkpoint.keep_prev=True", "knn_eval.enabled=False", "method_kwargs.proj_hidden_dim=64"]
+    run = pretrain(config("pretrain", method, *options))
+    assert run.metrics["tau"] >= 0.95 if METHODS[method].teacher_stages != "none" else "tau" not in run.metrics
+    assert math.isfinite(run.metrics["train_loss"]) and 0 <= run.metrics["val_acc1"] <= 100
+    last, first = checkpoints_in(run.dir)
+    whole = load_checkpoint(last)
+    assert whole["global_step"] == 4
+    last.unlink()  # as if it had been stopped after the first epoch
+
+    resumed = pretrain(config("pretrain", method, *options, f"resume_from_checkpoint={run.dir}"))
+    again = load_checkpoint(resumed.checkpoint)
+    assert resumed.dir == run.dir and again["global_step"] == 4
+    for name, value in whole["state_dict"].items():
+        assert torch.equal(again["state_dict"][name], value), name
+    before = load_checkpoint(first)["state_dict"]
+    assert not torch.equal(before["backbone.conv1.weight"], whole["state_dict"]["backbone.conv1.weight"])
+
+    encoder = {"pretrained_feature_extractor": str(run.dir), "accelerator": "cpu"}
+    data = {"dataset": "fashion_mnist_mini", "fraction": 0.02}
+    neighbours = knn(resolve({**encoder, "data": data, "knn_eval": {"k": [1, 5]}}, "knn"))
+    source = f"pretrained_feature_extractor={run.dir}"
+    probe = linear(config("linear", method, folder, source, "cache_features=True"))
+    for score in (*(row["acc1"] for row in neighbours), probe.metrics["val_acc1"]):
+        assert 10 < score <= 100  # chance is 10
