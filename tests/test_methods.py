@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from conftest import FRAMEWORKS, build, fit, framework_of, random_batches
 
+from solo_ext.errors import ConfigError
 from solo_ext.methods import METHODS
 
 NAMES = [name for name in METHODS if name != "res_moco"]  # an alias
@@ -196,6 +197,8 @@ COSTS = [  # method, changes, the student's backbone passes (with gradient?), th
     ("ressl", {"momentum__inter": False, "method_kwargs__weak_probe": False}, [True, False], 0, 0),
     ("ressl", {"momentum__stages": "none"}, [True, False], 0, 0),
     ("res_ressl", {"method_kwargs__weak_probe": False}, TWICE, 2, 2),
+    ("ressl", {"data__num_classes": 0}, [True], 1, 1),
+    ("projector_ema_ressl", {"data__num_classes": 0}, [True, False], 0, 1),
     *((f, {"momentum__inter": False}, TWICE, 0, 0) for f in ("byol", "dino", "mocov2plus", "mocov3")),
 ]
 
@@ -245,6 +248,37 @@ def test_unlabelled_data_has_no_probe_and_partly_labelled_data_ignores_the_rest(
     ssl = build("byol", **CRITERION).training_step((index, views, targets), 0)
     assert torch.isfinite(total) and total > ssl
     assert logits.shape == (8, 10)
+
+
+REFUSED = [  # method, changes, what the sentence says
+    (
+        "mocov3",
+        {"method_kwargs__temperature": 0},
+        "method_kwargs.temperature must be a finite number of at least 1e-06",
+    ),
+    ("ressl", {"method_kwargs__temperature_k": -0.04}, "method_kwargs.temperature_k must be"),
+    ("dino", {"method_kwargs__num_prototypes": 0}, "method_kwargs.num_prototypes must be a whole number of at least 1"),
+    ("dino", {"method_kwargs__warmup_teacher_temperature_epochs": 9}, r"\(9\) must not exceed max_epochs \(2\)"),
+    ("mocov2plus", {"method_kwargs__queue_size": 0}, "method_kwargs.queue_size must be"),
+    ("byol", {"method_kwargs__proj_hidden_dim": 0}, "method_kwargs.proj_hidden_dim must be"),
+    ("simclr", {"method_kwargs__negatives": "opposit"}, "did you mean 'opposite'"),
+    ("ressl", {"data__num_small_crops": 4}, "ReSSL takes a strong and a weak view, not 2 large and 4 small"),
+    ("ressl", {"data__num_large_crops": 3}, "not 3 large and 0 small"),
+    ("simsiam", {"intra__weight": 1.0}, "intra.weight > 0 needs a teacher that differs from the student"),
+    ("byol", {"momentum__stages": ["block9"]}, "no stage 'block9' with a teacher; did you mean 'block4'"),
+    (
+        "projector_ema_dino",
+        {"momentum__classifier": True},
+        "momentum.classifier needs labels and a teacher with a back",
+    ),
+]
+
+
+@pytest.mark.parametrize(("method", "changes", "message"), REFUSED, ids=[f"{m}-{next(iter(c))}" for m, c, _ in REFUSED])
+def test_what_cannot_work_is_refused_in_a_sentence(method, changes, message):
+    with pytest.raises(ConfigError, match=message) as error:
+        build(method, **changes)
+    assert "\n" not in str(error.value)
 
 
 def test_the_effective_lr_wins_over_the_configured_one():

@@ -17,7 +17,7 @@ from solo_ext.evaluation.metrics import accuracy_at_k
 from solo_ext.momentum import GapConfig, IntraMomentum, MomentumConfig, Teacher, similarity, weight_distance
 from solo_ext.networks import BackboneConfig, build_backbone, stage_row
 from solo_ext.optim import OptimizerConfig, SchedulerConfig, build_optimizer, build_scheduler
-from solo_ext.schema import check_choice, section
+from solo_ext.schema import check_choice, check_integer, check_number, section
 
 LOSS_SCALES = ("solo", "paper")
 OUTPUT = {"backbone": "feats", "projector": "z", "predictor": "q"}  # part of the network -> name of its output
@@ -44,6 +44,13 @@ class Method(pl.LightningModule):
 
         def __post_init__(self):
             check_choice("method_kwargs.loss_scale", self.loss_scale, LOSS_SCALES)
+            for name, value in dataclasses.asdict(self).items():
+                if name.endswith(("_dim", "_size", "_prototypes")):
+                    check_integer(f"method_kwargs.{name}", value, low=1)
+                elif name.endswith("_epochs"):
+                    check_integer(f"method_kwargs.{name}", value, low=0)
+                elif "temperature" in name:
+                    check_number(f"method_kwargs.{name}", value, low=1e-6)
 
     teacher_stages: ClassVar[Any] = "full"
     intra: IntraMomentum = IntraMomentum()
@@ -225,7 +232,7 @@ class Method(pl.LightningModule):
             logits = [self.momentum_classifier(out["feats"]) for out in teachers.values()]
             loss = loss + self._probe(self.momentum_classifier, logits, targets, "train_momentum_", metrics)
         with torch.no_grad():  # 1 / sqrt(D) for spread-out outputs, 0 when collapsed
-            outputs = torch.stack([out["z"].float() for out in probed])
+            outputs = torch.stack([out["z"].float() for i, out in students.items() if i < self.large_crops])
             metrics["train_z_std"] = F.normalize(outputs, dim=-1).std(1).mean()
         if measure:
             both = [i for i in taught if i in students]
@@ -244,17 +251,17 @@ class Method(pl.LightningModule):
         seen = learning | set(self._probed(views))
         taught = set(asked) if self.inter else set()
         taught |= set(large) if pull or self.momentum_classifier is not None else set()
-        if measure and not taught & seen:
-            taught |= seen & set(large)
         if not self.inter:
             seen |= set(asked)
         if len(self.teacher.stages) < len(self.teacher.row):  # it goes on from the student's activation
             seen |= taught
+        if measure and not taught & seen:
+            taught |= seen & set(large)
         return sorted(learning), sorted(seen), asked, sorted(taught)
 
     def _probed(self, views: int) -> Sequence[int]:
         """The views on which the online probe is trained."""
-        return range(min(self.large_crops, views))
+        return range(min(self.large_crops, views) if self.classifier is not None else 0)
 
     def _probe(self, probe, logits: list[Tensor], targets: Tensor, prefix: str, metrics: dict) -> Tensor | float:
         """Cross-entropy of a linear probe, averaged over views; adds its loss and accuracies to `metrics`."""

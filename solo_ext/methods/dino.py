@@ -41,11 +41,8 @@ class DINO(Method):
 
         def __post_init__(self):
             super().__post_init__()
-            for key in ("student_temperature", "teacher_temperature", "warmup_teacher_temperature"):
-                check_number(f"method_kwargs.{key}", getattr(self, key), low=1e-6)
             check_number("method_kwargs.clip_grad", self.clip_grad)
-            for key in ("freeze_last_layer", "warmup_teacher_temperature_epochs"):
-                check_integer(f"method_kwargs.{key}", getattr(self, key), low=0)
+            check_integer("method_kwargs.freeze_last_layer", self.freeze_last_layer, low=0)
 
     loss_name = "dino_loss"
     attributes: ClassVar = {"projector": "head"}

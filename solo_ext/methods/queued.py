@@ -8,7 +8,6 @@ from torch import Tensor
 
 from solo_ext.losses import enqueue
 from solo_ext.methods.base import Method
-from solo_ext.schema import check_integer
 
 
 class QueuedMethod(Method):
@@ -20,10 +19,6 @@ class QueuedMethod(Method):
     @dataclass
     class Kwargs(Method.Kwargs):
         queue_size: int = 65536
-
-        def __post_init__(self):
-            super().__post_init__()
-            check_integer("method_kwargs.queue_size", self.queue_size, low=1)
 
     def build_queue(self, *shape: int, dim: int) -> None:
         """Registers `queue`, of unit vectors along dimension 1, counted by dimension `dim`, and its pointer."""

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from solo_ext.errors import ConfigError
 from solo_ext.losses import relational
 from solo_ext.methods.queued import QueuedMethod
 from solo_ext.networks import mlp
@@ -33,12 +34,16 @@ class ReSSL(QueuedMethod):
     target_views = (1,)
 
     def build_heads(self, features: int) -> None:
+        if (large := self.large_crops, small := self.cfg.data.get("num_small_crops") or 0) != (2, 0):
+            raise ConfigError(
+                f"augmentations: ReSSL takes a strong and a weak view, not {large} large and {small} small"
+            )
         k = self.kwargs
         self.projector = mlp([features, k.proj_hidden_dim, k.proj_output_dim], norm=False)
         self.build_queue(k.queue_size, k.proj_output_dim, dim=0)
 
     def _probed(self, views: int) -> Sequence[int]:
-        return super()._probed(views) if self.kwargs.weak_probe else self.query_views
+        return [i for i in super()._probed(views) if self.kwargs.weak_probe or i in self.query_views]
 
     def loss(self, queries: list[Tensor], targets: list[Tensor]) -> Tensor:
         """One direction: `queries` and `targets` hold one view each."""
