@@ -105,8 +105,10 @@ def assert_equal(actual, expected):
 @pytest.mark.parametrize("case", CASES)
 def test_loss_and_gradient_equal_the_formula(case, large, small, images):
     method, changes, formula = CASES[case]
-    model, numbers = build(method, seed=images, data__num_large_crops=large, **changes)
-    views = (1, 1) if method == "ressl" else (large + small, large)
+    crops, views = {"data__num_large_crops": large}, (large + small, large)
+    if method == "ressl":  # a strong and a weak view, whatever the others have
+        crops, views = {}, (1, 1)
+    model, numbers = build(method, seed=images, **crops, **changes)
     q, k = (3 * torch.randn(n, images, WIDTH, dtype=torch.float64, requires_grad=True) for n in views)
     loss = model.loss(list(q), list(k))
     gradient, none = torch.autograd.grad(loss, [q, k], allow_unused=True)
@@ -130,15 +132,15 @@ TARGETS = {
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("method", FRAMEWORKS)
 def test_a_whole_step_equals_the_formula(method, target):
-    """Explicit networks: student f, g, h and target fm, gm; two large crops and a small one."""
-    model, numbers = build(method, data__num_small_crops=1, **TARGETS[target])
+    """Explicit networks: student f, g, h and target fm, gm; two large crops and, but for ReSSL, a small one."""
+    small = 0 if method == "ressl" else 1
+    model, numbers = build(method, data__num_small_crops=small, **TARGETS[target])
     for name, p in model.named_parameters():
         if name.startswith("momentum_"):
             p.data += 0.1 * torch.randn_like(p)
     index, views, labels = random_batches(1, batch=4, size=32)[0]
     views = [x.double() for x in views]
-    if method != "ressl":
-        views.append(torch.randn(4, 3, 16, 16, dtype=torch.float64))
+    views += [torch.randn(4, 3, 16, 16, dtype=torch.float64)] * small
 
     f, g, h = model.backbone, model.part("projector"), getattr(model, "predictor", torch.nn.Identity())
     fm, gm = f, g

@@ -34,10 +34,10 @@ class ReSSL(QueuedMethod):
     target_views = (1,)
 
     def build_heads(self, features: int) -> None:
-        if (large := self.large_crops, small := self.cfg.data.get("num_small_crops") or 0) != (2, 0):
-            raise ConfigError(
-                f"augmentations: ReSSL takes a strong and a weak view, not {large} large and {small} small"
-            )
+        large, small = self.large_crops, self.cfg.data.get("num_small_crops") or 0
+        if large != 2 or small:
+            crops = f"{large} large and {small} small"
+            raise ConfigError(f"augmentations: ReSSL takes a strong and a weak view, not {crops}")
         k = self.kwargs
         self.projector = mlp([features, k.proj_hidden_dim, k.proj_output_dim], norm=False)
         self.build_queue(k.queue_size, k.proj_output_dim, dim=0)
