@@ -8,7 +8,6 @@ slows all of them alike; the figures are medians and ratios to the full momentum
 
 import argparse
 import json
-import platform
 import statistics
 import time
 from pathlib import Path
@@ -17,6 +16,7 @@ import torch
 from omegaconf import OmegaConf
 
 from solo_ext.methods import METHODS
+from solo_ext.runtime.environment import environment
 
 SCOPES = ("full", "backbone", "block4", "projector", "none")
 
@@ -102,7 +102,7 @@ def main() -> None:
         "command": vars(args) | {"out": args.out.name},
         "n": args.steps,
         "torch": torch.__version__,
-        "hardware": torch.cuda.get_device_name() if args.device == "cuda" else cpu_name(),
+        "hardware": torch.cuda.get_device_name() if args.device == "cuda" else environment()["cpu"],
         "scopes": rows,
     }
     args.out.write_text(json.dumps(report, indent=1, default=str) + "\n", encoding="utf-8")
@@ -114,12 +114,6 @@ def main() -> None:
             f"{scope:<10} {row['median_ms']:8.0f} {row['speedup']:7.2f}x {low:6.2f}-{high:.2f} "
             f"{row['teacher_parameters']:15,}"
         )
-
-
-def cpu_name() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    return next((line.split(": ")[1] for line in lines if line.startswith("model name")), platform.processor())
 
 
 if __name__ == "__main__":

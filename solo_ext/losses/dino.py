@@ -16,7 +16,7 @@ def dino(
     `center` [1, K] is subtracted. teacher carries no gradient. In nats.
     """
     target = ((teacher.detach() - center) / teacher_temperature).softmax(-1)
-    return -(target * F.log_softmax(student / student_temperature, dim=-1)).sum(-1).mean()
+    return F.cross_entropy(student / student_temperature, target)
 
 
 class Center(nn.Module):

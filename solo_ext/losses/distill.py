@@ -16,7 +16,7 @@ def soft_cross_entropy(student: Tensor, teacher: Tensor, temperature: float = 4.
     """
     student, teacher = student / temperature, teacher.detach() / temperature
     weight, of = (student, teacher) if literal else (teacher, student)
-    return -(weight.softmax(-1) * F.log_softmax(of, dim=-1)).sum(-1).mean()
+    return F.cross_entropy(of, weight.softmax(-1))
 
 
 def softmax_mse(student: Tensor, teacher: Tensor) -> Tensor:

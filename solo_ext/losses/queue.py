@@ -26,7 +26,7 @@ def relational(query: Tensor, key: Tensor, queue: Tensor, temperature_q: float, 
     """
     query, key = F.normalize(query, dim=-1), F.normalize(key.detach(), dim=-1)
     target = (key @ queue.T / temperature_k).softmax(-1)
-    return -(target * F.log_softmax(query @ queue.T / temperature_q, dim=-1)).sum(-1).mean()
+    return F.cross_entropy(query @ queue.T / temperature_q, target)
 
 
 @torch.no_grad()

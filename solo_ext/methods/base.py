@@ -342,8 +342,8 @@ class Method(pl.LightningModule):
         return self.trainer.estimated_stepping_batches
 
 
-def cross_views(queries: Sequence[Tensor], targets: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
-    """All (query, target) pairs of different views; for two views, both directions."""
+def cross_views(queries: Sequence[Tensor], targets: Sequence[Any]) -> list[tuple[Tensor, Any]]:
+    """All (query, target) pairs of different views; for two views, both directions. A target is what its view has."""
     return [(q, k) for j, k in enumerate(targets) for i, q in enumerate(queries) if i != j]
 
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from solo_ext.losses import queue_nce
+from solo_ext.methods.base import cross_views
 from solo_ext.methods.queued import QueuedMethod
 from solo_ext.networks import mlp
 
@@ -28,11 +29,7 @@ class MoCoV2Plus(QueuedMethod):
 
     def loss(self, queries: list[Tensor], targets: list[Tensor]) -> Tensor:
         """The mean over pairs of different views; each target view has a queue of its own."""
-        losses = [
-            queue_nce(q, k, queue, self.kwargs.temperature)
-            for j, (k, queue) in enumerate(zip(targets, self.queue, strict=True))
-            for i, q in enumerate(queries)
-            if i != j
-        ]
+        pairs = cross_views(queries, list(zip(targets, self.queue, strict=True)))
+        losses = [queue_nce(q, k, queue, self.kwargs.temperature) for q, (k, queue) in pairs]
         self.fresh = torch.stack(targets)
         return sum(losses) / len(losses)

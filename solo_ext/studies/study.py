@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import yaml
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from solo_ext.errors import ConfigError, nearest
 from solo_ext.methods import METHODS, Method
@@ -154,9 +154,14 @@ class Cell:
             ConfigError: an override or value that cannot work.
         """
         if seed not in self._configs:
-            raw = compose(self.recipe.parent, self.recipe.name, [*self.overrides, f"seed={seed}"])
-            self._configs[seed] = resolve(raw)
+            self._configs[seed] = resolve(OmegaConf.merge(self._composed, {"seed": seed}))
         return copy.deepcopy(self._configs[seed])
+
+    @cached_property
+    def _composed(self) -> DictConfig:
+        cfg = compose(self.recipe.parent, self.recipe.name, self.overrides)
+        OmegaConf.set_struct(cfg, False)
+        return cfg
 
     def method(self, seed: int) -> Method:
         """The method of that run, freshly built; where the data has to be read to know its classes, with two."""

@@ -184,10 +184,12 @@ def write_tables(study: Study, jobs: Sequence[Any], out: str | Path, failed: Map
     style.pop("backend", None)
     with matplotlib.rc_context(style):
         looks = dict(zip(results, figures.styles(_run_labels(study)), strict=True))
-        drawn = _draw(study, rows, results, looks, out)
+        drawing = bars(study, rows, looks) if study.metrics else None
+        section = curves(study, results, looks) if study.curves else None
+        drawn = _draw(study, drawing, section, out)
         texts = {
             "study.md": _markdown(study, rows, facts, notes, drawn),
-            "study.html": _html(study, rows, facts, notes, results, looks),
+            "study.html": _html(study, rows, facts, notes, drawing, section, looks),
         }
     for name, text in texts.items():
         write_atomic(out / name, lambda file, text=text: file.write(text.encode()))
@@ -199,17 +201,17 @@ def _run_labels(study: Study) -> list[str]:
     return short_labels(rows)[1]
 
 
-def _draw(study: Study, rows: Scores, results: Results, looks: Mapping[str, figures.Style], out: Path) -> bool:
-    """Writes the study's figure in the paper's form, if there is anything to draw."""
-    section = curves(study, results, looks) if study.plot == "lines" else None
-    if study.plot == "lines" and not section.panels:
+def _draw(study: Study, drawing: Any, section: figures.Section | None, out: Path) -> bool:
+    """Writes the study's figure in the paper's form, bars or lines, if there is anything to draw."""
+    lines = study.plot == "lines"
+    if lines and not section.panels:
         return False
     for suffix in ("png", "svg"):
         temporary = out / f".study.tmp.{suffix}"
-        if section:
+        if lines:
             figures.png(section.panels, section.legend, _last(section), temporary)
         else:
-            figures.save(bars(study, rows, looks), temporary)
+            figures.save(drawing, temporary)
         os.replace(temporary, out / f"study.{suffix}")
     return True
 
@@ -325,7 +327,8 @@ def _html(
     rows: Scores,
     facts: Mapping[str, str],
     notes: Sequence[str],
-    results: Results,
+    drawing: Any,
+    section: figures.Section | None,
     looks: Mapping[str, figures.Style],
 ) -> str:
     esc = html.escape
@@ -335,11 +338,9 @@ def _html(
     alarm = f'<p class="caption"><strong>{esc(text)}</strong></p>\n' if (text := warning(study)) else ""
     if study.metrics:
         parts["Results"] = alarm + _html_table(study, rows, looks)
-        drawing = bars(study, rows, looks)
         width, text = drawing.get_size_inches()[0], figures.inline(drawing, colours, f"{study.title}: bars")
         parts["Plot"] = f'<figure style="max-width: {1.6 * width * 72:.0f}px">{text}</figure>'
-    if study.curves:
-        section = curves(study, results, looks)
+    if section:
         drawn = section_html(section, _last(section), colours) if section.panels else '<p class="caption">-</p>'
         parts["Curves"] = drawn if parts else alarm + drawn
     ran = "\n".join(f"<div><dt>{esc(key)}</dt><dd>{esc(text)}</dd></div>" for key, text in facts.items())
