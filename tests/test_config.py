@@ -771,7 +771,7 @@ def test_an_evaluation_takes_encoder_and_data_from_the_run(tmp_path, kind):
     cfg = resolve(overlay(run_values(tmp_path, kind), ["data.num_workers=0"]), kind)
     assert cfg.pretrained_feature_extractor == str(tmp_path / "byol-x-ep=3.ckpt")
     assert (cfg.pretrain_method, cfg.backbone.name, cfg.precision) == ("byol", "resnet18", "bf16-mixed")
-    assert (cfg.data.train_path, cfg.data.format, cfg.data.num_workers) == ("/images", "image_folder", 0)
+    assert (cfg.data.train_path, cfg.data.format, cfg.data.num_workers) == ("/images", "auto", 0)
     assert cfg.data.augmentations == {"crop_size": 32, "mean": None, "std": None}
     assert (cfg.data.fraction, cfg.data.no_labels, cfg.data.num_classes) == (-1, False, 10)  # all labels
     assert (cfg.accelerator, cfg.devices) == ("auto", 1)  # this machine, not the run's

@@ -346,7 +346,7 @@ def train_and_look(every=1, look=True):
     bank, val = random_batches(6, views=1, seed=1), random_batches(3, views=1, seed=2)
     # a DataLoader draws a random number whenever it is iterated
     loaders = [torch.utils.data.DataLoader(batches, batch_size=None) for batches in (bank, val)]
-    callback = OnlineKNN(*loaders, KNNConfig(k=20, every=every))
+    callback = OnlineKNN(lambda: loaders, KNNConfig(k=20, every=every))
     model, seen = Trainee(), []
     log_dict = model.log_dict
 

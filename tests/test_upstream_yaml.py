@@ -8,7 +8,6 @@ import pytest
 from conftest import SOLO_LEARN
 from omegaconf import OmegaConf
 
-from solo_ext.data.config import FORMATS
 from solo_ext.methods import METHODS
 from solo_ext.runtime.config import compose, resolve
 
@@ -24,11 +23,9 @@ def yamls(kind: str) -> list:
 
 
 def composed(kind: str, name: str, folder: Path, wandb: str = "private"):
-    """The YAML, changed only where its folders are not there or this version has no pipeline for its data format."""
+    """The YAML, changed only where its folders are not there."""
     file = SCRIPTS / kind / f"{name}.yaml"
     raw = compose(file.parent, file.name, [f"wandb={wandb}"])
-    if not FORMATS[raw.data.format]:
-        raw.data.format = "image_folder"
     if raw.data.dataset == "custom":
         for label in "abc":
             (folder / label).mkdir()

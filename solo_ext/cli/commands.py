@@ -1,60 +1,17 @@
 """The commands: what each takes, says about itself, and calls."""
 
 import argparse
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 
-from solo_ext.errors import ConfigError, nearest
+from solo_ext.cli.command import Command
+from solo_ext.cli.data import DATA
+from solo_ext.errors import ConfigError
 
 YAML = (".yaml", ".yml")
 OVERRIDES = """\
 Overrides are Hydra's: key=value and ++key=value set a key, ~key removes it; a list is [1,2], nothing is null.
 A mistyped key is refused, with the nearest one that exists."""
-
-
-class _Parser(argparse.ArgumentParser):
-    """argparse, with a mistake as our one sentence."""
-
-    def error(self, message: str):
-        raise ConfigError(f"{message} (see {self.prog} --help)")
-
-
-@dataclass
-class Command:
-    """A command of `solo-ext`.
-
-    name, summary, text: for the help. examples: command lines without the leading `solo-ext`.
-    arguments: adds the options to a parser. run: does the work.
-    """
-
-    name: str
-    summary: str
-    text: str
-    examples: Sequence[str]
-    arguments: Callable[[argparse.ArgumentParser], None]
-    run: Callable[[argparse.Namespace], None]
-
-    def __call__(self, argv: Sequence[str]) -> None:
-        """Parses and runs.
-
-        Raises:
-            SoloExtError: what the user got wrong.
-        """
-        parser = _Parser(
-            prog=f"solo-ext {self.name}",
-            description=self.text,
-            epilog="examples:\n" + "\n".join(f"  solo-ext {example}" for example in self.examples),
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-            allow_abbrev=False,
-        )
-        self.arguments(parser)
-        args, unknown = parser.parse_known_intermixed_args(argv)
-        if unknown:
-            options = [option for action in parser._actions for option in action.option_strings]
-            hint = nearest(unknown[0], options) or f" (see {parser.prog} --help)"
-            raise ConfigError(f"unknown option '{unknown[0]}'{hint}")
-        self.run(args)
 
 
 def _yaml_arguments(parser: argparse.ArgumentParser) -> None:
@@ -329,6 +286,7 @@ Runs that are out of time are queued again.
         _study_arguments,
         _study,
     ),
+    DATA,
     Command(
         "demo",
         "train and compare four methods on bundled images, in minutes, without a GPU",

@@ -8,8 +8,9 @@ import sys
 from collections.abc import Sequence
 
 from solo_ext import __version__
+from solo_ext.cli.command import dispatch, overview
 from solo_ext.cli.commands import COMMANDS
-from solo_ext.errors import ConfigError, NonFiniteError, SoloExtError, nearest
+from solo_ext.errors import NonFiniteError, SoloExtError
 
 log = logging.getLogger("solo_ext")
 
@@ -27,16 +28,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("solo-ext: %(message)s"))
     log.addHandler(handler)
+    log.setLevel(logging.INFO)
     try:
         if not argv or argv[0] in ("-h", "--help"):
             print(_help())
         elif argv[0] == "--version":
             print(f"solo-ext {__version__}")
-        elif argv[0] in COMMANDS:
-            COMMANDS[argv[0]](argv[1:])
         else:
-            known = nearest(argv[0], COMMANDS) or f" (one of {', '.join(COMMANDS)})"
-            raise ConfigError(f"there is no command '{argv[0]}'{known}")
+            dispatch(COMMANDS, argv)
     except SoloExtError as error:
         print(f"solo-ext: error: {' '.join(str(error).splitlines())}", file=sys.stderr)
         return 2
@@ -52,17 +51,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _help() -> str:
-    width = max(map(len, COMMANDS))
-    commands = "\n".join(f"  {name:<{width}}  {command.summary}" for name, command in COMMANDS.items())
-    return f"""usage: solo-ext <command> ...
-
-Trains image encoders without labels, with projector-only and residual momentum.
-
-commands:
-{commands}
-
-  solo-ext <command> --help   says what a command takes
-  solo-ext --version
+    text = "Trains image encoders without labels, with projector-only and residual momentum."
+    return f"""{overview("solo-ext", text, COMMANDS)}
+solo-ext --version says which version this is.
 
 examples:
   solo-ext demo

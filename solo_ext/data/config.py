@@ -12,9 +12,11 @@ from omegaconf import MISSING, OmegaConf
 
 from solo_ext.data.datasets import DATASETS
 from solo_ext.errors import ConfigError, nearest
+from solo_ext.schema import check_choice
 
-# data.format -> whether this version has a pipeline for it. A new pipeline registers here.
-FORMATS: dict[str, bool] = {"auto": True, "image_folder": True, "dali": False, "h5": False, "tensor": False}
+# auto: the fastest that works for the images and the device, see `formats`
+FORMATS = ("auto", "image_folder", "h5", "tensor", "dali")
+CORRUPT = ("error", "skip")
 
 PARTS_WITH_PROB = (
     "color_jitter",
@@ -83,11 +85,13 @@ class DataConfig:
     dataset: str = MISSING
     train_path: str | None = None
     val_path: str | None = None
-    format: str = "image_folder"
-    num_workers: int = 4
+    format: str = "auto"
+    num_workers: int = 4  # processes of image_folder and h5, threads of dali; tensor has none
     no_labels: bool = False
     fraction: float = -1.0  # of the training set, stratified by class; -1: all of it
     download: bool = True
+    corrupt: str = "error"  # an image that cannot be read: error, or skip (the next one takes its place)
+    corrupt_limit: float = 0.01  # share of the images that may be skipped
     augmentations: ClassificationAugmentationConfig | None = None  # linear evaluation only
     num_classes: int | None = None  # derived
     num_large_crops: int | None = None  # derived
@@ -97,14 +101,8 @@ class DataConfig:
         if self.dataset not in DATASETS:
             what = "missing" if self.dataset == MISSING else f"there is no data set '{self.dataset}'"
             raise ConfigError(f"data.dataset: {what} (known: {', '.join(DATASETS)}){nearest(self.dataset, DATASETS)}")
-        if self.format not in FORMATS:
-            known = [name for name, available in FORMATS.items() if available]
-            raise ConfigError(
-                f"data.format: there is no format '{self.format}' (known: {', '.join(known)})"
-                f"{nearest(self.format, FORMATS)}"
-            )
-        if not FORMATS[self.format]:
-            raise ConfigError(f"data.format: this version has no pipeline for '{self.format}'; use 'image_folder'")
+        check_choice("data.format", self.format, FORMATS)
+        check_choice("data.corrupt", self.corrupt, CORRUPT)
         _require(self.num_workers >= 0, "data.num_workers", self.num_workers, "0 or more")
         _require(
             self.fraction == -1 or 0 < self.fraction < 1,
@@ -112,6 +110,7 @@ class DataConfig:
             self.fraction,
             "between 0 and 1, or -1 for the whole set",
         )
+        _require(0 <= self.corrupt_limit <= 1, "data.corrupt_limit", self.corrupt_limit, "a share, 0 to 1")
         if self.augmentations is not None:
             _check_normalisation(self.augmentations, "data.augmentations")
 

@@ -5,13 +5,15 @@ import os
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from solo_ext.data.images import ArrayImages, ImageSet, class_folders, read_folder, read_idx
+from solo_ext.data import h5
+from solo_ext.data.imagenet100 import CLASSES
+from solo_ext.data.images import ArrayImages, ImageSet, class_folders, read_folder, read_idx, read_list
 from solo_ext.errors import DataError
 
 if TYPE_CHECKING:
@@ -48,7 +50,7 @@ class DatasetInfo:
 
 
 def dataset_info(data: "DataConfig") -> DatasetInfo:
-    """Facts about `data.dataset`; of `custom` the class folders of `data.train_path` are counted.
+    """Facts about `data.dataset`; of `custom` the classes at `data.train_path` are counted.
 
     Reads no image, and no file at all for the other sets. Takes the `data` node of a config as well.
     """
@@ -56,9 +58,25 @@ def dataset_info(data: "DataConfig") -> DatasetInfo:
     if data.no_labels:
         return replace(info, num_classes=0)
     if data.dataset == "custom" and data.train_path is not None:
-        with suppress(OSError):
-            return replace(info, num_classes=len(class_folders(data.train_path)))
+        with suppress(OSError, DataError):
+            return replace(info, num_classes=_count_classes(data.train_path, os.stat(data.train_path).st_mtime_ns))
     return info
+
+
+@lru_cache(maxsize=8)
+def _count_classes(path: str, changed: int) -> int:
+    return len(class_folders(path) if os.path.isdir(path) else read_images(path, "data.train_path").classes)
+
+
+def read_images(path: str | os.PathLike, key: str, labels: bool = True, only: tuple[str, ...] = ()) -> ImageSet:
+    """The folder, list of files (.txt) or HDF5 file at `path`, given by the configuration's `key`.
+
+    `only`: the classes to take of an HDF5 file that has more. Raises `DataError` for what cannot be used.
+    """
+    suffix = "" if os.path.isdir(path) else Path(path).suffix.lower()
+    if suffix in h5.SUFFIXES:
+        return h5.read_h5(path, key, labels, only)
+    return (read_list if suffix == ".txt" else read_folder)(path, key, labels)
 
 
 def load_dataset(data: "DataConfig", split: str) -> ImageSet:
@@ -140,12 +158,13 @@ def _load_folder(data: "DataConfig", split: str) -> ImageSet:
     path = data.val_path if split == "test" else data.train_path
     if path is None:
         raise DataError(f"{key}: missing, but data set '{data.dataset}' is read from the folder named there")
-    images = read_folder(path, key, labels=not data.no_labels)
+    images = read_images(path, key, not data.no_labels, CLASSES if data.dataset == "imagenet100" else ())
     expected = DATASETS[data.dataset].num_classes
     if expected is not None and len(images.classes) > expected:
+        better = "solo-ext data imagenet100 SRC DST makes a folder of its classes, " if expected == 100 else ""
         raise DataError(
             f"{key}: '{path}' has {len(images.classes)} class folders, but '{data.dataset}' has {expected} "
-            "classes; use data.dataset=custom for another set"
+            f"classes; {better}data.dataset=custom takes another set"
         )
     return images
 

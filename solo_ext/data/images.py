@@ -1,17 +1,41 @@
-"""Images with their labels, in memory or as files of a folder."""
+"""Images with their labels, in memory or as files of a folder or list."""
 
+import codecs
 import gzip
+import hashlib
+import io
 import os
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from PIL import Image
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+from torchvision.io import ImageReadMode, decode_jpeg
+from torchvision.transforms.v2.functional import pil_to_tensor
 
 from solo_ext.errors import DataError
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
+
+
+def decode(data: bytes) -> Tensor:
+    """The image in `data`, an encoded file: uint8 [3, H, W], RGB. Raises whatever the decoders raise."""
+    with Image.open(io.BytesIO(data)) as image:  # reads the header, and refuses decompression bombs
+        if is_plain_jpeg(image):
+            return decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8), ImageReadMode.RGB)
+        return pil_to_tensor(image.convert("RGB"))
+
+
+def is_plain_jpeg(image: Image.Image) -> bool:
+    """True for what libjpeg itself turns into RGB; of CMYK, Pillow does."""
+    return image.format == "JPEG" and image.mode in ("RGB", "L")
 
 
 class ArrayImages:
@@ -23,18 +47,28 @@ class ArrayImages:
     def __len__(self) -> int:
         return len(self.pixels)
 
-    def __getitem__(self, i: int) -> Image.Image:
-        return Image.fromarray(self.pixels[i])
+    def __getitem__(self, i: int) -> Tensor:
+        """uint8 [C, H, W]."""
+        return _channels_first(torch.from_numpy(self.pixels[i][None]))[0]
+
+    def to(self, device: torch.device) -> Tensor:
+        """All of them on `device`: uint8 [N, C, H, W]."""
+        return _channels_first(torch.from_numpy(self.pixels).to(device)).contiguous()
 
     def subset(self, rows: np.ndarray) -> "ArrayImages":
         return ArrayImages(self.pixels[rows])
+
+    def hash(self, digest) -> None:
+        """Adds what the images are to a hashlib digest."""
+        digest.update(f"{self.pixels.shape}".encode())
+        digest.update(np.ascontiguousarray(self.pixels))
 
 
 class FileImages:
     """Image files under `root`, read as RGB when asked for.
 
-    Paths are kept in one byte array: the reference counts of a million `str` would be copied into every
-    worker. Raises `DataError` with the path of a file that Pillow cannot read.
+    Paths, with `/`, are kept in one byte array: the reference counts of a million `str` would be copied into
+    every worker. Raises `DataError` with the path of a file that cannot be decoded.
     """
 
     def __init__(self, root: Path, paths: np.ndarray):
@@ -43,26 +77,44 @@ class FileImages:
     def __len__(self) -> int:
         return len(self.paths)
 
-    def __getitem__(self, i: int) -> Image.Image:
-        path = os.path.join(self.root, os.fsdecode(bytes(self.paths[i])))
+    def path(self, i: int) -> str:
+        return os.path.join(self.root, os.fsdecode(bytes(self.paths[i])))
+
+    def read(self, i: int) -> bytes:
+        """The encoded file."""
+        with open(self.path(i), "rb") as file:
+            return file.read()
+
+    def __getitem__(self, i: int) -> Tensor:
+        """uint8 [3, H, W]."""
+        with self.named(i):
+            return decode(self.read(i))
+
+    @contextmanager
+    def named(self, i: int) -> Iterator[None]:
+        """Whatever reading image `i` raises, as a `DataError` that names it."""
         try:
-            with Image.open(path) as image:
-                return image.convert("RGB")
+            yield
+        except UnidentifiedImageError:
+            raise DataError(f"{self.path(i)}: not a readable image (of no format that Pillow knows)") from None
         except Exception as error:  # on damaged files Pillow raises more types than it documents
-            reason = " ".join(str(error).split()) or type(error).__name__
-            raise DataError(f"{path}: not a readable image ({reason})") from None
+            reason = " ".join(str(getattr(error, "strerror", None) or error).split()) or type(error).__name__
+            raise DataError(f"{self.path(i)}: not a readable image ({reason})") from None
 
     def subset(self, rows: np.ndarray) -> "FileImages":
-        return FileImages(self.root, self.paths[rows])
+        return type(self)(self.root, self.paths[rows])
+
+    def hash(self, digest) -> None:
+        digest.update(b"\n".join(self.paths.tolist()))
 
 
 @dataclass(frozen=True)
 class ImageSet:
-    """`images[i]` is a PIL image (RGB or gray), `targets[i]` its class or -1."""
+    """`images[i]` is uint8 [C, H, W], C 3 (RGB) or 1 (gray); `targets[i]` its class or -1."""
 
     images: ArrayImages | FileImages
     targets: np.ndarray  # int64 [N]
-    classes: tuple[str, ...] = ()  # names of class folders
+    classes: tuple[str, ...] = ()  # names of class folders, or labels of a list
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -76,6 +128,21 @@ class ImageSet:
     def unlabelled(self) -> "ImageSet":
         return replace(self, targets=np.full(len(self), -1), classes=())
 
+    def fingerprint(self) -> str:
+        """SHA-256, in hex, of the file names in order, or of the pixels; and of the labels.
+
+        Names are relative, so that a folder's fingerprint stays the same wherever it lies, as links or as HDF5.
+        """
+        digest = hashlib.sha256()
+        self.images.hash(digest)
+        digest.update(np.ascontiguousarray(self.targets, dtype="<i8"))
+        return digest.hexdigest()
+
+    def record(self) -> dict[str, Any]:
+        """Number of images, number of classes that occur, fingerprint."""
+        classes = len(np.unique(self.targets[self.targets >= 0]))
+        return {"images": len(self), "classes": classes, "fingerprint": self.fingerprint()}
+
 
 def class_folders(root: str | os.PathLike) -> list[str]:
     """Sorted names of the visible sub-folders of `root`. Raises `OSError` if it cannot be listed."""
@@ -88,24 +155,77 @@ def read_folder(root: str | os.PathLike, key: str, labels: bool = True) -> Image
 
     With class sub-folders each one is a class, in sorted order, searched at any depth (as torchvision's
     ImageFolder does). Without sub-folders, or with `labels` false, every image below `root` is unlabelled.
-    Hidden files and folders are passed over. Raises `DataError` for a folder that cannot be used.
+    Hidden files and folders are passed over. Raises `DataError` for a folder that cannot be used, and for
+    images beside the class folders, which have no label.
     """
     root = Path(root)
     if not root.is_dir():
-        raise DataError(f"{key}: {'not a folder' if root.exists() else 'there is no folder'} '{root}'")
+        what = "not a folder, list (.txt) or HDF5 file (.h5)" if root.exists() else "there is no folder"
+        raise DataError(f"{key}: {what} '{root}'")
     try:
         classes = tuple(class_folders(root)) if labels else ()
         files = [_image_files(root / name) for name in classes] or [_image_files(root)]
+        beside = sorted({name for name in os.listdir(root) if _is_image(name)} - {*classes}) if classes else []
+        for name, found in zip(classes or (".",), files, strict=True):
+            if not found:
+                raise DataError(
+                    f"{key}: no image in '{root / name}' (looked for {' '.join(EXTENSIONS)}; "
+                    f"found {_what_is_in(root / name)})"
+                )
     except OSError as error:
         raise DataError(f"{key}: cannot read '{error.filename}' ({error.strerror})") from None
-    for name, found in zip(classes or (".",), files, strict=True):
-        if not found:
-            raise DataError(f"{key}: no image in '{root / name}' (looked for {' '.join(EXTENSIONS)})")
+    if beside:
+        raise DataError(unlabelled_image(key, root / beside[0]))
     start = len(os.path.join(root, ""))
-    paths = np.array([os.fsencode(path[start:]) for found in files for path in found])
+    paths = np.array([os.fsencode(path[start:].replace(os.sep, "/")) for found in files for path in found])
     targets = np.repeat(np.arange(len(files)), [len(found) for found in files])
     images = ImageSet(FileImages(root, paths), targets, classes)
     return images if classes else images.unlabelled()
+
+
+def read_list(path: str | os.PathLike, key: str, labels: bool = True) -> ImageSet:
+    """The images that the text file `path` lists, one `path [label]` a line, given by the configuration's `key`.
+
+    Paths are relative to the list's folder and may hold spaces: a label is the last word of all lines, a number
+    from 0. Blank lines, and those that begin with #, are passed over. The classes are the labels that occur, in
+    order. Raises `DataError` with the first line whose file is missing or that has no label, unlike others.
+    """
+    path, root = Path(path), os.fsencode(Path(path).parent)
+    try:
+        text = path.read_bytes().removeprefix(codecs.BOM_UTF8)
+    except OSError as error:
+        raise DataError(f"{key}: cannot read '{path}' ({error.strerror})") from None
+    lines = [(number, line.strip()) for number, line in enumerate(text.split(b"\n"), 1)]
+    lines = [(number, line) for number, line in lines if line and not line.startswith(b"#")]
+    if not lines:
+        raise DataError(f"{key}: no image in the list '{path}'")
+    rows = [split if (split := line.rsplit(None, 1))[-1].isdigit() and split[1:] else [line] for _, line in lines]
+    bare = [number for (number, _), row in zip(lines, rows, strict=True) if not row[1:]]
+    if labels and 0 < len(bare) < len(lines):
+        raise DataError(f"{key}: line {bare[0]} of the list '{path}' has no label, unlike others")
+
+    @cache
+    def names(folder: bytes) -> set[bytes]:  # by folder, for a million single look-ups take minutes on a network disk
+        try:
+            return set(os.listdir(os.path.join(root, folder)))
+        except OSError:
+            return set()
+
+    paths = [row[0] for row in rows]
+    for (number, _), name in zip(lines, paths, strict=True):
+        folder, base = os.path.split(name)
+        if base not in names(folder):
+            raise DataError(f"{key}: line {number} of the list '{path}': there is no file '{os.fsdecode(name)}'")
+    images = ImageSet(FileImages(path.parent, np.array(paths)), np.full(len(paths), -1))
+    if bare or not labels:
+        return images
+    found, targets = np.unique(np.array([int(row[1]) for row in rows]), return_inverse=True)
+    return replace(images, targets=targets.astype(np.int64), classes=tuple(map(str, found.tolist())))
+
+
+def unlabelled_image(key: str, name: str | os.PathLike) -> str:
+    """The sentence about an image among class folders."""
+    return f"{key}: '{name}' lies beside the class folders and has no label (data.no_labels=true takes all images, without labels)"
 
 
 def read_idx(path: Path) -> np.ndarray:
@@ -128,10 +248,22 @@ def _image_files(root: Path) -> list[str]:
     tree = []
     for folder, folders, names in os.walk(root, followlinks=True, onerror=fail):
         folders[:] = [name for name in folders if not name.startswith(".")]
-        tree.append((folder, sorted(names)))
-    return [
-        os.path.join(folder, name)
-        for folder, names in sorted(tree)
-        for name in names
-        if name.lower().endswith(EXTENSIONS) and not name.startswith(".")
-    ]
+        tree.append((folder.replace(os.sep, "/"), folder, sorted(names)))
+    return [os.path.join(folder, name) for _, folder, names in sorted(tree) for name in names if _is_image(name)]
+
+
+def _is_image(name: str) -> bool:
+    return name.lower().endswith(EXTENSIONS) and not name.startswith(".")
+
+
+def _what_is_in(folder: Path) -> str:
+    """What a folder without images holds instead."""
+    files = sorted(name for _, _, names in os.walk(folder, followlinks=True) for name in names)
+    if len(files) > 1:
+        return f"{len(files)} files such as '{files[0]}'"
+    return f"'{files[0]}'" if files else "nothing"
+
+
+def _channels_first(pixels: Tensor) -> Tensor:
+    """[N, H, W] or [N, H, W, C] to [N, C, H, W]."""
+    return pixels[:, None] if pixels.dim() == 3 else pixels.permute(0, 3, 1, 2)

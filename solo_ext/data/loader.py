@@ -1,22 +1,29 @@
 """From images to batches `(indexes, [view_1, ..., view_n], targets)`, reproducibly.
 
-A view is a pure function of (seed, epoch, index, place of the view): the sampler hands out (epoch, index)
-pairs, and the views of a pair are drawn under its own seed. So neither the number of workers nor the place
-where a run was resumed changes an image, and torch's global generator is left alone.
+A view is a pure function of (seed, epoch, index, place of the view): the sampler hands out (epoch, index) pairs,
+and `views.uniforms` the numbers of a pair. So neither the number of workers nor the place where a run was resumed
+changes an image, and torch's global generator is left alone.
 """
 
+import logging
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from struct import pack
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
-from solo_ext.data.augmentations import DRAWS, Transform
 from solo_ext.data.images import ImageSet
+from solo_ext.data.transforms import Transform
+from solo_ext.data.views import uniforms
+from solo_ext.errors import DataError
+
+log = logging.getLogger("solo_ext")
 
 Batch = tuple[Tensor, list[Tensor], Tensor]
+Key = tuple[int, int] | int  # (epoch, index), or an index of epoch 0
 
 
 def derive_seed(*numbers: int) -> int:
@@ -24,8 +31,40 @@ def derive_seed(*numbers: int) -> int:
     return zlib.crc32(pack(f"<{len(numbers)}q", *numbers))
 
 
+def split_keys(keys: Sequence[Key]) -> tuple[np.ndarray, np.ndarray]:
+    """Epochs and indexes of a batch, int64 [B]."""
+    pairs = np.array([key if isinstance(key, tuple) else (0, key) for key in keys], dtype=np.int64)
+    return pairs[:, 0], pairs[:, 1]
+
+
+class Skipped:
+    """The images that could not be read, by `data.corrupt` and `data.corrupt_limit`."""
+
+    def __init__(self, size: int, policy: str = "error", limit: float = 0.01):
+        self.policy, self.size, self.limit, self.seen = policy, size, limit, set()
+
+    def add(self, unreadable: Iterable[tuple[int, str]]) -> None:
+        """Counts and reports (index, message) of images that are new.
+
+        Raises:
+            DataError: the first of them, if the policy is `error`; or that there are more than the limit allows.
+        """
+        for index, message in unreadable:
+            if self.policy == "error":
+                raise DataError(message)
+            if index in self.seen:
+                continue
+            self.seen.add(index)
+            if len(self.seen) > max(1, int(self.limit * self.size)):
+                raise DataError(
+                    f"data.corrupt_limit: {len(self.seen)} of {self.size} images cannot be read, more than "
+                    f"{self.limit:g} of them; the last: {message}"
+                )
+            log.warning("skipped image %d: %s", len(self.seen), message)
+
+
 class ViewDataset(Dataset):
-    """One view per transform of each image. A key is an (epoch, index) pair, or an index (then epoch 0)."""
+    """One view per transform of each image; an unreadable image's place is taken by the next readable one."""
 
     def __init__(self, images: ImageSet, transforms: Sequence[Transform], seed: int):
         self.images, self.transforms, self.seed = images, list(transforms), seed
@@ -33,25 +72,32 @@ class ViewDataset(Dataset):
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitems__(self, keys: Sequence[tuple[int, int] | int]) -> Batch:
-        """A whole batch at once: (int64 [B], [float32 [B, 3, H, W] per view], int64 [B])."""
-        keys = [key if isinstance(key, tuple) else (0, key) for key in keys]
-        generator = torch.Generator()
-        rows = [self._render(epoch, index, generator) for epoch, index in keys]
-        columns = zip(*rows, strict=True)
-        indexes = torch.tensor([index for _, index in keys])
-        views = [t.normalise(column) for t, column in zip(self.transforms, columns, strict=True)]
-        return indexes, views, torch.from_numpy(self.images.targets[indexes.numpy()])
+    def __getitems__(self, keys: Sequence[Key]) -> tuple[Batch, list[tuple[int, str]]]:
+        """A whole batch at once, and (index, message) of each image that could not be read.
 
-    def __getitem__(self, key: tuple[int, int] | int) -> tuple[int, list[Tensor], int]:
-        indexes, views, targets = self.__getitems__([key])
-        return indexes.item(), [view[0] for view in views], targets.item()
+        The batch is (int64 [B], [float32 [B, 3, H, W] per view], int64 [B]).
+        """
+        epochs, indexes = split_keys(keys)
+        unreadable: list[tuple[int, str]] = []
+        numbers = uniforms(self.seed, epochs, indexes, len(self.transforms))
+        crops = [[] for _ in self.transforms]
+        for row, index in enumerate(indexes.tolist()):
+            indexes[row], image = read(self.images, index, unreadable)
+            for transform, view, u in zip(self.transforms, crops, numbers[row], strict=True):
+                view.append(transform.crop(image, u))
+        rows = zip(self.transforms, crops, numbers.swapaxes(0, 1), strict=True)
+        views = [transform.finish(torch.stack(view), u) for transform, view, u in rows]
+        return (torch.from_numpy(indexes), views, torch.from_numpy(self.images.targets[indexes])), unreadable
 
-    def _render(self, epoch: int, index: int, generator: torch.Generator) -> list:
-        generator.manual_seed(derive_seed(self.seed, epoch, index))
-        uniforms = torch.rand(len(self.transforms), DRAWS, generator=generator, dtype=torch.float64)
-        image = self.images.images[index]
-        return [t.render(image, u) for t, u in zip(self.transforms, uniforms.tolist(), strict=True)]
+
+def read(images: ImageSet, index: int, unreadable: list[tuple[int, str]]) -> tuple[int, Tensor]:
+    """The image `index`, or the first readable one after it; (index, message) of the others go to `unreadable`."""
+    for i in range(index, index + len(images)):
+        try:
+            return i % len(images), images.images[i % len(images)]
+        except DataError as error:
+            unreadable.append((i % len(images), str(error)))
+    raise DataError(f"none of {len(images)} images can be read; the last: {unreadable[-1][1]}")
 
 
 class EpochSampler(DistributedSampler):
@@ -67,8 +113,11 @@ class EpochSampler(DistributedSampler):
         return ((self.epoch, index) for index in indexes)
 
 
-class EpochLoader(DataLoader):
-    """A training loader that resumes in the middle of an epoch (Lightning saves and restores its state)."""
+class Resumable:
+    """A loader that resumes in the middle of an epoch (Lightning saves and restores its state).
+
+    A subclass has `sampler` and `batch_size`, and gives one pass of batches from `_batches()`.
+    """
 
     _progress = (0, 0)  # epoch, batches of it that were handed out, also before a resume
     _resume: tuple[int, int] | None = None  # the progress of the run that is continued
@@ -80,9 +129,12 @@ class EpochLoader(DataLoader):
         start = self._resume[1] if self._resume and self._resume[0] == epoch else 0
         self._resume = None
         self.sampler.skip = start * self.batch_size
-        for count, batch in enumerate(super().__iter__(), start + 1):
+        for count, batch in enumerate(self._batches(), start + 1):
             self._progress = epoch, count
             yield batch
+
+    def _batches(self) -> Iterator[Batch]:
+        raise NotImplementedError
 
     def state_dict(self) -> dict[str, int]:
         return dict(zip(("epoch", "batches"), self._progress, strict=True))
@@ -91,6 +143,19 @@ class EpochLoader(DataLoader):
         self._resume = state["epoch"], state["batches"]
 
 
-def identity(batch: Batch) -> Batch:
-    """Collate function of `ViewDataset`, whose batches are complete."""
+class EpochLoader(Resumable, DataLoader):
+    """A `ViewDataset` read by workers. `skipped`: what to do about images that cannot be read."""
+
+    def __init__(self, dataset: ViewDataset, *, skipped: Skipped | None = None, **options):
+        super().__init__(dataset, collate_fn=identity, **options)
+        self.skipped = skipped or Skipped(len(dataset))
+
+    def _batches(self) -> Iterator[Batch]:
+        for batch, unreadable in DataLoader.__iter__(self):
+            self.skipped.add(unreadable)
+            yield batch
+
+
+def identity(batch):
+    """Collate function of batches that are complete."""
     return batch

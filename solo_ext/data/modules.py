@@ -1,33 +1,42 @@
 """The data of a run as Lightning data modules; what a user can get wrong surfaces in `check()`."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
+from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DistributedSampler, Sampler, SequentialSampler
 
-from solo_ext.data.augmentations import (
+from solo_ext.data.config import AugmentationConfig, DataConfig, check_augmentations
+from solo_ext.data.datasets import DatasetInfo, dataset_info, load_dataset
+from solo_ext.data.formats import make_loader, pick_format
+from solo_ext.data.images import ImageSet
+from solo_ext.data.loader import EpochSampler, Resumable
+from solo_ext.data.transforms import (
     Transform,
     build_eval_transform,
     build_linear_train_transform,
     build_view_transform,
 )
-from solo_ext.data.config import AugmentationConfig, DataConfig, check_augmentations
-from solo_ext.data.datasets import DatasetInfo, dataset_info, load_dataset
-from solo_ext.data.images import ArrayImages, ImageSet
-from solo_ext.data.loader import EpochLoader, EpochSampler, ViewDataset, identity
 from solo_ext.errors import ConfigError, DataError
 from solo_ext.schema import section
+
+log = logging.getLogger("solo_ext")
 
 DEFAULT_CROP = 224  # of sets whose images have no common size
 
 
 class ImageData(pl.LightningDataModule):
-    """What pre-training and classification share. `batch_size` is per device."""
+    """What pre-training and classification share. `batch_size` is per device.
+
+    device: where the batches will be used; an attached trainer's takes its place.
+    """
 
     train_split: str
+    device = torch.device("cpu")
     augment = True  # whether training images are augmented, shuffled, and dropped where they fill no batch
 
     def __init__(self, data: DataConfig, batch_size: int, seed: int):
@@ -55,6 +64,11 @@ class ImageData(pl.LightningDataModule):
         return info
 
     @property
+    def format(self) -> str:
+        """What `data.format` means for the training images on this device."""
+        return pick_format(self.data, self.train_set.images, self.device)
+
+    @property
     def num_classes(self) -> int:
         """0: without labels."""
         return self.info.num_classes
@@ -65,7 +79,13 @@ class ImageData(pl.LightningDataModule):
         `world_size`: number of devices in all; by default that of the attached trainer, or 1.
         """
         world_size = world_size or self._shard()[0]
+        _ = self.format
         size, share = len(self.train_set), len(self.train_set) // world_size
+        if world_size > size:
+            raise ConfigError(
+                f"devices: {world_size} devices are more than the {size} training images of '{self.data.dataset}'; "
+                f"use at most {size}"
+            )
         if self.augment and self.batch_size > share:
             devices = f"each of {world_size} devices" if world_size > 1 else "1 device"
             raise ConfigError(
@@ -74,39 +94,46 @@ class ImageData(pl.LightningDataModule):
             )
         _ = self.val_set
 
+    def record(self, device: torch.device) -> dict[str, Any]:
+        """What a run on `device` is trained and tested on, and how it is read."""
+        return {
+            "dataset": self.data.dataset,
+            "format": pick_format(self.data, self.train_set.images, device),
+            "train": self.train_set.record(),
+            "val": self.val_set and self.val_set.record(),
+        }
+
     def prepare_data(self) -> None:
         self.check()
 
     def setup(self, stage: str | None = None) -> None:
         self.check()
+        if self.trainer:
+            self.device = self.trainer.strategy.root_device
+        if self.data.format == "auto":
+            log.info("data.format: auto takes %s", self.format)
 
-    def val_dataloader(self) -> DataLoader | list:
-        """One un-augmented view, in order; an empty list where there is no `val_set`."""
-        return [] if self.val_set is None else self._in_order(self.val_set)
+    def val_dataloader(self) -> Resumable | list:
+        """One un-augmented view, in order, this rank's share; an empty list where there is no `val_set`."""
+        if self.val_set is None:
+            return []
+        world_size, rank = self._shard()
+        sampler = DistributedSampler(range(len(self.val_set)), world_size, rank, shuffle=False)
+        return self._in_order(self.val_set, sampler if world_size > 1 else None)
 
     def eval_transform(self) -> Transform:
         raise NotImplementedError
 
-    def _shuffled(self, transforms: Sequence[Transform]) -> EpochLoader:
-        dataset = ViewDataset(self.train_set, transforms, self.seed)
-        sampler = EpochSampler(len(dataset), self.seed, *self._shard())
-        return EpochLoader(dataset, sampler=sampler, drop_last=True, **self._options(self.data.num_workers))
+    def _shuffled(self, transforms: Sequence[Transform]) -> Resumable:
+        sampler = EpochSampler(len(self.train_set), self.seed, *self._shard())
+        return self._loader(self.train_set, transforms, sampler, drop_last=True)
 
-    def _in_order(self, images: ImageSet) -> DataLoader:
-        # images in memory take less time to prepare than to send from a worker
-        workers = 0 if isinstance(images.images, ArrayImages) else self.data.num_workers
-        return DataLoader(ViewDataset(images, [self.eval_transform()], self.seed), **self._options(workers))
+    def _in_order(self, images: ImageSet, sampler: Sampler | None = None) -> Resumable:
+        sampler = sampler or SequentialSampler(range(len(images)))
+        return self._loader(images, [self.eval_transform()], sampler, drop_last=False)
 
-    def _options(self, workers: int) -> dict:
-        return {
-            "batch_size": self.batch_size,
-            "num_workers": workers,
-            "persistent_workers": workers > 0,
-            "pin_memory": torch.cuda.is_available(),
-            "collate_fn": identity,
-            # a loader draws a seed for its workers; from here, it leaves the global generator alone
-            "generator": torch.Generator().manual_seed(self.seed),
-        }
+    def _loader(self, images: ImageSet, transforms: Sequence[Transform], sampler, drop_last: bool) -> Resumable:
+        return make_loader(self.data, images, transforms, self.seed, sampler, self.batch_size, drop_last, self.device)
 
     def _shard(self) -> tuple[int, int]:
         return (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
@@ -125,8 +152,15 @@ class PretrainData(ImageData):
         super().__init__(data, batch_size, seed)
         check_augmentations(augmentations)
         self.augmentations = [section(AugmentationConfig, a) for a in augmentations]
+        known = dataset_info(self.data).image_size
+        for i, aug in enumerate(self.augmentations):
+            if known and aug.crop_size > known:
+                raise ConfigError(
+                    f"augmentations[{i}].crop_size: {aug.crop_size} px, but the images of '{self.data.dataset}' have "
+                    f"{known}; use at most {known}"
+                )
 
-    def train_dataloader(self) -> EpochLoader:
+    def train_dataloader(self) -> Resumable:
         """All views, shuffled, without the last incomplete batch; this rank's share of them."""
         info = dataset_info(self.data)
         return self._shuffled(
@@ -137,9 +171,9 @@ class PretrainData(ImageData):
             ]
         )
 
-    def bank_dataloader(self) -> DataLoader:
-        """The labelled training images, un-augmented and in order: the bank of a kNN probe. Not sharded."""
-        return self._in_order(self.train_set.labelled())
+    def probe_dataloaders(self) -> tuple[Resumable, Resumable]:
+        """For a kNN probe, the labelled training and the validation images: un-augmented, in order, all of them."""
+        return self._in_order(self.train_set.labelled()), self._in_order(self.val_set)
 
     def eval_transform(self) -> Transform:
         first = self.augmentations[0]
@@ -175,7 +209,7 @@ class ClassificationData(ImageData):
         if self.val_set is None:
             raise DataError("data.val_path: missing, but a classifier is tested on the images there")
 
-    def train_dataloader(self) -> DataLoader:
+    def train_dataloader(self) -> Resumable:
         if not self.augment:
             return self._in_order(self.train_set)
         return self._shuffled([build_linear_train_transform(self.info, self.crop_size, *self.normalisation)])

@@ -1,6 +1,7 @@
 """kNN accuracy during pre-training."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import cache
 
 import lightning.pytorch as pl
 
@@ -18,19 +19,18 @@ class OnlineKNN(pl.Callback):
 
     def __init__(
         self,
-        bank_loader: Iterable,
-        val_loader: Iterable,
+        loaders: Callable[[], tuple[Iterable, Iterable]],
         cfg: KNNConfig | None = None,
         channels_last: bool = True,
     ):
         """Takes loaders of labelled train and validation images, not augmented, not split over processes.
 
         Args:
-            bank_loader, val_loader: batches `(indexes, [view], targets)`.
+            loaders: makes both when they are first needed; batches are `(indexes, [view], targets)`.
             cfg: the section `knn_eval`.
             channels_last: memory layout of the images.
         """
-        self.loaders = bank_loader, val_loader
+        self.loaders = cache(loaders)
         self.cfg = cfg or KNNConfig()
         self.channels_last = channels_last
 
@@ -43,7 +43,7 @@ class OnlineKNN(pl.Callback):
 
     def _scores(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, float]:
         sides = []
-        for loader in self.loaders:
+        for loader in self.loaders():
             found = extract_features(
                 pl_module.backbone, loader, pl_module.device, trainer.precision, self.channels_last
             )

@@ -80,7 +80,7 @@ DERIVED = {
     "data": ("num_classes", "num_large_crops", "num_small_crops"),
     "optimizer": ("effective_lr", "effective_classifier_lr"),
 }
-EVALUATION_DATA = ("dataset", "train_path", "val_path", "format", "num_workers", "download")
+EVALUATION_DATA = ("dataset", "train_path", "val_path", "num_workers", "download", "corrupt", "corrupt_limit")
 LINEAR_RECIPE = {
     "optimizer": {"name": "sgd", "batch_size": 256, "lr": 0.3, "weight_decay": 0},
     "scheduler": {"name": "step", "lr_decay_steps": [60, 80]},
@@ -358,8 +358,6 @@ def run_values(run: str | Path, kind: str) -> dict[str, Any]:
     checkpoint = find_checkpoint(run)
     config = run_config(checkpoint) or {}
     data = {key: value for key, value in config.get("data", {}).items() if key in EVALUATION_DATA}
-    if data.get("format") == "dali":  # a training pipeline for image folders
-        del data["format"]
     if views := config.get("augmentations"):
         data["augmentations"] = {key: views[0][key] for key in ("crop_size", "mean", "std") if key in views[0]}
     values = {

@@ -41,10 +41,13 @@ def device_count(cfg: DictConfig) -> int:
     return devices if isinstance(devices, int) else len(devices)
 
 
+def on_gpu(cfg: DictConfig) -> bool:
+    return cfg.accelerator in ("gpu", "cuda") or (cfg.accelerator == "auto" and torch.cuda.is_available())
+
+
 def trainer_devices(cfg: DictConfig) -> int | str | list[int]:
     """`devices` as Lightning takes it on this machine: without GPUs a number, not indices or -1."""
-    on_gpu = cfg.accelerator in ("gpu", "cuda") or (cfg.accelerator == "auto" and torch.cuda.is_available())
-    return OmegaConf.to_container(cfg)["devices"] if on_gpu else device_count(cfg)
+    return OmegaConf.to_container(cfg)["devices"] if on_gpu(cfg) else device_count(cfg)
 
 
 def check_hardware(cfg: DictConfig) -> None:

@@ -49,11 +49,12 @@ from solo_ext.runtime.checkpoint import (
     write_json,
 )
 from solo_ext.runtime.environment import environment
-from solo_ext.runtime.hardware import check_hardware, device_count, trainer_devices
+from solo_ext.runtime.hardware import check_hardware, device_count, on_gpu, trainer_devices
 from solo_ext.runtime.loggers import close, make_loggers
 from solo_ext.runtime.precision import pick_precision
 from solo_ext.runtime.progress import RunProgress, Throughput
 from solo_ext.runtime.resume import RESULT, ExactResume, RunLock, differences, find_resumable, plain
+from solo_ext.runtime.sync_bn import SyncNorms
 from solo_ext.schema import section
 
 log = logging.getLogger("solo_ext")
@@ -133,8 +134,7 @@ def pretrain(cfg: DictConfig) -> RunResult:
     check_sizes(method.backbone, cfg)
     callbacks: list[pl.Callback] = [GradientMonitor(cfg.gradients.every)] if cfg.gradients.enabled else []
     if cfg.knn_eval.enabled and data.val_set is not None:
-        loaders = data.bank_dataloader(), data.val_dataloader()
-        callbacks.append(OnlineKNN(*loaders, cfg.knn_eval, not cfg.performance.disable_channel_last))
+        callbacks.append(OnlineKNN(data.probe_dataloaders, cfg.knn_eval, not cfg.performance.disable_channel_last))
     result = _fit(cfg, method, data, _runs(cfg) / cfg.method, callbacks)
     _say(result, ("val_acc1", "val_knn1", "val_knn20", "gap_sim"))
     return result
@@ -265,7 +265,7 @@ def _fit_cached(cfg: DictConfig, backbone: nn.Module, data: ClassificationData, 
         seed=cfg.seed,
     )
     metrics = {name if "_" in name else f"val_{name}": value for name, value in scores.items()}
-    with _run_folder(cfg, Start(_new_folder(base))) as folder:
+    with _run_folder(cfg, data, Start(_new_folder(base))) as folder:
         result = RunResult(folder, None, metrics, time.perf_counter() - began, None)
         write_json(folder / RESULT, asdict(result))
     return result
@@ -324,7 +324,7 @@ def _fit(
         )
         start = _agree(trainer, lambda: _choose_start(cfg, base))
         step = _check_resumable(module, start.checkpoint, cfg.max_epochs) if start.checkpoint else 0
-        with _run_folder(cfg, start, trainer) as folder:
+        with _run_folder(cfg, data, start, trainer) as folder:
             if cfg.checkpoint.enabled:
                 every, keep = cfg.checkpoint.frequency, cfg.checkpoint.keep_prev
                 trainer.callbacks.append(Checkpointer(folder, cfg.name, every, keep))
@@ -368,11 +368,13 @@ def make_trainer(cfg: DictConfig, base: Path, data: ImageData, callbacks: list[p
         kwargs["strategy"] = DDPStrategy(find_unused_parameters=False)
     # requeueing is left to SLURM: Lightning's own would resume whichever run wrote last into a shared folder
     slurm = [SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else []
-    kwargs["plugins"] = [CheckpointIO(), *slurm]
+    sync = [SyncNorms(on_gpu(cfg))] if kwargs.pop("sync_batchnorm", False) else []
+    kwargs["plugins"] = [CheckpointIO(), *slurm, *sync]
     steps = len(data.train_set) // (data.batch_size * device_count(cfg) * cfg.num_nodes)
     defaults = {
         "enable_model_summary": False,
         "num_sanity_val_steps": 0,
+        "use_distributed_sampler": False,  # the data's own samplers shard
         "log_every_n_steps": max(1, min(50, steps)),  # at least one row an epoch
     }
     with explained():
@@ -443,7 +445,7 @@ def _check_resumable(module: pl.LightningModule, checkpoint: Path, max_epochs: i
 
 
 @contextlib.contextmanager
-def _run_folder(cfg: DictConfig, start: Start, trainer: pl.Trainer | None = None) -> Iterator[Path]:
+def _run_folder(cfg: DictConfig, data: ImageData, start: Start, trainer: pl.Trainer | None = None) -> Iterator[Path]:
     """The run folder, locked and with its `args.json`; a new one goes again if the run fails before its first step."""
     folder = start.folder
     if trainer and not trainer.is_global_zero:
@@ -459,7 +461,8 @@ def _run_folder(cfg: DictConfig, start: Start, trainer: pl.Trainer | None = None
         raise ConfigError(f"resume_from_checkpoint: {folder} is in use by a run that has not ended")
     try:
         write_json(folder / "args.json", plain(cfg))
-        write_json(folder / "environment.json", _environment(folder))
+        device = trainer.strategy.root_device if trainer else data.device
+        write_json(folder / "environment.json", {**_environment(folder), "data": data.record(device)})
         (folder / RESULT).unlink(missing_ok=True)
         with explained():
             yield folder
@@ -477,7 +480,7 @@ def _run_folder(cfg: DictConfig, start: Start, trainer: pl.Trainer | None = None
 
 
 def _environment(folder: Path) -> dict[str, Any]:
-    """`environment()`, and `before`: those of the processes that this one continues."""
+    """`environment()`, and `before`: what was recorded of the processes that this one continues."""
     try:
         before = json.loads((folder / "environment.json").read_text(encoding="utf-8"))
         return {**environment(), "before": [*before.pop("before", []), before]}

@@ -1,0 +1,109 @@
+"""`solo-ext data`: converts, selects and identifies sets of images."""
+
+import argparse
+import sys
+from functools import partial
+
+from solo_ext.cli.command import Command, Group
+
+
+def _to_h5_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("source", metavar="SRC", help="folder of images, with class sub-folders or without")
+    parser.add_argument("destination", metavar="DST.h5", help="the file to make; one that exists is refused")
+
+
+def _to_h5(args: argparse.Namespace) -> None:
+    from rich.console import Console
+    from rich.progress import track
+
+    from solo_ext.data.h5 import SUFFIXES, write_h5
+    from solo_ext.errors import ConfigError
+
+    if not args.destination.lower().endswith(SUFFIXES):
+        raise ConfigError(f"DST: '{args.destination}' must end in {' or '.join(SUFFIXES)}")
+    console = Console(stderr=True)
+    shown = partial(track, description="copying", console=console, disable=not sys.stderr.isatty(), transient=True)
+    images = write_h5(args.source, args.destination, shown)
+    print(f"{args.destination}: {len(images):,} images, {len(images.classes):,} classes")
+
+
+def _imagenet100_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("source", metavar="SRC", help="ImageNet's folder: train/ and val/, both with class sub-folders")
+    parser.add_argument("destination", metavar="DST", help="the folder to make; one that differs is refused")
+
+
+def _imagenet100(args: argparse.Namespace) -> None:
+    from solo_ext.data.imagenet100 import SIZES, build_imagenet100
+
+    sets = build_imagenet100(args.source, args.destination)
+    counts = [f"{len(images):,} {split} images" for split, images in sets.items()]
+    print(f"{args.destination}: links to {len(sets['train'].classes)} classes; {', '.join(counts)}")
+    for split, images in sets.items():
+        if len(images) != SIZES[split]:
+            print(f"solo-ext: ImageNet-100 has {SIZES[split]:,} {split} images, not {len(images):,}", file=sys.stderr)
+
+
+def _fingerprint_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("path", metavar="PATH", help="folder, list of files (.txt) or HDF5 file (.h5)")
+
+
+def _fingerprint(args: argparse.Namespace) -> None:
+    from solo_ext.data.datasets import read_images
+
+    for name, value in read_images(args.path, "PATH").record().items():
+        print(f"{name:<11}  {value}")
+
+
+_COMMANDS = (
+    Command(
+        "data to-h5",
+        "copy a folder of images into one HDF5 file",
+        """\
+Copies the image files of a folder, unchanged, into one HDF5 file, which data.train_path and data.val_path take in
+the folder's place: one large file where a million small ones are slow. solo-learn reads it, too. Nothing is left
+behind if it fails, as it does at a file that is no image. It needs h5py: pip install 'solo-ext[h5]'.""",
+        (
+            "data to-h5 /data/imagenet/train /data/imagenet-train.h5",
+            "data to-h5 images images.h5",
+        ),
+        _to_h5_arguments,
+        _to_h5,
+    ),
+    Command(
+        "data imagenet100",
+        "make ImageNet-100 out of ImageNet, with links",
+        """\
+Makes DST/train and DST/val with links to the class folders of ImageNet that make up ImageNet-100, for
+data.train_path and data.val_path. Nothing is copied, and SRC has to stay where it is. The same command again
+leaves DST as it is.""",
+        (
+            "data imagenet100 /data/imagenet /data/imagenet100",
+            "data imagenet100 ILSVRC/Data/CLS-LOC datasets/imagenet100",
+        ),
+        _imagenet100_arguments,
+        _imagenet100,
+    ),
+    Command(
+        "data fingerprint",
+        "identify a set of images by its file names and labels",
+        """\
+Prints the number of images and of classes that a run would read at PATH, and the SHA-256 of its file names and
+labels, which is also in the environment.json of each run (there of the pixels, for sets that lie in memory). A
+folder, links to it and an HDF5 file made from it have the same fingerprint; the contents of the files do not
+count.""",
+        (
+            "data fingerprint /data/imagenet100/train",
+            "data fingerprint /data/imagenet-train.h5",
+        ),
+        _fingerprint_arguments,
+        _fingerprint,
+    ),
+)
+
+DATA = Group(
+    "data",
+    "convert, select and identify sets of images",
+    "Prepares sets of images.",
+    ("data imagenet100 /data/imagenet /data/imagenet100", "data to-h5 /data/imagenet100/train imagenet100-train.h5"),
+    {command.name.split()[1]: command for command in _COMMANDS},
+)

@@ -1,0 +1,228 @@
+"""Format `h5`: encoded images in one HDF5 file.
+
+The layout is solo-learn's: a group for each class folder, in it a data set for each image with the bytes of its
+file. Files that `write_h5` made also list their images, in order, in the root's attribute `solo_ext_index`: a
+million names are then read at once instead of from all over the file. Whoever changes such a file has to remove it.
+"""
+
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from importlib.util import find_spec
+from io import BytesIO, FileIO
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image
+
+from solo_ext.data.images import FileImages, ImageSet, read_folder, unlabelled_image
+from solo_ext.errors import ConfigError, DataError, SoloExtError
+
+if TYPE_CHECKING:
+    from h5py import File
+
+SUFFIXES = (".h5", ".hdf5")
+INDEX = "solo_ext_index"
+
+_OPEN: dict[Path, "File"] = {}  # of this process
+
+
+def _close_all() -> None:
+    for file in _OPEN.values():
+        file.close()
+    _OPEN.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_close_all)  # a handle must not be shared with the parent
+
+
+class H5Images(FileImages):
+    """Encoded images in the HDF5 file `root`, under the names `paths`. Each process opens the file for itself."""
+
+    def path(self, i: int) -> str:
+        return f"{self.root}: {os.fsdecode(bytes(self.paths[i]))}"
+
+    def read(self, i: int) -> bytes:
+        if self.root not in _OPEN:
+            _OPEN[self.root] = _open(self.root)
+        return _OPEN[self.root][bytes(self.paths[i])][()].tobytes()
+
+
+def read_h5(path: str | os.PathLike, key: str, labels: bool = True, only: Sequence[str] = ()) -> ImageSet:
+    """The images of an HDF5 file that `write_h5` or solo-learn's converter made, given by the configuration's `key`.
+
+    The groups are the classes, in sorted order; without groups, or with `labels` false, the images are unlabelled.
+
+    Args:
+        path: of the file.
+        key: for messages.
+        labels: whether to take the groups as classes.
+        only: if the file has more classes than these, the others are left out, as solo-learn does for ImageNet-100.
+
+    Raises:
+        ConfigError: h5py is not installed.
+        DataError: not such a file, or cut short; images with and without a group; classes of `only` that are missing.
+    """
+    path = Path(path)
+    try:
+        with _open(path, key) as file:
+            names = _names(file, key)
+    except SoloExtError:
+        raise
+    except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:
+        raise DataError(f"{key}: {_complaint(path, error)}") from None
+    folders = [name.rpartition(b"/")[0].partition(b"/")[0] for name in names]  # b"" of an image without one
+    classes = sorted({*folders} - {b""})
+    beside = names[folders.index(b"")] if classes and b"" in folders else None
+    if beside and labels:
+        raise DataError(unlabelled_image(key, f"{path}: {os.fsdecode(beside)}"))
+    if only and len(classes) > len(only):
+        wanted = sorted(map(os.fsencode, only))
+        if missing := sorted({*wanted} - {*classes}):
+            raise DataError(
+                f"{key}: '{path}' has {len(classes)} classes, but {len(missing)} of the {len(only)} that the data set "
+                f"takes are not among them (first: {os.fsdecode(missing[0])})"
+            )
+        kept = {*wanted}
+        names = [name for name, folder in zip(names, folders, strict=True) if folder in kept]
+        classes, folders = wanted, [folder for folder in folders if folder in kept]
+    if not names:
+        raise DataError(f"{key}: no image in '{path}'")
+    images = ImageSet(H5Images(path, np.array(names)), np.full(len(names), -1))
+    if not classes or not labels:
+        return images
+    number = {name: i for i, name in enumerate(classes)}
+    return ImageSet(images.images, np.array([number[folder] for folder in folders]), tuple(map(os.fsdecode, classes)))
+
+
+def write_h5(
+    source: str | os.PathLike,
+    destination: str | os.PathLike,
+    progress: Callable[[Sequence[int]], Iterable[int]] = iter,
+) -> ImageSet:
+    """Copies the image files of the folder `source`, byte by byte, into the new HDF5 file `destination`.
+
+    Args:
+        source: what `read_folder` takes.
+        destination: appears when it is complete, or not at all.
+        progress: goes through the images' numbers.
+
+    Raises:
+        ConfigError: h5py is not installed.
+        DataError: `destination` exists or cannot be written; a file of `source` that is no image.
+    """
+    h5py = _h5py("to-h5")
+    destination = Path(destination)
+    if destination.exists():
+        raise DataError(f"'{destination}' exists; remove it, or give another name")
+    images = read_folder(source, "SRC")
+    files = images.images
+    with _replacing(destination) as file, h5py.File(file, "w") as h5:
+        index = np.empty((), object)
+        index[()] = np.frombuffer(b"\0".join(files.paths.tolist()), np.uint8)
+        # variable-length, since other attributes end at 64 KiB
+        h5.attrs.create(INDEX, index, dtype=h5py.vlen_dtype(np.uint8))
+        for i in progress(range(len(images))):
+            with files.named(i):
+                data = files.read(i)
+                Image.open(BytesIO(data)).close()
+            h5.create_dataset(bytes(files.paths[i]), data=np.frombuffer(data, np.uint8))
+            if file.error:
+                raise file.error
+    return images
+
+
+def _h5py(key: str):
+    if find_spec("h5py") is None:
+        raise ConfigError(f"{key}: HDF5 needs h5py; pip install 'solo-ext[h5]'")
+    import h5py
+
+    return h5py
+
+
+def _open(path: Path, key: str = "data.format") -> "File":
+    # file locks are no use on files that nobody writes, and fail on some network disks
+    return _h5py(key).File(path, "r", locking=False)
+
+
+def _names(file: "File", key: str) -> list[bytes]:
+    """The images in order: class by class, each in sorted order."""
+    if INDEX in file.attrs:
+        return file.attrs[INDEX].tobytes().split(b"\0")
+    import h5py
+
+    names: list[str] = []
+    for name in sorted(file):
+        is_group = file.get(name, getclass=True) is h5py.Group
+        inside = [f"{name}/{image}" for image in sorted(file[name])] if is_group else [name]
+        if not inside:
+            raise DataError(f"{key}: no image in '{file.filename}: {name}'")
+        names += inside
+    return [os.fsencode(name) for name in names]
+
+
+def _complaint(path: Path, error: Exception) -> str:
+    """What is wrong with the file `path` that HDF5 cannot read."""
+    if isinstance(error, FileNotFoundError):
+        return f"there is no file '{path}'"
+    if isinstance(error, PermissionError):
+        return f"cannot read '{path}' ({error.strerror})"
+    size = path.stat().st_size
+    if sizes := re.search(r"truncated file: eof = \d+.* stored_eof = (\d+)", str(error)):
+        return f"'{path}' is cut short: it has {size} of {sizes[1]} bytes"
+    with open(path, "rb") as file:
+        if file.read(4) != b"\x89HDF":
+            return f"'{path}' is not an HDF5 file" if size else f"'{path}' is empty"
+    return f"'{path}' is a damaged HDF5 file ({' '.join(str(error).split())})"
+
+
+class _Output(FileIO):
+    """A new file that keeps the first error for us: told of one, HDF5 crashes the process when it closes the file."""
+
+    error: OSError | None = None
+
+    def write(self, data) -> int:
+        rest = memoryview(data)
+        with self._kept():
+            while rest and not self.error:
+                rest = rest[super().write(rest) :]
+        return len(data)
+
+    def truncate(self, size: int | None = None) -> int:
+        with self._kept():
+            super().truncate(size)
+        return size
+
+    @contextmanager
+    def _kept(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            self.error = self.error or error
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[_Output]:
+    """A temporary file beside `path`, which becomes `path` at the end, on the disk, and goes on any error."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        with _Output(temporary, "w+") as file:
+            yield file
+            if file.error:
+                raise file.error
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    except BaseException as error:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise DataError(f"'{path}' cannot be written ({error.strerror})") from None
+        raise

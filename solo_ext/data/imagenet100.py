@@ -1,0 +1,93 @@
+"""ImageNet-100: a hundred classes of ImageNet, as links to their folders."""
+
+import os
+import shutil
+from contextlib import suppress
+from pathlib import Path
+
+from solo_ext.data.images import ImageSet, class_folders, read_folder
+from solo_ext.errors import DataError
+
+_LIST = Path(__file__).with_name("assets") / "imagenet100_classes.txt"
+CLASSES = tuple(line for line in _LIST.read_text(encoding="utf-8").split("\n") if line and not line.startswith("#"))
+SPLITS = ("train", "val")
+SIZES = {"train": 126_689, "val": 5_000}
+
+
+def build_imagenet100(source: str | os.PathLike, destination: str | os.PathLike) -> dict[str, ImageSet]:
+    """Makes `destination`/{train,val}/<class>, links to the class folders of an ImageNet folder.
+
+    The links are relative where possible. A `destination` that is already this is left as it is.
+
+    Args:
+        source: holds train/ and val/, both with class folders.
+        destination: appears when it is complete, or not at all.
+
+    Returns:
+        The training and the validation images.
+
+    Raises:
+        DataError: `source` has no such folders, or lacks classes; `destination` exists and is something else, or
+            cannot be written.
+    """
+    source, destination = Path(source), Path(destination)
+    targets = {f"{split}/{name}": source / split / name for split in SPLITS for name in _classes(source, split)}
+    if destination.is_symlink() or destination.exists():
+        _check_same(destination, targets)
+        return _read(destination)
+    temporary = destination.with_name(f".{destination.name}.tmp")
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)  # left by a process that was killed
+        temporary.mkdir()
+        for link, target in targets.items():
+            path = temporary / link
+            path.parent.mkdir(exist_ok=True)
+            path.symlink_to(_relative(target, path.parent), target_is_directory=True)
+        sets = _read(temporary)
+        temporary.rename(destination)
+    except OSError as error:
+        raise DataError(f"'{destination}' cannot be written ({error.strerror})") from None
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return sets
+
+
+def _classes(source: Path, split: str) -> tuple[str, ...]:
+    """`CLASSES`, all of which `source` has."""
+    folder = source / split
+    try:
+        found = class_folders(folder)
+    except OSError:
+        raise DataError(f"there is no folder '{folder}'; SRC holds ImageNet's train/ and val/") from None
+    if not found:
+        raise DataError(
+            f"'{folder}' has no class folders; images that lie beside each other, as in the download of ImageNet's "
+            "validation set, have to be sorted into one folder for each class first"
+        )
+    if missing := sorted({*CLASSES} - {*found}):
+        raise DataError(f"'{folder}' lacks {len(missing)} of the {len(CLASSES)} classes: {', '.join(missing)}")
+    return CLASSES
+
+
+def _relative(target: Path, start: Path) -> str:
+    target = target.absolute()
+    with suppress(ValueError):  # on Windows, on another drive
+        return os.path.relpath(target, start.resolve())
+    return str(target)
+
+
+def _check_same(destination: Path, targets: dict[str, Path]) -> None:
+    """Raises `DataError` unless `destination` holds these links and nothing else."""
+    try:
+        found = {f"{split}/{name}" for split in os.listdir(destination) for name in os.listdir(destination / split)}
+    except OSError:
+        found = {"?"}
+    different = found ^ {*targets} or {
+        link for link, target in targets.items() if not os.path.samefile(destination / link, target)
+    }
+    if different:
+        raise DataError(f"'{destination}' exists and is not made from this SRC (first difference: {min(different)})")
+
+
+def _read(folder: Path) -> dict[str, ImageSet]:
+    return {split: read_folder(folder / split, split) for split in SPLITS}

@@ -1,0 +1,135 @@
+"""What a loader does to an image: a random view (`ViewTransform`), or all of it for evaluation (`EvalTransform`)."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms.v2.functional import pil_to_tensor
+
+from solo_ext.data.config import AugmentationConfig, ProbConfig, RandomResizedCropConfig
+from solo_ext.data.render import crop_resize, crop_resize_batch, finish, normalise, resize, resize_center
+from solo_ext.data.views import DRAWS, draw_boxes, draw_views
+
+if TYPE_CHECKING:
+    from solo_ext.data.datasets import DatasetInfo
+
+EVAL_CROP = 224 / 256  # of the shorter side
+
+
+class Transform:
+    """Images to normalised views, by numbers of U[0, 1).
+
+    size: of a view, in pixels. mode: bicubic or bilinear. mean, std: per channel, of values in [0, 1].
+    shorter: of the whole image resized, whose centre is the view; None: the view is a box of `boxes` resized.
+    """
+
+    size: int
+    mode: str
+    shorter: int | None = None
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float]):
+        self.mean, self.std = torch.tensor(mean), torch.tensor(std)
+
+    def crop(self, image: Tensor, u: np.ndarray) -> Tensor:
+        """One image of any size, uint8 [C, H, W], by its `DRAWS` numbers: uint8 [C, size, size]."""
+        if self.shorter is not None:
+            return resize_center(image[None], self.shorter, self.size, self.mode)[0]
+        height, width = image.shape[1:]
+        [box] = self.boxes(np.array([width]), np.array([height]), u[None]).tolist()
+        return crop_resize(image, box, self.size, self.mode)
+
+    def crop_batch(self, images: Tensor, u: np.ndarray) -> Tensor:
+        """Images of one size, uint8 [B, C, H, W], on any device: [B, C, size, size], values from 0 to 255."""
+        if self.shorter is not None:
+            return resize_center(images, self.shorter, self.size, self.mode)
+        count, _, height, width = images.shape
+        boxes = self.boxes(np.full(count, width), np.full(count, height), u)
+        return crop_resize_batch(images, torch.from_numpy(boxes).to(images.device), self.size, self.mode)
+
+    def boxes(self, widths: np.ndarray, heights: np.ndarray, u: np.ndarray) -> np.ndarray:
+        """What is cut out of B images, by `u` [B, DRAWS]: int64 [B, 4], left, top, width, height in pixels."""
+        return np.stack([np.zeros_like(widths), np.zeros_like(heights), widths, heights], axis=1)
+
+    def finish(self, crops: Tensor, u: np.ndarray) -> Tensor:
+        """[B, C, size, size], values from 0 to 255, to float32 [B, 3, size, size]."""
+        return normalise(crops, self.mean, self.std)
+
+    def __call__(self, image: Image.Image | Tensor, u: np.ndarray | None = None) -> Tensor:
+        """One image, of Pillow or uint8 [C, H, W]: float32 [3, size, size].
+
+        `u`: `DRAWS` numbers of U[0, 1), by default from torch's global generator.
+        """
+        if isinstance(image, Image.Image):
+            image = pil_to_tensor(image)
+        u = torch.rand(DRAWS, dtype=torch.float64).numpy() if u is None else np.asarray(u)
+        return self.finish(self.crop(image, u)[None], u[None])[0]
+
+
+class ViewTransform(Transform):
+    """One random view of an image, as `aug` says."""
+
+    def __init__(self, aug: AugmentationConfig, mean: Sequence[float], std: Sequence[float], mode: str = "bicubic"):
+        super().__init__(mean, std)
+        self.aug, self.size, self.mode = aug, aug.crop_size, mode
+        self.shorter = None if aug.rrc.enabled else self.size
+
+    def boxes(self, widths: np.ndarray, heights: np.ndarray, u: np.ndarray) -> np.ndarray:
+        return draw_boxes(self.aug.rrc, widths, heights, u)
+
+    def finish(self, crops: Tensor, u: np.ndarray) -> Tensor:
+        return finish(crops, draw_views(self.aug, u), self.mean, self.std)
+
+
+class EvalTransform(Transform):
+    """The centre of the image after its shorter side became `shorter` pixels; None squeezes it into a square."""
+
+    mode = "bilinear"
+
+    def __init__(self, size: int, shorter: int | None, mean: Sequence[float], std: Sequence[float]):
+        super().__init__(mean, std)
+        self.size, self.shorter = size, shorter
+
+    def crop_batch(self, images: Tensor, u: np.ndarray) -> Tensor:
+        if self.shorter is None:
+            return resize(images, (self.size, self.size), self.mode)
+        return super().crop_batch(images, u)
+
+
+def build_view_transform(aug: AugmentationConfig, mean: Sequence[float], std: Sequence[float]) -> Transform:
+    """A random view for pre-training, float tensor [3, crop_size, crop_size]."""
+    return ViewTransform(aug, mean, std)
+
+
+def build_linear_train_transform(
+    info: "DatasetInfo",
+    crop_size: int,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+) -> Transform:
+    """Random resized crop (bilinear, 8 to 100% of the area) and flip, for a linear classifier's training."""
+    aug = AugmentationConfig(
+        rrc=RandomResizedCropConfig(True, 0.08, 1.0), horizontal_flip=ProbConfig(0.5), crop_size=crop_size
+    )
+    return ViewTransform(aug, *_eval_normalisation(info, mean, std), "bilinear")
+
+
+def build_eval_transform(
+    info: "DatasetInfo",
+    crop_size: int,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+) -> Transform:
+    """The whole image without randomness, float tensor [3, crop_size, crop_size].
+
+    Sets of one image size are only resized, and only if that size is another than `crop_size`; of others the
+    shorter side becomes 256/224 of `crop_size` (bilinear) and the centre is cropped.
+    """
+    shorter = round(crop_size / EVAL_CROP) if info.image_size is None else None
+    return EvalTransform(crop_size, shorter, *_eval_normalisation(info, mean, std))
+
+
+def _eval_normalisation(info: "DatasetInfo", mean, std) -> tuple[Sequence[float], Sequence[float]]:
+    return mean or info.eval_mean or info.mean, std or info.eval_std or info.std

@@ -1,0 +1,111 @@
+"""What is drawn for a view: plain numbers, the same for every data format.
+
+The uniform numbers behind a view are a function of (seed, epoch, sample, place of the view, place of the number), so
+that nothing has to be restored on a resume, and neither workers, shards nor the format change what is drawn.
+"""
+
+from itertools import permutations
+from typing import NamedTuple
+
+import numpy as np
+
+from solo_ext.data.config import AugmentationConfig, ColorJitterConfig, RandomResizedCropConfig
+
+CROP_ATTEMPTS = 10
+CROP_RATIO = (3 / 4, 4 / 3)  # width / height
+BLUR_RADIUS = (0.1, 2.0)  # standard deviation of the Gaussian, in pixels, whatever the crop size
+DRAWS = 14 + 2 * CROP_ATTEMPTS  # uniform numbers that one view takes
+BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
+JITTER_ORDERS = np.array(list(permutations(range(4))))
+
+_GAMMA, _MIX1, _MIX2 = (np.uint64(n) for n in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
+
+
+class Views(NamedTuple):
+    """What was drawn for B views but for their boxes, in the order of application; arrays of length B."""
+
+    order: np.ndarray  # row of JITTER_ORDERS; -1: no colour jitter
+    factors: np.ndarray  # [B, 4]: brightness, contrast, saturation; hue as a share of the colour circle
+    gray: np.ndarray  # bool
+    blur: np.ndarray  # standard deviation in pixels; 0: none
+    solarize: np.ndarray  # bool
+    equalize: np.ndarray  # bool
+    flip: np.ndarray  # bool
+
+
+def uniforms(seed: int, epochs: np.ndarray, indexes: np.ndarray, views: int) -> np.ndarray:
+    """Numbers of U[0, 1) for `views` views of B samples: float64 [B, views, DRAWS].
+
+    Each number is a hash of its place (SplitMix64's finaliser, Steele et al. 2014), computed for a batch at once.
+    """
+    with np.errstate(over="ignore"):
+        key = _mix(np.array(seed, np.int64).astype(np.uint64) + _GAMMA)
+        key = _mix(key + np.asarray(epochs, np.int64).astype(np.uint64) * _GAMMA)
+        key = _mix(key + np.asarray(indexes, np.int64).astype(np.uint64) * _GAMMA)
+        places = np.arange(1, views * DRAWS + 1, dtype=np.uint64) * _GAMMA
+        bits = _mix(key[:, None] + places)
+    return ((bits >> np.uint64(11)) * 2.0**-53).reshape(len(key), views, DRAWS)
+
+
+def draw_views(aug: AugmentationConfig, u: np.ndarray) -> Views:
+    """Turns numbers of U[0, 1), [B, DRAWS], into views.
+
+    Every decision has a number of its own, so that changing one probability moves no other decision.
+    """
+    _, _, jitter, order, *factors, gray, blur, radius, solarize, equalize, flip = u[:, :14].T
+    return Views(
+        order=np.where(jitter < aug.color_jitter.prob, (order * len(JITTER_ORDERS)).astype(np.int64), -1),
+        factors=_draw_factors(aug.color_jitter, np.stack(factors, axis=1)),
+        gray=gray < aug.grayscale.prob,
+        blur=np.where(blur < aug.gaussian_blur.prob, _between(*BLUR_RADIUS, radius), 0.0),
+        solarize=solarize < aug.solarization.prob,
+        equalize=equalize < aug.equalization.prob,
+        flip=flip < aug.horizontal_flip.prob,
+    )
+
+
+def draw_boxes(rrc: RandomResizedCropConfig, widths: np.ndarray, heights: np.ndarray, u: np.ndarray) -> np.ndarray:
+    """Crops of B images from numbers of U[0, 1), [B, DRAWS]: int64 [B, 4], left, top, width, height in pixels.
+
+    torchvision's RandomResizedCrop.get_params: area uniform, aspect ratio log-uniform, up to ten tries; else the
+    largest centred box whose ratio is allowed.
+    """
+    widths, heights = (np.asarray(n, np.int64) for n in (widths, heights))
+    wide, high = crop_sides(rrc, u)
+    side = np.sqrt(widths * heights)[:, None]
+    w, h = np.rint(side * wide), np.rint(side * high)
+    fits = (w > 0) & (w <= widths[:, None]) & (h > 0) & (h <= heights[:, None])
+    rows, first = np.arange(len(u)), fits.argmax(axis=1)
+    w, h = w[rows, first].astype(np.int64), h[rows, first].astype(np.int64)
+    x, y = (u[:, 0] * (widths - w + 1)).astype(np.int64), (u[:, 1] * (heights - h + 1)).astype(np.int64)
+    centred = ~fits.any(axis=1)
+    if centred.any():
+        w = np.where(centred, np.minimum(widths, np.rint(heights * CROP_RATIO[1]).astype(np.int64)), w)
+        h = np.where(centred, np.minimum(heights, np.rint(widths / CROP_RATIO[0]).astype(np.int64)), h)
+        x, y = np.where(centred, (widths - w) // 2, x), np.where(centred, (heights - h) // 2, y)
+    return np.stack([x, y, w, h], axis=1)
+
+
+def crop_sides(rrc: RandomResizedCropConfig, u: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Width and height of each try, as shares of sqrt(width x height) of the image: two of [B, CROP_ATTEMPTS]."""
+    area = _between(rrc.crop_min_scale, rrc.crop_max_scale, u[:, 14::2])
+    ratio = np.exp(_between(*np.log(CROP_RATIO), u[:, 15::2]))
+    return np.sqrt(area * ratio), np.sqrt(area / ratio)
+
+
+def _draw_factors(config: ColorJitterConfig, u: np.ndarray) -> np.ndarray:
+    """torchvision's ColorJitter.get_params; an operation of strength 0 gets the factor that changes nothing."""
+    strengths = np.array([config.brightness, config.contrast, config.saturation])
+    blends = _between(np.maximum(0.0, 1 - strengths), 1 + strengths, u[:, :HUE])
+    hue = _between(-config.hue, config.hue, u[:, HUE])
+    return np.concatenate([blends, hue[:, None]], axis=1)
+
+
+def _between(low, high, u):
+    return low + (high - low) * u
+
+
+def _mix(z: np.ndarray) -> np.ndarray:
+    z = (z ^ (z >> np.uint64(30))) * _MIX1
+    z = (z ^ (z >> np.uint64(27))) * _MIX2
+    return z ^ (z >> np.uint64(31))

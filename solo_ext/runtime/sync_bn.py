@@ -1,0 +1,83 @@
+"""BatchNorm over the joint batch of all processes, on CPUs too: the YAML's `sync_batchnorm`."""
+
+import timm.layers
+import torch
+import torch.distributed as dist
+from lightning.pytorch.plugins import LayerSync
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from solo_ext.losses import gather
+
+
+class CPUSyncBatchNorm(_BatchNorm):
+    """What `torch.nn.SyncBatchNorm` does on GPUs (it refuses other tensors, and DDP refuses it on other devices).
+
+    The statistics come from the sums of all ranks, taken in float64; without a process group it is BatchNorm.
+    """
+
+    def _check_input_dim(self, x: Tensor) -> None:
+        pass  # one class for 1d, 2d and 3d
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: [B, C, ...], B of another size on each rank if need be; returns the same shape and type."""
+        if not (self.training and dist.is_available() and dist.is_initialized()):
+            return super().forward(x)
+        dims, channels = [0, *range(2, x.dim())], x.size(1)
+        wide = x.double()
+        count = wide.new_tensor([x.numel() // channels])
+        sums = torch.cat([wide.sum(dims), wide.square().sum(dims), count])
+        total, squares, count = gather(sums[None]).sum(0).split([channels, channels, 1])
+        mean = total / count
+        variance = (squares / count - mean.square()).clamp(min=0)
+        if self.track_running_stats:
+            self._track(mean.detach(), variance.detach() * count / (count - 1))
+        kind, shape = torch.promote_types(x.dtype, torch.float32), [1, channels, *[1] * (x.dim() - 2)]
+        scale = (variance + self.eps).rsqrt()
+        y = (x - mean.to(kind).view(shape)) * scale.to(kind).view(shape)
+        if self.weight is not None:
+            y = y * self.weight.view(shape)
+        if self.bias is not None:
+            y = y + self.bias.view(shape)
+        return y.to(x.dtype)
+
+    def _track(self, mean: Tensor, variance: Tensor) -> None:
+        self.num_batches_tracked += 1
+        share = 1 / self.num_batches_tracked.item() if self.momentum is None else self.momentum
+        self.running_mean.lerp_(mean.to(self.running_mean.dtype), share)
+        self.running_var.lerp_(variance.to(self.running_var.dtype), share)
+
+
+class CPUSyncBatchNormAct(CPUSyncBatchNorm):
+    """The same of timm's BatchNorm with an activation inside."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(self.drop(super().forward(x)))
+
+
+class SyncNorms(LayerSync):
+    """Makes the BatchNorms of a network synchronise while it is trained.
+
+    Only the class of a layer changes; it stays the object that it was, with its tensors, names and hooks. (Lightning's
+    own plugin builds new layers, and drops the activation of timm's.)
+
+    on_gpu: whether the network is trained on GPUs.
+    """
+
+    def __init__(self, on_gpu: bool):
+        self.plain, self.with_act = (
+            (nn.SyncBatchNorm, timm.layers.SyncBatchNormAct) if on_gpu else (CPUSyncBatchNorm, CPUSyncBatchNormAct)
+        )
+        self.before: dict[nn.Module, type[nn.Module]] = {}
+
+    def apply(self, model: nn.Module) -> nn.Module:
+        self.before = {layer: type(layer) for layer in model.modules() if isinstance(layer, _BatchNorm)}
+        for layer in self.before:
+            layer.__class__ = self.with_act if isinstance(layer, timm.layers.BatchNormAct2d) else self.plain
+            layer.process_group = None  # all ranks; torch's constructor would set it
+        return model
+
+    def revert(self, model: nn.Module) -> nn.Module:
+        for layer, kind in self.before.items():
+            layer.__class__ = kind
+        return model

@@ -1,0 +1,406 @@
+"""Lists of files, ImageNet-100, fingerprints, `solo-ext data`, and data that cannot work, as a user meets it."""
+
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import solo_ext.cli.main as cli
+from solo_ext.cli.data import DATA
+from solo_ext.data.config import DataConfig
+from solo_ext.data.datasets import dataset_info, load_dataset, read_images
+from solo_ext.data.imagenet100 import CLASSES, SIZES, build_imagenet100
+from solo_ext.data.images import read_folder, read_list
+from solo_ext.data.modules import ClassificationData
+from solo_ext.errors import DataError
+
+ROOT = Path(__file__).parents[1]
+CUSTOM = ROOT / "scripts" / "pretrain" / "custom" / "byol.yaml"
+MINI = ROOT / "scripts" / "pretrain" / "fashion_mnist_mini" / "byol.yaml"
+SMALL = (
+    "accelerator=cpu",
+    "precision=32",
+    "data.num_workers=0",
+    "optimizer.batch_size=4",
+    "backbone.name=resnet10_w16",
+    "max_epochs=1",
+)
+VIEWS = ("augmentations.0.crop_size=24", "augmentations.1.crop_size=24")
+
+
+@pytest.fixture
+def run(capsys, tmp_path, monkeypatch):
+    """Runs a command line in the temporary folder; returns (exit status, stdout, stderr)."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*argv):
+        capsys.readouterr()
+        try:
+            status = cli.main([str(word) for word in argv])
+        except SystemExit as end:
+            status = end.code or 0
+        return status, *capsys.readouterr()
+
+    return run
+
+
+def save(path: Path, seed: int = 0) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.random.default_rng(seed).integers(0, 256, (24, 20, 3), np.uint8)).save(path)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """`images`: 2 classes of 4 files."""
+    for c, name in enumerate(("cat", "dog")):
+        for i in range(4):
+            save(tmp_path / "images" / name / f"{i} {i}.png", 10 * c + i)
+    return tmp_path
+
+
+def everything(path: Path) -> list[str]:
+    return sorted(str(p.relative_to(path)) for p in path.rglob("*"))
+
+
+# Lists of files.
+
+
+def write(path: Path, *lines: str) -> Path:
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path
+
+
+def test_a_list_is_the_folder(folder):
+    files = read_folder(folder / "images", "k")
+    rows = [f"{os.fsdecode(p)}\t {c}" for p, c in zip(files.images.paths.tolist(), files.targets, strict=True)]
+    path = write(folder / "images" / "list.txt", "\ufeff# two classes", "", *rows[:5], "  # the rest", *rows[5:], "  ")
+    images = read_images(path, "k")
+    assert images.targets.tolist() == files.targets.tolist() and images.classes == ("0", "1")
+    assert images.images.paths.tolist() == files.images.paths.tolist()
+    assert all((images.images[i] == files.images[i]).all() for i in range(8))
+    assert images.fingerprint() == files.fingerprint()
+    elsewhere = write(folder / "list.txt", *(f"{folder / 'images'}/{row}" for row in rows))  # absolute paths
+    assert (read_list(elsewhere, "k").images[7] == files.images[7]).all()
+
+
+def test_labels_of_a_list(folder):
+    names = ["cat/0 0.png", "cat/1 1.png", "dog/2 2.png"]
+    bare = read_list(write(folder / "images" / "a.txt", *names), "k")
+    assert bare.classes == () and bare.targets.tolist() == [-1] * 3
+    some = write(folder / "images" / "b.txt", f"{names[0]} 3", names[1], f"{names[2]} 10")
+    with pytest.raises(DataError, match=rf"^k: line 2 of the list '{some}' has no label, unlike others$"):
+        read_list(some, "k")
+    assert read_list(some, "k", labels=False).images.paths.tolist() == [os.fsencode(name) for name in names]
+    write(some, f"{names[0]} 3", f"{names[1]} 10", f"{names[2]} 3")
+    images = read_list(some, "k")  # numbers in order, not words
+    assert images.classes == ("3", "10") and images.targets.tolist() == [0, 1, 0]
+    write(some, f"{names[0]} -1", f"{names[1]} 0")
+    with pytest.raises(DataError, match="line 1 of the list"):
+        read_list(some, "k")
+
+
+@pytest.mark.parametrize(
+    "lines, message",
+    [
+        (["cat/0 0.png", "", "cat/9.png"], "line 3 of the list '.*list.txt': there is no file 'cat/9.png'$"),
+        (["cat/0 0.png 0", "bat/0 0.png 1"], "line 2 of the list '.*list.txt': there is no file 'bat/0 0.png'$"),
+        (["# nothing", ""], "^data.train_path: no image in the list '.*list.txt'$"),
+    ],
+)
+def test_lists_that_cannot_work(folder, lines, message):
+    path = write(folder / "images" / "list.txt", *lines)
+    with pytest.raises(DataError, match=message):
+        load_dataset(DataConfig("custom", train_path=str(path)), "train")
+    with pytest.raises(DataError, match=r"^data.train_path: cannot read '.*no.txt' \(No such file or directory\)$"):
+        load_dataset(DataConfig("custom", train_path=str(folder / "no.txt")), "train")
+
+
+def test_a_list_has_as_many_classes_as_labels(folder):
+    rows = [f"{name}/{i} {i}.png {c}" for c, name in enumerate(("cat", "dog")) for i in range(4)]
+    train, val = write(folder / "images" / "train.txt", *rows), write(folder / "images" / "val.txt", *rows[4:])
+    config = DataConfig("custom", train_path=str(train), val_path=str(val), num_workers=0)
+    assert dataset_info(config).num_classes == 2
+    data = ClassificationData(config, 16, 4, 0)
+    data.check()
+    assert data.num_classes == 2 and data.val_set.targets.tolist() == [1] * 4
+    write(train, *rows, "cat/0 0.png 2")
+    os.utime(train, ns=(0, 0))
+    assert dataset_info(config).num_classes == 3
+    assert dataset_info(DataConfig("custom", train_path=str(folder / "no.txt"))).num_classes is None
+    assert dataset_info(DataConfig("custom", train_path=str(train), no_labels=True)).num_classes == 0
+
+
+# ImageNet-100.
+
+
+def test_the_classes_are_solo_learns(solo_learn):
+    text = (solo_learn / "solo" / "data" / "dataset_subset" / "imagenet100_classes.txt").read_text()
+    assert sorted(text.split()) == list(CLASSES)
+
+
+def test_the_classes():
+    assert len(set(CLASSES)) == 100 and list(CLASSES) == sorted(CLASSES)
+    assert all(name[0] == "n" and len(name) == 9 and name[1:].isdigit() for name in CLASSES)
+    assert hashlib.sha256(" ".join(CLASSES).encode()).hexdigest()[:16] == "469d277522bc36e8"
+
+
+@pytest.fixture
+def imagenet(tmp_path):
+    """A small ImageNet: 102 classes with 2 training images and 1 validation image each."""
+    source = tmp_path / "disk" / "imagenet"
+    save(tmp_path / "one.JPEG")
+    for name in (*CLASSES, "n00000000", "n99999999"):
+        for path in (f"train/{name}/{name}_1.JPEG", f"train/{name}/{name}_2.JPEG", f"val/{name}/v.JPEG"):
+            (source / path).parent.mkdir(parents=True, exist_ok=True)
+            os.link(tmp_path / "one.JPEG", source / path)
+    (tmp_path / "one.JPEG").unlink()
+    return source
+
+
+SPLITS = (("train", 200), ("val", 100))
+
+
+def test_imagenet100_is_links(run, tmp_path, imagenet):
+    status, out, err = run("data", "imagenet100", "disk/imagenet", "in100")
+    assert status == 0 and out == "in100: links to 100 classes; 200 train images, 100 val images\n"
+    known = [f"solo-ext: ImageNet-100 has {SIZES[split]:,} {split} images, not {n}" for split, n in SPLITS]
+    assert err.splitlines() == known
+    for split in ("train", "val"):
+        made = sorted((tmp_path / "in100" / split).iterdir())
+        assert [path.name for path in made] == list(CLASSES)
+        assert all(os.readlink(path) == f"../../disk/imagenet/{split}/{path.name}" for path in made)
+    before = everything(tmp_path / "in100")
+    assert run("data", "imagenet100", tmp_path / "disk" / "imagenet", "in100")[:2] == (status, out)
+    assert everything(tmp_path / "in100") == before
+    assert sorted(os.listdir(tmp_path)) == ["disk", "in100"]
+
+    config = {"train_path": "in100/train", "val_path": "in100/val", "num_workers": 0}
+    data = ClassificationData(DataConfig("imagenet100", **config), 16, 4, 0)
+    data.check()
+    assert data.num_classes == 100 and len(data.train_set) == 200 and len(data.val_set) == 100
+    config["train_path"] = "disk/imagenet/train"
+    with pytest.raises(DataError, match=r"has 102 class folders, but .* 100 classes; solo-ext data imagenet100 SRC"):
+        ClassificationData(DataConfig("imagenet100", **config), 16, 4, 0).check()
+
+
+def test_links_from_a_linked_folder(tmp_path, imagenet):
+    """A relative path is followed from where a folder really is."""
+    (tmp_path / "deep" / "er").mkdir(parents=True)
+    (tmp_path / "short").symlink_to("deep/er")
+    build_imagenet100(imagenet, tmp_path / "short" / "in100")
+    assert (tmp_path / "deep" / "er" / "in100" / "val" / CLASSES[0] / "v.JPEG").is_file()
+    assert (tmp_path / "short" / "in100" / "val" / CLASSES[0] / "v.JPEG").is_file()
+
+
+def lack(source, destination):
+    for name in (CLASSES[4], CLASSES[9]):
+        shutil.rmtree(source / "train" / name)
+
+
+def flatten(source, destination):
+    for path in (source / "val").iterdir():
+        (path / "v.JPEG").rename(source / "val" / f"{path.name}.JPEG")
+        path.rmdir()
+
+
+def differ(source, destination):
+    build_imagenet100(source, destination)
+    (destination / "train" / CLASSES[3]).unlink()
+    (destination / "train" / CLASSES[3]).symlink_to(source / "train" / "n00000000")
+
+
+def add(source, destination):
+    build_imagenet100(source, destination)
+    (destination / "train" / "n00000000").symlink_to(source / "train" / "n00000000")
+
+
+@pytest.mark.parametrize(
+    "damage, message",
+    [
+        (lambda s, d: shutil.rmtree(s / "val"), "there is no folder 'disk/imagenet/val'; SRC holds"),
+        (flatten, "'disk/imagenet/val' has no class folders; images that lie beside each other"),
+        (lack, f"'disk/imagenet/train' lacks 2 of the 100 classes: {CLASSES[4]}, {CLASSES[9]}"),
+        (lambda s, d: (s / "val" / CLASSES[2] / "v.JPEG").unlink(), "(looked for .jpg"),
+        (lambda s, d: d.mkdir(), "'in100' exists and is not made from this SRC"),
+        (lambda s, d: d.write_text(""), "'in100' exists and is not made from this SRC"),
+        (differ, f"(first difference: train/{CLASSES[3]})"),
+        (add, "(first difference: train/n00000000)"),
+    ],
+    ids=["no val", "flat val", "lacking", "empty class", "empty folder", "file", "another link", "one more"],
+)
+def test_imagenet100_that_cannot_be(run, tmp_path, imagenet, damage, message):
+    damage(imagenet, tmp_path / "in100")
+    before = everything(tmp_path)
+    status, out, err = run("data", "imagenet100", "disk/imagenet", "in100")
+    assert status == 2 and not out and message in err and len(err.splitlines()) == 1, err
+    assert everything(tmp_path) == before
+
+
+def test_imagenet100_into_nowhere(run, imagenet):
+    status, _, err = run("data", "imagenet100", "disk/imagenet", "no/where")
+    assert status == 2 and err == "solo-ext: error: 'no/where' cannot be written (No such file or directory)\n"
+
+
+# Fingerprints.
+
+
+def test_the_fingerprint_is_names_and_labels(folder):
+    files = read_folder(folder / "images", "k")
+    names = [f"{c}/{i} {i}.png" for c in ("cat", "dog") for i in range(4)]
+    content = "\n".join(names).encode() + b"".join(c.to_bytes(8, "little") for c in (0,) * 4 + (1,) * 4)
+    assert files.fingerprint() == hashlib.sha256(content).hexdigest()
+    (folder / "links").symlink_to("images")
+    shutil.copytree(folder / "images", folder / "copy" / "of images")
+    same = [read_folder(folder / name, "k").fingerprint() for name in ("links", "copy/of images", "images/../images/")]
+    assert set(same) == {files.fingerprint()}
+    rows = np.arange(8)
+    others = [files.subset(rows[::-1]), files.subset(rows[1:]), files.unlabelled()]
+    (folder / "images" / "dog").rename(folder / "images" / "elk")
+    others.append(read_folder(folder / "images", "k"))
+    assert len({images.fingerprint() for images in (files, *others)}) == 5
+
+
+def test_the_fingerprint_of_arrays_is_their_pixels():
+    mini = load_dataset(DataConfig("fashion_mnist_mini"), "test")
+    first = mini.fingerprint()
+    assert load_dataset(DataConfig("fashion_mnist_mini"), "test").fingerprint() == first
+    pixels = mini.images.pixels.copy()
+    pixels[3, 2, 1] ^= 1
+    assert type(mini)(type(mini.images)(pixels), mini.targets).fingerprint() != first
+    assert type(mini)(mini.images, mini.targets[::-1]).fingerprint() != first
+
+
+def test_a_run_records_its_data(run, folder):
+    paths = ("data.train_path=images", "data.val_path=images")
+    status, _, err = run("pretrain", CUSTOM, *paths, *SMALL, *VIEWS)
+    assert status == 0, err
+    [path] = (folder / "trained_models").rglob("environment.json")
+    recorded = read_folder(folder / "images", "k").record()
+    assert recorded == {"images": 8, "classes": 2, "fingerprint": read_folder(folder / "images", "k").fingerprint()}
+    sets = {"train": recorded, "val": recorded}
+    assert json.loads(path.read_text())["data"] == {"dataset": "custom", "format": "image_folder", **sets}
+    status, out, _ = run("data", "fingerprint", "images")
+    assert status == 0 and [line.split(None, 1)[1] for line in out.splitlines()] == list(map(str, recorded.values()))
+
+
+# The commands.
+
+
+@pytest.mark.parametrize("name", DATA.commands)
+def test_help_of_a_command(run, name):
+    status, out, err = run("data", name, "--help")
+    assert status == 0 and not err and f"usage: solo-ext data {name}" in out
+    assert out.count(f"\n  solo-ext data {name}") == len(DATA.commands[name].examples) == 2
+    assert max(map(len, out.splitlines())) <= 120
+    assert f"\n  {name} " in run("data")[1]
+
+
+def test_to_h5_and_back(run, folder):
+    pytest.importorskip("h5py")
+    assert run("data", "to-h5", "images", "x.h5") == (0, "x.h5: 8 images, 2 classes\n", "")
+    assert run("data", "fingerprint", "x.h5") == run("data", "fingerprint", "images")
+    status, _, err = run("pretrain", CUSTOM, "data.train_path=x.h5", *SMALL, *VIEWS)
+    [path] = (folder / "trained_models").rglob("environment.json")
+    assert status == 0 and json.loads(path.read_text())["data"]["format"] == "h5", err
+
+
+@pytest.mark.parametrize(
+    "argv, message",
+    [
+        (["to-h"], "there is no command 'data to-h'; did you mean 'to-h5'?"),
+        (["fly"], "(one of to-h5, imagenet100, fingerprint"),
+        (["to-h5", "images"], "required: DST.h5"),
+        (["to-h5", "images", "x.zip"], "DST: 'x.zip' must end in .h5 or .hdf5"),
+        (["to-h5", "nowhere", "x.h5"], "SRC: there is no folder 'nowhere'"),
+        (["to-h5", "images", "x.h5", "--compress"], "unknown option '--compress'"),
+        (["fingerprint"], "required: PATH"),
+        (["fingerprint", "x.h5"], "PATH: there is no file 'x.h5'"),
+        (["imagenet100", "images", "in100"], "there is no folder 'images/train'"),
+    ],
+)
+def test_mistakes(run, folder, argv, message):
+    before = everything(folder)
+    status, out, err = run("data", *argv)
+    assert status == 2 and not out and message in err and len(err.splitlines()) == 1, err
+    assert everything(folder) == before
+
+
+# Data that cannot work.
+
+
+def no_images(folder):
+    for path in (folder / "images").rglob("*.png"):
+        path.rename(path.with_suffix(".dat"))
+
+
+def text(folder):
+    (folder / "images" / "dog" / "2 2.png").write_text("no image")
+
+
+def half_labelled(folder):
+    write(folder / "l.txt", "images/cat/0 0.png 0", "images/cat/1 1.png")
+
+
+def cut_short(folder):
+    h5py = pytest.importorskip("h5py")
+    with h5py.File(folder / "x.h5", "w") as file:
+        file["a/0.jpg"] = np.zeros(5000, np.uint8)
+    with open(folder / "x.h5", "r+b") as file:
+        file.truncate(4000)
+
+
+@pytest.mark.parametrize(
+    "damage, changes, message",
+    [
+        (
+            no_images,
+            [],
+            "data.train_path: no image in 'images/cat' (looked for .jpg .jpeg .png",
+        ),
+        (no_images, [], "; found 4 files such as '0 0.dat')"),
+        (no_images, ["data.no_labels=true"], "; found 8 files such as '0 0.dat')"),
+        (lambda f: shutil.rmtree(f / "images" / "dog") or (f / "images" / "dog").mkdir(), [], "; found nothing)"),
+        (text, [], "images/dog/2 2.png: not a readable image (of no format that Pillow knows)"),
+        (lambda f: save(f / "images" / "x.png"), [], "'images/x.png' lies beside the class folders and has no label"),
+        (
+            lambda f: None,
+            ["devices=9", "optimizer.batch_size=1"],
+            "devices: 9 devices are more than the 8 training",
+        ),
+        (
+            lambda f: None,
+            ["devices=3", "optimizer.batch_size=3"],
+            "batch_size: 3 images on each of 3 devices",
+        ),
+        (cut_short, ["data.train_path=x.h5"], "data.train_path: 'x.h5' is cut short: it has 4000 of "),
+        (
+            lambda f: write(f / "l.txt", "images/cat/0 0.png 0", "images/cat/1 1.png"),
+            ["data.train_path=l.txt"],
+            "line 2",
+        ),
+        (lambda f: (f / "x.csv").write_text(""), ["data.train_path=x.csv"], "not a folder, list (.txt) or HDF5 file"),
+    ],
+    ids=["others", "found", "flat", "empty", "text", "beside", "devices", "batch", "h5", "labels", "csv"],
+)
+def test_bad_data_is_one_sentence_and_leaves_nothing(run, folder, damage, changes, message):
+    damage(folder)
+    before = everything(folder)
+    status, out, err = run("pretrain", CUSTOM, "data.train_path=images", *SMALL, *changes)
+    errors = [line for line in err.splitlines() if "error" in line]
+    assert status == 2 and not out and len(errors) == 1 and message in errors[0], err
+    assert "Traceback" not in err and everything(folder) == before
+
+
+def test_crops_larger_than_the_images(run, tmp_path):
+    status, out, err = run("pretrain", MINI, *SMALL, "augmentations.0.crop_size=500")
+    assert status == 2 and not out and everything(tmp_path) == []
+    sentence = "augmentations[0].crop_size: 500 px, but the images of 'fashion_mnist_mini' have 28; use at most 28"
+    assert err.splitlines()[-1] == f"solo-ext: error: {sentence}"
+    data = ClassificationData(DataConfig("fashion_mnist_mini", num_workers=0), 56, 4, 0)  # enlarges on purpose
+    data.check()
+    assert next(iter(data.train_dataloader()))[1][0].shape == (4, 3, 56, 56)

@@ -1,0 +1,162 @@
+"""Which format reads what, the resident one, and images that cannot be read."""
+
+import logging
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from solo_ext.data import formats, resident
+from solo_ext.data.config import AugmentationConfig, DataConfig
+from solo_ext.data.images import ArrayImages, FileImages
+from solo_ext.data.loader import Skipped
+from solo_ext.data.modules import PretrainData
+from solo_ext.errors import ConfigError, DataError
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+COUNT = 12
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    """Two classes of six images of 20 x 16 px."""
+    for i in range(COUNT):
+        pixels = np.random.default_rng(i).integers(0, 256, (16, 20, 3), np.uint8)
+        path = tmp_path / "images" / "ab"[i % 2] / f"{i:02}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(path)
+    return tmp_path / "images"
+
+
+def data(folder: Path, kind: str, batch_size=4, **options) -> PretrainData:
+    config = DataConfig("custom", train_path=str(folder), format=kind, num_workers=0, **options)
+    return PretrainData(config, [AugmentationConfig(crop_size=8, num_crops=2)], batch_size, seed=5)
+
+
+def batches_of(kind, folder, **options) -> list:
+    return list(data(folder, kind, **options).train_dataloader())
+
+
+ARRAYS, FILES = ArrayImages(np.zeros((2, 4, 4), np.uint8)), FileImages(Path(), np.array([b"a.png"]))
+
+
+@pytest.mark.parametrize(
+    "asked, images, device, dali, picked",
+    [
+        ("auto", ARRAYS, CPU, True, "tensor"),
+        ("auto", ARRAYS, CUDA, True, "tensor"),
+        ("auto", FILES, CPU, True, "image_folder"),  # where it is the faster one: see benchmarks/data.py
+        ("auto", FILES, CUDA, True, "dali"),
+        ("auto", FILES, CUDA, False, "image_folder"),
+        ("image_folder", ARRAYS, CUDA, True, "image_folder"),
+        ("dali", FILES, CPU, True, "dali"),
+        ("tensor", FILES, CPU, False, "tensor"),
+    ],
+)
+def test_auto_takes_the_fastest_that_works(monkeypatch, asked, images, device, dali, picked):
+    monkeypatch.setattr(formats, "_has_dali", lambda: dali)
+    assert formats.pick_format(DataConfig("custom", format=asked), images, device) == picked
+
+
+def test_dali_not_installed_names_the_extra(monkeypatch, folder):
+    monkeypatch.setitem(sys.modules, "nvidia.dali", None)
+    with pytest.raises(ConfigError, match=r"needs NVIDIA DALI; pip install 'solo-ext\[dali\]' .* or use image_folder$"):
+        data(folder, "dali").check()
+
+
+@pytest.mark.parametrize("kind, dataset", [("dali", "fashion_mnist_mini"), ("h5", "fashion_mnist_mini")])
+def test_a_format_that_cannot_read_the_set_is_refused(kind, dataset):
+    with pytest.raises(ConfigError, match=f"'{kind}' does not read images in memory, .*one of tensor, image_folder"):
+        PretrainData(DataConfig(dataset, format=kind), [AugmentationConfig(crop_size=8)], 4, 5).check()
+
+
+# The resident set.
+
+
+def test_a_folder_of_equal_images_can_be_resident(folder):
+    files, on_device = batches_of("image_folder", folder), batches_of("tensor", folder)
+    for one, other in zip(files, on_device, strict=True):
+        assert torch.equal(one[0], other[0]) and torch.equal(one[2], other[2])
+        for a, b in zip(one[1], other[1], strict=True):
+            torch.testing.assert_close(a, b, rtol=0, atol=2 / 255 / 0.22)
+
+
+def test_the_loaders_of_a_run_share_one_copy(folder):
+    module = data(folder, "tensor", val_path=str(folder))
+    train = module.train_dataloader()
+    bank, val = module.probe_dataloaders()
+    assert train.resident.pixels.data_ptr() == bank.resident.pixels.data_ptr() != val.resident.pixels.data_ptr()
+
+
+def test_images_of_other_sizes_cannot(folder):
+    Image.new("RGB", (21, 16)).save(folder / "a" / "06.png")
+    with pytest.raises(
+        DataError, match=r"needs images of one size, .* 20 x 16 px \(image 0\) and 21 x 16 px \(image 3\)"
+    ):
+        batches_of("tensor", folder)
+
+
+def test_nor_can_more_than_the_memory_holds(monkeypatch, folder):
+    monkeypatch.setattr(resident, "SHARE", 1e-9)
+    with pytest.raises(
+        DataError, match=r"would take 0\.0 GiB of the [\d.]+ GiB that are free on cpu; use image_folder$"
+    ):
+        batches_of("tensor", folder)
+
+
+# Images that cannot be read.
+
+
+def spoil(path: Path, damage: str) -> Path:
+    whole = path.read_bytes()
+    path.write_bytes({"truncated": whole[: len(whole) // 2], "text": b"no\nimage", "empty": b""}[damage])
+    return path
+
+
+@pytest.mark.parametrize("kind", ["image_folder", "tensor"])
+@pytest.mark.parametrize("damage", ["truncated", "text", "empty"])
+def test_error_names_the_file(folder, kind, damage):
+    path = spoil(folder / "a" / "04.png", damage)
+    with pytest.raises(DataError) as error:
+        batches_of(kind, folder)
+    assert str(error.value).startswith(f"{path}: not a readable image (") and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("kind", ["image_folder", "tensor"])
+def test_skip_takes_the_next_image_and_counts(folder, kind, caplog):
+    bad = [spoil(folder / "a" / "04.png", "truncated"), spoil(folder / "a" / "06.png", "text")]  # indexes 2 and 3
+    module = data(folder, kind, corrupt="skip", corrupt_limit=0.2)
+    loader = module.train_dataloader()
+    with caplog.at_level(logging.WARNING, "solo_ext"):
+        for epoch in range(3):
+            loader.sampler.set_epoch(epoch)
+            seen = [
+                (i, t)
+                for indexes, _, targets in loader
+                for i, t in zip(indexes.tolist(), targets.tolist(), strict=True)
+            ]
+            # in the places of 2 and 3 stands 4
+            assert sorted(i for i, _ in seen) == [0, 1, 4, 4, 4, 5, 6, 7, 8, 9, 10, 11]
+            assert all(module.train_set.targets[i] == target for i, target in seen)
+    assert sorted(record.message.split(": ", 1)[1].split(": not")[0] for record in caplog.records) == sorted(
+        map(str, bad)
+    )
+
+
+def test_more_than_the_limit_is_an_error():
+    skipped = Skipped(200, "skip", 0.01)
+    skipped.add([(7, "seven"), (7, "seven"), (8, "eight")])
+    with pytest.raises(
+        DataError, match=r"^data\.corrupt_limit: 3 of 200 images cannot be read, more than 0\.01 .*: nine$"
+    ):
+        skipped.add([(7, "seven"), (9, "nine")])
+
+
+def test_a_set_without_a_readable_image_ends(folder):
+    for path in folder.rglob("*.png"):
+        spoil(path, "empty")
+    with pytest.raises(DataError, match=f"none of {COUNT} images can be read; the last: "):
+        batches_of("image_folder", folder, corrupt="skip", corrupt_limit=1.0)
