@@ -3,12 +3,19 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 EXTRAS = {
-    "dali": ["nvidia-dali-cuda120>=1.40"],
+    # 2.2 decodes with nvImageCodec, which can leave EXIF's orientation alone
+    "dali": ["nvidia-dali-cuda120>=2.2"],
+    "dali-cuda13": ["nvidia-dali-cuda130>=2.2"],
     "h5": ["h5py>=3.10"],
     "slurm": ["hydra-submitit-launcher>=1.2"],
     "viz": ["matplotlib>=3.8", "tensorboard>=2.16"],
 }
-EXTRAS["dev"] = [*EXTRAS["viz"], *EXTRAS["slurm"], "pytest>=8", "pytest-xdist>=3.5", "ruff==0.17.6"]
+EXTRAS["dev"] = [
+    *(package for extra in ("dali", "h5", "slurm", "viz") for package in EXTRAS[extra]),
+    "pytest>=8",
+    "pytest-xdist>=3.5",
+    "ruff==0.17.6",
+]
 
 setup(
     name="solo-ext",

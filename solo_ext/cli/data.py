@@ -1,4 +1,4 @@
-"""`solo-ext data`: converts, selects and identifies sets of images."""
+"""`solo-ext data`: converts, selects and identifies sets of images, and certifies how they are read."""
 
 import argparse
 import sys
@@ -54,6 +54,51 @@ def _fingerprint(args: argparse.Namespace) -> None:
         print(f"{name:<11}  {value}")
 
 
+def _certify_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "words", nargs="*", metavar="[FILE.yaml] key=value", help="whose augmentations (default: all operations)"
+    )
+    parser.add_argument("--images", metavar="PATH", help="folder, list of files (.txt) or HDF5 file (.h5)")
+    parser.add_argument(
+        "--formats", nargs="+", default=[], metavar="NAME", help="that have to pass (default: all here)"
+    )
+    parser.add_argument("--draws", type=int, metavar="N", help="views per operation and format (default: 32)")
+    parser.add_argument("--seed", type=int, default=0, help="of the views (default: %(default)s)")
+    parser.add_argument("--device", default="cpu", help="where tensor and dali make their views (default: %(default)s)")
+    parser.add_argument("--json", metavar="FILE", help="write all values, too")
+
+
+def _certify(args: argparse.Namespace) -> None:
+    import json
+    from pathlib import Path
+
+    from solo_ext.data.certify import DRAWS, certify
+    from solo_ext.data.config import AugmentationConfig
+    from solo_ext.errors import ConfigError
+    from solo_ext.runtime.compose import compose
+    from solo_ext.runtime.config import resolve
+    from solo_ext.runtime.environment import environment
+    from solo_ext.schema import section
+
+    augmentations = None
+    if args.words:
+        file = Path(args.words[0])
+        if file.suffix not in (".yaml", ".yml"):
+            raise ConfigError(f"'{file}' is not a YAML, which comes first")
+        cfg = resolve(compose(file.parent, file.name, args.words[1:]))
+        augmentations = [section(AugmentationConfig, aug) for aug in cfg.augmentations]
+    draws = DRAWS if args.draws is None else args.draws
+    if draws < 1:
+        raise ConfigError(f"--draws must be at least 1, not {draws}")
+    certificate = certify(augmentations, args.images, args.formats, draws, args.seed, args.device)
+    print(certificate)
+    if args.json:
+        record = {**certificate.record(), "environment": environment()}
+        Path(args.json).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    if not certificate.ok:
+        raise SystemExit(1)
+
+
 _COMMANDS = (
     Command(
         "data to-h5",
@@ -98,12 +143,29 @@ count.""",
         _fingerprint_arguments,
         _fingerprint,
     ),
+    Command(
+        "data certify",
+        "show that all data formats give solo-learn's views",
+        """\
+Compares the views of each data format with those of solo-learn's chain of Pillow and torchvision: the parameters
+that are drawn (Kolmogorov-Smirnov), every operation by the same numbers (mean difference, bias), and the whole
+chain by other numbers. Prints tables in Markdown, and exits 1 if a value is outside its bound.
+
+Without a YAML, all operations, on photographs that scikit-learn brings along and on bundled Fashion-MNIST images.""",
+        (
+            "data certify",
+            "data certify scripts/pretrain/imagenet-100/byol.yaml --images /data/imagenet100/val --json parity.json",
+            "data certify --formats dali tensor --draws 200",
+        ),
+        _certify_arguments,
+        _certify,
+    ),
 )
 
 DATA = Group(
     "data",
-    "convert, select and identify sets of images",
-    "Prepares sets of images.",
+    "convert, select and identify sets of images, and certify how they are read",
+    "Prepares sets of images, and shows what a run would read.",
     ("data imagenet100 /data/imagenet /data/imagenet100", "data to-h5 /data/imagenet100/train imagenet100-train.h5"),
     {command.name.split()[1]: command for command in _COMMANDS},
 )

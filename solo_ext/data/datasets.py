@@ -14,7 +14,7 @@ import numpy as np
 from solo_ext.data import h5
 from solo_ext.data.imagenet100 import CLASSES
 from solo_ext.data.images import ArrayImages, ImageSet, class_folders, read_folder, read_idx, read_list
-from solo_ext.errors import DataError
+from solo_ext.errors import DataError, SoloExtError
 
 if TYPE_CHECKING:
     from solo_ext.data.config import DataConfig
@@ -58,8 +58,9 @@ def dataset_info(data: "DataConfig") -> DatasetInfo:
     if data.no_labels:
         return replace(info, num_classes=0)
     if data.dataset == "custom" and data.train_path is not None:
-        with suppress(OSError, DataError):
-            return replace(info, num_classes=_count_classes(data.train_path, os.stat(data.train_path).st_mtime_ns))
+        path = os.path.abspath(data.train_path)
+        with suppress(OSError, SoloExtError):
+            return replace(info, num_classes=_count_classes(path, os.stat(path).st_mtime_ns))
     return info
 
 

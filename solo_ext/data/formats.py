@@ -20,7 +20,7 @@ log = logging.getLogger("solo_ext")
 CAN = {
     ArrayImages: ("tensor", "image_folder"),
     FileImages: ("dali", "image_folder", "tensor"),
-    H5Images: ("h5", "tensor"),
+    H5Images: ("dali", "h5", "tensor"),
 }
 WHAT = {ArrayImages: "images in memory", FileImages: "image files", H5Images: "an HDF5 file"}
 
@@ -67,7 +67,9 @@ def make_loader(
         from solo_ext.data.dali import DaliLoader
 
         threads = max(1, data.num_workers)
-        return DaliLoader(images, transforms, seed, sampler, batch_size, drop_last, device, skipped, threads)
+        return DaliLoader(
+            images, transforms, seed, sampler, batch_size, drop_last, device, threads=threads, skipped=skipped
+        )
     return EpochLoader(
         ViewDataset(images, transforms, seed),
         skipped=skipped,

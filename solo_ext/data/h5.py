@@ -46,9 +46,15 @@ class H5Images(FileImages):
         return f"{self.root}: {os.fsdecode(bytes(self.paths[i]))}"
 
     def read(self, i: int) -> bytes:
+        import h5py
+
         if self.root not in _OPEN:
             _OPEN[self.root] = _open(self.root)
-        return _OPEN[self.root][bytes(self.paths[i])][()].tobytes()
+        # a third of the time of _OPEN[self.root][name][()]
+        dataset = h5py.h5d.open(_OPEN[self.root].id, bytes(self.paths[i]))
+        data = np.empty(dataset.shape, dataset.dtype)
+        dataset.read(h5py.h5s.ALL, h5py.h5s.ALL, data)
+        return data.tobytes()
 
 
 def read_h5(path: str | os.PathLike, key: str, labels: bool = True, only: Sequence[str] = ()) -> ImageSet:

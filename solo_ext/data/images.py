@@ -17,10 +17,14 @@ import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
-from torchvision.io import ImageReadMode, decode_jpeg
 from torchvision.transforms.v2.functional import pil_to_tensor
 
 from solo_ext.errors import DataError
+
+try:  # libjpeg without Pillow's detours; announced to leave torchvision
+    from torchvision.io import ImageReadMode, decode_jpeg
+except ImportError:
+    decode_jpeg = None
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 
@@ -28,7 +32,7 @@ EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", 
 def decode(data: bytes) -> Tensor:
     """The image in `data`, an encoded file: uint8 [3, H, W], RGB. Raises whatever the decoders raise."""
     with Image.open(io.BytesIO(data)) as image:  # reads the header, and refuses decompression bombs
-        if is_plain_jpeg(image):
+        if decode_jpeg and is_plain_jpeg(image):
             return decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8), ImageReadMode.RGB)
         return pil_to_tensor(image.convert("RGB"))
 
@@ -225,7 +229,7 @@ def read_list(path: str | os.PathLike, key: str, labels: bool = True) -> ImageSe
 
 def unlabelled_image(key: str, name: str | os.PathLike) -> str:
     """The sentence about an image among class folders."""
-    return f"{key}: '{name}' lies beside the class folders and has no label (data.no_labels=true takes all images, without labels)"
+    return f"{key}: '{name}' lies beside the class folders and has no label (data.no_labels=true takes all without)"
 
 
 def read_idx(path: Path) -> np.ndarray:

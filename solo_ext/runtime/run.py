@@ -53,6 +53,7 @@ from solo_ext.runtime.hardware import check_hardware, device_count, on_gpu, trai
 from solo_ext.runtime.loggers import close, make_loggers
 from solo_ext.runtime.precision import pick_precision
 from solo_ext.runtime.progress import RunProgress, Throughput
+from solo_ext.runtime.ranks import StopTogether, die_with
 from solo_ext.runtime.resume import RESULT, ExactResume, RunLock, differences, find_resumable, plain
 from solo_ext.runtime.sync_bn import SyncNorms
 from solo_ext.schema import section
@@ -72,6 +73,7 @@ _CHATTER = (
     r".*isinstance.treespec.*",
     r".*across ranks is zero.*",
     r".*you defined a `validation_step` but have no `val_dataloader`.*",
+    r".*sync_dist=True.*when logging on epoch level.*",  # what is not reduced is the same on all ranks
 )
 
 
@@ -320,7 +322,7 @@ def _fit(
     bar = [RunProgress()] if cfg.get("enable_progress_bar", True) else []
     with quietly():
         trainer = make_trainer(
-            cfg, base, data, [ExactResume(cfg.seed), StopOnNonFinite(), *callbacks, throughput, *bar]
+            cfg, base, data, [ExactResume(cfg.seed), StopTogether(), StopOnNonFinite(), *callbacks, throughput, *bar]
         )
         start = _agree(trainer, lambda: _choose_start(cfg, base))
         step = _check_resumable(module, start.checkpoint, cfg.max_epochs) if start.checkpoint else 0
@@ -333,8 +335,10 @@ def _fit(
             try:
                 trainer.fit(module, datamodule=data, ckpt_path=start.checkpoint, weights_only=True)
             except SIGTERMException:
-                log.warning("stopped by SIGTERM; auto_resume.enabled=true continues %s", folder)
-                raise SystemExit(143) from None
+                if trainer.is_global_zero:
+                    log.warning("stopped by SIGTERM; auto_resume.enabled=true continues %s", folder)
+                # Lightning kills all when one that it started ends otherwise
+                raise SystemExit(0 if trainer.global_rank and _START in os.environ else 143) from None
             except SystemExit as error:  # what Lightning makes of Ctrl-C
                 if isinstance(error.__context__, KeyboardInterrupt):
                     raise KeyboardInterrupt from None
@@ -423,9 +427,11 @@ def _agree(trainer: pl.Trainer, choose: Callable[[], Start]) -> Start:
         return trainer.strategy.broadcast(choose() if trainer.is_global_zero else None)
     if trainer.global_rank == 0:  # Lightning starts the others, with this environment, when the fit begins
         start = choose()
-        os.environ[_START] = json.dumps([str(start.folder), start.checkpoint and str(start.checkpoint)])
+        checkpoint = start.checkpoint and str(start.checkpoint)
+        os.environ[_START] = json.dumps([str(start.folder), checkpoint, os.getpid()])
         return start
-    folder, checkpoint = json.loads(os.environ[_START])
+    folder, checkpoint, parent = json.loads(os.environ[_START])
+    die_with(parent)
     return Start(Path(folder), checkpoint and Path(checkpoint))
 
 
