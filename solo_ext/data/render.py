@@ -9,7 +9,6 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from numpy.lib.stride_tricks import sliding_window_view
 from torch import Tensor
 from torch.nn.functional import interpolate, pad
 from torchvision.transforms.v2.functional import center_crop, equalize
@@ -200,17 +199,17 @@ def _blur_taps(sigma: np.ndarray) -> np.ndarray:
     variance = np.square(sigma)
     whole = np.floor((np.sqrt(4 * variance + 1) - 1) / 2)
     part = (2 * whole + 1) * (whole * (whole + 1) - variance) / (2 * variance - 6 * (whole + 1) ** 2)
-    reach = (whole + part)[:, None]
-    width = 2 * MARGIN + 1
-    boxes = np.clip(reach + 1 - np.abs(np.arange(-MARGIN, MARGIN + 1)), 0, 1) / (2 * reach + 1)
-    taps = np.zeros((len(sigma), 5 * width))
-    taps[:, 2 * width : 3 * width] = boxes
+    reach = whole + part
+    distances = np.abs(np.arange(-MARGIN, MARGIN + 1))[:, None]
+    boxes = taps = np.clip(reach + 1 - distances, 0, 1) / (2 * reach + 1)
     for _ in range(2):
-        taps = (sliding_window_view(taps, width, axis=1) * boxes[:, None]).sum(axis=2)
-    taps = taps[:, taps.shape[1] // 2 :]
+        narrow, taps = taps, np.zeros((len(taps) + 2 * MARGIN, len(sigma)))
+        for start, box in enumerate(boxes):
+            taps[start : start + len(narrow)] += box * narrow
+    taps = taps[3 * MARGIN :]
     taps[taps < 1e-4] = 0  # of a sum of 1
-    taps /= 2 * taps.sum(axis=1, keepdims=True) - taps[:, :1]
-    return taps[:, taps.any(axis=0)]
+    taps /= 2 * taps.sum(axis=0) - taps[0]
+    return taps[taps.any(axis=1)].T
 
 
 def _resampling(start: Tensor, length: Tensor, source: int, size: int, mode: str) -> Tensor:
