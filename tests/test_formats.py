@@ -116,6 +116,21 @@ def spoil(path: Path, damage: str) -> Path:
     return path
 
 
+def test_batches_rendered_together_are_those_rendered_alone(monkeypatch, folder):
+    def loaders():
+        module = data(folder, "tensor", batch_size=5, val_path=str(folder))
+        return module.train_dataloader(), module.probe_dataloaders()[0]  # whose last batch is not full
+
+    together = loaders()
+    monkeypatch.setattr(resident, "CHUNK", 1)
+    for many, one in zip(together, loaders(), strict=True):
+        assert many.together >= 3 and one.together == 1
+        for (indexes, views, targets), (indexes_, views_, targets_) in zip(many, one, strict=True):
+            assert torch.equal(indexes, indexes_) and torch.equal(targets, targets_)
+            for view, view_ in zip(views, views_, strict=True):
+                torch.testing.assert_close(view, view_, rtol=0, atol=1e-4)
+
+
 @pytest.mark.parametrize("kind", ["image_folder", "tensor"])
 @pytest.mark.parametrize("damage", ["truncated", "text", "empty"])
 def test_error_names_the_file(folder, kind, damage):

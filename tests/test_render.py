@@ -343,6 +343,17 @@ def test_parts_of_a_batch_change_nothing(monkeypatch, chunk):
     assert torch.equal(transform.finish(x, u), expected)
 
 
+@pytest.mark.parametrize("field", ["gray", "blur", "solarize", "equalize", "flip"])
+def test_an_operation_on_all_images_of_a_batch(field):
+    """Followed by others on some of them."""
+    some = np.array([True, False, True])
+    drawn = dict.fromkeys(("gray", "solarize", "equalize", "flip"), some) | {"blur": 1.5 * some}
+    drawn[field] = np.ones(3) * 1.5 if field == "blur" else np.ones(3, bool)
+    x = crops(3, 16)
+    rows = [finish(x[i : i + 1], **{name: value[i : i + 1] for name, value in drawn.items()}) for i in range(3)]
+    assert torch.equal(finish(x, **drawn), torch.cat(rows))
+
+
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
 def test_crops_are_left_as_they_were(dtype):
     x = crops(20, 16).round().to(dtype)

@@ -28,7 +28,7 @@ SHARES = {"even": (4, 4), "uneven": (3, 5), "one rank without images": (0, 8)}
 CASES = [(layer, share) for layer in LAYERS for share in SHARES]
 
 
-def steps(name, share, rank=None, sync=False):
+def steps(name, share, rank=None, sync=None):
     """What some steps of a layer give on the images of one rank, or on all (None); then one of evaluation."""
     generator = torch.Generator().manual_seed(0)
     kind = {"bfloat16": torch.bfloat16}.get(name, torch.float64)
@@ -41,7 +41,7 @@ def steps(name, share, rank=None, sync=False):
     sizes = [CHANNELS, 5, 3] if isinstance(layer, nn.BatchNorm2d) else [CHANNELS]
     rows = slice(*{None: (0, 8), 0: (0, share[0]), 1: (share[0], 8)}[rank])
     if sync:
-        layer = SyncNorms(on_gpu=False).apply(nn.Sequential(layer))[0]
+        layer = sync.apply(nn.Sequential(layer))[0]
     found = []
     for _ in range(STEPS):
         x, weights = torch.randn(2, 8, *sizes, generator=generator, dtype=torch.float64)
@@ -59,14 +59,17 @@ def steps(name, share, rank=None, sync=False):
 def one_rank(rank, folder):
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
-    torch.save({case: steps(case[0], SHARES[case[1]], rank, sync=True) for case in CASES}, folder / f"{rank}.pt")
+    torch.save(
+        {case: steps(case[0], SHARES[case[1]], rank, SyncNorms(on_gpu=False)) for case in CASES}, folder / f"{rank}.pt"
+    )
     dist.destroy_process_group()
 
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
-    torch.multiprocessing.spawn(one_rank, (folder,), nprocs=2)
+    torch.multiprocessing.get_context("forkserver").set_forkserver_preload(["solo_ext.runtime.run"])
+    torch.multiprocessing.start_processes(one_rank, (folder,), nprocs=2, start_method="forkserver")
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
 
 
@@ -87,9 +90,10 @@ def test_equals_the_joint_batch(case, ranks):
             torch.testing.assert_close(rank["state"][name], value, rtol=tolerance, atol=tolerance, msg=name)
 
 
+@pytest.mark.parametrize("on_gpu", [False, True])
 @pytest.mark.parametrize("name", LAYERS)
-def test_without_a_process_group_it_is_batchnorm(name):
-    plain, synced = (steps(name, SHARES["even"], sync=sync) for sync in (False, True))
+def test_without_a_process_group_it_is_batchnorm(name, on_gpu):
+    plain, synced = (steps(name, SHARES["even"], sync=sync) for sync in (None, SyncNorms(on_gpu)))
     torch.testing.assert_close(synced, plain, rtol=0, atol=0)
 
 
@@ -107,7 +111,10 @@ def test_a_method_keeps_its_tensors_hooks_and_teacher(method):
         synced = {name for name, module in network.named_modules() if isinstance(module, CPUSyncBatchNorm)}
         assert synced == norms.keys() and any(name.startswith("momentum_") for name in synced)
         assert network.state_dict().keys() == before.keys()
-    assert all(value is before[name] or value.data_ptr() == before[name].data_ptr() for name, value in model.state_dict().items())
+    assert all(
+        value is before[name] or value.data_ptr() == before[name].data_ptr()
+        for name, value in model.state_dict().items()
+    )
     for network in (model, expected):
         out, entry = network._see(x)
         network.result = network._teach(out, entry, "projector")["z"]

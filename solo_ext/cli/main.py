@@ -4,7 +4,9 @@ Torch is imported when a command runs, so that asking for help takes no time.
 """
 
 import logging
+import os
 import sys
+import time
 from collections.abc import Sequence
 
 from solo_ext import __version__
@@ -13,6 +15,8 @@ from solo_ext.cli.commands import COMMANDS
 from solo_ext.errors import NonFiniteError, SoloExtError
 
 log = logging.getLogger("solo_ext")
+
+GRACE = 10  # seconds
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -28,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("solo-ext: %(message)s"))
     log.addHandler(handler)
-    log.setLevel(logging.INFO)
+    log.setLevel(logging.INFO if _first() else logging.ERROR)
     try:
         if not argv or argv[0] in ("-h", "--help"):
             print(_help())
@@ -37,9 +41,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         else:
             dispatch(COMMANDS, argv)
     except SoloExtError as error:
+        _let_the_first_speak()
         print(f"solo-ext: error: {' '.join(str(error).splitlines())}", file=sys.stderr)
         return 2
     except NonFiniteError as error:
+        _let_the_first_speak()
         print(f"solo-ext: stopped: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -48,6 +54,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     finally:
         log.removeHandler(handler)
     return 0
+
+
+def _first() -> bool:
+    """Whether this is the first process of a run, or the only one."""
+    return all(os.environ.get(rank, "0") == "0" for rank in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))
+
+
+def _let_the_first_speak() -> None:
+    """What all processes find wrong, one says: when the first has ended, its launcher ends the others."""
+    if not _first():
+        time.sleep(GRACE)
 
 
 def _help() -> str:

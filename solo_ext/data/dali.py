@@ -126,7 +126,9 @@ class DaliLoader(Resumable):
     def _take(self, future: Future) -> Batch:
         indexes, views, targets, unreadable = future.result()
         self.skipped.add(unreadable)
-        views = [_join(parts) for parts in views]
+        for _, parts in views:
+            list(parts)
+        views = [view for view, _ in views]
         if self.stream:
             for tensor in (indexes, *views, targets):
                 tensor.record_stream(torch.cuda.current_stream(self.device))
@@ -140,7 +142,7 @@ class DaliLoader(Resumable):
         return [index for index, _ in rows], [file for _, file in rows], unreadable
 
     def _render(self, indexes: np.ndarray, numbers: np.ndarray, shares: Iterable[tuple[list, list, list]]):
-        """The batch, its views in parts, and the images that could not be read."""
+        """The batch, its views with their parts, and the images that could not be read."""
         found, files, unreadable = (list(chain(*parts)) for parts in zip(*shares, strict=True))
         numbers = numbers.swapaxes(0, 1)
         with torch.cuda.stream(self.stream) if self.stream else nullcontext():
@@ -175,17 +177,14 @@ class DaliLoader(Resumable):
             crops.append(crop.permute(0, 3, 1, 2).contiguous())
         return crops
 
-    def _finish(self, transform: Transform, crops: Tensor, u: np.ndarray) -> Iterable[Tensor]:
-        """A view in parts; on the CPU, workers make them while DALI goes on to the next batch."""
+    def _finish(self, transform: Transform, crops: Tensor, u: np.ndarray) -> tuple[Tensor, Iterable[Tensor]]:
+        """A view, and its parts; on the CPU, workers make them while DALI goes on to the next batch."""
         if self.stream:
-            return [transform.finish(crops, u)]
+            return transform.finish(crops, u), ()
+        view = torch.empty((len(crops), 3, *crops.shape[2:]))
         parts = min(self.threads, len(crops))
-        return self._workers.map(transform.finish, crops.tensor_split(parts), np.array_split(u, parts))
-
-
-def _join(parts: Iterable[Tensor]) -> Tensor:
-    first, *others = parts
-    return torch.cat([first, *others]) if others else first
+        split = crops.tensor_split(parts), np.array_split(u, parts), view.tensor_split(parts)
+        return view, self._workers.map(transform.finish, *split)
 
 
 def frame(transform: Transform, widths: np.ndarray, heights: np.ndarray, u: np.ndarray) -> np.ndarray:

@@ -60,7 +60,7 @@ class Skipped:
                     f"data.corrupt_limit: {len(self.seen)} of {self.size} images cannot be read, more than "
                     f"{self.limit:g} of them; the last: {message}"
                 )
-            log.warning("skipped image %d: %s", len(self.seen), message)
+            log.error("skipped image %d: %s", len(self.seen), message)  # an error, so that each process of a run says it
 
 
 class ViewDataset(Dataset):

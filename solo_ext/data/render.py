@@ -5,7 +5,7 @@ solo-learn use it, gives before it rounds to 8 bits (`reference`).
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
@@ -15,10 +15,14 @@ from torchvision.transforms.v2.functional import center_crop, equalize
 
 from solo_ext.data.views import BLUR_RADIUS, CONTRAST, HUE, JITTER_ORDERS, SATURATION, Views
 
+# of red, green and blue over the circle of hues: middle, slope and height, in parts of the chroma below the value
+TRAPEZOIDS = np.array([[1 / 2, 1 / 3, 2 / 3], [6, -6, -6], [-2, 1, 1]])
 LUMA = (0.299, 0.587, 0.114)  # ITU-R 601, Pillow's gray
 SUPPORT = {"bicubic": 2.0, "bilinear": 1.0}  # half-widths of Pillow's resampling filters, in source pixels
 MARGIN = math.ceil(BLUR_RADIUS[1])  # reach of the boxes that a blur is made of, in pixels
-CHUNK = 2**18  # elements of a view batch rendered at once on a CPU, for each thread: they stay in the cache
+# Elements of a view that are rendered at once: for each thread of a CPU, as many as its cache holds; on a GPU, enough
+# that launching its kernels is not what takes the time.
+CHUNK, GPU_CHUNK = 2**19, 2**22
 
 
 def resize(images: Tensor, size: tuple[int, int], mode: str) -> Tensor:
@@ -59,45 +63,53 @@ def crop_resize_batch(images: Tensor, boxes: Tensor, size: int, mode: str) -> Te
     """
     count, channels, height, width = images.shape
     left, top, w, h = boxes.to(torch.float32).unbind(1)
-    across, down = _resampling(left, w, width, size, mode), _resampling(top, h, height, size, mode)
-    x = torch.bmm(images.to(torch.float32).reshape(count, channels * height, width), across).round_().clamp_(0, 255)
-    x = x.view(count, channels, height, size).transpose(2, 3).reshape(count, channels * size, height)
-    x = torch.bmm(x, down).view(count, channels, size, size).transpose(2, 3)
-    return x.contiguous().round_().clamp_(0, 255)
+    if width == height:
+        across, down = _resampling(torch.cat([left, top]), torch.cat([w, h]), width, size, mode).chunk(2)
+    else:
+        across, down = _resampling(left, w, width, size, mode), _resampling(top, h, height, size, mode)
+    x = torch.bmm(images.to(torch.float32).reshape(count, channels * height, width), across.mT)
+    x = x.round_().clamp_(0, 255).view(count, channels, height, size)
+    return torch.matmul(down[:, None], x).round_().clamp_(0, 255)
 
 
-def finish(crops: Tensor, views: Views, mean: Tensor, std: Tensor) -> Tensor:
+def parts(images: Tensor) -> Iterator[slice]:
+    """Rows of [B, C, H, W] to render at once."""
+    elements = CHUNK * torch.get_num_threads() if images.device.type == "cpu" else GPU_CHUNK
+    step = max(1, elements // math.prod(images.shape[1:]))
+    return (slice(start, start + step) for start in range(0, len(images), step))
+
+
+def finish(crops: Tensor, views: Views, mean: Tensor, std: Tensor, out: Tensor | None = None) -> Tensor:
     """What follows the crop: colour, blur, flip, normalisation.
 
     Args:
         crops: uint8 or float, 0 to 255, [B, C, S, S]; C is 1 for gray images.
         views: of these B images.
         mean, std: [3], of values in [0, 1].
+        out: where to write.
 
     Returns:
         float32 [B, 3, S, S].
     """
-    out = torch.empty((len(crops), 3, *crops.shape[2:]), device=crops.device)
-    step = len(crops)
-    if crops.device.type == "cpu":
-        step = max(1, CHUNK * torch.get_num_threads() // crops[0].numel())
-    for start in range(0, len(crops), step):
-        rows = slice(start, start + step)
-        x = _augment(crops[rows].to(torch.float32), Views(*(array[rows] for array in views)))
+    if out is None:
+        out = torch.empty((len(crops), 3, *crops.shape[2:]), device=crops.device)
+    for rows in parts(crops):
+        x = _augment(crops[rows].to(torch.float32, copy=True), Views(*(array[rows] for array in views)))
         normalise(x, mean, std, out[rows])
     return out
 
 
 def normalise(crops: Tensor, mean: Tensor, std: Tensor, out: Tensor | None = None) -> Tensor:
     """[B, C, S, S], values from 0 to 255, to float32 [B, 3, S, S]; gray images get three equal channels."""
-    mean, std = (n.to(crops.device)[:, None, None] for n in (mean, std))
+    mean, std = (n.to(crops.device, non_blocking=True)[:, None, None] for n in (mean, std))
     return torch.mul(crops, 1 / (255 * std), out=out).sub_(mean / std)
 
 
 def _augment(x: Tensor, views: Views) -> Tensor:
+    """`x` is overwritten."""
     x = _jitter(x, views.order, views.factors)
     if x.shape[1] == 3:
-        x = _on(x, views.gray, lambda x: _luma(x)[:, None].expand_as(x))
+        x = _on(x, views.gray, lambda x: _luma(x).repeat(1, 3, 1, 1))
     if views.blur.any():
         x = _on(x, views.blur > 0, _blur, _blur_taps(views.blur))
     x = _on(x, views.solarize, lambda x: torch.minimum(x, 255 - x))
@@ -106,14 +118,14 @@ def _augment(x: Tensor, views: Views) -> Tensor:
 
 
 def _on(x: Tensor, chosen: np.ndarray, function: Callable[..., Tensor], *arguments: np.ndarray) -> Tensor:
-    """`x`, of which the chosen rows become `function(x, *arguments)` of themselves, with their rows of `arguments`."""
+    """`x`, in which the chosen rows become `function(x, *arguments)` of themselves, with their rows of `arguments`."""
     if not chosen.any():
         return x
     arguments = [_tensor(argument[chosen], x) for argument in arguments]
     if chosen.all():
         return function(x, *arguments)
     rows = torch.from_numpy(np.flatnonzero(chosen)).to(x.device, non_blocking=True)
-    return x.index_copy(0, rows, function(x[rows], *arguments))
+    return x.index_copy_(0, rows, function(x[rows], *arguments))
 
 
 def _tensor(array: np.ndarray, like: Tensor) -> Tensor:
@@ -123,60 +135,78 @@ def _tensor(array: np.ndarray, like: Tensor) -> Tensor:
 def _jitter(x: Tensor, order: np.ndarray, factors: np.ndarray) -> Tensor:
     """Brightness, contrast, saturation and hue, in each image's own order.
 
-    The first three blend an image with black, its mean gray, or its gray: at each place of the order they are one
-    pass over the batch.
+    The orders are shifted so that hue, which takes longest, is at one place in all of them. Sorted by that shift, the
+    images that do something at a place are neighbours.
     """
-    color = x.shape[1] == 3
-    operations = np.where(order[:, None] >= 0, JITTER_ORDERS[order], -1)
-    for operation in operations.T:
-        one = [operation == name for name in range(4)]
-        keep = np.select(one[:HUE], factors.T[:HUE], 1.0)
-        if not color:
-            keep[one[SATURATION]] = 1.0
-        if (keep != 1).any():
-            x = _blend(x, keep, one[CONTRAST] & (keep != 1), one[SATURATION] & (keep != 1))
-        if color:
-            x = _on(x, one[HUE] & (factors[:, HUE] != 0), _hue, factors[:, HUE])
-    return x
+    if x.shape[1] == 1:  # nothing to saturate, no hue to turn
+        factors = factors * (1, 1, 0, 0) + (0, 0, 1, 0)
+    orders = JITTER_ORDERS[order]
+    if factors[:, HUE].any():
+        shift = 3 - (orders == HUE).argmax(1)
+    else:
+        orders, shift = orders[orders != HUE].reshape(-1, 3), np.zeros(len(order), int)
+    places = np.full((len(order), 7), -1)
+    np.put_along_axis(places, shift[:, None] + np.arange(orders.shape[1]), orders, axis=1)
+    places[order < 0] = -1
+    rows = np.lexsort((shift, order < 0))
+    places, factors = places[rows], factors[rows]
+    where = torch.from_numpy(rows).to(x.device, non_blocking=True)
+    neighbours = x[where]
+    for place in places.T:
+        there = np.flatnonzero(place >= 0)
+        if not len(there):
+            continue
+        part = slice(there[0], there[-1] + 1)
+        operation = place[part]
+        if operation[0] == HUE:
+            _hue(neighbours[part], _tensor(factors[part, HUE], x))
+        else:
+            keep = np.take_along_axis(factors[part], operation[:, None], axis=1)[:, 0]
+            _blend(neighbours[part], keep, operation == CONTRAST, operation == SATURATION)
+    return x.index_copy_(0, where, neighbours)
 
 
-def _blend(x: Tensor, keep: np.ndarray, contrast: np.ndarray, saturation: np.ndarray) -> Tensor:
-    """keep * x + (1 - keep) * other; the other is the image's mean gray, its gray, or else black. Clipped."""
-    blended = x * _tensor(keep, x)[:, None, None, None]
+def _blend(x: Tensor, keep: np.ndarray, contrast: np.ndarray, saturation: np.ndarray) -> None:
+    """keep * x + (1 - keep) * other; the other is the image's mean gray, its gray, or else black. Clipped; in place."""
+    if (keep == 1).all():
+        return
+    shares = np.stack([keep, (1 - keep) * contrast, (1 - keep) * saturation])
+    keep, of_mean, of_gray = _tensor(shares, x).view(3, -1, 1, 1, 1)
+    others = []
     if contrast.any() or saturation.any():
         gray = _luma(x)
     if contrast.any():
-        blended += (gray.mean((1, 2)) * _tensor((1 - keep) * contrast, x))[:, None, None, None]
+        others.append(gray.mean((2, 3), keepdim=True) * of_mean)
     if saturation.any():
-        blended += (gray * _tensor((1 - keep) * saturation, x)[:, None, None])[:, None]
-    return blended.clamp_(0, 255)
+        others.append(gray * of_gray)
+    x.mul_(keep).add_(sum(others)).clamp_(0, 255)
 
 
 def _luma(x: Tensor) -> Tensor:
-    """[B, C, H, W] to [B, H, W]."""
+    """[B, C, H, W] to [B, 1, H, W]."""
     if x.shape[1] == 1:
-        return x[:, 0]
-    red, green, blue = x.unbind(1)
+        return x
+    red, green, blue = x.split(1, dim=1)
     return (red * LUMA[0]).add_(green, alpha=LUMA[1]).add_(blue, alpha=LUMA[2])
 
 
-def _hue(x: Tensor, shift: Tensor) -> Tensor:
-    """Turns the hue by `shift` [B] of the colour circle; value and chroma of HSV stay."""
-    red, green, blue = x.unbind(1)
-    value = x.amax(1)
-    chroma = value - x.amin(1)
-    per = chroma.clamp(min=1e-6).reciprocal_()
+def _hue(x: Tensor, shift: Tensor) -> None:
+    """Turns the hue by `shift` [B] of the colour circle; value and chroma of HSV stay. In place."""
+    red, green, blue = x.split(1, dim=1)
+    value = x.amax(1, keepdim=True)
+    chroma = value - x.amin(1, keepdim=True)
+    per = chroma.clamp(min=1e-6).reciprocal_().mul_(1 / 6)
     # 0 where a channel is the largest, else 1; lerp chooses by it, at a third of the time of torch.where
     not_red, not_green = (value - red).sign_(), (value - green).sign_()
     if_red = (green - blue).mul_(per)
-    if_green = (blue - red).mul_(per).add_(2)
-    if_blue = (red - green).mul_(per).add_(4)
-    sextant = torch.lerp(if_red, torch.lerp(if_green, if_blue, not_green), not_red)
-    sextant.add_(6 * shift[:, None, None])
-    sextant.sub_(torch.floor(sextant / 6).mul_(6))
+    if_green = (blue - red).mul_(per).add_(1 / 3)
+    if_blue = (red - green).mul_(per).add_(2 / 3)
+    hue = torch.lerp(if_red, torch.lerp(if_green, if_blue, not_green), not_red).add_(shift.view(-1, 1, 1, 1))
+    hue.sub_(hue.floor())
     # each channel is a trapezoid over the circle, from value - chroma to value
-    shares = sextant.sub(3).abs_().sub_(1), 2 - sextant.sub(2).abs_(), 2 - sextant.sub(4).abs_()
-    return torch.stack([share.clamp_(0, 1).sub_(1).mul_(chroma).add_(value) for share in shares], dim=1)
+    middle, slope, height = _tensor(TRAPEZOIDS, x).view(3, 3, 1, 1)
+    torch.sub(hue, middle, out=x)
+    x.abs_().mul_(slope).add_(height).clamp_(-1, 0).mul_(chroma).add_(value)
 
 
 def _blur(x: Tensor, taps: Tensor) -> Tensor:
@@ -186,7 +216,7 @@ def _blur(x: Tensor, taps: Tensor) -> Tensor:
         size, padded = x.shape[dim], pad(x, margins, mode="replicate")
         x = padded.narrow(dim, radius, size) * taps[0]
         for i in range(1, radius + 1):
-            x += (padded.narrow(dim, radius - i, size) + padded.narrow(dim, radius + i, size)).mul_(taps[i])
+            x.addcmul_(padded.narrow(dim, radius - i, size) + padded.narrow(dim, radius + i, size), taps[i])
     return x
 
 
@@ -213,20 +243,23 @@ def _blur_taps(sigma: np.ndarray) -> np.ndarray:
 
 
 def _resampling(start: Tensor, length: Tensor, source: int, size: int, mode: str) -> Tensor:
-    """Pillow's weights for one axis of crops [start, start + length) of `source` pixels: [B, source, size]."""
-    step = (length / size)[:, None, None]
+    """Pillow's weights for one axis of crops [start, start + length) of `source` pixels: [B, size, source]."""
+    start, step = start[:, None], (length / size)[:, None]
     spread = step.clamp(min=1)
-    pixels = torch.arange(source, device=start.device)[None, :, None] + 0.5
-    centers = start[:, None, None] + (torch.arange(size, device=start.device) + 0.5) * step
-    weights = _filter((pixels - centers) / spread, mode)
-    begin = start[:, None, None]
-    weights = torch.where((pixels > begin) & (pixels < begin + length[:, None, None]), weights, 0)
-    return weights / weights.sum(1, keepdim=True)
+    pixels = torch.arange(source, device=start.device) + 0.5
+    centers = start + (torch.arange(size, device=start.device) + 0.5) * step
+    outside = (pixels < start) | (pixels > start + length[:, None])
+    pixels = (pixels / spread).masked_fill_(outside, torch.inf)
+    weights = _filter(pixels[:, None] - (centers / spread)[:, :, None], mode)
+    return weights.div_(weights.sum(2, keepdim=True))
 
 
 def _filter(x: Tensor, mode: str) -> Tensor:
-    x = x.abs().clamp_(max=SUPPORT[mode])
+    """Pillow's resampling filters, times a constant; `x` is overwritten."""
+    x = x.abs_().clamp_(max=SUPPORT[mode]).neg_().add_(1)
     if mode == "bilinear":
-        return 1 - x
-    # Keys' cubic with a = -1/2, written so that it is 0 from 2 on
-    return torch.where(x < 1, (1.5 * x - 2.5) * x * x + 1, ((-0.5 * x + 2.5) * x - 4) * x + 2)
+        return x
+    # Keys' cubic with a = -1/2, of x = 1 - distance: x (1 + x)^2, and where x > 0, x^2 (2 - 4 x) more
+    outer = (x + 2).mul_(x).add_(1).mul_(x)
+    inner = x.relu_()
+    return outer.addcmul_(inner.mul(-4).add_(2).mul_(inner), inner)

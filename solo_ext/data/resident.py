@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator, Sequence
+from itertools import chain, islice
 from typing import NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -12,6 +13,7 @@ from torch.utils.data import BatchSampler, Sampler
 
 from solo_ext.data.images import ArrayImages, ImageSet
 from solo_ext.data.loader import Batch, Resumable, Skipped, read, split_keys
+from solo_ext.data.render import CHUNK, GPU_CHUNK
 from solo_ext.data.transforms import Transform
 from solo_ext.data.views import uniforms
 from solo_ext.errors import DataError
@@ -110,16 +112,23 @@ class ResidentLoader(Resumable):
         self.transforms, self.seed = list(transforms), seed
         self.sampler, self.batch_size = sampler, batch_size
         self.batch_sampler = BatchSampler(sampler, batch_size, drop_last)
+        # so many small batches are rendered at once
+        elements = max(t.size**2 for t in transforms) * self.resident.pixels.shape[1]
+        self.together = max(1, (CHUNK if device.type == "cpu" else GPU_CHUNK) // (batch_size * elements))
 
     def __len__(self) -> int:
         return len(self.batch_sampler)
 
     @torch.no_grad()
     def _batches(self) -> Iterator[Batch]:
-        for keys in self.batch_sampler:
-            epochs, indexes = split_keys(keys)
+        pixels, source = self.resident
+        batches = iter(self.batch_sampler)
+        while keys := list(islice(batches, self.together)):
+            epochs, indexes = split_keys(list(chain(*keys)))
             numbers = uniforms(self.seed, epochs, indexes, len(self.transforms)).swapaxes(0, 1)
-            rows = torch.from_numpy(self.resident.source[indexes]).to(self.targets.device, non_blocking=True)
-            images = self.resident.pixels[rows]
-            views = [t.finish(t.crop_batch(images, u), u) for t, u in zip(self.transforms, numbers, strict=True)]
-            yield rows, views, self.targets[rows]
+            rows = torch.from_numpy(source[indexes]).to(pixels.device, non_blocking=True)
+            images = pixels[rows]
+            views = [t.batch(images, u) for t, u in zip(self.transforms, numbers, strict=True)]
+            parts = (tensor.split(self.batch_size) for tensor in (rows, self.targets[rows], *views))
+            for indexes, targets, *views in zip(*parts, strict=True):
+                yield indexes, views, targets

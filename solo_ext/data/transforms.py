@@ -10,7 +10,7 @@ from torch import Tensor
 from torchvision.transforms.v2.functional import pil_to_tensor
 
 from solo_ext.data.config import AugmentationConfig, ProbConfig, RandomResizedCropConfig
-from solo_ext.data.render import crop_resize, crop_resize_batch, finish, normalise, resize, resize_center
+from solo_ext.data.render import crop_resize, crop_resize_batch, finish, normalise, parts, resize, resize_center
 from solo_ext.data.views import DRAWS, draw_boxes, draw_views
 
 if TYPE_CHECKING:
@@ -46,16 +46,23 @@ class Transform:
         if self.shorter is not None:
             return resize_center(images, self.shorter, self.size, self.mode)
         count, _, height, width = images.shape
-        boxes = self.boxes(np.full(count, width), np.full(count, height), u)
-        return crop_resize_batch(images, torch.from_numpy(boxes).to(images.device), self.size, self.mode)
+        boxes = torch.from_numpy(self.boxes(np.full(count, width), np.full(count, height), u))
+        return crop_resize_batch(images, boxes.to(images.device, non_blocking=True), self.size, self.mode)
 
     def boxes(self, widths: np.ndarray, heights: np.ndarray, u: np.ndarray) -> np.ndarray:
         """What is cut out of B images, by `u` [B, DRAWS]: int64 [B, 4], left, top, width, height in pixels."""
         return np.stack([np.zeros_like(widths), np.zeros_like(heights), widths, heights], axis=1)
 
-    def finish(self, crops: Tensor, u: np.ndarray) -> Tensor:
-        """[B, C, size, size], values from 0 to 255, to float32 [B, 3, size, size]."""
-        return normalise(crops, self.mean, self.std)
+    def finish(self, crops: Tensor, u: np.ndarray, out: Tensor | None = None) -> Tensor:
+        """[B, C, size, size], values from 0 to 255, to float32 [B, 3, size, size], `out` if given."""
+        return normalise(crops, self.mean, self.std, out)
+
+    def batch(self, images: Tensor, u: np.ndarray) -> Tensor:
+        """Images of one size, uint8 [B, C, H, W], on any device: float32 [B, 3, size, size]."""
+        out = torch.empty((len(images), 3, self.size, self.size), device=images.device)
+        for rows in parts(images):
+            self.finish(self.crop_batch(images[rows], u[rows]), u[rows], out[rows])
+        return out
 
     def __call__(self, image: Image.Image | Tensor, u: np.ndarray | None = None) -> Tensor:
         """One image, of Pillow or uint8 [C, H, W]: float32 [3, size, size].
@@ -79,8 +86,8 @@ class ViewTransform(Transform):
     def boxes(self, widths: np.ndarray, heights: np.ndarray, u: np.ndarray) -> np.ndarray:
         return draw_boxes(self.aug.rrc, widths, heights, u)
 
-    def finish(self, crops: Tensor, u: np.ndarray) -> Tensor:
-        return finish(crops, draw_views(self.aug, u), self.mean, self.std)
+    def finish(self, crops: Tensor, u: np.ndarray, out: Tensor | None = None) -> Tensor:
+        return finish(crops, draw_views(self.aug, u), self.mean, self.std, out)
 
 
 class EvalTransform(Transform):

@@ -19,7 +19,6 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.fabric.plugins.environments import SLURMEnvironment
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
@@ -53,7 +52,7 @@ from solo_ext.runtime.hardware import check_hardware, device_count, on_gpu, trai
 from solo_ext.runtime.loggers import close, make_loggers
 from solo_ext.runtime.precision import pick_precision
 from solo_ext.runtime.progress import RunProgress, Throughput
-from solo_ext.runtime.ranks import StopTogether, die_with
+from solo_ext.runtime.ranks import StopTogether, cluster_environment, die_with
 from solo_ext.runtime.resume import RESULT, ExactResume, RunLock, differences, find_resumable, plain
 from solo_ext.runtime.sync_bn import SyncNorms
 from solo_ext.schema import section
@@ -314,7 +313,7 @@ def _fit(
         ConfigError: Lightning cannot work with a value.
         CheckpointError: what is to be resumed is damaged or does not fit, or a checkpoint cannot be written.
         NonFiniteError: the loss or a weight became NaN or infinite.
-        SystemExit: 143 after a SIGTERM.
+        SystemExit: 143 after a SIGTERM; 0 on the other ranks.
     """
     if not cfg.performance.disable_channel_last:
         module = module.to(memory_format=torch.channels_last)
@@ -337,8 +336,8 @@ def _fit(
             except SIGTERMException:
                 if trainer.is_global_zero:
                     log.warning("stopped by SIGTERM; auto_resume.enabled=true continues %s", folder)
-                # Lightning kills all when one that it started ends otherwise
-                raise SystemExit(0 if trainer.global_rank and _START in os.environ else 143) from None
+                # a launcher kills all, also those that still write, when one ends otherwise than with 0
+                raise SystemExit(0 if trainer.global_rank else 143) from None
             except SystemExit as error:  # what Lightning makes of Ctrl-C
                 if isinstance(error.__context__, KeyboardInterrupt):
                     raise KeyboardInterrupt from None
@@ -370,10 +369,9 @@ def make_trainer(cfg: DictConfig, base: Path, data: ImageData, callbacks: list[p
         kwargs["strategy"] = "auto"  # a process group of one only costs time
     elif cfg.strategy == "ddp":
         kwargs["strategy"] = DDPStrategy(find_unused_parameters=False)
-    # requeueing is left to SLURM: Lightning's own would resume whichever run wrote last into a shared folder
-    slurm = [SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else []
+    started_by = cluster_environment(device_count(cfg), cfg.num_nodes)
     sync = [SyncNorms(on_gpu(cfg))] if kwargs.pop("sync_batchnorm", False) else []
-    kwargs["plugins"] = [CheckpointIO(), *slurm, *sync]
+    kwargs["plugins"] = [CheckpointIO(), *([started_by] if started_by else []), *sync]
     steps = len(data.train_set) // (data.batch_size * device_count(cfg) * cfg.num_nodes)
     defaults = {
         "enable_model_summary": False,

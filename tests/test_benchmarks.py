@@ -1,0 +1,45 @@
+"""The benchmarks run; what they measure is for the machine that they are run on to say."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+TINY = "--rounds 2 --seconds 0.01 --workers 1 --threads 1 --files 4 --small 16 --batch 4"
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory) -> dict:
+    out = tmp_path_factory.mktemp("benchmark") / "data.json"
+    command = [sys.executable, ROOT / "benchmarks" / "data.py", *TINY.split(), "--out", out]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert "n = 2" in done.stdout
+    return json.loads(out.read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize(
+    "kind, names", [("photos", {"image_folder", "image_folder, crop + flip"}), ("cifar", {"tensor", "image_folder"})]
+)
+def test_formats_are_compared_with_pillow(report, kind, names):
+    rows = report[kind]
+    assert {"pillow", *names} <= rows.keys()
+    for name, row in rows.items():
+        base = rows["pillow, crop + flip" if "crop" in name else "pillow"]
+        ours, theirs = row["images/s"]["rounds"], base["images/s"]["rounds"]
+        assert row["ratio"]["rounds"] == pytest.approx([a / b for a, b in zip(ours, theirs, strict=True)])
+        low, high = row["ratio"]["quartiles"]
+        assert 0 < low <= row["ratio"]["median"] <= high
+
+
+def test_a_batch_is_a_part_of_the_step(report):
+    for row in report["step"].values():
+        for batch, step, share in zip(*(row[key]["rounds"] for key in ("batch ms", "step ms", "share %")), strict=True):
+            assert 0 < batch < step and share == pytest.approx(100 * batch / step)
+
+
+def test_the_report_says_where_it_comes_from(report):
+    assert report["environment"]["cpu"] and report["rounds"] == 2 and report["device"] == "cpu"

@@ -1,0 +1,280 @@
+"""Runs of two CPU processes, started by Lightning, torchrun and SLURM's variables, against one with the joint batch."""
+
+import csv
+import json
+import multiprocessing
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from lightning.fabric.plugins.environments import LightningEnvironment, SLURMEnvironment, TorchElasticEnvironment
+
+import solo_ext
+from solo_ext.cli.main import main
+from solo_ext.errors import ConfigError
+from solo_ext.runtime.checkpoint import find_checkpoint, load_checkpoint
+from solo_ext.runtime.compose import compose
+from solo_ext.runtime.config import resolve
+from solo_ext.runtime.ranks import cluster_environment, die_with
+from solo_ext.runtime.resume import ExactResume
+from solo_ext.runtime.run import pretrain
+
+ROOT = Path(solo_ext.__file__).parents[1]
+YAMLS = ROOT / "scripts/pretrain/fashion_mnist_mini"
+BATCH = 32  # joint
+
+forks = multiprocessing.get_context("forkserver")
+forks.set_forkserver_preload(["solo_ext.runtime.run"])  # once, not once per process
+# the logged values that are not those of the joint batch: a time, and a spread over each rank's images
+OWN = {"images_per_s", "train_z_std"}
+
+# The steps are those of the papers' optimizer: in float32, AdamW and SGD make of one ReLU that opens in one order of
+# summation and not in another more than 1e-5 within five steps, in one process too.
+FLOAT32 = ("res_mocov3", "precision=32", "optimizer.name=lars", "optimizer.lr=1")
+FLOAT64 = ("byol", "precision=64-true")  # as the recipe is, with AdamW
+
+
+def words(folder, processes, recipe):
+    """Five steps of a recipe: YAML and overrides."""
+    method, *changes = recipe
+    parallel = ["devices=2", "strategy=ddp", "sync_batchnorm=true"] if processes == 2 else []
+    return [
+        str(YAMLS / f"{method}.yaml"),
+        *changes,
+        *parallel,
+        f"optimizer.batch_size={BATCH // processes}",
+        f"checkpoint.dir={folder}",
+        "accelerator=cpu",
+        "max_epochs=1",
+        "knn_eval.enabled=false",
+        "performance.disable_channel_last=true",  # whose statistics PyTorch sums in float32
+        "++limit_train_batches=5",
+        "++log_every_n_steps=1",
+        "++enable_progress_bar=false",
+    ]
+
+
+def launch(*command):
+    """Status and output of a Python command that starts the two processes."""
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    env = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "default"}
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    done = subprocess.run([sys.executable, *command], env=env, cwd=ROOT, timeout=120, **streams)
+    return done.returncode, done.stdout
+
+
+def slurm(*command, stop=None):
+    """Statuses and outputs of the two processes of a command, as srun starts them; `stop` = (rank, step) of a SIGTERM.
+
+    When the first has failed, the other is ended, as by srun --kill-on-bad-exit.
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        job = {"MASTER_PORT": str(free.getsockname()[1]), "SLURM_NODELIST": "127.0.0.1", "SLURM_JOB_ID": "4711"}
+    job |= {"SLURM_JOB_NAME": "solo-ext", "SLURM_STEP_ID": "0", "SLURM_NODEID": "0", "SLURM_NNODES": "1"}
+    job |= {"SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "2"}
+    with tempfile.TemporaryDirectory() as folder:
+        logs = [Path(folder, str(rank)) for rank in range(2)]
+        ranks = [
+            forks.Process(target=one_process, args=(rank, job, command, log, stop)) for rank, log in enumerate(logs)
+        ]
+        for rank in ranks:
+            rank.start()
+        ranks[0].join(120)
+        if ranks[0].exitcode not in (0, 143):
+            ranks[1].kill()
+        ranks[1].join(30)
+        for rank in ranks:
+            rank.kill()
+        return [(rank.exitcode, log.read_text()) for rank, log in zip(ranks, logs, strict=True)]
+
+
+def one_process(rank, job, command, log, stop):
+    os.environ.update(job, SLURM_PROCID=str(rank), SLURM_LOCALID=str(rank))
+    with open(log, "w") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    sys.stdout, sys.stderr = os.fdopen(1, "w", buffering=1), os.fdopen(2, "w", buffering=1)
+    torch.set_num_threads(1)
+    start = ExactResume.on_train_batch_start
+
+    def stopped(self, trainer, module, batch, i):
+        start(self, trainer, module, batch, i)
+        if stop == (rank, trainer.global_step):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    ExactResume.on_train_batch_start = stopped
+    sys.exit(main(command))
+
+
+def alone(folder, recipe, *more):
+    yaml, *overrides = words(folder, 1, recipe)
+    return pretrain(resolve(compose(YAMLS, Path(yaml).name, [*overrides, *more]))).dir
+
+
+def state(folder):
+    return load_checkpoint(find_checkpoint(folder))["state_dict"]
+
+
+def rows(folder):
+    with open(folder / "metrics.csv", newline="") as file:
+        return [{k: float(v) for k, v in row.items() if v and k not in OWN} for row in csv.DictReader(file)]
+
+
+def only_run(folder, method):
+    """The run's folder; there is one, written once."""
+    [run] = (folder / method).iterdir()
+    names = ["args.json", "checkpoints.json", "environment.json", "metrics.csv", "result.json"]
+    assert sorted(path.name for path in run.iterdir() if path.suffix != ".ckpt") == names
+    assert len(list(run.glob("*.ckpt"))) == 1
+    return run
+
+
+def assert_same_run(two, one, rtol, atol):
+    """All weights, teachers, running statistics and logged values; the learning rate that the batch gives."""
+    rates = [json.loads((run / "args.json").read_text())["optimizer"]["effective_lr"] for run in (two, one)]
+    assert rates[0] == rates[1] > 0
+    actual, expected = state(two), state(one)
+    assert actual.keys() == expected.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(
+            actual[name], value, rtol=rtol, atol=atol, msg=lambda text, name=name: f"{name}: {text}"
+        )
+    assert len(rows(two)) == len(rows(one))
+    for mine, theirs in zip(rows(two), rows(one), strict=True):
+        assert mine == pytest.approx(theirs, rel=1e-4, abs=1e-5)
+
+
+@pytest.fixture(scope="module")
+def joint(tmp_path_factory):
+    """The run of one process, in float32."""
+    return alone(tmp_path_factory.mktemp("joint"), FLOAT32)
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory):
+    """The run of two, which Lightning starts, in float32."""
+    folder = tmp_path_factory.mktemp("pair")
+    code, output = launch("-m", "solo_ext", "pretrain", *words(folder, 2, FLOAT32))
+    assert code == 0, output
+    run = only_run(folder, FLOAT32[0])
+    # nothing but the choice of format and the result, each once
+    assert [line.split(":")[0] for line in output.splitlines()] == ["solo-ext", str(run)], output
+    return run
+
+
+def test_lightning_starts_two_processes(pair, joint):
+    assert_same_run(pair, joint, rtol=1e-5, atol=1e-5)
+    initial = alone(pair.parent / "initial", FLOAT32, "optimizer.lr=1e-9", "optimizer.classifier_lr=1e-9")
+    moved = {
+        name: (value - state(initial)[name]).abs().max() for name, value in state(joint).items() if "weight" in name
+    }
+    assert max(moved.values()) > 1e-3
+
+
+def test_torchrun_starts_two_processes_float64(tmp_path):
+    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "solo_ext")
+    code, output = launch(*torchrun, "pretrain", *words(tmp_path / "two", 2, FLOAT64))
+    assert code == 0, output
+    assert "destroy_process_group" not in output
+    two = only_run(tmp_path / "two", FLOAT64[0])
+    assert_same_run(two, alone(tmp_path / "one", FLOAT64), rtol=1e-9, atol=1e-9)
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory):
+    """The folder of the runs, after one of its two processes was told to stop."""
+    folder = tmp_path_factory.mktemp("stopped")
+    (code, output), (other, more) = slurm("pretrain", *words(folder, 2, FLOAT32), stop=(1, 1))
+    assert (code, other) == (143, 0), output + more
+    assert output.count("stopped by SIGTERM") == 1 and "SIGTERM" not in more
+    [run] = (folder / FLOAT32[0]).iterdir()
+    # told in step 1, agreed on after it, known after step 2
+    assert [path.name.split("-ep=")[1] for path in run.glob("*.ckpt")] == ["0-step=3.ckpt"]
+    return folder
+
+
+def copied(folder, target):
+    subprocess.run(["cp", "-r", folder, target], check=True)
+    [run] = (target / FLOAT32[0]).iterdir()
+    return run
+
+
+def test_two_processes_resume_exactly(stopped, pair, tmp_path):
+    run = copied(stopped, tmp_path / "two")
+    for code, output in slurm("pretrain", *words(tmp_path / "two", 2, FLOAT32)):
+        assert code == 0, output
+    assert only_run(tmp_path / "two", FLOAT32[0]) == run
+    torch.testing.assert_close(state(run), state(pair), rtol=0, atol=0)
+
+
+def test_one_process_resumes_what_two_began(stopped, joint, tmp_path):
+    """With twice the batch: the images come in the same global order."""
+    run = copied(stopped, tmp_path / "one")
+    assert alone(tmp_path / "one", FLOAT32, f"resume_from_checkpoint={run}") == run
+    torch.testing.assert_close(state(run), state(joint), rtol=1e-5, atol=1e-5)
+
+
+def test_a_mistake_is_said_once(tmp_path):
+    (code, output), (_, more) = slurm("pretrain", *words(tmp_path, 1, FLOAT32))  # for one device
+    assert code == 2 and "started 2 processes, but devices=1 and num_nodes=1 need 1" in output
+    assert len(output.splitlines()) == 1 and not more
+    assert not any(tmp_path.iterdir())
+
+
+TORCHRUN = {"TORCHELASTIC_RUN_ID": "1", "RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}
+BATCH_STEP = {"SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "2", "SLURM_PROCID": "0", "SLURM_JOB_NAME": "solo-ext"}
+SRUN = BATCH_STEP | {"SLURM_STEP_ID": "0"}
+
+
+@pytest.mark.parametrize(
+    "variables, expected",
+    [
+        ({}, None),
+        (TORCHRUN, TorchElasticEnvironment),
+        (SRUN, SLURMEnvironment),
+        (SRUN | TORCHRUN, TorchElasticEnvironment),  # srun started torchrun
+        (BATCH_STEP, LightningEnvironment),  # a job's script without srun: the other tasks do not run
+    ],
+)
+def test_who_starts_the_processes(variables, expected, monkeypatch):
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    found = cluster_environment(devices=2, nodes=1)
+    assert type(found) is (expected or type(None))
+    assert not getattr(found, "auto_requeue", False)
+    if expected in (TorchElasticEnvironment, SLURMEnvironment):
+        with pytest.raises(ConfigError, match="started 2 processes, but devices=2 and num_nodes=4 need 8"):
+            cluster_environment(devices=2, nodes=4)
+
+
+@pytest.mark.parametrize("script", sorted((ROOT / "scripts/slurm").glob("*.s*")), ids=lambda path: path.name)
+def test_slurm_scripts_parse(script):
+    subprocess.run(["bash", "-n", script], check=True)
+
+
+def start_another(pipe):
+    starter = os.getpid()
+    if not os.fork():
+        die_with(starter)
+        pipe.send("started")
+    time.sleep(60)
+
+
+def test_a_process_ends_with_the_one_that_started_it():
+    ours, theirs = forks.Pipe()
+    starter = forks.Process(target=start_another, args=(theirs,))
+    starter.start()
+    theirs.close()
+    assert ours.recv() == "started"
+    starter.kill()
+    assert ours.poll(10)
+    with pytest.raises(EOFError):  # nobody holds the other end any more
+        ours.recv()
