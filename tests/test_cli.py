@@ -216,6 +216,8 @@ def test_demo(run, tmp_path):
     rows = {line.split()[0]: line.split()[1:] for line in table if len(line.split()) == 7}
     assert list(rows) == ["mocov3", "res_mocov3", "byol", "projector_ema_byol", "untrained"]
     for method, cells in rows.items():
-        assert all(float(cell.replace(",", "")) > 0 for cell in cells[: 3 if method == "untrained" else 6]), cells
+        *figures, seconds = (cell.replace(",", "") for cell in cells)  # so short a run may take 0
+        assert all(float(cell) > 0 for cell in figures[: 3 if method == "untrained" else 5]), cells
+        assert method == "untrained" or float(seconds) >= 0
     assert f"report: {tmp_path / 'first' / 'report' / 'report.html'}" in out
     assert (tmp_path / "first" / "report" / "report.html").is_file()
