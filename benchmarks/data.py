@@ -58,7 +58,7 @@ CONTENDERS = {
     "cifar": [PILLOW, "tensor", "image_folder"],
     "step": ["resnet10_w16, fashion_mnist_mini", "resnet10_w16, cifar10", "resnet18, cifar10"],
 }
-NEEDS = {"h5": "h5py", "dali": "nvidia"}
+NEEDS = {"h5": ["h5py"], "dali": ["nvidia", "nvidia.dali"]}
 TARGETS = {
     "cpu": {"photos: image_folder": 1.1, "photos: dali": 1.2, "cifar: tensor": 2, "step": "< 5"},
     "cuda": {"cifar: tensor": 20, "step": "< 5"},
@@ -97,7 +97,7 @@ def small_images(folder: Path) -> ImageSet:
 
 
 def installed(name: str) -> bool:
-    return name not in NEEDS or find_spec(NEEDS[name]) is not None
+    return all(map(find_spec, NEEDS.get(name, [])))
 
 
 # Loaders of two views.
@@ -317,7 +317,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", type=lambda text: text.split(","), default=[*CONTENDERS], help="of photos,cifar,step")
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--seconds", type=float, default=3.0, help="of a measurement")
+    parser.add_argument("--seconds", type=float, default=2.5, help="of a measurement")
     parser.add_argument("--workers", type=int, default=cores, help="of a DataLoader; threads of DALI")
     parser.add_argument("--threads", type=int, default=cores, help="of torch outside of workers")
     parser.add_argument("--device", choices=[*TARGETS], default="cpu")

@@ -254,22 +254,20 @@ def test_a_pass_that_was_left_early_disturbs_no_other(images):
 
 
 def test_a_loader_that_is_dropped_is_gone(images):
-    def threads():
-        return threading.active_count()
-
-    before = threads()
+    before = set(threading.enumerate())  # those of other tests may end at any time
     loader = shuffled(images, 0)
     passing = iter(loader)
     next(passing)
-    assert threads() > before
+    own = set(threading.enumerate()) - before
+    assert own
     gone = weakref.ref(loader)
     del loader, passing
     for _ in range(100):
         gc.collect()
-        if gone() is None and threads() == before:
+        if gone() is None and not any(thread.is_alive() for thread in own):
             break
         threading.Event().wait(0.05)
-    assert gone() is None and threads() == before
+    assert gone() is None and not any(thread.is_alive() for thread in own)
 
 
 # --- images that cannot be read --------------------------------------------------------------------------

@@ -60,7 +60,8 @@ class Skipped:
                     f"data.corrupt_limit: {len(self.seen)} of {self.size} images cannot be read, more than "
                     f"{self.limit:g} of them; the last: {message}"
                 )
-            log.error("skipped image %d: %s", len(self.seen), message)  # an error, so that each process of a run says it
+            # as an error, which every process of a run reports
+            log.error("skipped image %d: %s", len(self.seen), message)
 
 
 class ViewDataset(Dataset):
