@@ -31,7 +31,7 @@ from typing import Any
 import numpy as np
 import torch
 from omegaconf import OmegaConf
-from PIL import Image, ImageFilter, ImageOps
+from PIL import Image
 from sklearn.datasets import load_sample_images
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms as T
@@ -43,6 +43,7 @@ from solo_ext.data.formats import make_loader
 from solo_ext.data.h5 import read_h5, write_h5
 from solo_ext.data.images import ArrayImages, ImageSet, read_folder
 from solo_ext.data.loader import EpochSampler, Resumable
+from solo_ext.data.reference import random_chain
 from solo_ext.data.transforms import build_view_transform
 from solo_ext.methods import METHODS
 from solo_ext.runtime.compose import compose
@@ -111,29 +112,8 @@ def recipe(nodes: Iterable, plain: bool = False) -> list[AugmentationConfig]:
     return views
 
 
-def blur(image: Image.Image) -> Image.Image:
-    return image.filter(ImageFilter.GaussianBlur(random.uniform(0.1, 2.0)))
-
-
 def pillow_chain(aug: AugmentationConfig) -> T.Compose:
-    """solo-learn's operations in its order."""
-    jitter, scale = aug.color_jitter, (aug.rrc.crop_min_scale, aug.rrc.crop_max_scale)
-    sometimes = [
-        (T.ColorJitter(jitter.brightness, jitter.contrast, jitter.saturation, jitter.hue), jitter.prob),
-        (T.Grayscale(3), aug.grayscale.prob),
-        (blur, aug.gaussian_blur.prob),
-        (ImageOps.solarize, aug.solarization.prob),
-        (ImageOps.equalize, aug.equalization.prob),
-    ]
-    return T.Compose(
-        [
-            T.RandomResizedCrop(aug.crop_size, scale=scale, interpolation=T.InterpolationMode.BICUBIC),
-            *(T.RandomApply([operation], p) for operation, p in sometimes if p),
-            T.RandomHorizontalFlip(aug.horizontal_flip.prob),
-            T.ToTensor(),
-            T.Normalize(IMAGENET_MEAN, IMAGENET_STD),
-        ]
-    )
+    return T.Compose([*random_chain(aug), T.ToTensor(), T.Normalize(IMAGENET_MEAN, IMAGENET_STD)])
 
 
 class PillowViews(Dataset):

@@ -9,6 +9,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
+from solo_ext.cli import main as cli
 from solo_ext.methods import METHODS
 
 SOLO_LEARN = os.environ.get("SOLO_LEARN")
@@ -112,3 +113,19 @@ def fit(model, batches, max_epochs: int = 1, callbacks=(), val=None, **trainer):
     )
     pl_trainer.fit(model, loader(batches), val and loader(val))
     return pl_trainer
+
+
+@pytest.fixture
+def run(capsys, tmp_path, monkeypatch):
+    """Runs a command line in the temporary folder; returns (exit status, stdout, stderr)."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*argv):
+        capsys.readouterr()
+        try:
+            status = cli.main([str(word) for word in argv])
+        except SystemExit as end:
+            status = end.code or 0
+        return status, *capsys.readouterr()
+
+    return run

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-import solo_ext.cli.main as cli
 from solo_ext.cli.commands import COMMANDS
 
 ROOT = Path(__file__).parents[1]
@@ -20,23 +19,6 @@ ENV = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 
 def python(*args, **kwargs):
     return subprocess.run([sys.executable, *args], capture_output=True, text=True, env=ENV, timeout=120, **kwargs)
-
-
-@pytest.fixture
-def run(capsys, tmp_path, monkeypatch):
-    """Runs a command line in an empty folder; returns (exit status, stdout, stderr)."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*argv):
-        capsys.readouterr()
-        try:
-            status = cli.main([str(word) for word in argv])
-        except SystemExit as end:
-            status = end.code or 0
-        out, err = capsys.readouterr()
-        return status, out, err
-
-    return run
 
 
 # Help.

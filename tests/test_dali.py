@@ -83,7 +83,8 @@ def folder(tmp_path) -> Path:
 def dali(images: ImageSet, transforms=TINY, sampler=None, batch_size=4, drop_last=False, seed=5, threads=2, **options):
     sampler = sampler or SequentialSampler(images)
     skipped = Skipped(len(images), **options)
-    return DaliLoader(images, transforms, seed, sampler, batch_size, drop_last, CPU, threads, skipped)
+    shared = images, transforms, seed, sampler, batch_size, drop_last
+    return DaliLoader(*shared, device=CPU, threads=threads, skipped=skipped)
 
 
 def folder_loader(images: ImageSet, transforms=TINY, sampler=None, batch_size=4, drop_last=False, **options):
@@ -175,9 +176,8 @@ def test_every_operation_is_image_folders(images):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 def test_a_gpu_makes_the_same_views(images):
     transforms = [transform for transform, *_ in CROPS.values()]
-    cuda = DaliLoader(
-        images, transforms, 5, SequentialSampler(images), 4, False, torch.device("cuda"), 2, Skipped(len(images))
-    )
+    shared = images, transforms, 5, SequentialSampler(images), 4, False
+    cuda = DaliLoader(*shared, device=torch.device("cuda"), threads=2, skipped=Skipped(len(images)))
     for ours, theirs in zip(cuda, folder_loader(images, transforms), strict=True):
         assert all(tensor.is_cuda for tensor in (ours[0], *ours[1], ours[2]))
         assert torch.equal(ours[0].cpu(), theirs[0]) and torch.equal(ours[2].cpu(), theirs[2])

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import solo_ext.cli.main as cli
 from solo_ext.cli.data import DATA
 from solo_ext.data.config import DataConfig
 from solo_ext.data.datasets import dataset_info, load_dataset, read_images
@@ -31,22 +30,6 @@ SMALL = (
     "max_epochs=1",
 )
 VIEWS = ("augmentations.0.crop_size=24", "augmentations.1.crop_size=24")
-
-
-@pytest.fixture
-def run(capsys, tmp_path, monkeypatch):
-    """Runs a command line in the temporary folder; returns (exit status, stdout, stderr)."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*argv):
-        capsys.readouterr()
-        try:
-            status = cli.main([str(word) for word in argv])
-        except SystemExit as end:
-            status = end.code or 0
-        return status, *capsys.readouterr()
-
-    return run
 
 
 def save(path: Path, seed: int = 0) -> None:

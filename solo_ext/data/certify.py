@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageFilter, ImageOps
+from PIL import Image
 from scipy.stats import ks_2samp, norm
 from sklearn.datasets import load_sample_images
 from torch import Tensor
@@ -40,7 +40,7 @@ from solo_ext.data.formats import CAN, make_loader
 from solo_ext.data.h5 import write_h5
 from solo_ext.data.images import ArrayImages, FileImages, ImageSet, read_folder
 from solo_ext.data.loader import EpochSampler
-from solo_ext.data.reference import reference
+from solo_ext.data.reference import random_chain, reference
 from solo_ext.data.transforms import build_view_transform
 from solo_ext.data.views import BLUR_RADIUS, CROP_RATIO, JITTER_ORDERS, draw_boxes, draw_views, uniforms
 from solo_ext.errors import ConfigError, SoloExtError
@@ -427,7 +427,8 @@ def _chained(case: _Case, formats: Sequence[str], draws: int, seed: int, device:
     epochs = range(math.ceil(draws / at_once / len(case.images)))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        chain = _chain(case.aug)
+        levels = [T.PILToTensor(), lambda pixels: pixels.expand(3, -1, -1).float()]
+        chain = T.Compose([*random_chain(case.aug), *levels])
         pictures = [case.picture(i) for i in range(len(case.images))]
         theirs = [_features(torch.stack([chain(p) for p in pictures])) for _ in range(at_once) for _ in epochs]
     means, features = map(torch.cat, zip(*theirs, strict=True))
@@ -462,32 +463,6 @@ def _features(views: Tensor) -> tuple[Tensor, Tensor]:
         left.mean((1, 2, 3)) - right.mean((1, 2, 3)),
     )
     return adaptive_avg_pool2d(views, GRID).flatten(1), torch.stack(numbers, dim=1)
-
-
-def _chain(aug: AugmentationConfig) -> T.Compose:
-    """solo-learn's, by torch's global generator: Pillow image to float [3, S, S] in levels."""
-    cubic, jitter = T.InterpolationMode.BICUBIC, aug.color_jitter
-    scale = aug.rrc.crop_min_scale, aug.rrc.crop_max_scale
-    crop = [T.RandomResizedCrop(aug.crop_size, scale, interpolation=cubic)]
-    if not aug.rrc.enabled:
-        crop = [T.Resize(aug.crop_size, cubic), T.CenterCrop(aug.crop_size)]
-    strengths = jitter.brightness, jitter.contrast, jitter.saturation, jitter.hue
-    return T.Compose(
-        [
-            *crop,
-            T.RandomApply([T.ColorJitter(*strengths)], jitter.prob),
-            T.RandomGrayscale(aug.grayscale.prob),
-            T.RandomApply([_blur], aug.gaussian_blur.prob),
-            T.RandomApply([ImageOps.solarize], aug.solarization.prob),
-            T.RandomApply([ImageOps.equalize], aug.equalization.prob),
-            T.RandomHorizontalFlip(aug.horizontal_flip.prob),
-            lambda image: T.functional.pil_to_tensor(image).expand(3, -1, -1).float(),
-        ]
-    )
-
-
-def _blur(image: Image.Image) -> Image.Image:
-    return image.filter(ImageFilter.GaussianBlur(torch.empty(1).uniform_(*BLUR_RADIUS).item()))
 
 
 # --- the page --------------------------------------------------------------------------------------------

@@ -22,10 +22,9 @@ from nvidia.dali import Pipeline, fn, types
 from nvidia.dali.plugin.pytorch import feed_ndarray
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import BatchSampler, Sampler
 
-from solo_ext.data.images import FileImages, ImageSet, decode, is_plain_jpeg
-from solo_ext.data.loader import Batch, Resumable, Skipped, read, split_keys
+from solo_ext.data.images import FileImages, decode, is_plain_jpeg
+from solo_ext.data.loader import Batch, BatchLoader, Skipped, read, split_keys
 from solo_ext.data.transforms import Transform
 from solo_ext.data.views import uniforms
 
@@ -62,36 +61,18 @@ class EncodedImages:
             return Encoded(ppm, width, height)
 
 
-class DaliLoader(Resumable):
+class DaliLoader(BatchLoader):
     """Batches of views, made `AHEAD` batches ahead.
 
     Args:
-        images: as files.
-        transforms: one per view.
-        seed: of the run.
-        sampler: gives (epoch, index) pairs, or indexes.
-        batch_size: on this device.
-        drop_last: leave out the last batch if it is not full.
+        *shared: those of `BatchLoader`; the images are files.
         device: a GPU makes its batches itself; those for other devices are made on the CPU.
         threads: that read files, and on the CPU make views.
         skipped: what to do about images that cannot be read.
     """
 
-    def __init__(
-        self,
-        images: ImageSet,
-        transforms: Sequence[Transform],
-        seed: int,
-        sampler: Sampler,
-        batch_size: int,
-        drop_last: bool,
-        device: torch.device,
-        threads: int,
-        skipped: Skipped,
-    ):
-        self.images, self.transforms, self.seed = images, list(transforms), seed
-        self.sampler, self.batch_size = sampler, batch_size
-        self.batch_sampler = BatchSampler(sampler, batch_size, drop_last)
+    def __init__(self, *shared, device: torch.device, threads: int, skipped: Skipped):
+        super().__init__(*shared)
         self.threads, self.skipped = threads, skipped
         self.device, self.stream = torch.device("cpu"), None
         if device.type == "cuda":
@@ -101,9 +82,6 @@ class DaliLoader(Resumable):
         self._workers = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
         self._renderer = ThreadPoolExecutor(1)  # DALI's pipeline belongs to its thread
         self._pipeline: Pipeline | None = None
-
-    def __len__(self) -> int:
-        return len(self.batch_sampler)
 
     def _batches(self) -> Iterator[Batch]:
         ahead: deque[Future] = deque()

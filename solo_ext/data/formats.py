@@ -61,15 +61,13 @@ def make_loader(
     """Batches `(indexes, [view per transform], targets)` in the order of `sampler`, by the format that `data` means."""
     name = pick_format(data, images.images, device)
     skipped = Skipped(len(images), data.corrupt, data.corrupt_limit)
+    shared = images, transforms, seed, sampler, batch_size, drop_last
     if name == "tensor":
-        return ResidentLoader(images, transforms, seed, sampler, batch_size, drop_last, device, skipped)
+        return ResidentLoader(*shared, device=device, skipped=skipped)
     if name == "dali":
         from solo_ext.data.dali import DaliLoader
 
-        threads = max(1, data.num_workers)
-        return DaliLoader(
-            images, transforms, seed, sampler, batch_size, drop_last, device, threads=threads, skipped=skipped
-        )
+        return DaliLoader(*shared, device=device, threads=max(1, data.num_workers), skipped=skipped)
     return EpochLoader(
         ViewDataset(images, transforms, seed),
         skipped=skipped,

@@ -13,7 +13,7 @@ from struct import pack
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, DistributedSampler
+from torch.utils.data import BatchSampler, DataLoader, Dataset, DistributedSampler, Sampler
 
 from solo_ext.data.images import ImageSet
 from solo_ext.data.transforms import Transform
@@ -142,6 +142,35 @@ class Resumable:
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         self._resume = state["epoch"], state["batches"]
+
+
+class BatchLoader(Resumable):
+    """A loader that renders whole batches itself, without a DataLoader.
+
+    Args:
+        images: what is read.
+        transforms: one per view.
+        seed: of the run.
+        sampler: gives (epoch, index) pairs, or indexes.
+        batch_size: on this device.
+        drop_last: leave out the last batch if it is not full.
+    """
+
+    def __init__(
+        self,
+        images: ImageSet,
+        transforms: Sequence[Transform],
+        seed: int,
+        sampler: Sampler,
+        batch_size: int,
+        drop_last: bool,
+    ):
+        self.images, self.transforms, self.seed = images, list(transforms), seed
+        self.sampler, self.batch_size = sampler, batch_size
+        self.batch_sampler = BatchSampler(sampler, batch_size, drop_last)
+
+    def __len__(self) -> int:
+        return len(self.batch_sampler)
 
 
 class EpochLoader(Resumable, DataLoader):

@@ -1,7 +1,7 @@
 """Format `tensor`: the whole set lies on the training device, and its views are rendered there in batches."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from itertools import chain, islice
 from typing import NamedTuple
 from weakref import WeakKeyDictionary
@@ -9,12 +9,10 @@ from weakref import WeakKeyDictionary
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import BatchSampler, Sampler
 
 from solo_ext.data.images import ArrayImages, ImageSet
-from solo_ext.data.loader import Batch, Resumable, Skipped, read, split_keys
+from solo_ext.data.loader import Batch, BatchLoader, Skipped, read, split_keys
 from solo_ext.data.render import CHUNK, GPU_CHUNK
-from solo_ext.data.transforms import Transform
 from solo_ext.data.views import uniforms
 from solo_ext.errors import DataError
 
@@ -83,41 +81,22 @@ def _check_memory(needed: int, device: torch.device) -> None:
         )
 
 
-class ResidentLoader(Resumable):
+class ResidentLoader(BatchLoader):
     """Batches of views, made on `device` by the calling process.
 
     Args:
-        images: they are put on `device`, if they are not there yet.
-        transforms: one per view.
-        seed: of the run.
-        sampler: gives (epoch, index) pairs, or indexes.
-        batch_size: on this device.
-        drop_last: leave out the last batch if it is not full.
+        *shared: those of `BatchLoader`; the images are put on `device`, if they are not there yet.
         device: where the batches are used.
         skipped: what to do about images that cannot be read.
     """
 
-    def __init__(
-        self,
-        images: ImageSet,
-        transforms: Sequence[Transform],
-        seed: int,
-        sampler: Sampler,
-        batch_size: int,
-        drop_last: bool,
-        device: torch.device,
-        skipped: Skipped,
-    ):
-        self.resident, self.targets = resident(images, device, skipped), torch.from_numpy(images.targets).to(device)
-        self.transforms, self.seed = list(transforms), seed
-        self.sampler, self.batch_size = sampler, batch_size
-        self.batch_sampler = BatchSampler(sampler, batch_size, drop_last)
+    def __init__(self, *shared, device: torch.device, skipped: Skipped):
+        super().__init__(*shared)
+        self.resident = resident(self.images, device, skipped)
+        self.targets = torch.from_numpy(self.images.targets).to(device)
         # so many small batches are rendered at once
-        elements = max(t.size**2 for t in transforms) * self.resident.pixels.shape[1]
-        self.together = max(1, (CHUNK if device.type == "cpu" else GPU_CHUNK) // (batch_size * elements))
-
-    def __len__(self) -> int:
-        return len(self.batch_sampler)
+        elements = max(t.size**2 for t in self.transforms) * self.resident.pixels.shape[1]
+        self.together = max(1, (CHUNK if device.type == "cpu" else GPU_CHUNK) // (self.batch_size * elements))
 
     @torch.no_grad()
     def _batches(self) -> Iterator[Batch]:
