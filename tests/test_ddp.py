@@ -19,12 +19,12 @@ from lightning.fabric.plugins.environments import LightningEnvironment, SLURMEnv
 import solo_ext
 from solo_ext.cli.main import main
 from solo_ext.errors import ConfigError
-from solo_ext.runtime.checkpoint import find_checkpoint, load_checkpoint
 from solo_ext.runtime.compose import compose
 from solo_ext.runtime.config import resolve
 from solo_ext.runtime.ranks import cluster_environment, die_with
 from solo_ext.runtime.resume import ExactResume
 from solo_ext.runtime.run import pretrain
+from solo_ext.runtime.weights import find_checkpoint, load_checkpoint
 
 ROOT = Path(solo_ext.__file__).parents[1]
 YAMLS = ROOT / "scripts/pretrain/fashion_mnist_mini"

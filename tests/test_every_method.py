@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from solo_ext.methods import METHODS
-from solo_ext.runtime.checkpoint import checkpoints_in, load_checkpoint
 from solo_ext.runtime.compose import compose
 from solo_ext.runtime.config import resolve
 from solo_ext.runtime.run import knn, linear, pretrain
+from solo_ext.runtime.weights import checkpoints_in, load_checkpoint
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 TINY = [  # two epochs of two steps

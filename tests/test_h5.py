@@ -291,7 +291,7 @@ def test_the_destination_is_whole_or_absent(folder):
 
     with pytest.raises(KeyboardInterrupt):
         write_h5(source, path, interrupted)
-    with pytest.raises(DataError, match=r"nowhere/x.h5' cannot be written \(No such file or directory\)$"):
+    with pytest.raises(DataError, match=r"nowhere/x.h5 cannot be written: No such file or directory$"):
         write_h5(source, folder / "nowhere" / "x.h5")
     assert sorted(folder.iterdir()) == before
     write_h5(source, path)
@@ -318,7 +318,7 @@ def test_a_full_disk(folder):
     argv = [sys.executable, "-c", code, str(folder / "images"), str(folder / "x.h5"), *map(str, sizes)]
     done = subprocess.run(argv, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
     assert done.returncode == 0 and not done.stderr
-    assert done.stdout.splitlines() == [f"'{folder / 'x.h5'}' cannot be written (File too large)"] * len(sizes)
+    assert done.stdout.splitlines() == [f"{folder / 'x.h5'} cannot be written: File too large"] * len(sizes)
     assert [path.name for path in folder.iterdir()] == ["images"]
 
 

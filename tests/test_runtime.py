@@ -1,6 +1,7 @@
 """Checkpoints, resuming, loggers and the run assembly, against the faults that they are there for."""
 
 import csv
+import hashlib
 import json
 import math
 import os
@@ -15,7 +16,9 @@ import time
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
+from conftest import build
 from omegaconf import OmegaConf
 from torch import nn
 
@@ -23,21 +26,13 @@ from solo_ext.errors import CheckpointError, ConfigError, SoloExtError
 from solo_ext.methods import METHODS
 from solo_ext.networks import build_backbone
 from solo_ext.runtime import precision, run
-from solo_ext.runtime.checkpoint import (
-    RECORDS,
-    CheckpointConfig,
-    NonFiniteError,
-    check_finite,
-    find_checkpoint,
-    load_backbone,
-    load_checkpoint,
-    save_checkpoint,
-)
+from solo_ext.runtime.checkpoint import CheckpointConfig, NonFiniteError, check_finite, save_checkpoint
 from solo_ext.runtime.config import resolve
 from solo_ext.runtime.environment import environment
 from solo_ext.runtime.loggers import CSVMetrics, TensorboardConfig, reachable
 from solo_ext.runtime.resume import RunLock, differences, find_resumable
 from solo_ext.runtime.run import knn, linear, pretrain
+from solo_ext.runtime.weights import RECORDS, find_checkpoint, load_checkpoint, load_encoder
 
 AUGMENTATION = {"rrc": {"enabled": True}, "horizontal_flip": {"prob": 0.5}, "crop_size": 12, "num_crops": 2}
 
@@ -198,9 +193,9 @@ CIFAR = {"backbone": {"name": "resnet18", "kwargs": {}}, "data": {"dataset": "ci
 
 
 @pytest.mark.parametrize("prefix", ["backbone.", "encoder."])
-def test_load_backbone_from_a_run_folder_also_of_solo_learns_older_names(tmp_path, prefix):
+def test_load_encoder_from_a_run_folder_also_of_solo_learns_older_names(tmp_path, prefix):
     original = run_folder(tmp_path, prefix=prefix, **CIFAR)
-    backbone, args = load_backbone(tmp_path)
+    backbone, args = load_encoder(tmp_path)
     assert args == CIFAR and not backbone.training
     x = torch.randn(2, 3, 32, 32)
     with torch.no_grad():
@@ -210,20 +205,64 @@ def test_load_backbone_from_a_run_folder_also_of_solo_learns_older_names(tmp_pat
 def test_a_checkpoint_of_another_network_is_refused_with_what_it_holds(tmp_path):
     run_folder(tmp_path, "resnet50", **{**CIFAR, "backbone": {"name": "resnet50"}})
     with pytest.raises(CheckpointError, match=r"holds a resnet50 \(features 2048\), but backbone.name is resnet18"):
-        load_backbone(tmp_path, CIFAR)
+        load_encoder(tmp_path, CIFAR)
     (tmp_path / "args.json").unlink()
     with pytest.raises(CheckpointError, match=r"backbone.name has to say"):
-        load_backbone(tmp_path)
+        load_encoder(tmp_path)
     with pytest.raises(
         CheckpointError, match=r"with 2048 features, not a resnet18 .features 512.: .*first layer1.0.conv"
     ):
-        load_backbone(tmp_path, CIFAR)
+        load_encoder(tmp_path, CIFAR)
 
 
 def test_the_wrong_stem_is_a_mismatch_too(tmp_path):
     run_folder(tmp_path)
     with pytest.raises(CheckpointError, match="1 of another shape"):
-        load_backbone(tmp_path, {**CIFAR, "data": {"dataset": "imagenet"}})
+        load_encoder(tmp_path, {**CIFAR, "data": {"dataset": "imagenet"}})
+
+
+@pytest.mark.parametrize("stages", ["full", "block4", "projector"])
+def test_the_teachers_encoder_is_the_students_before_its_first_stage(tmp_path, stages):
+    method = build("byol", momentum__stages=stages)
+    with torch.no_grad():
+        for name, x in method.named_parameters():
+            if name.startswith("momentum_backbone."):
+                x.add_(1)
+    config = {"method": "byol", "backbone": {"name": "resnet10_w16"}, "data": {"dataset": "cifar10"}}
+    (tmp_path / "args.json").write_text(json.dumps(config))
+    torch.save({"state_dict": method.state_dict()}, tmp_path / "x-ep=0.ckpt")
+    if stages == "projector":
+        with pytest.raises(CheckpointError, match="the teacher begins after the backbone"):
+            load_encoder(tmp_path, teacher=True)
+        return
+    student, teacher = (dict(load_encoder(tmp_path, teacher=t)[0].named_parameters()) for t in (False, True))
+    raised = {name for name, x in teacher.items() if torch.equal(x, student[name] + 1)}
+    same = {name for name, x in teacher.items() if torch.equal(x, student[name])}
+    assert raised == {name for name in teacher if stages == "full" or name.startswith("layer4")}
+    assert raised | same == teacher.keys()
+
+
+def test_safetensors_in_a_run_folder(tmp_path):
+    original = run_folder(tmp_path, **CIFAR)
+    [checkpoint] = tmp_path.glob("*.ckpt")
+    checkpoint.unlink()
+    data = safetensors.torch.save(original.state_dict())
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(data)
+    record = {"model.safetensors": {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data)}}
+    (tmp_path / RECORDS).write_text(json.dumps(record))
+    assert find_checkpoint(tmp_path) == path
+    loaded = load_encoder(tmp_path)[0].state_dict()
+    assert all(torch.equal(x, loaded[name]) for name, x in original.state_dict().items())
+    for damaged, said in ((data[:-1], "differs from its SHA-256"), (b"<html>", "differs from its SHA-256")):
+        path.write_bytes(damaged)
+        with pytest.raises(CheckpointError, match=said):
+            load_encoder(tmp_path)
+    (tmp_path / RECORDS).unlink()
+    for damaged, said in ((data[:-1], "is damaged"), (b"<html>", "but a web page"), (b"", "is empty")):
+        path.write_bytes(damaged)
+        with pytest.raises(CheckpointError, match=said):
+            load_encoder(tmp_path)
 
 
 # Runs: what they leave, and how they go on.
@@ -481,7 +520,7 @@ def test_linear_evaluation_of_a_run(whole, tmp_path, cached):
     written = json.loads((whole.dir / "linear.json").read_text())
     assert written["acc1"] == result.metrics["val_acc1"] and written["protocol"]["augmented"] is not cached
     assert written["protocol"]["checkpoint"] == whole.checkpoint.name and written["epochs"] == 2
-    backbone = load_backbone(whole.dir)[0].state_dict()
+    backbone = load_encoder(whole.dir)[0].state_dict()
     if not cached:  # the encoder, its batch statistics included, has not moved
         after = load_checkpoint(result.checkpoint)["state_dict"]
         assert all(torch.equal(after[f"backbone.{k}"], x) for k, x in backbone.items())

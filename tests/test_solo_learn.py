@@ -14,7 +14,7 @@ from conftest import FRAMEWORKS, METHOD_KWARGS, fit, framework_of, method_config
 from PIL import Image
 
 from solo_ext.methods import METHODS, register
-from solo_ext.runtime.checkpoint import load_backbone
+from solo_ext.runtime.weights import load_encoder
 
 
 @pytest.fixture(autouse=True)
@@ -190,5 +190,5 @@ def test_solo_learns_own_script_trains_our_methods(solo_learn, method, tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
 
     [checkpoint] = (tmp_path / "trained_models" / method).rglob("*.ckpt")
-    backbone, run = load_backbone(checkpoint.parent)
+    backbone, run = load_encoder(checkpoint.parent)
     assert run["method"] == method and backbone(torch.randn(2, 3, 32, 32)).shape == (2, 512)

@@ -8,7 +8,8 @@ million names are then read at once instead of from all over the file. Whoever c
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
+from functools import partial
 from importlib.util import find_spec
 from io import BytesIO, FileIO
 from pathlib import Path
@@ -19,6 +20,7 @@ from PIL import Image
 
 from solo_ext.data.images import FileImages, ImageSet, read_folder, unlabelled_image
 from solo_ext.errors import ConfigError, DataError, SoloExtError
+from solo_ext.files import replacing
 
 if TYPE_CHECKING:
     from h5py import File
@@ -126,18 +128,21 @@ def write_h5(
         raise DataError(f"'{destination}' exists; remove it, or give another name")
     images = read_folder(source, "SRC")
     files = images.images
-    with _replacing(destination) as file, h5py.File(file, "w") as h5:
-        index = np.empty((), object)
-        index[()] = np.frombuffer(b"\0".join(files.paths.tolist()), np.uint8)
-        # variable-length, since other attributes end at 64 KiB
-        h5.attrs.create(INDEX, index, dtype=h5py.vlen_dtype(np.uint8))
-        for i in progress(range(len(images))):
-            with files.named(i):
-                data = files.read(i)
-                Image.open(BytesIO(data)).close()
-            h5.create_dataset(bytes(files.paths[i]), data=np.frombuffer(data, np.uint8))
-            if file.error:
-                raise file.error
+    with replacing(destination, DataError, partial(_Output, mode="w+")) as file:
+        with h5py.File(file, "w") as h5:
+            index = np.empty((), object)
+            index[()] = np.frombuffer(b"\0".join(files.paths.tolist()), np.uint8)
+            # variable-length, since other attributes end at 64 KiB
+            h5.attrs.create(INDEX, index, dtype=h5py.vlen_dtype(np.uint8))
+            for i in progress(range(len(images))):
+                with files.named(i):
+                    data = files.read(i)
+                    Image.open(BytesIO(data)).close()
+                h5.create_dataset(bytes(files.paths[i]), data=np.frombuffer(data, np.uint8))
+                if file.error:
+                    break
+        if file.error:
+            raise file.error
     return images
 
 
@@ -208,27 +213,3 @@ class _Output(FileIO):
             yield
         except OSError as error:
             self.error = self.error or error
-
-
-@contextmanager
-def _replacing(path: Path) -> Iterator[_Output]:
-    """A temporary file beside `path`, which becomes `path` at the end, on the disk, and goes on any error."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        with _Output(temporary, "w+") as file:
-            yield file
-            if file.error:
-                raise file.error
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-    except BaseException as error:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            raise DataError(f"'{path}' cannot be written ({error.strerror})") from None
-        raise

@@ -236,7 +236,7 @@ def read_idx(path: Path) -> np.ndarray:
     """The uint8 array of an idx file (MNIST's format), gzipped if its name ends in .gz."""
     try:
         with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
-            raw = file.read()
+            raw = bytearray(file.read())  # the array on top of it is writable, as torch wants it
         if raw[:3] != b"\0\0\x08":
             raise ValueError("no idx header of unsigned bytes")
         shape = np.frombuffer(raw, ">i4", raw[3], 4)

@@ -27,11 +27,12 @@ from solo_ext.methods import METHODS, Method
 from solo_ext.momentum import GapConfig, IntraMomentum, MomentumConfig
 from solo_ext.networks import BackboneConfig
 from solo_ext.optim import OptimizerConfig, SchedulerConfig, effective_lrs
-from solo_ext.runtime.checkpoint import CheckpointConfig, find_checkpoint, run_config
+from solo_ext.runtime.checkpoint import CheckpointConfig
 from solo_ext.runtime.compose import compose, overlay, sentence
 from solo_ext.runtime.hardware import check_hardware, device_count, parse_devices, trainer_devices
 from solo_ext.runtime.loggers import TensorboardConfig, WandbConfig
 from solo_ext.runtime.resume import AutoResumeConfig
+from solo_ext.runtime.weights import find_checkpoint, run_config
 from solo_ext.schema import UnknownKey, build, check_choice, check_integer, fit, keys, nearest_key
 
 __all__ = [

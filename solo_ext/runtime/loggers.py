@@ -19,7 +19,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf import OmegaConf
 
 from solo_ext.errors import ConfigError
-from solo_ext.runtime.checkpoint import write_atomic
+from solo_ext.files import write_text
 
 log = logging.getLogger("solo_ext")
 
@@ -100,7 +100,7 @@ class CSVMetrics(Logger):
         writer = csv.DictWriter(text, self.columns, restval="", lineterminator="\n")
         writer.writeheader()
         writer.writerows(self.rows[step] for step in sorted(self.rows))
-        write_atomic(self.path, lambda file: file.write(text.getvalue().encode()))
+        write_text(self.path, text.getvalue())
         self.unsaved = 0
 
     @rank_zero_only

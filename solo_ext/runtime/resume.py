@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from solo_ext.data.loader import derive_seed
 from solo_ext.errors import CheckpointError, ConfigError
-from solo_ext.runtime.checkpoint import checkpoints_in, find_checkpoint, place_of
+from solo_ext.runtime.weights import checkpoints_in, find_checkpoint, place_of
 
 try:
     import fcntl

@@ -32,21 +32,11 @@ from solo_ext.evaluation.features import extract_features
 from solo_ext.evaluation.knn import knn_accuracy
 from solo_ext.evaluation.linear import LinearModel, fit_cached_linear
 from solo_ext.evaluation.online import OnlineKNN
+from solo_ext.files import write_json
 from solo_ext.methods import METHODS
 from solo_ext.methods.base import backbone_of
 from solo_ext.optim import OptimizerConfig, SchedulerConfig
-from solo_ext.runtime.checkpoint import (
-    Checkpointer,
-    CheckpointIO,
-    checkpoints_in,
-    explain_mismatch,
-    find_checkpoint,
-    load_backbone,
-    load_checkpoint,
-    run_config,
-    state_of,
-    write_json,
-)
+from solo_ext.runtime.checkpoint import Checkpointer, CheckpointIO
 from solo_ext.runtime.environment import environment
 from solo_ext.runtime.hardware import check_hardware, device_count, on_gpu, trainer_devices
 from solo_ext.runtime.loggers import close, make_loggers
@@ -55,6 +45,15 @@ from solo_ext.runtime.progress import RunProgress, Throughput
 from solo_ext.runtime.ranks import StopTogether, cluster_environment, die_with
 from solo_ext.runtime.resume import RESULT, ExactResume, RunLock, differences, find_resumable, plain
 from solo_ext.runtime.sync_bn import SyncNorms
+from solo_ext.runtime.weights import (
+    checkpoints_in,
+    explain_mismatch,
+    find_checkpoint,
+    load_checkpoint,
+    load_encoder,
+    run_config,
+    state_of,
+)
 from solo_ext.schema import section
 
 log = logging.getLogger("solo_ext")
@@ -239,7 +238,7 @@ def _encoder(cfg: DictConfig) -> tuple[nn.Module, Path | None]:
             "pretrained_feature_extractor is missing: a run folder or checkpoint, or untrained=true without one"
         )
     path = find_checkpoint(cfg.pretrained_feature_extractor)
-    return load_backbone(path, plain(cfg))[0], path
+    return load_encoder(path, plain(cfg))[0], path
 
 
 def _features(cfg: DictConfig, backbone: nn.Module, data: ClassificationData) -> list[Tensor]:

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from solo_ext.errors import ConfigError
-from solo_ext.runtime.checkpoint import write_json
+from solo_ext.files import write_json
 from solo_ext.runtime.compose import assign
 from solo_ext.runtime.resume import RunLock
 from solo_ext.schema import check_choice

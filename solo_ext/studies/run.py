@@ -16,9 +16,9 @@ from typing import Any
 
 from solo_ext.analysis.runs import Run, load_run
 from solo_ext.errors import ConfigError, nearest
-from solo_ext.runtime.checkpoint import checkpoints_in
 from solo_ext.runtime.compose import assign
 from solo_ext.runtime.resume import RESULT, RunLock, differences, plain
+from solo_ext.runtime.weights import checkpoints_in
 from solo_ext.studies.pool import ClusterPool, LocalPool, check_launcher
 from solo_ext.studies.study import Cell, Study
 from solo_ext.studies.table import check_matplotlib, write_tables

@@ -17,7 +17,7 @@ from solo_ext.analysis import figures
 from solo_ext.analysis.report import key_svg, machine, page, section_html
 from solo_ext.analysis.runs import Run, compare, show
 from solo_ext.errors import ConfigError, nearest
-from solo_ext.runtime.checkpoint import write_atomic
+from solo_ext.files import write_text
 from solo_ext.runtime.environment import environment
 from solo_ext.studies.plots import bars, curves
 from solo_ext.studies.study import Cell, Metric, Row, Study, short_labels
@@ -192,7 +192,7 @@ def write_tables(study: Study, jobs: Sequence[Any], out: str | Path, failed: Map
             "study.html": _html(study, rows, facts, notes, drawing, section, looks),
         }
     for name, text in texts.items():
-        write_atomic(out / name, lambda file, text=text: file.write(text.encode()))
+        write_text(out / name, text)
     return out / "study.html"
 
 

@@ -1,0 +1,71 @@
+"""Files that are written whole or not at all, and what their bytes sum up to."""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from solo_ext.errors import CheckpointError, SoloExtError
+
+
+@contextmanager
+def replacing(
+    path: Path,
+    error: type[SoloExtError] = CheckpointError,
+    opener: Callable[[Path], BinaryIO] | None = None,
+) -> Iterator[BinaryIO]:
+    """A file beside `path`, which becomes `path` at the end, on the disk, and goes on any error.
+
+    Args:
+        path: of the file that is replaced.
+        error: what is raised if it cannot be written (no room, no permission); the old one is untouched then.
+        opener: opens the temporary file; default `open(..., "wb")`.
+    """
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        with opener(temporary) if opener else open(temporary, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        sync_folder(path.parent)
+    except BaseException as failure:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        if isinstance(failure, OSError | RuntimeError):  # torch's zip writer turns an OSError into a RuntimeError
+            cause = failure if isinstance(failure, OSError) else failure.__context__ or failure
+            reason = getattr(cause, "strerror", None) or (str(cause) or type(cause).__name__).splitlines()[0]
+            raise error(f"{path} cannot be written: {reason}") from failure
+        raise
+
+
+def sync_folder(folder: Path) -> None:
+    """Brings the names in `folder` onto the disk."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replaces `path` by `text`, as `replacing` does."""
+    with replacing(path) as file:
+        file.write(text.encode())
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Replaces `path` by the JSON of `value`, as `replacing` does."""
+    write_text(path, json.dumps(value, indent=2, default=str) + "\n")
+
+
+def sha256(path: str | Path) -> str:
+    """SHA-256 of a file's bytes, in hexadecimal."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
