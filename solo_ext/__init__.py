@@ -1,16 +1,19 @@
 """Projector-only and residual momentum for self-supervised learning, on solo-learn's contract.
 
-`METHODS` is the registry; `register()` adds its methods to an importable solo-learn.
+`METHODS` is the registry; `register()` adds its methods to an importable solo-learn; `load_backbone()` gives a trained
+encoder of the zoo, a run or the Hugging Face Hub.
 """
 
+from importlib import import_module
+
 __version__ = "0.1.0"
-__all__ = ["METHODS", "register"]
+__all__ = ["METHODS", "load_backbone", "register"]
+
+_HOMES = {"METHODS": "solo_ext.methods", "load_backbone": "solo_ext.zoo.model", "register": "solo_ext.methods"}
 
 
 def __getattr__(name: str):
-    # torch is imported when the registry is asked for, not when `solo-ext --help` is
-    if name in __all__:
-        import solo_ext.methods
-
-        return getattr(solo_ext.methods, name)
+    # torch is imported when one of them is asked for, not when `solo-ext --help` is
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
     raise AttributeError(f"module 'solo_ext' has no attribute '{name}'")

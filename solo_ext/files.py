@@ -62,6 +62,20 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, default=str) + "\n")
 
 
+def read_json(path: Path) -> dict[str, Any] | None:
+    """The JSON object in the file `path`; None if there is no file.
+
+    Raises:
+        CheckpointError: it cannot be read, or is something else.
+    """
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        raise CheckpointError(f"{path} is not a JSON object: {error}") from error
+
+
 def sha256(path: str | Path) -> str:
     """SHA-256 of a file's bytes, in hexadecimal."""
     digest = hashlib.sha256()

@@ -45,8 +45,16 @@ def test_imports_run_one_way(package):
         assert not forbidden, f"{file.relative_to(ROOT)} imports {sorted(forbidden)}"
 
 
+def calls(path: Path) -> set[str]:
+    """Dotted names of the functions that the file calls."""
+    return {
+        ast.unparse(node.func) for node in ast.walk(ast.parse(path.read_text("utf-8"))) if isinstance(node, ast.Call)
+    }
+
+
 def test_one_loader_of_pickles_and_one_lightning():
     for file in ROOT.rglob("*.py"):
         text = file.read_text(encoding="utf-8")
         assert "import pytorch_lightning" not in text, file
-        assert "torch.load(" not in text or file.name == "weights.py", file
+        unpickling = calls(file) & {"torch.load", "torch.jit.load", "pickle.load", "pickle.loads", "np.load"}
+        assert not unpickling or file.name == "weights.py" or "allow_pickle=False" in text, (file, unpickling)

@@ -183,7 +183,7 @@ def test_pretrain_evaluate_report(run, tmp_path):
     assert status == 0 and "val_acc1" in out, err
     yaml = ROOT / "scripts" / "linear" / "fashion_mnist_mini" / "res_mocov3.yaml"
     status, out, err = run("linear", yaml, "--run", folder, "--cfg")
-    assert status == 0 and OmegaConf.create(out).pretrained_feature_extractor == str(folder), err
+    assert status == 0 and OmegaConf.create(out).pretrained_feature_extractor == str(checkpoint), err
 
     status, out, err = run("report", folder, "--out", "page")
     assert status == 0 and out.strip() == "page/report.html" and (tmp_path / "page" / "report.html").is_file(), err

@@ -20,6 +20,7 @@ class Command:
 
     name, summary, text: for the help. examples: command lines without the leading `solo-ext`.
     arguments: adds the options to a parser. run: does the work.
+    own: how many of the words are the command's; the others are passed on, as `args.others`. Default: all.
     """
 
     name: str
@@ -28,6 +29,7 @@ class Command:
     examples: Sequence[str]
     arguments: Callable[[argparse.ArgumentParser], None]
     run: Callable[[argparse.Namespace], None]
+    own: int | None = None
 
     def __call__(self, argv: Sequence[str]) -> None:
         """Parses and runs.
@@ -43,11 +45,12 @@ class Command:
             allow_abbrev=False,
         )
         self.arguments(parser)
-        args, unknown = parser.parse_known_intermixed_args(argv)
+        args, unknown = parser.parse_known_intermixed_args(argv[: self.own])
         if unknown:
             options = [option for action in parser._actions for option in action.option_strings]
             hint = nearest(unknown[0], options) or f" (see {parser.prog} --help)"
             raise ConfigError(f"unknown option '{unknown[0]}'{hint}")
+        args.others = argv[len(argv) if self.own is None else self.own :]
         self.run(args)
 
 

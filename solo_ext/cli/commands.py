@@ -6,6 +6,9 @@ from pathlib import Path
 
 from solo_ext.cli.command import Command
 from solo_ext.cli.data import DATA
+from solo_ext.cli.export import EXPORT
+from solo_ext.cli.solo_learn import WITH_SOLO_LEARN
+from solo_ext.cli.zoo import ZOO
 from solo_ext.errors import ConfigError
 
 YAML = (".yaml", ".yml")
@@ -34,7 +37,7 @@ def _run_argument(parser: argparse.ArgumentParser, required: bool) -> None:
         "--run",
         required=required,
         metavar="PATH",
-        help="run folder or checkpoint of a pre-training, also solo-learn's",
+        help="run folder or checkpoint of a pre-training, also solo-learn's; an entry of the zoo; hf://owner/name",
     )
 
 
@@ -96,8 +99,10 @@ def _plan(args: argparse.Namespace) -> None:
 def _linear(args: argparse.Namespace) -> None:
     from solo_ext.runtime.compose import assign, overlay
     from solo_ext.runtime.config import resolve, run_values
+    from solo_ext.zoo.model import locate
 
     file, overrides = _yaml_and_overrides(args)
+    args.run = args.run and locate(args.run)
     if args.run and file:
         overrides.append(assign("pretrained_feature_extractor", args.run))
     raw = _composed(file, overrides) if file or not args.run else overlay(run_values(args.run, "linear"), overrides)
@@ -116,6 +121,7 @@ def _knn_arguments(parser: argparse.ArgumentParser) -> None:
 def _knn(args: argparse.Namespace) -> None:
     from solo_ext.runtime.compose import overlay
     from solo_ext.runtime.config import resolve, run_values
+    from solo_ext.zoo.model import locate
 
     file, overrides = _yaml_and_overrides(args)
     if file:
@@ -126,7 +132,7 @@ def _knn(args: argparse.Namespace) -> None:
         overrides += [word for word in getattr(args, option) if "=" in word]
         if values:
             overrides.append(f"knn_eval.{key}=[{','.join(values)}]")
-    _start(resolve(overlay(run_values(args.run, "knn"), overrides), "knn"), args, "knn")
+    _start(resolve(overlay(run_values(locate(args.run), "knn"), overrides), "knn"), args, "knn")
 
 
 def _report_arguments(parser: argparse.ArgumentParser) -> None:
@@ -287,6 +293,9 @@ Runs that are out of time are queued again.
         _study,
     ),
     DATA,
+    ZOO,
+    WITH_SOLO_LEARN,
+    EXPORT,
     Command(
         "demo",
         "train and compare four methods on bundled images, in minutes, without a GPU",

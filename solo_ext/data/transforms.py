@@ -104,6 +104,12 @@ class EvalTransform(Transform):
             return resize(images, (self.size, self.size), self.mode)
         return super().crop_batch(images, u)
 
+    def __call__(self, image: Image.Image | Tensor, u: np.ndarray | None = None) -> Tensor:
+        """Likewise, but without a random number; Pillow's images may be of any mode, and become RGB as files do."""
+        if isinstance(image, Image.Image):
+            image = image.convert("RGB")
+        return super().__call__(image, np.zeros(DRAWS))
+
 
 def build_view_transform(aug: AugmentationConfig, mean: Sequence[float], std: Sequence[float]) -> Transform:
     """A random view for pre-training, float tensor [3, crop_size, crop_size]."""

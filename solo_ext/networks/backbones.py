@@ -81,6 +81,11 @@ MOCOV3_BACKBONES = {
 }
 
 
+def is_mocov3(method: str | None) -> bool:
+    """Whether the method's name is one of the MoCo v3 family."""
+    return str(method).lower().endswith(("mocov3", "res_moco"))
+
+
 def check_name(name: str) -> None:
     """Raises ConfigError unless `name` is one of `BACKBONES` or a timm model."""
     if name in BACKBONES:
@@ -121,7 +126,7 @@ def build_backbone(
     check_name(name)
     kwargs = dict(kwargs or {})
     constructors = BACKBONES
-    if str(method).lower().endswith(("mocov3", "res_moco")):
+    if is_mocov3(method):
         constructors = BACKBONES | MOCOV3_BACKBONES
     try:
         if name.startswith("timm/"):

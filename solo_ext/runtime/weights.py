@@ -1,8 +1,11 @@
 """Weights: found, read without running code, checked against their recorded SHA-256, and loaded into a network."""
 
+import functools
 import hashlib
+import io
 import json
 import logging
+import pickle
 import re
 import warnings
 from collections.abc import Mapping
@@ -14,14 +17,17 @@ import torch
 from torch import Tensor, nn
 
 from solo_ext.errors import CheckpointError, nearest
-from solo_ext.files import sha256
+from solo_ext.files import read_json, sha256
 from solo_ext.methods.base import backbone_of
+from solo_ext.runtime.solo_files import STAND_INS, todays_config, todays_names
 
 log = logging.getLogger("solo_ext")
 
 RECORDS = "checkpoints.json"
 WEIGHTS = "model.safetensors"  # what the folder of an exported run has in place of checkpoints
 SUFFIXES = (".ckpt", ".pth", ".pt", ".safetensors")
+# of backbone.kwargs, those by which timm and torchvision fetch weights to begin with
+FETCHING = {"pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir", "weights"}
 _PLACE = re.compile(r"-ep=(\d+)(?:-step=(\d+))?\.ckpt$")
 
 
@@ -51,7 +57,7 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
             _check_sum(path, recorded, hashlib.sha256(data).hexdigest())
             return {"state_dict": safetensors.torch.load(data)}
         _check_sum(path, recorded, recorded and sha256(path))
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), torch.serialization.safe_globals(STAND_INS):
             warnings.simplefilter("ignore")
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
@@ -135,13 +141,20 @@ def find_checkpoint(path: str | Path) -> Path:
 
 def run_config(checkpoint: Path) -> dict[str, Any] | None:
     """The configuration (`args.json`) of the run of `checkpoint`, ours or solo-learn's; None if there is none."""
-    path = Path(checkpoint).with_name("args.json")
+    args = read_json(Path(checkpoint).with_name("args.json"))
+    return args and todays_config(args)
+
+
+def refuses_objects() -> bool:
+    """Whether PyTorch by default (since 2.6) reads tensors and plain values only."""
+    file = io.BytesIO()
+    torch.save(functools.partial(len), file)
+    file.seek(0)
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, TypeError) as error:
-        raise CheckpointError(f"{path} is not a run's configuration: {error}") from error
+        torch.load(file)
+    except pickle.UnpicklingError:
+        return True
+    return False
 
 
 # Loading into a network.
@@ -160,7 +173,7 @@ def explain_mismatch(have: Mapping[str, Tensor], want: Mapping[str, Tensor]) -> 
 
 
 def state_of(checkpoint: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
-    """The network's tensors under today's names; solo-learn's older `encoder.*` becomes `backbone.*`.
+    """The network's tensors under today's names.
 
     Raises:
         CheckpointError: there are none.
@@ -168,7 +181,7 @@ def state_of(checkpoint: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
     state = checkpoint.get("state_dict", checkpoint)
     if not isinstance(state, dict) or not state or not all(isinstance(x, Tensor) for x in state.values()):
         raise CheckpointError(f"{path} is not a checkpoint of a network: it has no state_dict of tensors")
-    return {re.sub(r"^(momentum_)?encoder\.", r"\1backbone.", name): x for name, x in state.items()}
+    return todays_names(state)
 
 
 def load_encoder(
@@ -196,7 +209,7 @@ def load_encoder(
     if not config or not config.get("backbone"):
         raise CheckpointError(f"{path} has no args.json beside it, so backbone.name has to say which network it holds")
     name = config["backbone"]["name"]
-    backbone = backbone_of(config)
+    backbone = bare_backbone(config)
     network = f"{name} (features {backbone.num_features})"
     if config is run and wanted.get("name") not in (None, name):
         raise CheckpointError(f"{path} holds a {network}, but backbone.name is {wanted['name']}")
@@ -217,6 +230,13 @@ def load_encoder(
         raise CheckpointError(f"{path} holds a network{features}, not a {network}: {difference}")
     backbone.load_state_dict(weights)
     return backbone.eval(), run
+
+
+def bare_backbone(config: Mapping[str, Any]) -> nn.Module:
+    """`backbone_of`, but nothing is fetched for it: its weights follow, and an args.json may come from anywhere."""
+    kwargs = config["backbone"].get("kwargs") or {}
+    kept = {key: value for key, value in kwargs.items() if key not in FETCHING}
+    return backbone_of({**config, "backbone": {**config["backbone"], "kwargs": kept}})
 
 
 def _part(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -1,0 +1,115 @@
+"""What solo-learn's releases wrote into run folders, in today's terms."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from solo_ext.networks.backbones import BACKBONES, MOCOV3_BACKBONES
+
+
+class Inert:
+    """Stands for a class or function that a checkpoint names: takes what is stored for it, and does nothing."""
+
+    def __new__(cls, *_args, **_kwargs):
+        return super().__new__(cls)
+
+    def __init__(self, *_args, **_kwargs):
+        pass
+
+    def __setstate__(self, state: Any) -> None:
+        pass
+
+
+class _Value(Inert):
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        self.value = state.get("_val")
+
+
+class _List(list):
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        self[:] = [getattr(node, "value", node) for node in state.get("_content") or ()]
+
+
+class _Dict(dict):
+    def __new__(cls, *_args):  # a plain one, which is all that may be filled
+        return {}
+
+
+def _stand_in(path: str, base: type = Inert) -> type:
+    module, _, name = path.rpartition(".")
+    return type(name, (base,), {"__module__": module})
+
+
+# With AdamW, solo-learn before PyTorch 2.6 saved `betas` as OmegaConf's list, and with it the whole configuration. With
+# SimSiam it saves the function that holds the predictor's learning rate, and with it the scheduler and the optimizer.
+# Their names, for `torch.serialization.safe_globals`: reading runs nothing of them. Other names are refused.
+STAND_INS = [
+    _stand_in("omegaconf.listconfig.ListConfig", _List),
+    _stand_in("omegaconf.nodes.AnyNode", _Value),
+    _stand_in("collections.defaultdict", _Dict),
+    *map(
+        _stand_in,
+        (
+            "omegaconf.dictconfig.DictConfig",
+            "omegaconf.base.ContainerMetadata",
+            "omegaconf.base.Metadata",
+            "typing.Any",
+            *(f"builtins.{name}" for name in ("bool", "dict", "float", "getattr", "int", "list", "str")),
+            "functools.partial",
+            "solo.methods.base.static_lr",
+            "solo.utils.lr_scheduler.LinearWarmupCosineAnnealingLR",
+            "pl_bolts.optimizers.lr_scheduler.LinearWarmupCosineAnnealingLR",
+            "torch.optim.lr_scheduler.MultiStepLR",
+            "torch.optim.sgd.SGD",
+            "torch.optim.adam.Adam",
+            "torch.optim.adamw.AdamW",
+            "solo.utils.lars.LARS",
+        ),
+    ),
+]
+
+
+def todays_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors under the names since solo-learn 1.0.3: `encoder.*` is `backbone.*` now."""
+    return {re.sub(r"^(momentum_)?encoder\.", r"\1backbone.", name): x for name, x in state.items()}
+
+
+def todays_config(args: dict[str, Any]) -> dict[str, Any]:
+    """An `args.json` with today's keys. Until solo-learn 1.0.5 it was a flat list of command-line options, of which the
+    network, the data and the size of the crops are taken; a nested one is returned as it is."""
+    name = args.get("backbone") or args.get("encoder")
+    if not isinstance(name, str):
+        return args
+    options = args.get("backbone_args") or args  # until 0.9 they were options like the others
+    kwargs = {}  # that change the network's form
+    if name.startswith("vit"):
+        kwargs = {key: options[key] for key in ("img_size", "patch_size") if key in options}
+    if name in MOCOV3_BACKBONES:  # MoCo v3 had no ViTs of its own yet
+        kwargs["num_heads"] = BACKBONES[name].keywords["num_heads"]
+    folder = args.get("data_dir")
+
+    def images(split: str) -> str | None:
+        if folder is None:
+            return args.get(f"{split}_data_path")
+        return str(Path(folder, args.get(f"{split}_dir") or ""))
+
+    data = {"dataset": args.get("dataset"), "train_path": images("train"), "val_path": images("val")}
+    views = []
+    if data["dataset"] in ("imagenet", "imagenet100", "custom"):  # for the others the option had no effect
+        sizes = args.get("crop_size") or args.get("size")
+        statistics = {key: args[key] for key in ("mean", "std") if key in args and data["dataset"] == "custom"}
+        views = [{"crop_size": size, **statistics} for size in sizes or ()]
+    return {
+        "name": args.get("name") or args.get("method"),
+        "method": args.get("method"),
+        "backbone": {
+            "name": name,
+            "kwargs": kwargs,
+            "stem": "small" if options.get("cifar") else "imagenet",
+        },
+        "data": {key: value for key, value in data.items() if value is not None},
+        "augmentations": views,
+    }

@@ -1,0 +1,196 @@
+"""Runs solo-learn's own scripts, unchanged, out of a checkout: with our methods, and on today's libraries.
+
+A repair changes, in this process only, what a newer library took from under solo-learn's feet, where it is needed.
+"""
+
+import functools
+import importlib.machinery
+import json
+import logging
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+
+from solo_ext.errors import ConfigError, nearest
+from solo_ext.methods import register
+from solo_ext.runtime.solo_files import STAND_INS
+from solo_ext.runtime.weights import refuses_objects
+
+log = logging.getLogger("solo_ext")
+
+MODULE = "solo_ext.runtime.solo_learn"
+_RUN = "_SOLO_EXT_WITH_SOLO_LEARN"  # the checkout and script, for the processes that Lightning starts
+_PACKAGES = {  # module -> package, where the names differ
+    "PIL": "pillow",
+    "hydra": "hydra-core",
+    "nvidia": "nvidia-dali-cuda120",
+    "sklearn": "scikit-learn",
+    "umap": "umap-learn",
+}
+
+
+@dataclass(frozen=True)
+class Repair:
+    """What a script of solo-learn needs to run here.
+
+    why: what stopped it. needed: looks at what the installed libraries do. apply: changes this process.
+    scripts: those that it concerns; default all.
+    """
+
+    name: str
+    why: str
+    needed: Callable[[], bool]
+    apply: Callable[[], None]
+    scripts: Sequence[str] = ()
+
+
+def _metric_refuses() -> bool:
+    from solo.utils.knn import WeightedKNNClassifier
+
+    try:
+        WeightedKNNClassifier()
+    except (TypeError, ValueError):
+        return True
+    return False
+
+
+def _metric_accepts() -> None:
+    from solo.utils.knn import WeightedKNNClassifier
+    from torchmetrics import Metric
+
+    init = Metric.__init__
+
+    @functools.wraps(init)
+    def without(self, *args: Any, compute_on_step: bool | None = None, **kwargs: Any) -> None:
+        init(self, *args, **kwargs)
+
+    Metric.__init__ = without
+    # what compute_on_step=False meant: a batch is stored, and not classified
+    WeightedKNNClassifier.forward = lambda self, *args, **kwargs: self.update(*args, **kwargs)
+
+
+def _read_objects() -> None:
+    from torch.optim.lr_scheduler import LRScheduler
+
+    torch.serialization.add_safe_globals(STAND_INS)
+    load = LRScheduler.load_state_dict
+
+    @functools.wraps(load)
+    def without(self, state: dict[str, Any]) -> None:
+        load(self, {key: value for key, value in state.items() if key != "get_lr"})  # the scheduler has its own
+
+    LRScheduler.load_state_dict = without
+
+
+def _stay_on_the_cpu() -> None:
+    def here(place: Any) -> Any:
+        return "cpu" if isinstance(place, str | torch.device) and torch.device(place).type == "cuda" else place
+
+    def staying(to: Callable) -> Callable:
+        @functools.wraps(to)
+        def moved(self, *args: Any, **kwargs: Any) -> Any:
+            return to(self, *map(here, args), **{key: here(value) for key, value in kwargs.items()})
+
+        return moved
+
+    torch.Tensor.cuda = lambda self, *_args, **_kwargs: self
+    torch.Tensor.to = staying(torch.Tensor.to)
+    torch.nn.Module.to = staying(torch.nn.Module.to)
+
+
+REPAIRS = (
+    Repair(
+        "compute_on_step",
+        "torchmetrics dropped an argument that the kNN metric passes",
+        _metric_refuses,
+        _metric_accepts,
+        ("main_pretrain.py", "main_knn.py"),
+    ),
+    Repair(
+        "checkpoint objects",
+        "torch.load refuses the scheduler that SimSiam's checkpoints hold; it is passed over",
+        refuses_objects,
+        _read_objects,
+    ),
+    Repair(
+        "no GPU",
+        "the script moves everything to a GPU, and there is none",
+        lambda: not torch.cuda.is_available(),
+        _stay_on_the_cpu,
+        ("main_knn.py", "main_umap.py"),
+    ),
+)
+
+
+def repair(script: str) -> list[str]:
+    """Applies the repairs that `script` needs here; `solo` must be importable. Returns their names, and logs them."""
+    applied = []
+    for known in REPAIRS:
+        if (not known.scripts or script in known.scripts) and known.needed():
+            known.apply()
+            applied.append(known.name)
+            log.info("repaired for solo-learn: %s (%s)", known.name, known.why)
+    return applied
+
+
+def find_script(checkout: str | Path, script: str) -> Path:
+    """The path of `script` in `checkout`.
+
+    Raises:
+        ConfigError: there is no checkout, it is older than solo-learn's move to `lightning`, or it has no such script.
+    """
+    checkout = Path(checkout).expanduser().absolute()
+    if not (checkout / "solo" / "methods" / "__init__.py").is_file():
+        raise ConfigError(f"{checkout} is not a checkout of solo-learn: it has no solo/methods/__init__.py")
+    base = checkout / "solo" / "methods" / "base.py"
+    if base.is_file() and "import lightning.pytorch" not in base.read_text(encoding="utf-8", errors="replace"):
+        raise ConfigError(f"{checkout} is older than December 2023, when solo-learn moved to lightning; update it")
+    names = sorted(file.name for file in checkout.glob("main_*.py"))
+    if script not in names:
+        known = nearest(script, names) or f" (one of {', '.join(names)})"
+        raise ConfigError(f"{checkout} has no '{script}'{known}")
+    return checkout / script
+
+
+def run_script(checkout: str | Path, script: str, argv: Sequence[str] = ()) -> None:
+    """Runs `script` of `checkout` as if it were started by itself, in the current folder.
+
+    Args:
+        checkout: folder of a solo-learn checkout.
+        script: e.g. `main_pretrain.py`.
+        argv: its command line.
+
+    Raises:
+        ConfigError: no such checkout or script, or a package that it needs is not installed.
+    """
+    path = find_script(checkout, script)
+    sys.path.insert(0, str(path.parent))
+    # Lightning starts the other processes of a run as `python -m <this name> <argv>`: they come here, too
+    os.environ[_RUN] = json.dumps([str(path.parent), script])
+    main = ModuleType("__main__")
+    main.__file__ = str(path)
+    main.__spec__ = importlib.machinery.ModuleSpec(MODULE, None)
+    kept = sys.modules["__main__"], sys.argv
+    try:
+        register()
+        repair(script)
+        sys.modules["__main__"], sys.argv = main, [str(path), *argv]
+        exec(compile(path.read_bytes(), path, "exec"), main.__dict__)
+    except ModuleNotFoundError as error:
+        module = (error.name or "").split(".")[0]
+        if module in ("", "solo", "solo_ext"):
+            raise
+        package = _PACKAGES.get(module, module)
+        raise ConfigError(f"{script} needs {module}, which is not installed: pip install {package}") from error
+    finally:
+        sys.modules["__main__"], sys.argv = kept
+
+
+if __name__ == "__main__":
+    run_script(*json.loads(os.environ[_RUN]), sys.argv[1:])

@@ -1,0 +1,147 @@
+"""`solo-ext zoo add`: a run of one's own becomes an entry."""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Sequence
+from contextlib import suppress
+from itertools import pairwise
+from pathlib import Path, PurePath
+
+from filelock import FileLock
+from omegaconf import OmegaConf
+
+from solo_ext.errors import CheckpointError
+from solo_ext.files import read_json, sha256, write_text
+from solo_ext.runtime.compose import compose
+from solo_ext.runtime.weights import RECORDS, WEIGHTS, find_checkpoint, run_config
+from solo_ext.zoo.export import RECORD, export
+from solo_ext.zoo.index import INDEX, Entry, Figure, Recipe, ZooFile, markdown, parse_index, short, within, write_index
+
+LICENCE = "MIT"
+LOG, ENVIRONMENT = "metrics.csv", "environment.json"
+# where a run lies and how it is shown, not what is trained
+OF_THE_MACHINE = (
+    *("checkpoint.", "auto_resume.", "wandb", "tensorboard", "enable_progress_bar", "name=", "knn_eval."),
+    *("data.train_path", "data.val_path", "data.num_workers"),
+)
+
+
+def add(run: str | Path, zoo: Path, name: str | None = None, licence: str = LICENCE) -> Entry:
+    """Puts the student's backbone of `run` and its log into the folder `zoo`, and them and its results into the index.
+
+    Args:
+        run: a run folder or checkpoint, or what `export(..., "safetensors")` wrote; evaluated by `knn` or `linear`.
+        zoo: gets `<dataset>/<name>/`, an entry in index.yaml, and, where a README.md has room for it, a new table.
+        name: default `<method>-<dataset>-<backbone>`.
+
+    Raises:
+        CheckpointError: nothing to add, no evaluation, or a name that is taken; the zoo is as it was.
+    """
+    checkpoint = find_checkpoint(run)
+    source = checkpoint.parent
+    config = run_config(checkpoint)
+    if not config or "method" not in config:
+        raise CheckpointError(f"{checkpoint} has no args.json of a pre-training beside it, which an entry needs")
+    figures = figures_of(source, checkpoint.name)
+    if not figures:
+        raise CheckpointError(f"{source} has not been evaluated: solo-ext knn --run {source} does it, or linear")
+    dataset, backbone = config["data"]["dataset"], config["backbone"]["name"]
+    name = name or f"{config['method']}-{dataset}-{short(backbone)}"
+    entry = Entry(name, config["method"], backbone, dataset, config["max_epochs"], figures=figures, licence=licence)
+
+    folder, index = zoo / entry.folder, zoo / INDEX
+    zoo.mkdir(parents=True, exist_ok=True)
+    with FileLock(zoo / ".lock"):
+        known = parse_index(index.read_bytes(), str(index)) if index.exists() else {}
+        if folder.exists() or (name in known and known[name].files):
+            raise CheckpointError(f"the zoo in {zoo} has '{name}' already; give another --name")
+        try:
+            _fill(folder, checkpoint)
+            if checkpoint.name != WEIGHTS:
+                for figure in figures:
+                    figure.protocol += "; before its weights were rounded to float16"
+            environment = read_json(folder / ENVIRONMENT) or {}
+            entry.recipe = recipe_from(environment.get("command", []), zoo.parent)
+            entry.fingerprint = ((environment.get("data") or {}).get("train") or {}).get("fingerprint")
+            entry.files = [
+                ZooFile(file.stat().st_size, sha256(file), f"{entry.folder}/{file.name}")
+                for file in sorted(folder.iterdir())
+            ]
+            names = [file.name for file in entry.files]
+            entry.log, entry.environment = (name if name in names else None for name in (LOG, ENVIRONMENT))
+            write_index(index, {**known, name: entry}.values())
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            with suppress(OSError):
+                folder.parent.rmdir()  # only if empty
+            raise
+    write_tables(zoo)
+    return entry
+
+
+def _fill(folder: Path, checkpoint: Path) -> None:
+    if checkpoint.name != WEIGHTS:
+        export(checkpoint, "safetensors", folder, dtype="float16")
+        (folder / RECORD).unlink()  # it names the checkpoint
+        return
+    folder.mkdir(parents=True)
+    for name in (WEIGHTS, "args.json", RECORDS, LOG, ENVIRONMENT):
+        if (source := checkpoint.with_name(name)).is_file():
+            shutil.copyfile(source, folder / name)
+
+
+def figures_of(run: Path, checkpoint: str) -> list[Figure]:
+    """What `knn` and `linear` found in the folder `run` for the file `checkpoint` in it: top-1, in percent."""
+    figures, results = [], {}
+    for name in ("knn.json", "linear.json"):
+        result = read_json(run / name) or {}  # a run that goes on leaves results of an older one behind
+        results[name] = result if result.get("protocol", {}).get("checkpoint") == checkpoint else {}
+    if linear := results["linear.json"]:
+        protocol, optimizer = linear["protocol"], linear["protocol"]["optimizer"]
+        views = "random crops and flips" if protocol["augmented"] else "features extracted once, not augmented"
+        text = f"offline linear, {linear['epochs']} epochs, {optimizer['name']}, lr {optimizer['lr']:g}, {views}"
+        figures.append(Figure("linear top-1", round(linear["acc1"], 2), f"{text}, seed {protocol['seed']}"))
+    for row in results["knn.json"].get("results", []):
+        if row["distance"] == "cosine" and row["T"] == 0.07:
+            text = "offline, cosine, T 0.07, not augmented"
+            figures.append(Figure(f"kNN-{row['k']}", round(row["acc1"], 2), text))
+    return figures
+
+
+def recipe_from(command: Sequence[str], root: Path) -> Recipe | None:
+    """The YAML of the repository at `root` that a run's command line names, and the values that it changes."""
+    words = list(command)
+    named = dict(pairwise(words))
+    folder, name = (
+        named.get(long) or named.get(brief) for long, brief in (("--config-path", "-cp"), ("--config-name", "-cn"))
+    )
+    yamls = (
+        [PurePath(folder or "", name)]
+        if name
+        else [PurePath(w) for w in words if w.endswith((".yaml", ".yml")) and "=" not in w]
+    )
+    for yaml in yamls:
+        parts = yaml.parts
+        inside = PurePath(*parts[parts.index("scripts") :]) if "scripts" in parts else yaml
+        if not inside.is_absolute() and (root / inside).is_file():
+            changed = [w for w in words if "=" in w and not w.startswith(("-", *OF_THE_MACHINE))]
+            return Recipe(inside.as_posix(), recipe_sum(root / inside), changed)
+    return None
+
+
+def recipe_sum(path: str | Path) -> str:
+    """SHA-256 of the values of a YAML, those of its defaults list included; comments and order do not matter."""
+    path = Path(path)
+    values = OmegaConf.to_container(compose(path.parent, path.name))
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+def write_tables(zoo: Path) -> None:
+    """The tables of the zoo's index in the README.md of the repository (weights) and of the zoo (recipes)."""
+    entries = parse_index((zoo / INDEX).read_bytes(), str(zoo / INDEX)).values()
+    for readme, weights in ((zoo.parent / "README.md", True), (zoo / "README.md", False)):
+        if readme.is_file():
+            text = readme.read_text(encoding="utf-8")
+            if (new := within(text, markdown(entries, weights))) != text:
+                write_text(readme, new)

@@ -1,0 +1,351 @@
+"""What `solo-ext export` writes: one module per target, and the frame that proves what each wrote before it stays.
+
+A target is a module of this folder with two functions:
+
+    supports(backbone) -> str | None     why it cannot hold this network, as one clause; None: it can
+    export(source: Source) -> Product    its files, and how its own library makes a network of them
+"""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from copy import deepcopy
+from dataclasses import asdict, dataclass, field
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from solo_ext.data.datasets import DATASETS
+from solo_ext.data.transforms import Transform, build_eval_transform
+from solo_ext.errors import CheckpointError, ConfigError, nearest
+from solo_ext.files import sync_folder
+from solo_ext.runtime.environment import environment
+from solo_ext.runtime.weights import WEIGHTS, find_checkpoint, load_encoder
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+BATCHES = (1, 2, 5)  # images in each of the proof's forward passes
+RECORD = "export.json"
+
+
+@dataclass(frozen=True)
+class Target:
+    """bound: of the proof. dtypes: in which it can hold matrices, the default first."""
+
+    bound: float = 1e-5
+    dtypes: tuple[str, ...] = ("float32", "float16", "bfloat16")
+
+    def __post_init__(self):
+        assert set(self.dtypes) <= set(DTYPES)
+
+
+TARGETS = {
+    "torchvision": Target(),
+    "timm": Target(),
+    "detectron2": Target(dtypes=("float32",)),
+    "huggingface": Target(),
+    "onnx": Target(bound=1e-4, dtypes=("float32",)),
+    "safetensors": Target(dtypes=("float16", "bfloat16", "float32")),
+}
+
+
+@dataclass(frozen=True)
+class Source:
+    """What is exported.
+
+    path: the checkpoint file. config: its run's args.json. name: for the files, e.g. `byol-cifar10-ab12cd34-teacher`.
+    backbone: in eval mode, float32, its matrices rounded to `dtype`: what a target has to compute.
+    tensors: its state_dict as files hold it: matrices (ndim > 1) in `dtype`, all else as it is; contiguous.
+    exact: the backbone before rounding.
+    transform: of the images that it takes; has `size` in pixels, and `mean`, `std` of RGB values in [0, 1].
+    out: the folder that is going to hold the files.
+    """
+
+    path: Path
+    config: dict[str, Any]
+    name: str
+    teacher: bool
+    dtype: str
+    backbone: nn.Module
+    tensors: dict[str, Tensor]
+    exact: nn.Module
+    transform: Transform
+    out: Path
+
+
+@dataclass(frozen=True)
+class Product:
+    """What a target makes of a source.
+
+    files: name -> content.
+    network: folder of the files -> images [B, 3, H, W] -> features [B, D]: built by the target's library, loaded from
+        the files there, in eval mode.
+    architecture: what the library built for it, as the user would call it.
+    have, want: names of the tensors in the file, and in that architecture with its classifier.
+    load: lines of code that load the files from their folder.
+    reference: (backbone, images) -> what `network` has to equal, where that is not the backbone's features.
+    record: what export.json says beyond that.
+    """
+
+    files: dict[str, bytes]
+    network: Callable[[Path], Callable[[Tensor], Tensor]]
+    architecture: str
+    have: Collection[str]
+    want: Collection[str]
+    load: tuple[str, ...]
+    reference: Callable[[nn.Module, Tensor], Tensor] = lambda backbone, images: backbone(images)
+    record: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was exported, and what the proof found.
+
+    difference: the largest one between the features of both networks, relative to the largest feature.
+    rounding: None in float32; else what rounding does to the features: `difference`, likewise, and `cosine`, the
+        lowest similarity of an image's features before and after.
+    """
+
+    folder: Path
+    target: str
+    checkpoint: str
+    teacher: bool
+    backbone: str
+    dtype: str
+    architecture: str
+    load: tuple[str, ...]
+    files: dict[str, dict[str, Any]]  # name -> size in bytes, sha256
+    matched: list[str]
+    missing: list[str]
+    unexpected: list[str]
+    difference: float
+    bound: float
+    images: int
+    image_size: int
+    rounding: dict[str, float] | None
+
+    def __str__(self) -> str:
+        encoder = "teacher" if self.teacher else "student"
+        lines = [f"{self.folder}: the {encoder} of {self.checkpoint} as {self.architecture}"]
+        for name, file in self.files.items():
+            lines.append(f"  {name}  {file['size']:,} bytes  sha256 {file['sha256']}")
+        counts = [f"{len(self.matched)} matched"]
+        for word in ("missing", "unexpected"):
+            keys = getattr(self, word)
+            some = ", ".join(keys[:4]) + (", ..." if len(keys) > 4 else "")
+            counts.append(f"{len(keys)} {word}" + (f" ({some})" if keys else ""))
+        lines.append(f"  tensors: {', '.join(counts)}")
+        lines.append(
+            f"  features differ by {self.difference:.1e} of the largest (at most {self.bound:.0e}) "
+            f"on {self.images} random images of {self.image_size} px"
+        )
+        if self.rounding:
+            lines.append(
+                f"  rounding to {self.dtype} moved them by {self.rounding['difference']:.1e}, "
+                f"lowest cosine similarity {self.rounding['cosine']:.6f}"
+            )
+        return "\n".join(lines + [f"  {line}" for line in self.load])
+
+
+def export(
+    checkpoint: str | Path,
+    to: str,
+    out: str | Path | None = None,
+    teacher: bool = False,
+    dtype: str | None = None,
+) -> Report:
+    """Writes the backbone of a run as another library takes it, and proves that it computes the same there.
+
+    Args:
+        checkpoint: run folder, checkpoint or export; ours or solo-learn's.
+        to: a key of `TARGETS`.
+        out: the folder to make; None: `exports/<name>-<to>`.
+        teacher: the momentum encoder in place of the student.
+        dtype: of the matrices in the files: float32, float16 or bfloat16; None: the target's default.
+
+    Returns:
+        The report, which is also in the folder's export.json.
+
+    Raises:
+        ConfigError: unknown target or type, a network that the target has no place for, or a folder that exists.
+        CheckpointError: no weights there, or damaged; the proof failed; the folder cannot be written.
+            Nothing is left behind.
+    """
+    dtype = check_target(to, dtype)
+    path = find_checkpoint(checkpoint)
+    name = _name(path) + ("-teacher" if teacher else "")
+    folder = Path(out).expanduser() if out is not None else Path("exports") / f"{name}-{to}"
+    if os.path.lexists(folder):
+        raise ConfigError(f"--out: {folder} exists; name another folder, or remove it")
+    source = read(path, name, teacher, dtype, folder)
+    product = _module(to, source.backbone).export(source)
+    with new_folder(folder) as temporary:
+        for file, content in product.files.items():
+            _write(temporary / file, content)
+        report = _prove(source, product, product.network(temporary), to)
+        load = [line.replace(str(folder), folder.name) for line in report.load]  # no path of this machine
+        record = {**asdict(report), **product.record, "folder": folder.name, "load": load}
+        record["packages"] = environment()["packages"]
+        _write(temporary / RECORD, (json.dumps(record, indent=2) + "\n").encode())
+    return report
+
+
+def check_target(to: str, dtype: str | None = None) -> str:
+    """`dtype`, or the default of the target `to`; raises ConfigError if there is no such target or type."""
+    if to not in TARGETS:
+        known = nearest(to, TARGETS) or f" (one of {', '.join(TARGETS)})"
+        raise ConfigError(f"--to: there is no '{to}'{known}")
+    dtypes = TARGETS[to].dtypes
+    if dtype is not None and dtype not in dtypes:
+        known = nearest(dtype, dtypes) or f" (one of {', '.join(dtypes)})"
+        raise ConfigError(f"--dtype: --to {to} has no '{dtype}'{known}")
+    return dtype or dtypes[0]
+
+
+def read(path: Path, name: str, teacher: bool, dtype: str, out: Path) -> Source:
+    """The network of the checkpoint at `path`, as it is exported."""
+    exact, config = load_encoder(path, teacher=teacher)
+    tensors = {}
+    for key, x in exact.state_dict().items():
+        matrix = x.ndim > 1 and x.is_floating_point()
+        tensors[key] = x.to(DTYPES[dtype] if matrix else x.dtype).contiguous()
+        if not tensors[key].isfinite().all():
+            why = "does not fit into float16; --dtype bfloat16 holds it" if x.isfinite().all() else "is not finite"
+            raise CheckpointError(f"{path} is not exported: {key} {why}")
+    backbone = exact
+    if dtype != "float32":
+        backbone = deepcopy(exact)
+        backbone.load_state_dict(tensors)
+    return Source(path, dict(config or {}), name, teacher, dtype, backbone, tensors, exact, eval_transform(config), out)
+
+
+def eval_transform(config: Mapping[str, Any] | None) -> Transform:
+    """Pillow image -> tensor [3, size, size], as the evaluations of a run with this args.json see an image."""
+    config = config or {}
+    info = DATASETS.get((config.get("data") or {}).get("dataset"), DATASETS["custom"])
+    view = (config.get("augmentations") or [{}])[0]
+    size = view.get("crop_size") or info.image_size or 224
+    return build_eval_transform(info, size, view.get("mean"), view.get("std"))
+
+
+def supporting(backbone: nn.Module) -> dict[str, str | None]:
+    """Target -> why it cannot hold `backbone`; None: it can."""
+    return {name: import_module(f"{__name__}.{name}").supports(backbone) for name in TARGETS}
+
+
+def _module(to: str, backbone: nn.Module) -> ModuleType:
+    module = import_module(f"{__name__}.{to}")
+    if reason := module.supports(backbone):
+        others = [name for name, why in supporting(backbone).items() if why is None]
+        raise ConfigError(f"--to {to} has no place for this network: {reason}; possible: {', '.join(others)}")
+    return module
+
+
+def _name(path: Path) -> str:
+    """What names a checkpoint: its file's name without the place in the training, or its folder's."""
+    stem = path.absolute().parent.name if path.name == WEIGHTS else re.sub(r"-ep=\d+(-step=\d+)?$", "", path.stem)
+    return re.sub(r"[^\w.-]+", "_", stem).strip("._") or "backbone"
+
+
+# The proof.
+
+
+@torch.no_grad()
+def _prove(source: Source, product: Product, network: Callable[[Tensor], Tensor], to: str) -> Report:
+    """Compares `network` with ours; raises CheckpointError if they differ."""
+    generator = torch.Generator().manual_seed(0)
+    size, bound = source.transform.size, TARGETS[to].bound
+    batches = [torch.randn(count, 3, size, size, generator=generator) for count in BATCHES]
+    ours = [product.reference(source.backbone, batch) for batch in batches]
+    theirs = [network(batch) for batch in batches]
+    for a, b in zip(ours, theirs, strict=True):
+        if a.shape != b.shape:
+            raise CheckpointError(
+                f"{source.path} is not exported: --to {to} gives features {list(b.shape)}, ours are {list(a.shape)}"
+            )
+    difference = _difference(ours, theirs)
+    if not 0 < torch.cat([x.flatten() for x in ours]).abs().max() < torch.inf:
+        raise CheckpointError(f"{source.path} is not exported: its features of random images are all 0 or not finite")
+    if not difference <= bound:  # nor is NaN
+        raise CheckpointError(
+            f"{source.path} is not exported: the features of --to {to} differ from ours by {difference:.1e} of the "
+            f"largest, more than {bound:.0e}"
+        )
+    rounding = None
+    if source.dtype != "float32":
+        before, after = ([net(batch) for batch in batches] for net in (source.exact, source.backbone))
+        cosine = F.cosine_similarity(torch.cat(before).flatten(1), torch.cat(after).flatten(1))
+        rounding = {"difference": _difference(before, after), "cosine": cosine.min().item()}
+    return Report(
+        folder=source.out,
+        target=to,
+        checkpoint=source.path.name,
+        teacher=source.teacher,
+        backbone=source.config["backbone"]["name"],
+        dtype=source.dtype,
+        architecture=product.architecture,
+        load=product.load,
+        files={
+            name: {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+            for name, content in product.files.items()
+        },
+        matched=[key for key in product.want if key in product.have],
+        missing=[key for key in product.want if key not in product.have],
+        unexpected=[key for key in product.have if key not in product.want],
+        difference=difference,
+        bound=bound,
+        images=sum(BATCHES),
+        image_size=size,
+        rounding=rounding,
+    )
+
+
+def _difference(ours: list[Tensor], theirs: list[Tensor]) -> float:
+    """The largest difference, relative to the largest of ours; NaN if anything is not finite or all of ours are 0."""
+    a, b = (torch.cat([x.flatten().double() for x in features]) for features in (ours, theirs))
+    return ((a - b).abs().max() / a.abs().max()).item()
+
+
+# Writing.
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """An empty folder beside `path`, which becomes `path` at the end, on the disk; on any error it goes.
+
+    Raises:
+        CheckpointError: it cannot be written, or `path` has come to be since.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    made = [parent for parent in path.parents if not os.path.lexists(parent)]
+    try:
+        for parent in reversed(made):
+            parent.mkdir(exist_ok=True)
+        temporary.mkdir()
+        yield temporary
+        sync_folder(temporary)
+        os.rename(temporary, path)
+        sync_folder(path.parent)
+    except BaseException as failure:
+        shutil.rmtree(temporary, ignore_errors=True)
+        for parent in made:
+            with suppress(OSError):
+                parent.rmdir()
+        if isinstance(failure, OSError):
+            raise CheckpointError(f"{path} cannot be written: {failure.strerror or failure}") from failure
+        raise
+
+
+def _write(path: Path, content: bytes) -> None:
+    with open(path, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())

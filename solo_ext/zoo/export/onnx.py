@@ -1,0 +1,116 @@
+"""An ONNX graph with its weights, for onnxruntime and all that reads ONNX."""
+
+import io
+import logging
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from importlib import import_module
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from solo_ext.errors import CheckpointError, ConfigError
+from solo_ext.zoo.export import Product, Source
+
+OPSET = 18
+LIMIT = 2**31  # bytes; a protobuf message cannot be larger
+INPUT, OUTPUT = "images", "features"
+NAMED = {"input_names": [INPUT], "output_names": [OUTPUT], "opset_version": OPSET}
+
+
+def supports(backbone: nn.Module) -> str | None:
+    """None: all backbones are tried."""
+    return None
+
+
+def export(source: Source) -> Product:
+    """One file: `images` [batch, 3, size, size] -> `features` [batch, D], any batch.
+
+    Raises:
+        ConfigError: a package is missing.
+        CheckpointError: the exporters, ONNX's checker or onnxruntime do not take the network.
+    """
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        _package(package)
+    file, size = f"{source.name}.onnx", source.transform.size
+    if sum(x.nbytes for x in source.tensors.values()) >= LIMIT:
+        raise CheckpointError(f"{source.path} is not exported: an ONNX file holds less than 2 GiB")
+    graph = _graph(source)
+    names = [tensor.name for tensor in graph.graph.initializer]
+    opset = next(entry.version for entry in graph.opset_import if entry.domain in ("", "ai.onnx"))
+    return Product(
+        {file: graph.SerializeToString()},
+        lambda folder: _session((folder / file).read_bytes()),
+        f"an ONNX graph of opset {opset}",
+        have=names,
+        want=names,
+        load=(
+            f'session = onnxruntime.InferenceSession("{file}")',
+            f'features = session.run(["{OUTPUT}"], {{"{INPUT}": images}})[0]  # float32 [batch, 3, {size}, {size}]',
+        ),
+        record={"opset": opset, "input": INPUT, "output": OUTPUT},
+    )
+
+
+def _graph(source: Source) -> Any:
+    """The onnx.ModelProto, by the first exporter whose graph is valid and runs on any number of images."""
+    size = source.transform.size
+    images = torch.zeros(2, 3, size, size)  # a batch of 1 would become a constant
+    for trace in (_trace, _trace_as_before):
+        try:
+            with _silence():
+                graph = trace(source.backbone, images)
+            _package("onnx").checker.check_model(graph, full_check=True)
+            run = _session(graph.SerializeToString())
+            for count in (1, 3):
+                run(torch.zeros(count, 3, size, size))
+            return graph
+        except Exception as error:  # of many types, from torch.export to onnxruntime
+            failure = error
+    reason = (str(failure).strip() or type(failure).__name__).splitlines()[0]
+    raise CheckpointError(f"{source.path} is not exported: ONNX does not take this network: {reason}") from failure
+
+
+def _trace(backbone: nn.Module, images: Tensor) -> Any:
+    """By PyTorch's exporter of today, built on torch.export; that of 2.5 fails at BatchNorm and fixes some batches."""
+    batch = torch.export.Dim("batch")
+    return torch.onnx.export(backbone, (images,), dynamic_shapes=({0: batch},), dynamo=True, **NAMED).model_proto
+
+
+def _trace_as_before(backbone: nn.Module, images: Tensor) -> Any:
+    """By the exporter before that one, built on TorchScript."""
+    file, axes = io.BytesIO(), {name: {0: "batch"} for name in (INPUT, OUTPUT)}
+    torch.onnx.export(backbone, (images,), file, dynamic_axes=axes, dynamo=False, **NAMED)
+    return _package("onnx").load_from_string(file.getvalue())
+
+
+def _session(graph: bytes) -> Callable[[Tensor], Tensor]:
+    """images -> features, by onnxruntime on the CPU."""
+    runtime = _package("onnxruntime")
+    options = runtime.SessionOptions()
+    options.log_severity_level = 4  # it also raises what it would print
+    session = runtime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+    return lambda images: torch.from_numpy(session.run([OUTPUT], {INPUT: images.numpy()})[0])
+
+
+def _package(name: str) -> ModuleType:
+    try:
+        return import_module(name)
+    except ImportError:
+        raise ConfigError(f"--to onnx needs {name}, which is not installed: pip install 'solo-ext[onnx]'") from None
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """Keeps the exporter's progress, hints and warnings to itself."""
+    level, nothing = logging.root.manager.disable, io.StringIO()
+    logging.disable(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), redirect_stdout(nothing), redirect_stderr(nothing):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(level)

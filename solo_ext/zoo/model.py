@@ -1,0 +1,85 @@
+"""Trained backbones for other code: `load_backbone`, and `solo_ext_backbone` for timm."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from timm.models import build_model_with_cfg, register_model
+from torch import nn
+
+from solo_ext.errors import CheckpointError, ConfigError, SoloExtError, nearest
+from solo_ext.runtime.weights import bare_backbone, find_checkpoint, load_encoder
+from solo_ext.zoo.export import eval_transform
+from solo_ext.zoo.store import entries, fetch
+
+__all__ = ["load_backbone"]
+
+
+def load_backbone(source: str | os.PathLike, teacher: bool = False) -> nn.Module:
+    """A trained backbone, ready to use.
+
+    Args:
+        source: an entry of the zoo (`solo-ext zoo list`), which is downloaded once; `hf://owner/name[@revision]` on the
+            Hugging Face Hub; or a path: run folder, checkpoint file or export, ours or solo-learn's. What is there under
+            a name goes before the zoo.
+        teacher: the momentum encoder in place of the student.
+
+    Returns:
+        A module [B, 3, H, W] -> [B, num_features] in eval mode, on the CPU, with the attributes `num_features`;
+        `transform`: Pillow image of any mode and size -> float32 [3, size, size], as the run's evaluations see it;
+        `config`: the run's args.json.
+
+    Raises:
+        CheckpointError: no such entry or file, a damaged one, one of another network, or one without the teacher.
+        ConfigError: the run's args.json asks for what does not exist.
+    """
+    path = locate(source)
+    try:
+        backbone, config = load_encoder(path, teacher=teacher)
+        backbone.config, backbone.transform = config, eval_transform(config)
+    except SoloExtError:
+        raise
+    except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:  # values of other types
+        raise CheckpointError(f"{path.with_name('args.json')} is not a run's configuration: {error}") from error
+    return backbone
+
+
+def locate(source: str | os.PathLike) -> Path:
+    """The file of weights that `source`, as `load_backbone` takes it, names; downloaded if need be.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    path = Path(source).expanduser()
+    if isinstance(source, str):
+        if source.startswith("hf://"):
+            from solo_ext.zoo import hub
+
+            return hub.fetch(source)
+        if path.name == source and not path.exists():
+            known = entries()
+            if source not in known:
+                raise CheckpointError(f"there is no '{source}', neither here nor in the zoo{nearest(source, known)}")
+            path = fetch(source)
+    return find_checkpoint(path)
+
+
+def _build(config: Mapping[str, Any], num_classes: int = 0, in_chans: int = 3, global_pool: str = "avg") -> nn.Module:
+    backbone = bare_backbone(config)
+    bare = isinstance(getattr(backbone, "fc", None), nn.Identity)
+    if in_chans != 3 or global_pool != "avg" or (num_classes and not bare):
+        raise ConfigError(
+            "solo_ext_backbone takes in_chans=3, global_pool='avg' and, if it ends with a BatchNorm, num_classes=0, "
+            f"not {in_chans}, '{global_pool}' and {num_classes}"
+        )
+    if num_classes:
+        backbone.fc = nn.Linear(backbone.num_features, num_classes)
+    backbone.num_classes, backbone.global_pool = num_classes, global_pool
+    return backbone
+
+
+@register_model
+def solo_ext_backbone(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """timm's entry to the ResNets that timm lacks; `config` has the key `backbone` of an args.json."""
+    return build_model_with_cfg(_build, "solo_ext_backbone", pretrained, **kwargs)

@@ -1,0 +1,3 @@
+#!/usr/bin/env bash
+# Fetches entries of the zoo into the cache and prints their folders: zoo/download.sh NAME...
+exec solo-ext zoo download "$@"
