@@ -15,7 +15,6 @@ class BuildWithZoo(build_py):
             shutil.copytree(Path(__file__).with_name("zoo"), zoo, dirs_exist_ok=True)
 
 
-
 EXTRAS = {
     # 2.2 decodes with nvImageCodec, which can leave EXIF's orientation alone
     "dali": ["nvidia-dali-cuda120>=2.2"],

@@ -32,7 +32,7 @@ from solo_ext.runtime.compose import compose, overlay, sentence
 from solo_ext.runtime.hardware import check_hardware, device_count, parse_devices, trainer_devices
 from solo_ext.runtime.loggers import TensorboardConfig, WandbConfig
 from solo_ext.runtime.resume import AutoResumeConfig
-from solo_ext.runtime.weights import find_checkpoint, run_config
+from solo_ext.runtime.weights import find_checkpoint, foreign_config, run_config
 from solo_ext.schema import UnknownKey, build, check_choice, check_integer, fit, keys, nearest_key
 
 __all__ = [
@@ -354,23 +354,24 @@ def run_values(run: str | Path, kind: str) -> dict[str, Any]:
         The encoder, the data (all of it, with labels) and, for `linear`, solo-learn's ImageNet-100 recipe.
 
     Raises:
-        CheckpointError: no checkpoint there.
+        CheckpointError: no checkpoint there, or an args.json that is something else.
     """
     checkpoint = find_checkpoint(run)
     config = run_config(checkpoint) or {}
-    data = {key: value for key, value in config.get("data", {}).items() if key in EVALUATION_DATA}
-    if views := config.get("augmentations"):
-        data["augmentations"] = {key: views[0][key] for key in ("crop_size", "mean", "std") if key in views[0]}
-    values = {
-        "name": f"{config.get('name', checkpoint.stem)}-{kind}",
-        "pretrained_feature_extractor": str(checkpoint),
-        "pretrain_method": config.get("method"),
-        "data": data,
-        "devices": 1,
-        **{key: config[key] for key in ("backbone", "precision") if key in config},
-    }
-    folder = config.get("checkpoint", {}).get("dir", CheckpointConfig.dir)
-    values["checkpoint"] = {"enabled": kind == "linear", "dir": folder}
+    with foreign_config(checkpoint):
+        data = {key: value for key, value in config.get("data", {}).items() if key in EVALUATION_DATA}
+        if views := config.get("augmentations"):
+            data["augmentations"] = {key: views[0][key] for key in ("crop_size", "mean", "std") if key in views[0]}
+        values = {
+            "name": f"{config.get('name', checkpoint.stem)}-{kind}",
+            "pretrained_feature_extractor": str(checkpoint),
+            "pretrain_method": config.get("method"),
+            "data": data,
+            "devices": 1,
+            **{key: config[key] for key in ("backbone", "precision") if key in config},
+        }
+        folder = config.get("checkpoint", {}).get("dir", CheckpointConfig.dir)
+        values["checkpoint"] = {"enabled": kind == "linear", "dir": folder}
     return values | LINEAR_RECIPE if kind == "linear" else values
 
 

@@ -40,7 +40,10 @@ def environment() -> dict[str, Any]:
 
 
 def commit() -> dict[str, Any] | None:
-    """`{"hash", "dirty"}` of the checkout that solo_ext is imported from; None if it is installed otherwise."""
+    """`{"hash", "dirty"}` of the checkout that solo_ext is imported from; None if it is installed otherwise.
+
+    dirty: something in `solo_ext` or `scripts` is not as committed; what else lies in the checkout decides nothing.
+    """
     root = Path(solo_ext.__file__).parents[1]
     if not (root / ".git").exists():
         return None
@@ -51,7 +54,7 @@ def commit() -> dict[str, Any] | None:
         ).stdout.strip()
 
     try:
-        return {"hash": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}
+        return {"hash": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain", "solo_ext", "scripts"))}
     except (OSError, subprocess.SubprocessError):
         return None
 

@@ -8,7 +8,8 @@ import logging
 import pickle
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from solo_ext.errors import CheckpointError, nearest
+from solo_ext.errors import CheckpointError, SoloExtError, nearest
 from solo_ext.files import read_json, sha256
 from solo_ext.methods.base import backbone_of
 from solo_ext.runtime.solo_files import STAND_INS, todays_config, todays_names
@@ -145,6 +146,20 @@ def run_config(checkpoint: Path) -> dict[str, Any] | None:
     return args and todays_config(args)
 
 
+@contextmanager
+def foreign_config(checkpoint: Path) -> Iterator[None]:
+    """Whatever is wrong with the values of the `args.json` beside `checkpoint`, which may come from anywhere, as a
+    CheckpointError."""
+    try:
+        yield
+    except SoloExtError:
+        raise
+    except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        path = Path(checkpoint).with_name("args.json")
+        raise CheckpointError(f"{path} is not a run's configuration: {reason}") from error
+
+
 def refuses_objects() -> bool:
     """Whether PyTorch by default (since 2.6) reads tensors and plain values only."""
     file = io.BytesIO()
@@ -208,8 +223,9 @@ def load_encoder(
     config = run if run and run.get("backbone") else asked
     if not config or not config.get("backbone"):
         raise CheckpointError(f"{path} has no args.json beside it, so backbone.name has to say which network it holds")
-    name = config["backbone"]["name"]
-    backbone = bare_backbone(config)
+    with foreign_config(path):
+        name = config["backbone"]["name"]
+        backbone = bare_backbone(config)
     network = f"{name} (features {backbone.num_features})"
     if config is run and wanted.get("name") not in (None, name):
         raise CheckpointError(f"{path} holds a {network}, but backbone.name is {wanted['name']}")

@@ -8,8 +8,8 @@ from typing import Any
 from timm.models import build_model_with_cfg, register_model
 from torch import nn
 
-from solo_ext.errors import CheckpointError, ConfigError, SoloExtError, nearest
-from solo_ext.runtime.weights import bare_backbone, find_checkpoint, load_encoder
+from solo_ext.errors import CheckpointError, ConfigError, nearest
+from solo_ext.runtime.weights import bare_backbone, find_checkpoint, foreign_config, load_encoder
 from solo_ext.zoo.export import eval_transform
 from solo_ext.zoo.store import entries, fetch
 
@@ -21,8 +21,8 @@ def load_backbone(source: str | os.PathLike, teacher: bool = False) -> nn.Module
 
     Args:
         source: an entry of the zoo (`solo-ext zoo list`), which is downloaded once; `hf://owner/name[@revision]` on the
-            Hugging Face Hub; or a path: run folder, checkpoint file or export, ours or solo-learn's. What is there under
-            a name goes before the zoo.
+            Hugging Face Hub; or a path: run folder, checkpoint file or export, ours or solo-learn's. A file or folder
+            goes before an entry of the same name.
         teacher: the momentum encoder in place of the student.
 
     Returns:
@@ -35,13 +35,9 @@ def load_backbone(source: str | os.PathLike, teacher: bool = False) -> nn.Module
         ConfigError: the run's args.json asks for what does not exist.
     """
     path = locate(source)
-    try:
-        backbone, config = load_encoder(path, teacher=teacher)
-        backbone.config, backbone.transform = config, eval_transform(config)
-    except SoloExtError:
-        raise
-    except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:  # values of other types
-        raise CheckpointError(f"{path.with_name('args.json')} is not a run's configuration: {error}") from error
+    backbone, backbone.config = load_encoder(path, teacher=teacher)
+    with foreign_config(path):
+        backbone.transform = eval_transform(backbone.config)
     return backbone
 
 
