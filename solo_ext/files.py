@@ -10,6 +10,8 @@ from typing import Any, BinaryIO
 
 from solo_ext.errors import CheckpointError, SoloExtError
 
+WEIGHTS = "model.safetensors"  # what the folder of an exported run has in place of checkpoints
+
 
 @contextmanager
 def replacing(

@@ -26,10 +26,10 @@ from solo_ext.files import sha256
 from solo_ext.methods.base import backbone_of
 from solo_ext.runtime.compose import overlay
 from solo_ext.runtime.config import resolve, run_values
-from solo_ext.zoo import load_backbone
 from solo_ext.zoo.export import export
 from solo_ext.zoo.export.huggingface import preprocessing
 from solo_ext.zoo.index import Entry, ZooFile, write_index
+from solo_ext.zoo.model import load_backbone
 
 ROOT = Path(solo_ext.__file__).parents[1]
 TOKEN = "hf_canary0123456789"
@@ -221,7 +221,14 @@ def test_the_card(run_folder, tmp_path):
     _, front, text = card.split("---\n", 2)
     front = yaml.safe_load(front)
     assert (front["library_name"], front["license"], front["datasets"]) == ("timm", "mit", ["uoft-cs/cifar10"])
-    for words in ("import solo_ext.zoo\nimport timm", "`byol`", "`cifar10`", "float16", "2208.05744", "2211.09861"):
+    for words in (
+        "import solo_ext.zoo.model\nimport timm",
+        "`byol`",
+        "`cifar10`",
+        "float16",
+        "2208.05744",
+        "2211.09861",
+    ):
         assert words in text
     assert not any(b"/home/jane" in file.read_bytes() for file in folder.iterdir())
 

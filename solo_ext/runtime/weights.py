@@ -18,14 +18,13 @@ import torch
 from torch import Tensor, nn
 
 from solo_ext.errors import CheckpointError, SoloExtError, nearest
-from solo_ext.files import read_json, sha256
+from solo_ext.files import WEIGHTS, read_json, sha256
 from solo_ext.methods.base import backbone_of
 from solo_ext.runtime.solo_files import STAND_INS, todays_config, todays_names
 
 log = logging.getLogger("solo_ext")
 
 RECORDS = "checkpoints.json"
-WEIGHTS = "model.safetensors"  # what the folder of an exported run has in place of checkpoints
 SUFFIXES = (".ckpt", ".pth", ".pt", ".safetensors")
 # of backbone.kwargs, those by which timm and torchvision fetch weights to begin with
 FETCHING = {"pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir", "weights"}

@@ -12,11 +12,22 @@ from filelock import FileLock
 from omegaconf import OmegaConf
 
 from solo_ext.errors import CheckpointError
-from solo_ext.files import read_json, sha256, write_text
+from solo_ext.files import WEIGHTS, read_json, sha256, write_text
 from solo_ext.runtime.compose import compose
-from solo_ext.runtime.weights import RECORDS, WEIGHTS, find_checkpoint, run_config
+from solo_ext.runtime.weights import RECORDS, find_checkpoint, run_config
 from solo_ext.zoo.export import RECORD, export
-from solo_ext.zoo.index import INDEX, Entry, Figure, Recipe, ZooFile, markdown, parse_index, short, within, write_index
+from solo_ext.zoo.index import (
+    INDEX,
+    Entry,
+    Recipe,
+    ZooFile,
+    figures_of,
+    markdown,
+    parse_index,
+    short,
+    within,
+    write_index,
+)
 
 LICENCE = "MIT"
 LOG, ENVIRONMENT = "metrics.csv", "environment.json"
@@ -89,24 +100,6 @@ def _fill(folder: Path, checkpoint: Path) -> None:
     for name in (WEIGHTS, "args.json", RECORDS, LOG, ENVIRONMENT):
         if (source := checkpoint.with_name(name)).is_file():
             shutil.copyfile(source, folder / name)
-
-
-def figures_of(run: Path, checkpoint: str) -> list[Figure]:
-    """What `knn` and `linear` found in the folder `run` for the file `checkpoint` in it: top-1, in percent."""
-    figures, results = [], {}
-    for name in ("knn.json", "linear.json"):
-        result = read_json(run / name) or {}  # a run that goes on leaves results of an older one behind
-        results[name] = result if result.get("protocol", {}).get("checkpoint") == checkpoint else {}
-    if linear := results["linear.json"]:
-        protocol, optimizer = linear["protocol"], linear["protocol"]["optimizer"]
-        views = "random crops and flips" if protocol["augmented"] else "features extracted once, not augmented"
-        text = f"offline linear, {linear['epochs']} epochs, {optimizer['name']}, lr {optimizer['lr']:g}, {views}"
-        figures.append(Figure("linear top-1", round(linear["acc1"], 2), f"{text}, seed {protocol['seed']}"))
-    for row in results["knn.json"].get("results", []):
-        if row["distance"] == "cosine" and row["T"] == 0.07:
-            text = "offline, cosine, T 0.07, not augmented"
-            figures.append(Figure(f"kNN-{row['k']}", round(row["acc1"], 2), text))
-    return figures
 
 
 def recipe_from(command: Sequence[str], root: Path) -> Recipe | None:

@@ -10,8 +10,7 @@ from urllib.parse import urlsplit
 import yaml
 
 from solo_ext.errors import CheckpointError, ConfigError
-from solo_ext.files import replacing
-from solo_ext.runtime.weights import WEIGHTS
+from solo_ext.files import WEIGHTS, read_json, replacing
 from solo_ext.schema import build
 
 INDEX = "index.yaml"
@@ -180,6 +179,24 @@ def _plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items() if item is not None and item != []}
     return [_plain(item) for item in value] if isinstance(value, list) else value
+
+
+def figures_of(run: Path, checkpoint: str) -> list[Figure]:
+    """What `knn` and `linear` found in the folder `run` for the file `checkpoint` in it: top-1, in percent."""
+    figures, results = [], {}
+    for name in ("knn.json", "linear.json"):
+        result = read_json(run / name) or {}  # a run that goes on leaves results of an older one behind
+        results[name] = result if result.get("protocol", {}).get("checkpoint") == checkpoint else {}
+    if linear := results["linear.json"]:
+        protocol, optimizer = linear["protocol"], linear["protocol"]["optimizer"]
+        views = "random crops and flips" if protocol["augmented"] else "features extracted once, not augmented"
+        text = f"offline linear, {linear['epochs']} epochs, {optimizer['name']}, lr {optimizer['lr']:g}, {views}"
+        figures.append(Figure("linear top-1", round(linear["acc1"], 2), f"{text}, seed {protocol['seed']}"))
+    for row in results["knn.json"].get("results", []):
+        if row["distance"] == "cosine" and row["T"] == 0.07:
+            text = "offline, cosine, T 0.07, not augmented"
+            figures.append(Figure(f"kNN-{row['k']}", round(row["acc1"], 2), text))
+    return figures
 
 
 def markdown(entries: Iterable[Entry], weights: bool = True) -> str:

@@ -1,4 +1,4 @@
-"""Trained backbones for other code: `load_backbone`, and `solo_ext_backbone` for timm."""
+"""Trained backbones for other code: `load_backbone`, and `solo_ext_backbone`, which timm knows by this import."""
 
 import os
 from collections.abc import Mapping
@@ -8,12 +8,11 @@ from typing import Any
 from timm.models import build_model_with_cfg, register_model
 from torch import nn
 
+from solo_ext.data.datasets import DATASETS
+from solo_ext.data.transforms import Transform, build_eval_transform
 from solo_ext.errors import CheckpointError, ConfigError, nearest
 from solo_ext.runtime.weights import bare_backbone, find_checkpoint, foreign_config, load_encoder
-from solo_ext.zoo.export import eval_transform
 from solo_ext.zoo.store import entries, fetch
-
-__all__ = ["load_backbone"]
 
 
 def load_backbone(source: str | os.PathLike, teacher: bool = False) -> nn.Module:
@@ -39,6 +38,15 @@ def load_backbone(source: str | os.PathLike, teacher: bool = False) -> nn.Module
     with foreign_config(path):
         backbone.transform = eval_transform(backbone.config)
     return backbone
+
+
+def eval_transform(config: Mapping[str, Any] | None) -> Transform:
+    """Pillow image -> tensor [3, size, size], as the evaluations of a run with this args.json see an image."""
+    config = config or {}
+    info = DATASETS.get((config.get("data") or {}).get("dataset"), DATASETS["custom"])
+    view = (config.get("augmentations") or [{}])[0]
+    size = view.get("crop_size") or info.image_size or 224
+    return build_eval_transform(info, size, view.get("mean"), view.get("std"))
 
 
 def locate(source: str | os.PathLike) -> Path:

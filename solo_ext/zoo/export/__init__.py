@@ -24,12 +24,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from solo_ext.data.datasets import DATASETS
-from solo_ext.data.transforms import Transform, build_eval_transform
+from solo_ext.data.transforms import Transform
 from solo_ext.errors import CheckpointError, ConfigError, nearest
-from solo_ext.files import sync_folder
+from solo_ext.files import WEIGHTS, sync_folder
 from solo_ext.runtime.environment import environment
-from solo_ext.runtime.weights import WEIGHTS, find_checkpoint, load_encoder
+from solo_ext.runtime.weights import find_checkpoint, load_encoder
+from solo_ext.zoo.model import eval_transform
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 BATCHES = (1, 2, 5)  # images in each of the proof's forward passes
@@ -225,15 +225,6 @@ def read(path: Path, name: str, teacher: bool, dtype: str, out: Path) -> Source:
         backbone = deepcopy(exact)
         backbone.load_state_dict(tensors)
     return Source(path, dict(config or {}), name, teacher, dtype, backbone, tensors, exact, eval_transform(config), out)
-
-
-def eval_transform(config: Mapping[str, Any] | None) -> Transform:
-    """Pillow image -> tensor [3, size, size], as the evaluations of a run with this args.json see an image."""
-    config = config or {}
-    info = DATASETS.get((config.get("data") or {}).get("dataset"), DATASETS["custom"])
-    view = (config.get("augmentations") or [{}])[0]
-    size = view.get("crop_size") or info.image_size or 224
-    return build_eval_transform(info, size, view.get("mean"), view.get("std"))
 
 
 def supporting(backbone: nn.Module) -> dict[str, str | None]:

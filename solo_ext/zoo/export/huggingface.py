@@ -14,10 +14,10 @@ from torchvision.models.resnet import ResNet
 
 from solo_ext.data.transforms import EvalTransform
 from solo_ext.files import read_json
-from solo_ext.zoo.add import figures_of
 from solo_ext.zoo.export import Product, Source, safetensors, torchvision
 from solo_ext.zoo.export import timm as timms
 from solo_ext.zoo.hub import CARD, CONFIG, REPOSITORY
+from solo_ext.zoo.index import figures_of
 from solo_ext.zoo.model import solo_ext_backbone
 
 LICENSE = "mit"
@@ -88,12 +88,12 @@ def export(source: Source) -> Product:
         save_config_for_hf(model, Path(folder) / CONFIG, model_args=kwargs)
         config = (Path(folder) / CONFIG).read_bytes()
     base = safetensors.export(source)
-    imports = ("import solo_ext.zoo",) if ours else ()
+    imports = ("import solo_ext.zoo.model",) if ours else ()
     return replace(
         base,
         files={**base.files, CONFIG: config, CARD: card(source, image, imports).encode()},
         network=lambda folder: timm.create_model(f"local-dir:{folder}", pretrained=True).eval(),
-        architecture=f"timm's {name}" + ", after import solo_ext.zoo" * ours,
+        architecture=f"timm's {name}" + ", after import solo_ext.zoo.model" * ours,
         want=list(classifying.state_dict()),
         load=(
             *imports,

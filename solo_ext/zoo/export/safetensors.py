@@ -12,8 +12,8 @@ import safetensors.torch
 from torch import nn
 
 from solo_ext.errors import CheckpointError
-from solo_ext.files import read_json
-from solo_ext.runtime.weights import RECORDS, WEIGHTS, load_checkpoint, load_encoder, records
+from solo_ext.files import WEIGHTS, read_json
+from solo_ext.runtime.weights import RECORDS, load_checkpoint, load_encoder, records
 from solo_ext.zoo.export import Product, Source
 
 LOG, ENVIRONMENT = "metrics.csv", "environment.json"
