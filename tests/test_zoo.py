@@ -1,0 +1,532 @@
+"""The zoo: its index, cache, mirror, commands, and the entries that are in the repository."""
+
+import functools
+import hashlib
+import http.server
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+import yaml
+from conftest import build
+
+import solo_ext
+from solo_ext.errors import CheckpointError, SoloExtError
+from solo_ext.runtime.config import overlay, resolve, run_values
+from solo_ext.runtime.weights import load_encoder
+from solo_ext.zoo import add as adding
+from solo_ext.zoo import download as downloading
+from solo_ext.zoo import store
+from solo_ext.zoo.index import Entry, markdown, parse_index, short, within, write_index
+
+ROOT = Path(solo_ext.__file__).parents[1]
+ZOO = ROOT / "zoo"
+ENTRIES = store._installed_entries()
+WEIGHTS = [name for name, entry in ENTRIES.items() if entry.files]
+RECIPES = [name for name, entry in ENTRIES.items() if not entry.files]
+SAMPLE = WEIGHTS[0]
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path, monkeypatch):
+    """A cache of the test's own, and no mirror."""
+    monkeypatch.setenv(store.HOME, str(tmp_path / "home"))
+    monkeypatch.delenv(store.MIRROR, raising=False)
+    return tmp_path / "home"
+
+
+@pytest.fixture
+def trained(tmp_path):
+    """A run folder as `pretrain` leaves it, of a network with random weights, evaluated."""
+    folder = tmp_path / "runs" / "byol" / "abcd1234"
+    folder.mkdir(parents=True)
+    method = build("byol")
+    config = {
+        "name": "tiny",
+        "method": "byol",
+        "backbone": {"name": "resnet10_w16", "kwargs": {}},
+        "data": {"dataset": "cifar10", "train_path": "/home/someone/data", "val_path": None},
+        "wandb": {"enabled": False, "entity": "someone", "project": "secret"},
+        "checkpoint": {"dir": "/home/someone/runs"},
+        "max_epochs": 3,
+    }
+    (folder / "args.json").write_text(json.dumps(config))
+    torch.save({"state_dict": method.state_dict(), "epoch": 2}, folder / "tiny-abcd1234-ep=2.ckpt")
+    (folder / "metrics.csv").write_text("epoch,train_loss\n0,1.5\n")
+    command = ["/home/someone/bin/solo-ext", "pretrain", "scripts/pretrain/cifar10/byol.yaml", "max_epochs=3"]
+    environment = {"command": [*command, "data.train_path=/home/someone/data"], "packages": {"torch": "2.14.1"}}
+    (folder / "environment.json").write_text(json.dumps(environment))
+    results = [{"features": "backbone", "distance": "cosine", "k": 20, "T": 0.07, "acc1": 41.5, "acc5": 80.0}]
+    protocol = {"augmented": False, "dataset": "cifar10", "checkpoint": "tiny-abcd1234-ep=2.ckpt"}
+    (folder / "knn.json").write_text(json.dumps({"protocol": protocol, "results": results}))
+    return folder
+
+
+# What is in the repository.
+
+
+@pytest.mark.parametrize("name", WEIGHTS)
+def test_files_in_the_repository_are_as_the_index_says(name):
+    entry = ENTRIES[name]
+    assert {file.name for file in entry.files} >= {"model.safetensors", "args.json", entry.log, entry.environment}
+    for file in entry.files:
+        data = (ZOO / file.path).read_bytes()
+        assert (len(data), hashlib.sha256(data).hexdigest()) == (file.size, file.sha256), file.path
+        if not file.name.endswith(".safetensors"):
+            assert not any(word in data.decode() for word in ("/tmp/", "/work/", "/root/", "/home/")), file.path
+    assert {path.name for path in (ZOO / entry.folder).iterdir()} == {file.name for file in entry.files}
+    assert (
+        entry.figures and entry.licence and entry.recipe and entry.fingerprint and (ROOT / entry.recipe.path).is_file()
+    )
+    config = json.loads((ZOO / entry.folder / "args.json").read_text())
+    assert (config["method"], config["backbone"]["name"]) == (entry.method, entry.backbone)
+    assert (config["data"]["dataset"], config["max_epochs"]) == (entry.dataset, entry.epochs)
+    assert {figure.metric for figure in entry.figures} == {"linear top-1", "kNN-1", "kNN-20"}
+
+
+def test_no_stray_files_in_the_zoo():
+    folders = {path.relative_to(ZOO).as_posix() for path in ZOO.glob("*/*") if path.is_dir()}
+    assert folders == {ENTRIES[name].folder for name in WEIGHTS}
+
+
+@pytest.mark.parametrize("readme", [ROOT / "README.md", ZOO / "README.md"])
+def test_tables_are_the_index(readme):
+    text = readme.read_text(encoding="utf-8")
+    table = markdown(ENTRIES.values(), weights=readme.parent == ROOT)
+    assert table in text and within(text, table) == text, "run: python zoo/recipes.py"
+
+
+def test_recipes_are_those_of_the_papers():
+    """The recipes' entries are what zoo/recipes.py writes today, and each value is in the table that it names."""
+    sys.path.insert(0, str(ZOO))
+    try:
+        import recipes
+    finally:
+        sys.path.remove(str(ZOO))
+    assert {e.name: e for e in recipes.recipes() if e.name not in WEIGHTS} == {name: ENTRIES[name] for name in RECIPES}
+    tables = yaml.safe_load((ROOT / "scripts/studies/paper_results.yaml").read_text())
+    for name in RECIPES:
+        [figure] = ENTRIES[name].figures
+        paper, numbers = figure.protocol.removeprefix("printed: paper ").split(", Table")
+        keys = [f"{paper}-{number}" for number in numbers.removeprefix("s").strip().split(" and ")]
+        assert all(any(figure.value in row for row in tables[key]["rows"]) for key in keys), name
+
+
+@pytest.mark.parametrize("name", [name for name in WEIGHTS if "mini" in name][:2])
+def test_figures_come_out_again(name, run):
+    """kNN of the shipped weights on the bundled images."""
+    status, out, err = run("knn", "--run", name, "--k", "1", "20", "--distance", "cosine", "data.num_workers=0")
+    assert status == 0, err
+    found = {f"kNN-{line.split()[2]}": float(line.split("acc@1")[1].split()[0]) for line in out.splitlines()}
+    # another CPU's bfloat16 may turn a few of 1,000 images
+    assert (
+        found == {metric: pytest.approx(ENTRIES[name].figure(metric), abs=0.5) for metric in found} and len(found) == 2
+    )
+
+
+# Names and tables.
+
+
+@pytest.mark.parametrize(
+    ("backbone", "name"),
+    [
+        ("resnet18", "r18"),
+        ("resnet10_w16", "r10w16"),
+        ("vit_small", "vit-s"),
+        ("timm/convnext_tiny", "timm-convnext-tiny"),
+    ],
+)
+def test_short_names(backbone, name):
+    assert short(backbone) == name
+
+
+def test_an_index_is_read_as_it_was_written(tmp_path):
+    write_index(tmp_path / "index.yaml", ENTRIES.values())
+    assert parse_index((tmp_path / "index.yaml").read_bytes(), "x") == ENTRIES
+    assert (tmp_path / "index.yaml").read_bytes() == (ZOO / "index.yaml").read_bytes()
+
+
+# An index that cannot be right.
+
+GOOD = {
+    "name": "byol-a-r18",
+    "method": "byol",
+    "backbone": "resnet18",
+    "dataset": "a",
+    "epochs": 1,
+    "files": [{"path": "a/byol-a-r18/model.safetensors", "size": 3, "sha256": "0" * 64}],
+}
+URL = "https://example.org/x/model.safetensors"
+
+
+def changed(**changes):
+    file = {**GOOD["files"][0], **{key[5:]: value for key, value in changes.items() if key.startswith("file_")}}
+    file = {key: value for key, value in file.items() if value is not None}
+    entry = {**GOOD, "files": [file], **{key: value for key, value in changes.items() if not key.startswith("file_")}}
+    return yaml.safe_dump({"entries": [entry]})
+
+
+def test_the_good_index_is_good():
+    [entry] = parse_index(changed(), "x").values()
+    assert entry.folder == "a/byol-a-r18" and entry.files[0].name == "model.safetensors"
+    [entry] = parse_index(changed(file_path=None, file_url=URL), "x").values()
+    assert entry.files[0].name == "model.safetensors"
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"file_path": "../../etc/passwd"}, "files.path must be 'a/byol-a-r18/<name>'"),
+        ({"file_path": "a/byol-a-r18/../model.safetensors"}, "files.path must be"),
+        ({"file_path": "/etc/model.safetensors"}, "files.path must be"),
+        ({"file_path": "a/byol-a-r18/.."}, "the last part of files.path"),
+        ({"file_path": "a/byol-a-r18/"}, "the last part of files.path"),
+        ({"file_path": "a/byol-a-r18/a\\b"}, "the last part of files.path"),
+        ({"file_path": "a/byol-a-r18/.hidden"}, "the last part of files.path"),
+        ({"file_path": "a/byol-a-r18/x"}, "has no model.safetensors"),
+        ({"file_path": None, "file_url": "http://example.org/model.safetensors"}, "must begin with https://"),
+        ({"file_path": None, "file_url": "file:///etc/model.safetensors"}, "must begin with https://"),
+        ({"file_path": None, "file_url": "https:///model.safetensors"}, "must begin with https://"),
+        ({"file_path": None, "file_url": "https://[/model.safetensors"}, "must begin with https://"),
+        ({"file_path": None, "file_url": "https://example.org/.."}, "the last part of"),
+        ({"file_url": URL}, "either a path or a url"),
+        ({"file_path": None}, "either a path or a url"),
+        ({"file_size": -1}, "files.size must be at least 0"),
+        ({"file_size": "many"}, "size must be a whole number"),
+        ({"file_sha256": "0" * 63}, "64 hexadecimal digits"),
+        ({"file_sha256": "../" * 20}, "64 hexadecimal digits"),
+        ({"name": ".."}, "name must be letters"),
+        ({"name": "a/b"}, "name must be letters"),
+        ({"name": "x" * 200}, "name must be letters"),
+        ({"dataset": "../a"}, "dataset must be letters"),
+        ({"epoch": 3}, "unknown key"),
+        ({"log": "../log"}, "is none of the files"),
+        ({"recipe": {"path": "x", "sha256": "1"}}, "64 hexadecimal digits"),
+        ({"files": "x"}, "files must be a list"),
+    ],
+)
+def test_a_bad_entry_is_refused(changes, said):
+    with pytest.raises(CheckpointError, match="x is not an index of a zoo") as error:
+        parse_index(changed(**changes), "x")
+    assert said in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[]",
+        "entries",
+        "entries: {}",
+        "entries: [1]",
+        "\x00",
+        "<html>no index</html>",
+        "a: &a [1]\nentries: [*a]",
+        "entries: !!python/object/apply:os.system [true]",
+        "[" * 5000,
+        "entries: [" + ",".join([changed()[11:].replace("\n", " ")] * 0) + "]]",
+        " " * (11 << 20),
+    ],
+)
+def test_what_is_no_index_is_refused(text):
+    with pytest.raises(CheckpointError, match="is not an index of a zoo"):
+        parse_index(text, "x")
+
+
+def test_a_name_twice_is_refused():
+    with pytest.raises(CheckpointError, match="has 'byol-a-r18' twice"):
+        parse_index(changed() + changed().removeprefix("entries:\n"), "x")
+
+
+def test_mutated_indexes_are_read_or_refused():
+    """1,000 of ours with bytes changed, cut or doubled: a dictionary of entries, or our error."""
+    text = yaml.safe_dump({"entries": yaml.safe_load((ZOO / "index.yaml").read_text())["entries"][:2]}).encode()
+    draw, refused = random.Random(0), 0
+    for _ in range(1000):
+        mutated = bytearray(text)
+        for _ in range(draw.randint(1, 4)):
+            at = draw.randrange(len(mutated))
+            kind = draw.randrange(4)
+            if kind == 0:
+                mutated[at] = draw.randrange(256)
+            elif kind == 1:
+                del mutated[at : at + draw.randint(1, 40)]
+            elif kind == 2:
+                mutated[at:at] = mutated[at : at + draw.randint(1, 40)]
+            else:
+                mutated[at:at] = draw.choice([b"../", b"\n", b": ", b"- ", b"'", b"null", b"1e999", b"{", b"\xff"])
+        try:
+            for entry in parse_index(bytes(mutated), "x").values():
+                assert isinstance(entry, Entry) and ".." not in entry.folder.split("/")
+        except CheckpointError:
+            refused += 1
+    assert 300 < refused < 1000
+
+
+# The cache and the mirror.
+
+
+def test_fetching_fills_the_cache_once_and_mends_it(home, caplog):
+    folder = store.fetch(SAMPLE)
+    assert folder == home / "zoo" / ENTRIES[SAMPLE].folder
+    assert {state.state for state in store.verify(ENTRIES[SAMPLE])} == {"ok"}
+    weights = folder / "model.safetensors"
+    written = weights.stat().st_mtime_ns
+    store.fetch(SAMPLE)
+    assert weights.stat().st_mtime_ns == written
+    data = bytearray(weights.read_bytes())
+    data[len(data) // 2] ^= 1
+    weights.write_bytes(data)
+    assert [state.path.name for state in store.verify(ENTRIES[SAMPLE]) if state.state == "damaged"] == [weights.name]
+    store.fetch(SAMPLE)
+    assert "is damaged" in caplog.text and {state.state for state in store.verify(ENTRIES[SAMPLE])} == {"ok"}
+
+
+def test_weights_in_the_cache_are_hashed_when_they_are_loaded():
+    folder = store.fetch(SAMPLE)
+    before = load_encoder(folder)[0].state_dict()
+    tensors = safetensors.torch.load_file(folder / "model.safetensors")
+    safetensors.torch.save_file({name: x * 2 for name, x in tensors.items()}, folder / "model.safetensors")
+    with pytest.raises(CheckpointError, match="differs from its SHA-256"):
+        load_encoder(folder)
+    after = load_encoder(store.fetch(SAMPLE))[0].state_dict()
+    assert all(torch.equal(x, after[name]) for name, x in before.items())
+
+
+@pytest.mark.parametrize("form", ["{}", "file://{}"])
+def test_a_folder_is_a_mirror(form, tmp_path, monkeypatch):
+    shutil.copytree(ZOO / ENTRIES[SAMPLE].folder, tmp_path / "a b" / ENTRIES[SAMPLE].folder)
+    monkeypatch.setenv(store.MIRROR, form.format(tmp_path / "a b"))
+    assert {state.state for state in store.verify(store.find(SAMPLE))} == {"missing"}
+    store.fetch(SAMPLE)
+    with pytest.raises(CheckpointError, match=WEIGHTS[1]):
+        store.fetch(WEIGHTS[1])  # not in this mirror
+    assert not (store.cache() / ENTRIES[WEIGHTS[1]].folder / "model.safetensors").exists()
+
+
+def test_a_mirror_adds_entries_and_changes_none(trained, tmp_path, monkeypatch):
+    own = tmp_path / "own"
+    shutil.copytree(ZOO / ENTRIES[SAMPLE].folder, own / ENTRIES[SAMPLE].folder)
+    (own / ENTRIES[SAMPLE].folder / "args.json").write_text("{}")
+    write_index(own / "index.yaml", [Entry(SAMPLE, "byol", "resnet18", ENTRIES[SAMPLE].dataset, 1)])
+    added = adding.add(trained, own)
+    monkeypatch.setenv(store.MIRROR, str(own))
+    assert store.entries().keys() == {*ENTRIES, added.name} and store.entries()[SAMPLE] == ENTRIES[SAMPLE]
+    with pytest.raises(CheckpointError, match=r"args\.json"):
+        store.fetch(SAMPLE)
+    assert load_encoder(store.fetch(added.name))[1]["method"] == "byol"
+
+
+@pytest.fixture
+def served(tmp_path):
+    """A folder that is served on the loopback, its URL, and what was asked for."""
+    asked, folder = [], tmp_path / "served"
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *args):
+            asked.append(self.path)
+
+    folder.mkdir()
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Handler, directory=str(folder)))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield folder, f"http://127.0.0.1:{server.server_port}/", asked, lambda: (server.shutdown(), server.server_close())
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_mirror_on_the_net(served, trained, monkeypatch, caplog):
+    folder, url, asked, stop = served
+    shutil.copytree(ZOO / ENTRIES[SAMPLE].folder, folder / ENTRIES[SAMPLE].folder)
+    monkeypatch.setenv(store.MIRROR, url)
+    store.fetch(SAMPLE)
+    assert len(asked) == len(ENTRIES[SAMPLE].files)  # what is in our index needs no other one
+    assert store.entries() == ENTRIES  # the mirror has none
+
+    added = adding.add(trained, folder)
+    assert store.entries().keys() == {*ENTRIES, added.name}
+    path = store.fetch(added.name)
+    stop()
+    assert store.entries().keys() == {*ENTRIES, added.name} and "cannot be reached" in caplog.text  # of the last time
+    assert store.fetch(added.name) == path and store.fetch(SAMPLE)
+    (path / "metrics.csv").unlink()
+    monkeypatch.setattr(downloading, "WAITS", ())
+    with pytest.raises(CheckpointError, match=r"metrics\.csv.*Connection refused"):
+        store.fetch(added.name)
+
+
+def test_a_mirrors_index_that_is_a_web_page(served, monkeypatch, run):
+    folder, url, _, _ = served
+    (folder / "index.yaml").write_text("<html><body>Not found</body></html>")
+    monkeypatch.setenv(store.MIRROR, url)
+    status, _, err = run("zoo", "list")
+    assert status == 2 and f"{url}index.yaml is not an index of a zoo" in err
+    assert not store.cache().exists()
+
+
+@pytest.mark.parametrize("value", ["nowhere", "ftp://x/y", "file:///nowhere"])
+def test_a_mirror_that_is_none_is_refused(value, monkeypatch, run):
+    monkeypatch.setenv(store.MIRROR, value)
+    status, _, err = run("zoo", "download", SAMPLE)
+    assert status == 2 and f"SOLO_EXT_ZOO_URL: '{value}' is neither a folder nor" in err
+
+
+def test_a_mutated_args_json_is_read_or_refused():
+    """What an entry's configuration says goes into networks, data and paths: 60 with values of other types."""
+    folder = store.fetch(SAMPLE)
+    args, draw, refused = json.loads((folder / "args.json").read_text()), random.Random(0), 0
+
+    def places(node, at=()):
+        for key, value in node.items() if isinstance(node, dict) else enumerate(node):
+            yield (*at, key)
+            if isinstance(value, dict | list):
+                yield from places(value, (*at, key))
+
+    every = [place for place in places(args) if place[0] in ("backbone", "data", "augmentations", "checkpoint")]
+    for _ in range(60):
+        mutated = json.loads(json.dumps(args))
+        *above, last = draw.choice(every)
+        node = functools.reduce(lambda value, key: value[key], above, mutated)
+        if draw.random() < 0.2:
+            del node[last]
+        else:
+            node[last] = draw.choice([None, 1, -1, 1e9, "", "x", [], {}, [1], {"a": 1}, True, "???", "${oops}"])
+        (folder / "args.json").write_text(json.dumps(mutated))
+        try:
+            load_encoder(folder)
+            resolve(overlay(run_values(folder, "knn")), "knn")
+        except SoloExtError as error:
+            assert "\n" not in str(error)
+            refused += 1
+    assert 10 < refused < 60
+
+
+# Adding.
+
+
+def test_a_run_becomes_an_entry(trained, tmp_path, run):
+    zoo = tmp_path / "own" / "zoo"
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "README.md").write_text("before\n<!-- zoo -->\n<!-- /zoo -->\nafter\n")
+    shutil.copytree(ROOT / "scripts/pretrain/cifar10", tmp_path / "own/scripts/pretrain/cifar10")
+    shutil.copytree(ROOT / "scripts/pretrain/_shared", tmp_path / "own/scripts/pretrain/_shared")
+    status, _, err = run("zoo", "add", trained, "--zoo", zoo)
+    assert status == 0, err
+    [entry] = parse_index((zoo / "index.yaml").read_bytes(), "x").values()
+    assert entry.name == "byol-cifar10-r10w16" and entry.epochs == 3 and entry.licence == "MIT"
+    assert entry.figure("kNN-20") == 41.5 and "before its weights were rounded" in entry.figures[0].protocol
+    assert entry.recipe.path == "scripts/pretrain/cifar10/byol.yaml" and entry.recipe.overrides == ["max_epochs=3"]
+    assert "byol-cifar10-r10w16" in (tmp_path / "own" / "README.md").read_text()
+    folder = zoo / entry.folder
+    assert {path.name for path in folder.iterdir()} == {file.name for file in entry.files}
+    for path in folder.iterdir():
+        assert path.suffix == ".safetensors" or "someone" not in path.read_text(), path
+    ours, stored = load_encoder(trained)[0].state_dict(), load_encoder(folder)[0].state_dict()
+    for name, x in ours.items():
+        torch.testing.assert_close(stored[name], x, rtol=1e-3, atol=1e-6)
+
+    status, _, err = run("zoo", "add", trained, "--zoo", zoo)
+    assert status == 2 and "has 'byol-cifar10-r10w16' already" in err
+    before = (zoo / "index.yaml").read_bytes()
+    knn = json.loads((trained / "knn.json").read_text())
+    (trained / "knn.json").unlink()
+    status, _, err = run("zoo", "add", trained, "--zoo", zoo, "--name", "other")
+    assert status == 2 and "has not been evaluated: solo-ext knn --run" in err
+    knn["protocol"]["checkpoint"] = "model.safetensors"
+    (folder / "knn.json").write_text(json.dumps(knn))
+    status, _, err = run("zoo", "add", folder, "--zoo", zoo, "--name", "../other")
+    assert status == 2 and "name must be letters" in err
+    assert (zoo / "index.yaml").read_bytes() == before and [p.name for p in zoo.glob("*/*")] == [entry.name]
+    assert run("zoo", "add", folder, "--zoo", zoo, "--name", "other")[0] == 0  # an export is one, too
+    assert "rounded" not in parse_index((zoo / "index.yaml").read_bytes(), "x")["other"].figures[0].protocol
+    assert (zoo / "cifar10" / "other" / "model.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes()
+
+
+# The commands.
+
+
+def test_list_and_download_import_no_torch(tmp_path):
+    """They run where it takes long to load, such as the first node of a cluster."""
+    code = f"import sys; from solo_ext.cli.main import main; main(['zoo', 'download', {SAMPLE!r}]); "
+    code += "main(['zoo', 'list']); main(['zoo', 'verify', '--all']); print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1] == "False", done.stderr
+
+
+def test_list_and_show(run):
+    status, out, _ = run("zoo", "list")
+    assert status == 0 and all(name in out for name in ENTRIES)
+    status, out, _ = run("zoo", "list", "res_", "--weights", "--json")
+    assert status == 0 and [e["name"] for e in json.loads(out)] == [name for name in WEIGHTS if "res_" in name]
+    status, out, _ = run("zoo", "list", "--markdown", "--weights")
+    assert status == 0 and out == markdown(ENTRIES.values())
+    status, out, _ = run("zoo", "show", SAMPLE)
+    assert status == 0 and yaml.safe_load(out)["files"] and "# in the cache: no" in out
+
+
+def test_download_and_verify(run, home):
+    status, out, err = run("zoo", "verify", "--all")
+    assert (status, out) == (0, "") and "nothing has been downloaded" in err
+    status, out, _ = run("zoo", "download", SAMPLE)
+    assert status == 0 and out.strip() == str(home / "zoo" / ENTRIES[SAMPLE].folder)
+    status, out, _ = run("zoo", "verify", "--all")
+    assert status == 0 and {line.split()[0] for line in out.splitlines()} == {"ok"}
+    (home / "zoo" / ENTRIES[SAMPLE].folder / "args.json").write_text("{}")
+    status, out, err = run("zoo", "verify", SAMPLE)
+    assert status == 2 and "damaged" in out and f"solo-ext zoo download {SAMPLE} fetches them" in err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("show", SAMPLE[:-1]), f"did you mean '{SAMPLE}'?"),
+        (("download",), "which entry?"),
+        (("download", SAMPLE, "--all"), "two ways to say it"),
+        (("download", "--dataset", "cifar_10"), "did you mean 'cifar10'?"),
+        (("download", "--dataset", "cifar10"), "no weights of cifar10, only"),
+        (("download", RECIPES[0]), "is a recipe without weights"),
+        (("verify", RECIPES[0]), "there is nothing to verify"),
+        (("list", "byool"), "no entry with 'byool' in its name"),
+        (("downlaod", SAMPLE), "did you mean 'download'?"),
+        (("add", "nowhere"), "nowhere does not exist"),
+    ],
+)
+def test_mistakes(words, said, run, home):
+    status, out, err = run("zoo", *words)
+    assert (status, out) == (2, "") and said in err and len(err.splitlines()) == 1
+    assert not home.exists()
+
+
+@pytest.mark.parametrize("script", sorted(ZOO.glob("*.sh")), ids=lambda path: path.name)
+def test_bash_scripts(script, tmp_path):
+    """Each calls the command: a `solo-ext` on the path that runs this checkout."""
+    solo_ext_script = tmp_path / "solo-ext"
+    solo_ext_script.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m solo_ext "$@"\n')
+    solo_ext_script.chmod(0o755)
+    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
+    words = [SAMPLE] if script.stem == "download" else []
+    done = subprocess.run(["bash", script, *words], env=environment, capture_output=True, text=True)
+    trained = [name for name in WEIGHTS if ENTRIES[name].dataset == script.stem] or words
+    assert done.returncode == (0 if trained else 2), done.stderr
+    assert len(done.stdout.splitlines()) == len(trained) and (trained or "recipes, such as" in done.stderr)
+
+
+def test_a_wheel_has_the_zoo(tmp_path):
+    words = ["-q", "egg_info", "--egg-base", tmp_path, "build_py", "--build-lib", tmp_path / "lib"]
+    subprocess.run([sys.executable, "setup.py", *map(str, words)], cwd=ROOT, check=True, capture_output=True)
+    code = f"from solo_ext.zoo import store; print(store.installed()); store.fetch({SAMPLE!r})"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": str(tmp_path / "lib")},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout.strip() == str(tmp_path / "lib" / "solo_ext" / "zoo" / "files"), done.stderr
