@@ -434,6 +434,8 @@ def test_a_run_becomes_an_entry(trained, tmp_path, run):
 
     status, _, err = run("zoo", "add", trained, "--zoo", zoo)
     assert status == 2 and "has 'byol-cifar10-r10w16' already" in err
+    status, _, err = run("zoo", "add", trained, "--zoo", trained / "metrics.csv" / "zoo")
+    assert status == 2 and "byol-cifar10-r10w16 cannot be written: Not a directory" in err and err.count("\n") == 1
     before = (zoo / "index.yaml").read_bytes()
     knn = json.loads((trained / "knn.json").read_text())
     (trained / "knn.json").unlink()

@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 from solo_ext.errors import CheckpointError
 from solo_ext.files import WEIGHTS, read_json, sha256, write_text
 from solo_ext.runtime.compose import compose
-from solo_ext.runtime.weights import RECORDS, find_checkpoint, run_config
+from solo_ext.runtime.weights import RECORDS, find_checkpoint, foreign_config, run_config
 from solo_ext.zoo.export import RECORD, export
 from solo_ext.zoo.index import (
     INDEX,
@@ -47,7 +47,8 @@ def add(run: str | Path, zoo: Path, name: str | None = None, licence: str = LICE
         name: default `<method>-<dataset>-<backbone>`.
 
     Raises:
-        CheckpointError: nothing to add, no evaluation, or a name that is taken; the zoo is as it was.
+        CheckpointError: nothing to add, no evaluation, a name that is taken, or no place to write; the zoo is as it
+            was.
     """
     checkpoint = find_checkpoint(run)
     source = checkpoint.parent
@@ -57,38 +58,46 @@ def add(run: str | Path, zoo: Path, name: str | None = None, licence: str = LICE
     figures = figures_of(source, checkpoint.name)
     if not figures:
         raise CheckpointError(f"{source} has not been evaluated: solo-ext knn --run {source} does it, or linear")
-    dataset, backbone = config["data"]["dataset"], config["backbone"]["name"]
-    name = name or f"{config['method']}-{dataset}-{short(backbone)}"
-    entry = Entry(name, config["method"], backbone, dataset, config["max_epochs"], figures=figures, licence=licence)
-
-    folder, index = zoo / entry.folder, zoo / INDEX
-    zoo.mkdir(parents=True, exist_ok=True)
-    with FileLock(zoo / ".lock"):
-        known = parse_index(index.read_bytes(), str(index)) if index.exists() else {}
-        if folder.exists() or (name in known and known[name].files):
-            raise CheckpointError(f"the zoo in {zoo} has '{name}' already; give another --name")
-        try:
-            _fill(folder, checkpoint)
-            if checkpoint.name != WEIGHTS:
-                for figure in figures:
-                    figure.protocol += "; before its weights were rounded to float16"
-            environment = read_json(folder / ENVIRONMENT) or {}
-            entry.recipe = recipe_from(environment.get("command", []), zoo.parent)
-            entry.fingerprint = ((environment.get("data") or {}).get("train") or {}).get("fingerprint")
-            entry.files = [
-                ZooFile(file.stat().st_size, sha256(file), f"{entry.folder}/{file.name}")
-                for file in sorted(folder.iterdir())
-            ]
-            names = [file.name for file in entry.files]
-            entry.log, entry.environment = (name if name in names else None for name in (LOG, ENVIRONMENT))
-            write_index(index, {**known, name: entry}.values())
-        except BaseException:
-            shutil.rmtree(folder, ignore_errors=True)
-            with suppress(OSError):
-                folder.parent.rmdir()  # only if empty
-            raise
+    with foreign_config(checkpoint):
+        dataset, backbone = config["data"]["dataset"], config["backbone"]["name"]
+        name = name or f"{config['method']}-{dataset}-{short(backbone)}"
+        entry = Entry(name, config["method"], backbone, dataset, config["max_epochs"], figures=figures, licence=licence)
+    if checkpoint.name != WEIGHTS:
+        for figure in figures:
+            figure.protocol += "; before its weights were rounded to float16"
+    try:
+        zoo.mkdir(parents=True, exist_ok=True)
+        with FileLock(zoo / ".lock"):
+            _enter(entry, checkpoint, zoo)
+    except OSError as error:
+        raise CheckpointError(f"{zoo / entry.folder} cannot be written: {error.strerror or error}") from error
     write_tables(zoo)
     return entry
+
+
+def _enter(entry: Entry, checkpoint: Path, zoo: Path) -> None:
+    """Makes the folder of `entry` and completes it in the index; on any error, the zoo is as it was."""
+    folder, index = zoo / entry.folder, zoo / INDEX
+    known = parse_index(index.read_bytes(), str(index)) if index.exists() else {}
+    if folder.exists() or (entry.name in known and known[entry.name].files):
+        raise CheckpointError(f"the zoo in {zoo} has '{entry.name}' already; give another --name")
+    try:
+        _fill(folder, checkpoint)
+        environment = read_json(folder / ENVIRONMENT) or {}
+        entry.recipe = recipe_from(environment.get("command", []), zoo.parent)
+        entry.fingerprint = ((environment.get("data") or {}).get("train") or {}).get("fingerprint")
+        entry.files = [
+            ZooFile(file.stat().st_size, sha256(file), f"{entry.folder}/{file.name}")
+            for file in sorted(folder.iterdir())
+        ]
+        names = [file.name for file in entry.files]
+        entry.log, entry.environment = (name if name in names else None for name in (LOG, ENVIRONMENT))
+        write_index(index, {**known, entry.name: entry}.values())
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        with suppress(OSError):
+            folder.parent.rmdir()  # only if empty
+        raise
 
 
 def _fill(folder: Path, checkpoint: Path) -> None:

@@ -1,7 +1,7 @@
 """The index of the zoo: what was trained, how, what it reached, and what its files have to sum up to."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -228,7 +228,7 @@ def within(text: str, table: str, marker: str = "zoo") -> str:
     return pattern.sub(lambda match: match[1] + table + match[2], text)
 
 
-def short(backbone: str, kwargs: Sequence[str] = ()) -> str:
+def short(backbone: str) -> str:
     """`r18` for resnet18, `r10w16` for resnet10_w16, `vit-s` for vit_small: a backbone in an entry's name."""
     vit = re.fullmatch(r"vit_(\w)\w*", backbone)
     if vit:
