@@ -1,6 +1,5 @@
 """The data sets by name: what is known about each without its files, and how its files are read."""
 
-import hashlib
 import os
 from collections.abc import Callable
 from contextlib import suppress
@@ -15,6 +14,7 @@ from solo_ext.data import h5
 from solo_ext.data.imagenet100 import CLASSES
 from solo_ext.data.images import ArrayImages, ImageSet, class_folders, read_folder, read_idx, read_list
 from solo_ext.errors import DataError, SoloExtError
+from solo_ext.files import sha256
 
 if TYPE_CHECKING:
     from solo_ext.data.config import DataConfig
@@ -107,7 +107,7 @@ def _fraction(images: ImageSet, fraction: float) -> ImageSet:
 def _load_mini(data: "DataConfig", split: str) -> ImageSet:
     name = "test" if split == "test" else "train"
     try:
-        intact = hashlib.sha256(MINI.read_bytes()).hexdigest() == MINI_SHA256
+        intact = sha256(MINI) == MINI_SHA256
     except OSError as error:
         raise DataError(f"{MINI}: cannot be read ({error.strerror}); reinstall solo-ext") from None
     if not intact:

@@ -16,6 +16,7 @@ from solo_ext.files import WEIGHTS, read_json, sha256, write_text
 from solo_ext.runtime.compose import compose
 from solo_ext.runtime.weights import RECORDS, find_checkpoint, foreign_config, run_config
 from solo_ext.zoo.export import RECORD, export
+from solo_ext.zoo.export.safetensors import ENVIRONMENT, LOG
 from solo_ext.zoo.index import (
     INDEX,
     Entry,
@@ -30,7 +31,6 @@ from solo_ext.zoo.index import (
 )
 
 LICENCE = "MIT"
-LOG, ENVIRONMENT = "metrics.csv", "environment.json"
 # where a run lies and how it is shown, not what is trained
 OF_THE_MACHINE = (
     *("checkpoint.", "auto_resume.", "wandb", "tensorboard", "enable_progress_bar", "name=", "knn_eval."),

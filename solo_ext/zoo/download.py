@@ -45,15 +45,12 @@ def download(source: str, target: Path, size: int, sha256: str, progress: Callab
     target = Path(target)
     part = target.with_name(f".{target.name}.{sha256[:16]}.part")
 
-    def verified() -> bool:
-        return target.is_file() and target.stat().st_size == size and files.sha256(target) == sha256
-
     try:
-        if verified():
+        if intact(target, size, sha256):
             return
         target.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(target.with_name(f".{target.name}.lock")):
-            if verified():
+            if intact(target, size, sha256):
                 return
             if os.path.lexists(target):
                 log.warning("%s is damaged; it is fetched again", target)
@@ -72,6 +69,11 @@ def download(source: str, target: Path, size: int, sha256: str, progress: Callab
                     part.unlink()
     except OSError as error:
         raise CheckpointError(f"{target} cannot be written: {error.strerror or error}") from None
+
+
+def intact(path: Path, size: int, sha256: str) -> bool:
+    """Whether `path` is a file of `size` bytes and this SHA-256."""
+    return path.is_file() and path.stat().st_size == size and files.sha256(path) == sha256
 
 
 def _collect(source: str, file: BinaryIO, size: int, sha256: str, progress: Callable[[int], None]) -> None:

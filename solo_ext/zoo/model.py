@@ -9,6 +9,7 @@ from timm.models import build_model_with_cfg, register_model
 from torch import nn
 
 from solo_ext.data.datasets import DATASETS
+from solo_ext.data.modules import DEFAULT_CROP
 from solo_ext.data.transforms import Transform, build_eval_transform
 from solo_ext.errors import CheckpointError, ConfigError, nearest
 from solo_ext.runtime.weights import bare_backbone, find_checkpoint, foreign_config, load_encoder
@@ -45,7 +46,7 @@ def eval_transform(config: Mapping[str, Any] | None) -> Transform:
     config = config or {}
     info = DATASETS.get((config.get("data") or {}).get("dataset"), DATASETS["custom"])
     view = (config.get("augmentations") or [{}])[0]
-    size = view.get("crop_size") or info.image_size or 224
+    size = view.get("crop_size") or info.image_size or DEFAULT_CROP
     return build_eval_transform(info, size, view.get("mean"), view.get("std"))
 
 

@@ -15,8 +15,8 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, Trans
 
 import solo_ext
 from solo_ext.errors import CheckpointError, nearest
-from solo_ext.files import replacing, sha256
-from solo_ext.zoo.download import download
+from solo_ext.files import replacing
+from solo_ext.zoo.download import download, intact
 from solo_ext.zoo.index import INDEX, LIMIT, Entry, ZooFile, parse_index
 
 log = logging.getLogger("solo_ext")
@@ -125,13 +125,12 @@ def verify(entry: Entry) -> list[State]:
 
 
 def _state(path: Path, file: ZooFile) -> str:
-    try:
-        intact = path.stat().st_size == file.size and sha256(path) == file.sha256
-    except FileNotFoundError:
+    if not os.path.lexists(path):
         return "missing"
+    try:
+        return "ok" if intact(path, file.size, file.sha256) else "damaged"
     except OSError:
         return "damaged"
-    return "ok" if intact else "damaged"
 
 
 def fetch(name: str) -> Path:

@@ -9,12 +9,13 @@ from torch import nn
 from torchvision.models.resnet import ResNet
 
 from solo_ext.networks.vit import MoCoViT
+from solo_ext.runtime.weights import FETCHING
 from solo_ext.zoo.export import Product, Source, torchvision
 from solo_ext.zoo.export.torchvision import call, give_stem, replaced
 
 VITS = {f"vit_{size}": f"vit_{size}_patch16_224" for size in ("tiny", "small", "base", "large")}
 # what decides about the initial weights only
-IGNORED = ("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir", "weight_init")
+IGNORED = FETCHING | {"weight_init"}
 
 
 def supports(backbone: nn.Module) -> str | None:

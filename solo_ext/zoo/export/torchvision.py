@@ -11,10 +11,10 @@ from torch import nn
 from torchvision.models.resnet import ResNet
 
 from solo_ext.networks.backbones import SMALL_STEM
-from solo_ext.runtime.weights import load_checkpoint
+from solo_ext.runtime.weights import FETCHING, load_checkpoint
 from solo_ext.zoo.export import Product, Source
 
-IGNORED = ("weights", "progress", "num_classes")  # pretrained weights and the classifier: backbone.kwargs may name them
+IGNORED = FETCHING | {"progress", "num_classes"}  # pretrained weights and the classifier: backbone.kwargs may name them
 
 
 def supports(backbone: nn.Module) -> str | None:
