@@ -46,10 +46,10 @@ from solo_ext.data.loader import EpochSampler, Resumable
 from solo_ext.data.reference import random_chain
 from solo_ext.data.transforms import build_view_transform
 from solo_ext.methods import METHODS
-from solo_ext.runtime.compose import compose
-from solo_ext.runtime.config import resolve
-from solo_ext.runtime.environment import environment
+from solo_ext.runs.environment import environment
 from solo_ext.schema import section
+from solo_ext.training.compose import compose
+from solo_ext.training.config import resolve
 
 RECIPES = Path(__file__).resolve().parents[1] / "scripts" / "pretrain"
 RECIPE = {"photos": "imagenet_asymmetric", "cifar": "cifar_asymmetric"}

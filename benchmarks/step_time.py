@@ -16,7 +16,7 @@ import torch
 from omegaconf import OmegaConf
 
 from solo_ext.methods import METHODS
-from solo_ext.runtime.environment import environment
+from solo_ext.runs.environment import environment
 
 SCOPES = ("full", "backbone", "block4", "projector", "none")
 

@@ -9,7 +9,8 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 
 from omegaconf import OmegaConf
 
-from solo_ext.errors import ConfigError, nearest
+from solo_ext.errors import ConfigError
+from solo_ext.text import nearest
 
 T = TypeVar("T")
 MISSING = "???"  # OmegaConf's marker for a value that has to be given

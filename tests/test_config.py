@@ -16,8 +16,9 @@ from solo_ext.data.config import PARTS_WITH_PROB
 from solo_ext.errors import ConfigError
 from solo_ext.methods import METHODS
 from solo_ext.momentum import IntraMomentum
-from solo_ext.runtime.compose import assign
-from solo_ext.runtime.config import (
+from solo_ext.schema import keys
+from solo_ext.training.compose import assign
+from solo_ext.training.config import (
     check_hardware,
     compose,
     device_count,
@@ -27,7 +28,6 @@ from solo_ext.runtime.config import (
     to_yaml,
     trainer_devices,
 )
-from solo_ext.schema import keys
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 SHIPPED = sorted(f for kind in ("pretrain", "linear") for f in SCRIPTS.glob(f"{kind}/[!_]*/*.yaml"))

@@ -19,19 +19,19 @@ from lightning.fabric.plugins.environments import LightningEnvironment, SLURMEnv
 import solo_ext
 from solo_ext.cli.main import main
 from solo_ext.errors import ConfigError
-from solo_ext.runtime.compose import compose
-from solo_ext.runtime.config import resolve
-from solo_ext.runtime.ranks import cluster_environment, die_with
-from solo_ext.runtime.resume import ExactResume
-from solo_ext.runtime.run import pretrain
-from solo_ext.runtime.weights import find_checkpoint, load_checkpoint
+from solo_ext.runs.checkpoints import find_checkpoint, load_checkpoint
+from solo_ext.training.callbacks.exact_resume import ExactResume
+from solo_ext.training.compose import compose
+from solo_ext.training.config import resolve
+from solo_ext.training.distributed.ranks import cluster_environment, die_with
+from solo_ext.training.pretrain import pretrain
 
 ROOT = Path(solo_ext.__file__).parents[1]
 YAMLS = ROOT / "scripts/pretrain/fashion_mnist_mini"
 BATCH = 32  # joint
 
 forks = multiprocessing.get_context("forkserver")
-forks.set_forkserver_preload(["solo_ext.runtime.run"])  # once, not once per process
+forks.set_forkserver_preload(["solo_ext.training.pretrain"])  # once, not once per process
 # the logged values that are not those of the joint batch: a time, and a spread over each rank's images
 OWN = {"images_per_s", "train_z_std"}
 

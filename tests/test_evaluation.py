@@ -18,8 +18,8 @@ from solo_ext.evaluation.features import extract_features
 from solo_ext.evaluation.knn import KNNConfig, knn_accuracy
 from solo_ext.evaluation.linear import LinearModel, LinearOptions, fit_cached_linear
 from solo_ext.evaluation.metrics import accuracy_at_k
-from solo_ext.evaluation.online import OnlineKNN
 from solo_ext.optim import OptimizerConfig, SchedulerConfig
+from solo_ext.training.callbacks.knn import OnlineKNN
 
 
 class Backbone(nn.Sequential):

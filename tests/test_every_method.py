@@ -7,10 +7,11 @@ import pytest
 import torch
 
 from solo_ext.methods import METHODS
-from solo_ext.runtime.compose import compose
-from solo_ext.runtime.config import resolve
-from solo_ext.runtime.run import knn, linear, pretrain
-from solo_ext.runtime.weights import checkpoints_in, load_checkpoint
+from solo_ext.runs.checkpoints import checkpoints_in, load_checkpoint
+from solo_ext.training.compose import compose
+from solo_ext.training.config import resolve
+from solo_ext.training.evaluate import knn, linear
+from solo_ext.training.pretrain import pretrain
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 TINY = [  # two epochs of two steps

@@ -16,7 +16,7 @@ from torchvision.transforms.functional import normalize
 
 from solo_ext.files import write_json
 from solo_ext.networks.backbones import build_backbone
-from solo_ext.runtime.weights import load_checkpoint
+from solo_ext.runs.checkpoints import load_checkpoint
 from solo_ext.zoo import export as zoo
 from solo_ext.zoo.export import detectron2 as export
 

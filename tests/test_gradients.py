@@ -12,12 +12,12 @@ from conftest import random_batches, tiny_config
 from lightning.pytorch.plugins.precision import MixedPrecision
 from omegaconf import OmegaConf
 
-from solo_ext.analysis.gradients import GradientMonitor
 from solo_ext.errors import ConfigError
 from solo_ext.methods import METHODS
-from solo_ext.runtime.config import resolve
-from solo_ext.runtime.loggers import CSVMetrics
-from solo_ext.runtime.run import pretrain
+from solo_ext.training.callbacks.gradients import GradientMonitor
+from solo_ext.training.config import resolve
+from solo_ext.training.loggers import CSVMetrics
+from solo_ext.training.pretrain import pretrain
 
 BLOCKS = ["conv1", "block1", "block2", "block3", "block4", "projector"]
 

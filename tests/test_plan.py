@@ -10,11 +10,11 @@ from conftest import method_config, tiny_config
 
 import solo_ext.cli.main as cli
 from solo_ext.methods import METHODS
-from solo_ext.runtime import measure
-from solo_ext.runtime.anatomy import anatomy, synthetic_batch
-from solo_ext.runtime.config import compose, resolve
-from solo_ext.runtime.plan import plan
-from solo_ext.runtime.run import pretrain
+from solo_ext.planning import measure
+from solo_ext.planning.anatomy import anatomy, synthetic_batch
+from solo_ext.planning.plan import plan
+from solo_ext.training.config import compose, resolve
+from solo_ext.training.pretrain import pretrain
 
 PRETRAIN = Path(__file__).parents[1] / "scripts" / "pretrain"
 BYOL = PRETRAIN / "cifar10" / "byol.yaml"

@@ -19,9 +19,9 @@ from rich.console import Console
 
 from solo_ext.analysis import figures
 from solo_ext.analysis.report import cell, main_report, print_table, table_rows
-from solo_ext.analysis.runs import compare, find_runs, flatten, load_run
 from solo_ext.errors import CheckpointError, ConfigError, DataError
-from solo_ext.runtime.loggers import CSVMetrics
+from solo_ext.runs.run import compare, find_runs, flatten, load_run
+from solo_ext.training.loggers import CSVMetrics
 
 ARGS = {
     "name": "tiny",

@@ -25,14 +25,17 @@ from torch import nn
 from solo_ext.errors import CheckpointError, ConfigError, SoloExtError
 from solo_ext.methods import METHODS
 from solo_ext.networks import build_backbone
-from solo_ext.runtime import precision, run
-from solo_ext.runtime.checkpoint import CheckpointConfig, NonFiniteError, check_finite, save_checkpoint
-from solo_ext.runtime.config import resolve
-from solo_ext.runtime.environment import environment
-from solo_ext.runtime.loggers import CSVMetrics, TensorboardConfig, reachable
-from solo_ext.runtime.resume import RunLock, differences, find_resumable
-from solo_ext.runtime.run import knn, linear, pretrain
-from solo_ext.runtime.weights import RECORDS, find_checkpoint, load_checkpoint, load_encoder
+from solo_ext.runs.checkpoints import RECORDS, CheckpointConfig, find_checkpoint, load_checkpoint, save_checkpoint
+from solo_ext.runs.encoder import load_encoder
+from solo_ext.runs.environment import environment
+from solo_ext.runs.resume import RunLock, differences, find_resumable
+from solo_ext.training import precision
+from solo_ext.training.callbacks.checkpointer import NonFiniteError, check_finite
+from solo_ext.training.callbacks.progress import Throughput
+from solo_ext.training.config import resolve
+from solo_ext.training.evaluate import knn, linear
+from solo_ext.training.loggers import CSVMetrics, TensorboardConfig, reachable
+from solo_ext.training.pretrain import pretrain
 
 AUGMENTATION = {"rrc": {"enabled": True}, "horizontal_flip": {"prob": 0.5}, "crop_size": 12, "num_crops": 2}
 
@@ -281,14 +284,14 @@ def whole(tmp_path_factory):
 
 def interrupt(monkeypatch, step, how):
     """Does `how` at the end of optimizer step number `step`."""
-    original = run.Throughput.on_train_batch_end
+    original = Throughput.on_train_batch_end
 
     def hook(self, trainer, *args):
         original(self, trainer, *args)
         if trainer.global_step == step:
             how()
 
-    monkeypatch.setattr(run.Throughput, "on_train_batch_end", hook)
+    monkeypatch.setattr(Throughput, "on_train_batch_end", hook)
 
 
 def test_a_run_leaves_its_record(whole):
@@ -605,7 +608,7 @@ def test_wandb_without_key_or_network_goes_offline_in_one_line(tmp_path):
     script = """if True:
         import os, socket, sys, wandb
         from pathlib import Path
-        from solo_ext.runtime.loggers import WandbConfig, close, wandb_logger
+        from solo_ext.training.loggers import WandbConfig, close, wandb_logger
 
         with socket.socket() as server:
             server.bind(("127.0.0.1", 0))

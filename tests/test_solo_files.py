@@ -14,9 +14,10 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from solo_ext.errors import CheckpointError
-from solo_ext.runtime.config import run_values
-from solo_ext.runtime.solo_files import Inert
-from solo_ext.runtime.weights import load_checkpoint, load_encoder
+from solo_ext.runs.checkpoints import load_checkpoint
+from solo_ext.runs.encoder import load_encoder
+from solo_ext.runs.layouts import Inert
+from solo_ext.training.config import run_values
 
 
 def resnet(small):

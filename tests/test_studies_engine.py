@@ -13,12 +13,12 @@ import yaml
 
 import solo_ext.cli.main as cli
 from solo_ext.errors import ConfigError
-from solo_ext.runtime.config import resolve
-from solo_ext.runtime.resume import RunLock
-from solo_ext.runtime.run import pretrain
+from solo_ext.runs.resume import RunLock
 from solo_ext.studies.run import check, jobs_of
 from solo_ext.studies.study import load_study, short_labels
 from solo_ext.studies.table import scores, warning, write_tables
+from solo_ext.training.config import resolve
+from solo_ext.training.pretrain import pretrain
 
 ROOT = Path(__file__).parents[1]
 TABLE = {

@@ -10,7 +10,7 @@ from conftest import build, random_batches
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from solo_ext.runtime.sync_bn import CPUSyncBatchNorm, SyncNorms
+from solo_ext.training.distributed.sync_bn import CPUSyncBatchNorm, SyncNorms
 
 CHANNELS, STEPS = 4, 3
 LAYERS = {
@@ -68,7 +68,7 @@ def one_rank(rank, folder):
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
-    torch.multiprocessing.get_context("forkserver").set_forkserver_preload(["solo_ext.runtime.run"])
+    torch.multiprocessing.get_context("forkserver").set_forkserver_preload(["solo_ext.training.pretrain"])
     torch.multiprocessing.start_processes(one_rank, (folder,), nprocs=2, start_method="forkserver")
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
 

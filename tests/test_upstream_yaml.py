@@ -9,7 +9,7 @@ from conftest import SOLO_LEARN
 from omegaconf import OmegaConf
 
 from solo_ext.methods import METHODS
-from solo_ext.runtime.config import compose, resolve
+from solo_ext.training.config import compose, resolve
 
 SCRIPTS = Path(SOLO_LEARN or "") / "scripts"
 NO_CHECKOUT = pytest.param("-", marks=pytest.mark.skip(reason="set SOLO_LEARN=<path of a solo-learn checkout>"))

@@ -22,13 +22,15 @@ from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics import Metric
 
+from solo_ext.compat import solo_learn as runner
 from solo_ext.evaluation.knn import knn_accuracy
 from solo_ext.methods import METHODS
 from solo_ext.networks import build_backbone
-from solo_ext.runtime import solo_learn as runner
-from solo_ext.runtime.config import resolve, run_values
-from solo_ext.runtime.run import knn, pretrain
-from solo_ext.runtime.weights import load_checkpoint, load_encoder, refuses_objects, state_of
+from solo_ext.runs.checkpoints import load_checkpoint, refuses_objects
+from solo_ext.runs.encoder import load_encoder, state_of
+from solo_ext.training.config import resolve, run_values
+from solo_ext.training.evaluate import knn
+from solo_ext.training.pretrain import pretrain
 
 ROOT = str(Path(__file__).parents[1])
 ON_THE_CPU = pytest.mark.skipif(torch.cuda.is_available(), reason="this is about machines without a GPU")

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 import solo_ext
-from solo_ext.analysis.runs import Run, flatten, is_number, show
+from solo_ext.runs.run import Run, flatten, is_number, show
 
 # Light and dark, for a white and a black page: told apart by people with any colour blindness (smallest CIELAB
 # distance 19 under Machado's simulations), 3:1 against the page but for the light page's fifth.

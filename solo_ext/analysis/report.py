@@ -18,8 +18,8 @@ import numpy as np
 import solo_ext
 from solo_ext.analysis import figures
 from solo_ext.analysis.figures import Panel, Section, Shown, Style, say
-from solo_ext.analysis.runs import Run, compare, find_runs, flatten, load_run, show
 from solo_ext.errors import ConfigError
+from solo_ext.runs.run import Run, compare, find_runs, flatten, load_run, show
 
 COLUMNS = {  # key of a row -> (heading, format)
     "knn1": ("kNN-1", "{:.2f}"),

@@ -4,7 +4,8 @@ import argparse
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from solo_ext.errors import ConfigError, nearest
+from solo_ext.errors import ConfigError
+from solo_ext.text import hint, nearest
 
 
 class _Parser(argparse.ArgumentParser):
@@ -94,6 +95,5 @@ commands:
 def dispatch(commands: Mapping[str, "Command | Group"], argv: Sequence[str], before: str = "") -> None:
     """Runs the one of `commands` that `argv` begins with; `before`: the words before it, for the message."""
     if argv[0] not in commands:
-        known = nearest(argv[0], commands) or f" (one of {', '.join(commands)})"
-        raise ConfigError(f"there is no command '{before}{argv[0]}'{known}")
+        raise ConfigError(f"there is no command '{before}{argv[0]}'{hint(argv[0], commands)}")
     commands[argv[0]](argv[1:])

@@ -54,7 +54,7 @@ def _yaml_and_overrides(args: argparse.Namespace) -> tuple[Path | None, list[str
 
 
 def _composed(file: Path | None, overrides: Sequence[str]):
-    from solo_ext.runtime.compose import compose
+    from solo_ext.training.compose import compose
 
     if file is None:
         raise ConfigError("which YAML? name it, as in solo-ext pretrain scripts/pretrain/cifar10/byol.yaml")
@@ -64,17 +64,17 @@ def _composed(file: Path | None, overrides: Sequence[str]):
 def _start(cfg, args: argparse.Namespace, run: str) -> None:
     """Prints `cfg` or runs it."""
     if args.cfg:
-        from solo_ext.runtime.config import to_yaml
+        from solo_ext.training.config import to_yaml
 
         print(to_yaml(cfg), end="")
     else:
-        from solo_ext.runtime import run as runs
+        from solo_ext.training import evaluate, pretrain
 
-        getattr(runs, run)(cfg)
+        {"pretrain": pretrain.pretrain, "linear": evaluate.linear, "knn": evaluate.knn}[run](cfg)
 
 
 def _pretrain(args: argparse.Namespace) -> None:
-    from solo_ext.runtime.config import resolve
+    from solo_ext.training.config import resolve
 
     _start(resolve(_composed(*_yaml_and_overrides(args))), args, "pretrain")
 
@@ -89,16 +89,16 @@ def _plan(args: argparse.Namespace) -> None:
     import dataclasses
     import json
 
-    from solo_ext.runtime.config import resolve
-    from solo_ext.runtime.plan import plan
+    from solo_ext.planning.plan import plan
+    from solo_ext.training.config import resolve
 
     found = plan(resolve(_composed(*_yaml_and_overrides(args))), measure=not args.no_measure)
     print(json.dumps(dataclasses.asdict(found), indent=1) if args.json else found)
 
 
 def _linear(args: argparse.Namespace) -> None:
-    from solo_ext.runtime.compose import assign, overlay
-    from solo_ext.runtime.config import resolve, run_values
+    from solo_ext.training.compose import assign, overlay
+    from solo_ext.training.config import resolve, run_values
     from solo_ext.zoo.model import locate
 
     file, overrides = _yaml_and_overrides(args)
@@ -119,8 +119,8 @@ def _knn_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _knn(args: argparse.Namespace) -> None:
-    from solo_ext.runtime.compose import overlay
-    from solo_ext.runtime.config import resolve, run_values
+    from solo_ext.training.compose import overlay
+    from solo_ext.training.config import resolve, run_values
     from solo_ext.zoo.model import locate
 
     file, overrides = _yaml_and_overrides(args)
@@ -152,7 +152,7 @@ def _demo_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _demo(args: argparse.Namespace) -> None:
-    from solo_ext.runtime.demo import demo
+    from solo_ext.cli.demo import demo
 
     file, overrides = _yaml_and_overrides(args)
     if file:

@@ -75,10 +75,10 @@ def _certify(args: argparse.Namespace) -> None:
     from solo_ext.data.certify import DRAWS, certify
     from solo_ext.data.config import AugmentationConfig
     from solo_ext.errors import ConfigError
-    from solo_ext.runtime.compose import compose
-    from solo_ext.runtime.config import resolve
-    from solo_ext.runtime.environment import environment
+    from solo_ext.runs.environment import environment
     from solo_ext.schema import section
+    from solo_ext.training.compose import compose
+    from solo_ext.training.config import resolve
 
     augmentations = None
     if args.words:

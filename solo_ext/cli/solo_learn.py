@@ -13,7 +13,7 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(args: argparse.Namespace) -> None:
-    from solo_ext.runtime.solo_learn import run_script
+    from solo_ext.compat.solo_learn import run_script
 
     run_script(args.path, args.script, args.others)
 

@@ -5,7 +5,8 @@ import sys
 from pathlib import Path
 
 from solo_ext.cli.command import Command, Group
-from solo_ext.errors import CheckpointError, ConfigError, nearest
+from solo_ext.errors import CheckpointError, ConfigError
+from solo_ext.text import nearest
 
 
 def _list_arguments(parser: argparse.ArgumentParser) -> None:

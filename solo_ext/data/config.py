@@ -11,8 +11,9 @@ from typing import Any
 from omegaconf import MISSING, OmegaConf
 
 from solo_ext.data.datasets import DATASETS
-from solo_ext.errors import ConfigError, nearest
+from solo_ext.errors import ConfigError
 from solo_ext.schema import check_choice
+from solo_ext.text import nearest
 
 # auto: the fastest that works for the images and the device, see `formats`
 FORMATS = ("auto", "image_folder", "h5", "tensor", "dali")

@@ -4,10 +4,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from solo_ext.errors import ConfigError, nearest
+from solo_ext.errors import ConfigError
 from solo_ext.momentum.tau import SCHEDULES, Tau
 from solo_ext.networks.stages import Stage
 from solo_ext.schema import check_choice, check_number
+from solo_ext.text import nearest
 
 PRESETS = {
     "full": ("backbone", "projector", "predictor"),

@@ -10,9 +10,10 @@ from torch import nn
 from torchvision.models import resnet18, resnet34, resnet50
 from torchvision.models.resnet import BasicBlock, ResNet
 
-from solo_ext.errors import ConfigError, nearest
+from solo_ext.errors import ConfigError
 from solo_ext.networks.vit import MoCoViT
 from solo_ext.schema import check_choice
+from solo_ext.text import nearest
 
 STEMS = ("auto", "small", "imagenet")
 

@@ -6,9 +6,10 @@ from typing import Any
 
 import torch
 
-from solo_ext.errors import ConfigError, nearest
+from solo_ext.errors import ConfigError
 from solo_ext.optim.lars import LARS
 from solo_ext.schema import check_choice, check_integer, check_number
+from solo_ext.text import nearest
 
 OPTIMIZERS = {"sgd": torch.optim.SGD, "lars": LARS, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
 DEFAULTS = {"sgd": {"momentum": 0.9}, "lars": {"momentum": 0.9}}  # where solo-learn's differ from the class's

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from solo_ext.analysis.figures import CLASSIFIERS, GAPS, LOSSES, MUTED, Curve, Panel, Section, Style, gap_place, thin
-from solo_ext.analysis.runs import Run
+from solo_ext.runs.run import Run
 from solo_ext.studies.study import Cell, Study, short_labels
 
 TITLES = {**LOSSES, **CLASSIFIERS, **GAPS}

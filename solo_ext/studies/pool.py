@@ -18,10 +18,10 @@ import torch
 
 from solo_ext.errors import ConfigError
 from solo_ext.files import write_json
-from solo_ext.runtime.compose import assign
-from solo_ext.runtime.resume import RunLock
+from solo_ext.runs.resume import RunLock
 from solo_ext.schema import check_choice
 from solo_ext.studies.sweep import JOBS, STOP, start
+from solo_ext.training.compose import assign
 
 LAUNCHERS = ("submitit_slurm", "submitit_local")
 NFS = 60  # seconds until a shared file system shows what another machine has written

@@ -14,14 +14,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from solo_ext.analysis.runs import Run, load_run
-from solo_ext.errors import ConfigError, nearest
-from solo_ext.runtime.compose import assign
-from solo_ext.runtime.resume import RESULT, RunLock, differences, plain
-from solo_ext.runtime.weights import checkpoints_in
+from solo_ext.errors import ConfigError
+from solo_ext.runs.checkpoints import checkpoints_in
+from solo_ext.runs.resume import RESULT, RunLock, differences, plain
+from solo_ext.runs.run import Run, load_run
 from solo_ext.studies.pool import ClusterPool, LocalPool, check_launcher
 from solo_ext.studies.study import Cell, Study
 from solo_ext.studies.table import check_matplotlib, write_tables
+from solo_ext.text import hint
+from solo_ext.training.compose import assign
 
 STOPPED = (143, -signal.SIGTERM)  # exit statuses of a run that was told to stop
 FOREVER = 1e6  # hours
@@ -109,8 +110,7 @@ def pick(study: Study, patterns: Sequence[str]) -> set[str]:
     names = [cell.name for cell in study.runs]
     for pattern in patterns:
         if not fnmatch.filter(names, pattern):
-            hint = nearest(pattern, names) or f" (one of {', '.join(names)})"
-            raise ConfigError(f"--only: {study.file} has no cell '{pattern}'{hint}")
+            raise ConfigError(f"--only: {study.file} has no cell '{pattern}'{hint(pattern, names)}")
     return {name for name in names if not patterns or any(fnmatch.fnmatch(name, p) for p in patterns)}
 
 

@@ -14,11 +14,12 @@ from typing import Any, Literal, TypeVar
 import yaml
 from omegaconf import DictConfig, OmegaConf
 
-from solo_ext.errors import ConfigError, nearest
+from solo_ext.errors import ConfigError
 from solo_ext.methods import METHODS, Method
-from solo_ext.runtime.anatomy import anatomy
-from solo_ext.runtime.config import compose, resolve
+from solo_ext.planning.anatomy import anatomy
 from solo_ext.schema import UnknownKey, build, fit, keys, nearest_key
+from solo_ext.text import nearest
+from solo_ext.training.config import compose, resolve
 
 T = TypeVar("T")
 RESULTS = "paper_results.yaml"  # beside the folders of the studies
@@ -172,7 +173,7 @@ class Cell:
 
     @cached_property
     def anatomy(self) -> dict[str, Any]:
-        """What its method consists of: `solo_ext.runtime.anatomy`."""
+        """What its method consists of: `solo_ext.planning.anatomy`."""
         return anatomy(self.method(0))
 
     @cached_property

@@ -15,12 +15,13 @@ from omegaconf import DictConfig, OmegaConf
 
 from solo_ext.analysis import figures
 from solo_ext.analysis.report import key_svg, machine, page, section_html
-from solo_ext.analysis.runs import Run, compare, show
-from solo_ext.errors import ConfigError, nearest
+from solo_ext.errors import ConfigError
 from solo_ext.files import write_text
-from solo_ext.runtime.environment import environment
+from solo_ext.runs.environment import environment
+from solo_ext.runs.run import Run, compare, show
 from solo_ext.studies.plots import bars, curves
 from solo_ext.studies.study import Cell, Metric, Row, Study, short_labels
+from solo_ext.text import nearest
 
 FACTS = ("teacher_layers", "parameters_millions", "forwards_per_view")  # of the method, whatever the run did
 MINUTES = "minutes_per_epoch"

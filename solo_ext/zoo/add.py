@@ -13,8 +13,9 @@ from omegaconf import OmegaConf
 
 from solo_ext.errors import CheckpointError
 from solo_ext.files import WEIGHTS, read_json, sha256, write_text
-from solo_ext.runtime.compose import compose
-from solo_ext.runtime.weights import RECORDS, find_checkpoint, foreign_config, run_config
+from solo_ext.runs.checkpoints import RECORDS, find_checkpoint
+from solo_ext.runs.encoder import foreign_config, run_config
+from solo_ext.training.compose import compose
 from solo_ext.zoo.export import RECORD, export
 from solo_ext.zoo.export.safetensors import ENVIRONMENT, LOG
 from solo_ext.zoo.index import (

@@ -15,7 +15,7 @@ from huggingface_hub.utils import (
 from solo_ext import __version__
 from solo_ext.errors import CheckpointError, ConfigError
 from solo_ext.files import WEIGHTS, read_json
-from solo_ext.runtime.weights import RECORDS, records
+from solo_ext.runs.checkpoints import RECORDS, records
 from solo_ext.zoo.export import RECORD as REPORT
 
 CONFIG, CARD = "config.json", "README.md"

@@ -11,8 +11,10 @@ from torch import nn
 from solo_ext.data.datasets import DATASETS
 from solo_ext.data.modules import DEFAULT_CROP
 from solo_ext.data.transforms import Transform, build_eval_transform
-from solo_ext.errors import CheckpointError, ConfigError, nearest
-from solo_ext.runtime.weights import bare_backbone, find_checkpoint, foreign_config, load_encoder
+from solo_ext.errors import CheckpointError, ConfigError
+from solo_ext.runs.checkpoints import find_checkpoint
+from solo_ext.runs.encoder import bare_backbone, foreign_config, load_encoder
+from solo_ext.text import nearest
 from solo_ext.zoo.store import entries, fetch
 
 

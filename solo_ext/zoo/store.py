@@ -14,8 +14,9 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
 import solo_ext
-from solo_ext.errors import CheckpointError, nearest
+from solo_ext.errors import CheckpointError
 from solo_ext.files import replacing
+from solo_ext.text import nearest
 from solo_ext.zoo.download import download, intact
 from solo_ext.zoo.index import INDEX, LIMIT, Entry, ZooFile, parse_index
 

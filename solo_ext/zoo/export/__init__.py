@@ -25,10 +25,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from solo_ext.data.transforms import Transform
-from solo_ext.errors import CheckpointError, ConfigError, nearest
+from solo_ext.errors import CheckpointError, ConfigError
 from solo_ext.files import WEIGHTS, sync_folder
-from solo_ext.runtime.environment import environment
-from solo_ext.runtime.weights import find_checkpoint, load_encoder
+from solo_ext.runs.checkpoints import find_checkpoint
+from solo_ext.runs.encoder import load_encoder
+from solo_ext.runs.environment import environment
+from solo_ext.text import hint
 from solo_ext.zoo.model import eval_transform
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -201,12 +203,10 @@ def export(
 def check_target(to: str, dtype: str | None = None) -> str:
     """`dtype`, or the default of the target `to`; raises ConfigError if there is no such target or type."""
     if to not in TARGETS:
-        known = nearest(to, TARGETS) or f" (one of {', '.join(TARGETS)})"
-        raise ConfigError(f"--to: there is no '{to}'{known}")
+        raise ConfigError(f"--to: there is no '{to}'{hint(to, TARGETS)}")
     dtypes = TARGETS[to].dtypes
     if dtype is not None and dtype not in dtypes:
-        known = nearest(dtype, dtypes) or f" (one of {', '.join(dtypes)})"
-        raise ConfigError(f"--dtype: --to {to} has no '{dtype}'{known}")
+        raise ConfigError(f"--dtype: --to {to} has no '{dtype}'{hint(dtype, dtypes)}")
     return dtype or dtypes[0]
 
 

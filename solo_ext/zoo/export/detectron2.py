@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models import resnet18, resnet34, resnet50, resnet101, resnet152
 
-from solo_ext.runtime.weights import load_checkpoint
+from solo_ext.runs.checkpoints import load_checkpoint
 from solo_ext.zoo.export import Product, Source
 
 RESNETS = {18: resnet18, 34: resnet34, 50: resnet50, 101: resnet101, 152: resnet152}

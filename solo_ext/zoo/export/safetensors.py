@@ -13,7 +13,8 @@ from torch import nn
 
 from solo_ext.errors import CheckpointError
 from solo_ext.files import WEIGHTS, read_json
-from solo_ext.runtime.weights import RECORDS, load_checkpoint, load_encoder, records
+from solo_ext.runs.checkpoints import RECORDS, load_checkpoint, records
+from solo_ext.runs.encoder import load_encoder
 from solo_ext.zoo.export import Product, Source
 
 LOG, ENVIRONMENT = "metrics.csv", "environment.json"

@@ -9,7 +9,7 @@ from torch import nn
 from torchvision.models.resnet import ResNet
 
 from solo_ext.networks.vit import MoCoViT
-from solo_ext.runtime.weights import FETCHING
+from solo_ext.runs.encoder import FETCHING
 from solo_ext.zoo.export import Product, Source, torchvision
 from solo_ext.zoo.export.torchvision import call, give_stem, replaced
 

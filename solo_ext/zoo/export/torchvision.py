@@ -11,7 +11,8 @@ from torch import nn
 from torchvision.models.resnet import ResNet
 
 from solo_ext.networks.backbones import SMALL_STEM
-from solo_ext.runtime.weights import FETCHING, load_checkpoint
+from solo_ext.runs.checkpoints import load_checkpoint
+from solo_ext.runs.encoder import FETCHING
 from solo_ext.zoo.export import Product, Source
 
 IGNORED = FETCHING | {"progress", "num_classes"}  # pretrained weights and the classifier: backbone.kwargs may name them

@@ -17,14 +17,15 @@ from typing import Any
 
 import torch
 
-from solo_ext.errors import ConfigError, nearest
+from solo_ext.errors import ConfigError
 from solo_ext.methods import register
-from solo_ext.runtime.solo_files import STAND_INS
-from solo_ext.runtime.weights import refuses_objects
+from solo_ext.runs.checkpoints import refuses_objects
+from solo_ext.runs.layouts import STAND_INS
+from solo_ext.text import hint
 
 log = logging.getLogger("solo_ext")
 
-MODULE = "solo_ext.runtime.solo_learn"
+MODULE = "solo_ext.compat.solo_learn"
 _RUN = "_SOLO_EXT_WITH_SOLO_LEARN"  # the checkout and script, for the processes that Lightning starts
 _PACKAGES = {  # module -> package, where the names differ
     "PIL": "pillow",
@@ -153,8 +154,7 @@ def find_script(checkout: str | Path, script: str) -> Path:
         raise ConfigError(f"{checkout} is older than December 2023, when solo-learn moved to lightning; update it")
     names = sorted(file.name for file in checkout.glob("main_*.py"))
     if script not in names:
-        known = nearest(script, names) or f" (one of {', '.join(names)})"
-        raise ConfigError(f"{checkout} has no '{script}'{known}")
+        raise ConfigError(f"{checkout} has no '{script}'{hint(script, names)}")
     return checkout / script
 
 

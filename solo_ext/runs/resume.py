@@ -1,23 +1,18 @@
-"""Continuing a run: which one, when it is the same run, and a random state that needs no restoring."""
+"""Continuing a run: which one, and when it is the same run."""
 
 import json
 import logging
 import math
-import random
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import lightning.pytorch as pl
-import numpy as np
-import torch
 from omegaconf import DictConfig, OmegaConf
 
-from solo_ext.data.loader import derive_seed
 from solo_ext.errors import CheckpointError, ConfigError
-from solo_ext.runtime.weights import checkpoints_in, find_checkpoint, place_of
+from solo_ext.runs.checkpoints import checkpoints_in, find_checkpoint, place_of
 
 try:
     import fcntl
@@ -159,29 +154,3 @@ class RunLock:
         if free:
             self.file.close()
         return free
-
-
-class ExactResume(pl.Callback):
-    """Lets a resumed run go on as if it had not been interrupted; it stores nothing.
-
-    The random state of a step becomes a pure function of (seed, epoch, batch, rank). What the data draws is such
-    a function already; with this, so is what the network draws (dropout, drop path, mixing). And the loader gets
-    its place in the epoch back: Lightning saves it, but restores it only if nobody asked for the number of steps
-    before the fit, as every schedule does.
-    """
-
-    def __init__(self, seed: int):
-        self.seed, self.place = seed, None
-
-    def on_load_checkpoint(self, trainer: pl.Trainer, module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
-        [self.place] = checkpoint["loops"]["fit_loop"]["state_dict"].get("combined_loader") or [None]
-
-    def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        if self.place:
-            trainer.train_dataloader.load_state_dict(self.place)
-
-    def on_train_batch_start(self, trainer: pl.Trainer, module: pl.LightningModule, batch: Any, i: int) -> None:
-        value = derive_seed(self.seed, trainer.current_epoch, i, trainer.global_rank)
-        random.seed(value)
-        np.random.seed(value)
-        torch.manual_seed(value)

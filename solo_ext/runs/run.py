@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from solo_ext.errors import CheckpointError, DataError, nearest
+from solo_ext.errors import CheckpointError, DataError
+from solo_ext.text import nearest
 
 RUN_FILES = ("args.json", "metrics.csv")
 UNTRAINED = "untrained"  # <dir>/untrained/<id>: the evaluations of an encoder as it was initialised

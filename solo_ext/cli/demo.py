@@ -8,10 +8,11 @@ from omegaconf import DictConfig
 
 import solo_ext
 from solo_ext.analysis.report import main_report, print_table, table_rows
-from solo_ext.analysis.runs import load_run
 from solo_ext.errors import ConfigError
-from solo_ext.runtime.config import compose, overlay, resolve, run_values
-from solo_ext.runtime.run import knn, linear, pretrain, untrained_folder
+from solo_ext.runs.run import load_run
+from solo_ext.training.config import compose, overlay, resolve, run_values
+from solo_ext.training.evaluate import knn, linear, untrained_folder
+from solo_ext.training.pretrain import pretrain
 
 METHODS = ("mocov3", "res_mocov3", "byol", "projector_ema_byol")
 SCRIPTS = Path(solo_ext.__file__).parents[1] / "scripts" / "pretrain" / "fashion_mnist_mini"

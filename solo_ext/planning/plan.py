@@ -15,11 +15,11 @@ from solo_ext.data.datasets import dataset_info, load_dataset
 from solo_ext.errors import DataError
 from solo_ext.methods import METHODS, Method
 from solo_ext.optim import LARS
-from solo_ext.runtime.anatomy import anatomy, crop_sizes
-from solo_ext.runtime.hardware import device_count
-from solo_ext.runtime.measure import Measurement, measure_steps
-from solo_ext.runtime.run import check_sizes
+from solo_ext.planning.anatomy import anatomy, crop_sizes
+from solo_ext.planning.measure import Measurement, measure_steps
 from solo_ext.schema import section
+from solo_ext.training.hardware import device_count
+from solo_ext.training.pretrain import check_sizes
 
 # data set -> the smallest and the largest trust coefficient that the papers and solo-learn print
 LARS_ETA = {"cifar10": (0.02, 0.02), "cifar100": (0.02, 0.02), "imagenet100": (0.02, 0.02), "imagenet": (0.001, 0.002)}

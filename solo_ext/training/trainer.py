@@ -1,11 +1,10 @@
-"""The one assembly of a run, behind every command: pre-training, linear evaluation, kNN."""
+"""The one assembly of a Trainer, behind every command that trains, and the folder that its run lies in."""
 
 import contextlib
 import copy
 import inspect
 import json
 import logging
-import math
 import os
 import secrets
 import shutil
@@ -23,42 +22,25 @@ from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
-from torch import Tensor, nn
 
-from solo_ext.analysis.gradients import GradientMonitor
-from solo_ext.data.modules import ClassificationData, ImageData, PretrainData
-from solo_ext.errors import CheckpointError, ConfigError, NonFiniteError, SoloExtError
-from solo_ext.evaluation.features import extract_features
-from solo_ext.evaluation.knn import knn_accuracy
-from solo_ext.evaluation.linear import LinearModel, fit_cached_linear
-from solo_ext.evaluation.online import OnlineKNN
+from solo_ext.data.modules import ImageData
+from solo_ext.errors import CheckpointError, ConfigError, SoloExtError
 from solo_ext.files import write_json
-from solo_ext.methods import METHODS
-from solo_ext.methods.base import backbone_of
-from solo_ext.optim import OptimizerConfig, SchedulerConfig
-from solo_ext.runtime.checkpoint import Checkpointer, CheckpointIO
-from solo_ext.runtime.environment import environment
-from solo_ext.runtime.hardware import check_hardware, device_count, on_gpu, trainer_devices
-from solo_ext.runtime.loggers import close, make_loggers
-from solo_ext.runtime.precision import pick_precision
-from solo_ext.runtime.progress import RunProgress, Throughput
-from solo_ext.runtime.ranks import StopTogether, cluster_environment, die_with
-from solo_ext.runtime.resume import RESULT, ExactResume, RunLock, differences, find_resumable, plain
-from solo_ext.runtime.sync_bn import SyncNorms
-from solo_ext.runtime.weights import (
-    checkpoints_in,
-    explain_mismatch,
-    find_checkpoint,
-    load_checkpoint,
-    load_encoder,
-    run_config,
-    state_of,
-)
-from solo_ext.schema import section
+from solo_ext.runs.checkpoints import checkpoints_in, find_checkpoint, load_checkpoint
+from solo_ext.runs.encoder import explain_mismatch, run_config, state_of
+from solo_ext.runs.environment import environment
+from solo_ext.runs.resume import RESULT, RunLock, differences, find_resumable, plain
+from solo_ext.training.callbacks.checkpointer import Checkpointer, CheckpointIO
+from solo_ext.training.callbacks.exact_resume import ExactResume
+from solo_ext.training.callbacks.non_finite import StopOnNonFinite
+from solo_ext.training.callbacks.progress import RunProgress, Throughput
+from solo_ext.training.distributed.ranks import StopTogether, cluster_environment, die_with
+from solo_ext.training.distributed.sync_bn import SyncNorms
+from solo_ext.training.hardware import check_hardware, device_count, on_gpu, trainer_devices
+from solo_ext.training.loggers import close, make_loggers
+from solo_ext.training.precision import pick_precision
 
 log = logging.getLogger("solo_ext")
-
-KNN_BATCH = 256  # images per forward pass; it does not change a result
 
 _START = "SOLO_EXT_START"  # how the processes that Lightning starts learn where the run lies
 _CHATTER = (
@@ -102,111 +84,7 @@ class Start:
     checkpoint: Path | None = None
 
 
-class StopOnNonFinite(pl.Callback):
-    """Ends the run at the next logging step, or epoch end, after a loss that is not finite; the device keeps count."""
-
-    def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        self.first = torch.full((), math.inf, device=module.device)
-
-    def on_train_batch_end(self, trainer: pl.Trainer, module: pl.LightningModule, out: Any, batch: Any, i: int) -> None:
-        loss = out["loss"] if isinstance(out, dict) else out
-        step = max(trainer.global_step - 1, 0)
-        self.first = torch.where(loss.detach().isfinite(), self.first, self.first.clamp(max=step))
-        if trainer.global_step % trainer.log_every_n_steps == 0 or trainer.is_last_batch:
-            first = trainer.strategy.reduce(self.first, reduce_op="min")
-            if math.isfinite(first):
-                raise NonFiniteError(
-                    f"the loss is not finite since step {int(first)} (epoch {trainer.current_epoch}); the checkpoints "
-                    "saved before are, and a lower learning rate, a longer warm-up or precision 32 may help"
-                )
-
-
-def pretrain(cfg: DictConfig) -> RunResult:
-    """Trains an encoder without labels, as the resolved `cfg` says.
-
-    Raises:
-        SoloExtError: something in the configuration, the data or the checkpoint to resume; nothing is written then.
-        NonFiniteError: the loss or a weight became NaN or infinite.
-    """
-    data = PretrainData(cfg.data, cfg.augmentations, cfg.optimizer.batch_size, cfg.seed)
-    cfg = _prepare(cfg, data)
-    method = METHODS[cfg.method](cfg)
-    check_sizes(method.backbone, cfg)
-    callbacks: list[pl.Callback] = [GradientMonitor(cfg.gradients.every)] if cfg.gradients.enabled else []
-    if cfg.knn_eval.enabled and data.val_set is not None:
-        callbacks.append(OnlineKNN(data.probe_dataloaders, cfg.knn_eval, not cfg.performance.disable_channel_last))
-    result = _fit(cfg, method, data, _runs(cfg) / cfg.method, callbacks)
-    _say(result, ("val_acc1", "val_knn1", "val_knn20", "gap_sim"))
-    return result
-
-
-def linear(cfg: DictConfig) -> RunResult:
-    """Trains a linear classifier on the frozen encoder `cfg.pretrained_feature_extractor`, in solo-learn's protocol.
-
-    `untrained` takes a freshly initialised encoder of `cfg.seed` instead: the one that a pre-training of that seed
-    starts from. `cache_features` trains on features of un-augmented images, extracted once.
-
-    Returns:
-        The run; `metrics` has val_acc1 and val_acc5. They are also in `linear.json`, beside the encoder's `args.json`.
-    """
-    cached = bool(cfg.get("cache_features"))
-    data = ClassificationData(cfg.data, None, cfg.optimizer.batch_size, cfg.seed, augment=not cached)
-    cfg = _prepare(cfg, data)
-    backbone, source = _encoder(cfg)
-    base = _runs(cfg) / "linear"
-    fit = _fit_cached if cached else _fit
-    result = fit(cfg, backbone if cached else LinearModel(backbone, cfg), data, base)
-    values = plain(cfg)
-    protocol = {
-        "augmented": not cached,
-        "dataset": cfg.data.dataset,
-        "optimizer": values["optimizer"],
-        "scheduler": values["scheduler"],
-        "seed": cfg.seed,
-        "checkpoint": source and source.name,
-        "run": str(result.dir),
-    }
-    content = {
-        "protocol": protocol,
-        "acc1": result.metrics.get("val_acc1"),
-        "acc5": result.metrics.get("val_acc5"),
-        "epochs": cfg.max_epochs,
-        "seconds": result.seconds,
-    }
-    _record("linear.json", cfg, source, content)
-    _say(result, ("val_acc1", "val_acc5"))
-    return result
-
-
-def knn(cfg: DictConfig) -> list[dict[str, Any]]:
-    """Classifies the test images by their nearest training images, by the features of the frozen encoder.
-
-    Returns:
-        {"features", "distance", "k", "T", "acc1", "acc5"} for every combination in `cfg.knn_eval`; also written to
-        `knn.json`, beside the encoder's `args.json`.
-    """
-    data = ClassificationData(cfg.data, None, KNN_BATCH, cfg.seed, augment=False)
-    cfg = _prepare(cfg, data)
-    backbone, source = _encoder(cfg)
-    sides = _features(cfg, backbone, data)
-    asked, results = plain(cfg)["knn_eval"], []
-    for distance in asked["distance_func"]:
-        for temperature in asked["T"] if distance == "cosine" else [None]:
-            scores = knn_accuracy(*sides, k=asked["k"], distance=distance, temperature=temperature or 0.07)
-            for k, score in scores.items():
-                results.append({"features": "backbone", "distance": distance, "k": k, "T": temperature, **score})
-    protocol = {"augmented": False, "dataset": cfg.data.dataset, "checkpoint": source and source.name}
-    _record("knn.json", cfg, source, {"protocol": protocol, "results": results})
-    for row in results:
-        temperature = "" if row["T"] is None else f"  T {row['T']}"
-        print(f"{row['distance']:9}  k {row['k']:<4}{temperature}  acc@1 {row['acc1']:.2f}  acc@5 {row['acc5']:.2f}")
-    return results
-
-
-# What the commands share.
-
-
-def _prepare(cfg: DictConfig, data: ImageData) -> DictConfig:
+def prepare(cfg: DictConfig, data: ImageData) -> DictConfig:
     """Checks hardware and data, then seeds; `cfg` with the number of classes that the data turned out to have."""
     check_hardware(cfg)
     data.check(device_count(cfg) * cfg.num_nodes)
@@ -216,90 +94,18 @@ def _prepare(cfg: DictConfig, data: ImageData) -> DictConfig:
     return cfg
 
 
-@torch.no_grad()
-def check_sizes(backbone: nn.Module, cfg: DictConfig) -> None:
-    """Raises ConfigError if the backbone cannot take one of the crop sizes: too small for it, or not a ViT's own."""
-    backbone.eval()
-    for size in dict.fromkeys(view.crop_size for view in cfg.augmentations):
-        try:
-            backbone(torch.zeros(1, 3, size, size))
-        except (RuntimeError, ValueError, AssertionError) as error:
-            reason = str(error).splitlines()[0].rstrip(".")
-            raise ConfigError(f"backbone.name: {cfg.backbone.name} cannot take crops of {size} px: {reason}") from error
-    backbone.train()
-
-
-def _encoder(cfg: DictConfig) -> tuple[nn.Module, Path | None]:
-    """The frozen encoder to evaluate, and its checkpoint; None if it is untrained."""
-    if cfg.get("untrained"):
-        return backbone_of(cfg).eval(), None
-    if not cfg.get("pretrained_feature_extractor"):
-        raise ConfigError(
-            "pretrained_feature_extractor is missing: a run folder or checkpoint, or untrained=true without one"
-        )
-    path = find_checkpoint(cfg.pretrained_feature_extractor)
-    return load_encoder(path, plain(cfg))[0], path
-
-
-def _features(cfg: DictConfig, backbone: nn.Module, data: ClassificationData) -> list[Tensor]:
-    """Features and labels of the training and the test images, on the device."""
-    on_gpu = cfg.accelerator in ("gpu", "cuda", "auto") and torch.cuda.is_available()
-    index = cfg.devices[0] if OmegaConf.is_list(cfg.devices) else 0
-    device = torch.device("cuda", index) if on_gpu else torch.device("cpu")
-    layout = not cfg.performance.disable_channel_last
-    backbone = backbone.to(device, memory_format=torch.channels_last if layout else torch.preserve_format)
-    precision = pick_precision(cfg.precision, cfg.accelerator)
-    sides: list[Tensor] = []
-    for loader in (data.train_dataloader(), data.val_dataloader()):
-        sides += [part.to(device) for part in extract_features(backbone, loader, device, precision, layout)]
-    return sides
-
-
-def _fit_cached(cfg: DictConfig, backbone: nn.Module, data: ClassificationData, base: Path) -> RunResult:
-    began = time.perf_counter()
-    scores = fit_cached_linear(
-        *_features(cfg, backbone, data),
-        optimizer=section(OptimizerConfig, cfg.optimizer, "optimizer"),
-        scheduler=section(SchedulerConfig, cfg.scheduler, "scheduler"),
-        epochs=cfg.max_epochs,
-        seed=cfg.seed,
-    )
-    metrics = {name if "_" in name else f"val_{name}": value for name, value in scores.items()}
-    with _run_folder(cfg, data, Start(_new_folder(base))) as folder:
-        result = RunResult(folder, None, metrics, time.perf_counter() - began, None)
-        write_json(folder / RESULT, asdict(result))
-    return result
-
-
-def _runs(cfg: DictConfig) -> Path:
+def runs_folder(cfg: DictConfig) -> Path:
     """The folder below which all runs lie."""
     return Path(cfg.checkpoint.dir).expanduser()
 
 
-def untrained_folder(cfg: DictConfig) -> Path:
-    """Where the evaluations of the untrained encoder of `cfg` are kept."""
-    return _runs(cfg) / "untrained" / f"{cfg.backbone.name.replace('/', '-')}-seed{cfg.seed}"
-
-
 @rank_zero_only
-def _record(name: str, cfg: DictConfig, source: Path | None, content: dict[str, Any]) -> None:
-    """Writes an evaluation's result into the run folder of the encoder, where there is one."""
-    if source is None:
-        folder = untrained_folder(cfg)
-        folder.mkdir(parents=True, exist_ok=True)
-        write_json(folder / "args.json", plain(cfg))
-        write_json(folder / name, content)
-    elif run_config(source) is not None:
-        write_json(source.with_name(name), content)
-
-
-@rank_zero_only
-def _say(result: RunResult, names: Sequence[str]) -> None:
+def print_result(result: RunResult, names: Sequence[str]) -> None:
     shown = [f"{name} {result.metrics[name]:.4g}" for name in names if name in result.metrics]
     print("  ".join([f"{result.dir}:", *shown, f"{result.seconds:.0f} s"]), flush=True)
 
 
-def _fit(
+def fit(
     cfg: DictConfig,
     module: pl.LightningModule,
     data: ImageData,
@@ -324,7 +130,7 @@ def _fit(
         )
         start = _agree(trainer, lambda: _choose_start(cfg, base))
         step = _check_resumable(module, start.checkpoint, cfg.max_epochs) if start.checkpoint else 0
-        with _run_folder(cfg, data, start, trainer) as folder:
+        with run_folder(cfg, data, start, trainer) as folder:
             if cfg.checkpoint.enabled:
                 every, keep = cfg.checkpoint.frequency, cfg.checkpoint.keep_prev
                 trainer.callbacks.append(Checkpointer(folder, cfg.name, every, keep))
@@ -393,7 +199,7 @@ def _choose_start(cfg: DictConfig, base: Path) -> Start:
         checkpoint = find_checkpoint(cfg.resume_from_checkpoint)
         args = run_config(checkpoint)
         if args is None:  # a bare file: a new run that begins with it
-            return Start(_new_folder(base), checkpoint)
+            return Start(new_folder(base), checkpoint)
         for key in ("method", "backbone.name"):
             had, asked = (OmegaConf.select(OmegaConf.create(config), key) for config in (args, plain(cfg)))
             if had != asked:
@@ -403,12 +209,12 @@ def _choose_start(cfg: DictConfig, base: Path) -> Start:
         return Start(checkpoint.parent, checkpoint)
     checkpoint = find_resumable(cfg, base) if cfg.auto_resume.enabled else None
     if checkpoint is None:
-        return Start(_new_folder(base))
+        return Start(new_folder(base))
     log.warning("resuming %s", checkpoint)
     return Start(checkpoint.parent, checkpoint)
 
 
-def _new_folder(base: Path) -> Path:
+def new_folder(base: Path) -> Path:
     # not from the seeded generators: two runs of one seed are two runs
     while (folder := base / "".join(secrets.choice(string.ascii_lowercase + string.digits) for _ in range(8))).exists():
         pass
@@ -448,7 +254,7 @@ def _check_resumable(module: pl.LightningModule, checkpoint: Path, max_epochs: i
 
 
 @contextlib.contextmanager
-def _run_folder(cfg: DictConfig, data: ImageData, start: Start, trainer: pl.Trainer | None = None) -> Iterator[Path]:
+def run_folder(cfg: DictConfig, data: ImageData, start: Start, trainer: pl.Trainer | None = None) -> Iterator[Path]:
     """The run folder, locked and with its `args.json`; a new one goes again if the run fails before its first step."""
     folder = start.folder
     if trainer and not trainer.is_global_zero:

@@ -17,23 +17,24 @@ from lightning.pytorch.strategies import StrategyRegistry
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from solo_ext.analysis.gradients import GradientsConfig
 from solo_ext.data.config import AugmentationConfig, DataConfig, count_crops
 from solo_ext.data.datasets import dataset_info
-from solo_ext.errors import ConfigError, nearest
+from solo_ext.errors import ConfigError
 from solo_ext.evaluation.knn import DISTANCES, KNNConfig
 from solo_ext.evaluation.linear import LinearOptions
 from solo_ext.methods import METHODS, Method
 from solo_ext.momentum import GapConfig, IntraMomentum, MomentumConfig
 from solo_ext.networks import BackboneConfig
 from solo_ext.optim import OptimizerConfig, SchedulerConfig, effective_lrs
-from solo_ext.runtime.checkpoint import CheckpointConfig
-from solo_ext.runtime.compose import compose, overlay, sentence
-from solo_ext.runtime.hardware import check_hardware, device_count, parse_devices, trainer_devices
-from solo_ext.runtime.loggers import TensorboardConfig, WandbConfig
-from solo_ext.runtime.resume import AutoResumeConfig
-from solo_ext.runtime.weights import find_checkpoint, foreign_config, run_config
+from solo_ext.runs.checkpoints import CheckpointConfig, find_checkpoint
+from solo_ext.runs.encoder import foreign_config, run_config
+from solo_ext.runs.resume import AutoResumeConfig
 from solo_ext.schema import UnknownKey, build, check_choice, check_integer, fit, keys, nearest_key
+from solo_ext.text import hint
+from solo_ext.training.callbacks.gradients import GradientsConfig
+from solo_ext.training.compose import compose, overlay, sentence
+from solo_ext.training.hardware import check_hardware, device_count, parse_devices, trainer_devices
+from solo_ext.training.loggers import TensorboardConfig, WandbConfig
 
 __all__ = [
     "check_hardware",
@@ -277,8 +278,7 @@ def _method(given: Mapping[str, Any]) -> type[Method]:
     if name is None:
         raise ConfigError(f"method is missing (one of {', '.join(METHODS)})")
     if not isinstance(name, str) or name not in METHODS:
-        hint = nearest(name, METHODS) or f" (one of {', '.join(METHODS)})"
-        raise ConfigError(f"method: there is no method '{name}'{hint}")
+        raise ConfigError(f"method: there is no method '{name}'{hint(name, METHODS)}")
     return METHODS[name]
 
 
@@ -314,8 +314,7 @@ def _trainer(given: Mapping[str, Any], hints: Mapping[str, Any], needs_epochs: b
         ("gradient_clip_algorithm", ["norm", "value"]),
     ):
         if key in said and said[key] not in choices:
-            hint = nearest(said[key], choices) or f" (one of {', '.join(choices)})"
-            raise ConfigError(f"{key}: there is no '{said[key]}'{hint}")
+            raise ConfigError(f"{key}: there is no '{said[key]}'{hint(said[key], choices)}")
     parse_devices(said["devices"])
     return said
 

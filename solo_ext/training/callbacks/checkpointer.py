@@ -1,10 +1,7 @@
 """Checkpoints of a run: when they are saved, and how."""
 
-import hashlib
-from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import lightning.pytorch as pl
 import torch
@@ -13,58 +10,9 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import nn
 
-from solo_ext.errors import ConfigError, NonFiniteError
-from solo_ext.files import replacing, write_json
-from solo_ext.runtime.weights import RECORDS, load_checkpoint, records
-
-
-@dataclass
-class CheckpointConfig:
-    """The YAML's `checkpoint`.
-
-    dir: base folder of the runs; a run lies in `<dir>/<method>/<run id>`.
-    frequency: epochs between two checkpoints; the last epoch is always saved.
-    keep_prev: keep every checkpoint, not only the newest.
-    """
-
-    enabled: bool = False
-    dir: str = "trained_models"
-    frequency: int = 1
-    keep_prev: bool = False
-
-    def __post_init__(self):
-        if self.frequency < 1:
-            raise ConfigError(f"checkpoint.frequency must be at least 1 epoch, not {self.frequency}")
-        if not self.dir:
-            raise ConfigError("checkpoint.dir is empty; the default is trained_models")
-
-
-class _Hashed:
-    """A binary file that knows the SHA-256 and the size of what was written to it."""
-
-    def __init__(self, file: BinaryIO):
-        self.file, self.sha256, self.size = file, hashlib.sha256(), 0
-
-    def write(self, data: bytes) -> int:
-        self.sha256.update(data)
-        self.size += len(data)
-        return self.file.write(data)
-
-    def flush(self) -> None:
-        self.file.flush()
-
-
-def save_checkpoint(checkpoint: Mapping[str, Any], path: Path) -> None:
-    """Writes `checkpoint` and records its epoch, step, SHA-256 and size in the folder's `checkpoints.json`."""
-    record = {"epoch": checkpoint.get("epoch"), "step": checkpoint.get("global_step")}
-    recorded = records(path.parent)
-    if recorded.pop(path.name, None):  # killed between the two files, the new one must not be held against the old sum
-        write_json(path.with_name(RECORDS), recorded)
-    with replacing(path) as file:
-        hashed = _Hashed(file)
-        torch.save(checkpoint, hashed)
-    record.update(sha256=hashed.sha256.hexdigest(), size=hashed.size)
-    write_json(path.with_name(RECORDS), {**recorded, path.name: record})
+from solo_ext.errors import NonFiniteError
+from solo_ext.files import write_json
+from solo_ext.runs.checkpoints import RECORDS, load_checkpoint, records, save_checkpoint
 
 
 class CheckpointIO(TorchCheckpointIO):

@@ -20,11 +20,11 @@ from torch.utils.data import DataLoader
 from solo_ext.data.loader import identity
 from solo_ext.errors import ConfigError
 from solo_ext.methods import Method
-from solo_ext.runtime.anatomy import synthetic_batch
-from solo_ext.runtime.environment import environment
-from solo_ext.runtime.precision import pick_precision
-from solo_ext.runtime.resume import plain
-from solo_ext.runtime.run import explained, make_trainer, quietly
+from solo_ext.planning.anatomy import synthetic_batch
+from solo_ext.runs.environment import environment
+from solo_ext.runs.resume import plain
+from solo_ext.training.precision import pick_precision
+from solo_ext.training.trainer import explained, make_trainer, quietly
 
 WARM_UP, LEAST, STEPS = 3, 3, 10  # optimizer steps: before those that count, and how few and many of these
 SECONDS = 30.0  # after which LEAST steps are enough

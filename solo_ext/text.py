@@ -1,0 +1,61 @@
+"""Text for people: what was probably meant, how long something takes, tables, and how a metric is shown."""
+
+import difflib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+
+def nearest(word: Any, choices: Iterable[Any]) -> str:
+    """`; did you mean 'x'?` for the choice closest to `word`, or the empty string if none is close."""
+    close = difflib.get_close_matches(str(word), list(map(str, choices)), n=1, cutoff=0.6)
+    return f"; did you mean '{close[0]}'?" if close else ""
+
+
+def hint(word: Any, choices: Iterable[Any]) -> str:
+    """`nearest`, or else ` (one of a, b, c)`."""
+    names = list(map(str, choices))
+    return nearest(word, names) or f" (one of {', '.join(names)})"
+
+
+def duration(seconds: float) -> str:
+    """340 ms, 45 s, 12 min, 3 h 5 min, 2 d 4 h."""
+    if seconds < 1:
+        return f"{1000 * seconds:.3g} ms"
+    minutes = round(seconds / 60)
+    if seconds < 100:
+        return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.3g} s"
+    if minutes < 100:
+        return f"{minutes} min"
+    if minutes < 48 * 60:
+        return f"{minutes // 60} h {minutes % 60} min"
+    return f"{minutes // 1440} d {minutes % 1440 // 60} h"
+
+
+def markdown_table(headings: Sequence[str], rows: Iterable[Sequence[str]], right: Iterable[int] = ()) -> str:
+    """A Markdown table; `right`: the columns that are aligned to the right. It ends with a line break."""
+    to_the_right = set(right)
+    rule = ["---:" if i in to_the_right else "---" for i in range(len(headings))]
+    lines = (" | ".join(str(cell).replace("|", "\\|") for cell in row) for row in (headings, rule, *rows))
+    return "".join(f"| {line} |\n" for line in lines)
+
+
+@dataclass(frozen=True)
+class Metric:
+    """How a logged metric is shown, wherever it is shown; it stands in the file that computes the metric.
+
+    Attributes:
+        name: as it is logged; a `*` stands for anything (`val_knn*`, `weight_distance/*`).
+        title: of its plot.
+        label: in tables and on the progress line; for a pattern, `*` is what it stood for. Empty: only plotted.
+        form: of its values.
+        section: of the report: losses, accuracies, gap, schedules, or another, which gets a heading of its own.
+        progress: whether the progress line shows it.
+    """
+
+    name: str
+    title: str
+    label: str = ""
+    form: str = "{:.4g}"
+    section: str = "other"
+    progress: bool = False
