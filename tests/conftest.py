@@ -1,5 +1,6 @@
 """Small configurations, networks and runs that the tests share."""
 
+import dataclasses
 import os
 import sys
 from pathlib import Path
@@ -70,6 +71,17 @@ def method_config(method: str, **changes):
     for key, value in changes.items():
         OmegaConf.update(cfg, key.replace("__", "."), value, force_add=True)
     return cfg
+
+
+def own_kwargs(method: str, **kwargs):
+    """Of `kwargs`, those that the method has, as changes of `method_config`."""
+    names = {field.name for field in dataclasses.fields(METHODS[method].Kwargs)}
+    return {f"method_kwargs__{name}": value for name, value in kwargs.items() if name in names}
+
+
+def own_backbones(method: str | None):
+    """What `build_backbone` takes for a method by that name."""
+    return METHODS[method].backbones if method else None
 
 
 def tiny_config(method: str, **changes):

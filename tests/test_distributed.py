@@ -6,7 +6,7 @@ import lightning.pytorch as pl
 import pytest
 import torch
 import torch.distributed as dist
-from conftest import fit, method_config
+from conftest import fit, method_config, own_kwargs
 from lightning.pytorch.strategies import DDPStrategy
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -108,8 +108,6 @@ def losses(rank=None):
 VIT = {
     "backbone__name": "vit_tiny",
     "backbone__kwargs": {"img_size": 16, "patch_size": 8, "embed_dim": 16, "depth": 4, "num_heads": 2},
-    "method_kwargs__queue_size": 8,
-    "method_kwargs__num_prototypes": 6,
     "optimizer__lr": 0.5,
 }
 MOMENTUM = {"momentum__stages": "full"}
@@ -146,7 +144,9 @@ def runs(rank=None):
     results = {}
     for name, (method, changes) in METHOD_RUNS.items():
         torch.manual_seed(0)
-        model = METHODS[method](method_config(method, **VIT, **changes))
+        model = METHODS[method](
+            method_config(method, **VIT, **own_kwargs(method, queue_size=8, num_prototypes=6), **changes)
+        )
         # buffers are not broadcast: they have to be equal without
         strategy = {} if rank is None else {"strategy": DDPStrategy(broadcast_buffers=False), "devices": RANKS}
         trainer = fit(

@@ -17,7 +17,7 @@ from PIL import Image
 
 from solo_ext.errors import CheckpointError, ConfigError
 from solo_ext.files import WEIGHTS, sha256, write_json
-from solo_ext.methods.base import backbone_of
+from solo_ext.methods import backbone_of
 from solo_ext.runs.checkpoints import RECORDS, save_checkpoint
 from solo_ext.runs.encoder import load_encoder
 from solo_ext.zoo import export as zoo

@@ -23,7 +23,7 @@ from solo_ext.data.modules import ClassificationData
 from solo_ext.data.transforms import EvalTransform
 from solo_ext.errors import CheckpointError, ConfigError
 from solo_ext.files import sha256
-from solo_ext.methods.base import backbone_of
+from solo_ext.methods import backbone_of
 from solo_ext.training.compose import overlay
 from solo_ext.training.config import resolve, run_values
 from solo_ext.zoo.export import export

@@ -8,7 +8,7 @@ import lightning.pytorch as pl
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import FRAMEWORKS, build, fit, framework_of, random_batches
+from conftest import FRAMEWORKS, build, fit, framework_of, own_kwargs, random_batches
 
 from solo_ext.errors import ConfigError
 from solo_ext.methods import METHODS
@@ -283,9 +283,11 @@ def test_what_cannot_work_is_refused_in_a_sentence(method, changes, message):
 
 def test_the_effective_lr_wins_over_the_configured_one():
     model = build("byol", accumulate_grad_batches=4)
-    assert model._lr("lr") == pytest.approx(0.05 * 4)  # solo-learn: times the accumulated batches
+    assert model.cfg.optimizer.rates(model.accumulate) == pytest.approx(
+        (0.05 * 4, 0.1 * 4)
+    )  # solo-learn: times the accumulated batches
     model = build("byol", accumulate_grad_batches=4, optimizer__effective_lr=0.123)
-    assert model._lr("lr") == 0.123
+    assert model.cfg.optimizer.rates(model.accumulate)[0] == 0.123
 
 
 # The teacher.
@@ -332,7 +334,7 @@ class Recorder(pl.Callback):
 def test_teacher_follows_a_hand_written_loop(framework, spec, schedule):
     """Which weights it owns, and what they are after 5 steps."""
     model = build(framework, momentum__stages=spec, momentum__schedule=schedule, momentum__base_tau=0.7, **CRITERION,
-                  method_kwargs__freeze_last_layer=0)  # fmt: skip
+                  **own_kwargs(framework, freeze_last_layer=0))  # fmt: skip
     row = {**BLOCKS, **HEADS[framework]}
     presets = {"full": [*row], "backbone": [*BLOCKS], "projector": [*HEADS[framework]], "none": []}
     averaged = spec if isinstance(spec, list) else presets[spec]

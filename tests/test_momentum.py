@@ -11,7 +11,7 @@ from conftest import fit, random_batches, tiny_config
 from solo_ext.errors import ConfigError
 from solo_ext.methods import METHODS
 from solo_ext.momentum import IntraMomentum, MomentumConfig, Tau, Teacher
-from solo_ext.networks import DINOHead, build_backbone, mlp, stage_row
+from solo_ext.networks import MOCO_VITS, DINOHead, build_backbone, kept_outputs, mlp, stage_row
 
 BLOCKS = ["conv1", "block1", "block2", "block3", "block4"]
 MODULES = {  # independent of the code under test: which modules are which stage
@@ -24,6 +24,7 @@ MODULES = {  # independent of the code under test: which modules are which stage
 }
 ROW = list(MODULES)
 PROJECTOR, PREDICTOR = ROW[5:7], ROW[7:]
+PARTS = ("backbone", "projector", "predictor")
 
 # spec, stages with EMA and their base tau (None: momentum.base_tau); everything after the first is owned
 SCOPES = [
@@ -106,7 +107,8 @@ def network(kind):
     else:
         kwargs = {"img_size": 16, "patch_size": 4, "embed_dim": 16, "depth": 5, "num_heads": 2}
         own = kind == "mocov3-vit"
-        net.backbone = build_backbone("vit_tiny", kwargs if own else kwargs | {"reg_tokens": 2}, method=kind[:6])
+        kwargs |= {} if own else {"reg_tokens": 2}
+        net.backbone = build_backbone("vit_tiny", kwargs, own=MOCO_VITS if own else None)
     features = net.backbone.num_features
     if kind == "dino-vit":
         net.head = DINOHead(features, 12, 6, 10, norm=True, norm_last_layer=False)
@@ -195,10 +197,13 @@ def scopes(kind):
     yield taus, {s: taus.get(s, taus.get(PART[s])) for s in row if s in taus or PART[s] in taus}
 
 
-def students(net, x):
-    out = {"backbone": net.backbone(x)}
-    out["projector"] = (net.head if hasattr(net, "head") else net.projector)(out["backbone"])
-    return out | ({"predictor": net.predictor(out["projector"])} if hasattr(net, "predictor") else {})
+def students(net, x, teacher):
+    """The student's outputs: of each part, and of the stage that the teacher continues from."""
+    with kept_outputs(net, [teacher.entry] if teacher.entry else []) as kept:
+        out = {"backbone": net.backbone(x)}
+        out["projector"] = (net.head if hasattr(net, "head") else net.projector)(out["backbone"])
+        out |= {"predictor": net.predictor(out["projector"])} if hasattr(net, "predictor") else {}
+    return out | kept
 
 
 def teacher_of(net, spec, buffers="own"):
@@ -227,7 +232,7 @@ def test_teacher_of_any_network_equals_a_whole_one_run_by_hand(kind, spec, ema, 
     net, row = network(kind), BY_HAND[kind]
     names = list(row)
     first = min((names.index(stage) for stage in ema), default=len(names))
-    # the student without the hook of its teacher, and a whole momentum network, of which the owned end is looked at
+    # the student without its teacher, and a whole momentum network, of which the owned end is looked at
     student, shadow = network(kind), network(kind)
     for module in shadow.modules():
         if buffers != "own" and isinstance(module, torch.nn.BatchNorm1d | torch.nn.BatchNorm2d):
@@ -251,8 +256,8 @@ def test_teacher_of_any_network_equals_a_whole_one_run_by_hand(kind, spec, ema, 
             for i, (stage, (_, run)) in enumerate(row.items()):
                 h = run(student if i < first else shadow, h)
                 expected[PART[stage]] = h
-        seen = students(net, x)
-        outputs = teacher(teacher.entry(x), seen, list(seen)[-1])
+        seen, last = students(net, x, teacher), PART[names[-1]]
+        outputs = teacher(x, seen, last)
         assert outputs.keys() == expected.keys() and not any(out.requires_grad for out in outputs.values())
         for part, out in outputs.items():
             torch.testing.assert_close(out, expected[part], rtol=1e-9, atol=1e-10, msg=part)
@@ -290,7 +295,7 @@ def test_tau_0_gives_the_students_outputs_and_tau_1_the_first_weights(kind):
         follower.update(step, 3)
         statue.update(step, 3)
         x = torch.randn(6, 3, 16, 16).double()
-        seen = students(sharing, x)
+        seen = students(sharing, x, follower)
         for part, out in follower(x, seen, parts[-1]).items():
             torch.testing.assert_close(out, seen[part].detach(), rtol=0, atol=0)
     for name, p in frozen.named_parameters():
@@ -329,8 +334,8 @@ def test_copies_of_a_part_survive_what_frameworks_do_to_modules(kind):
         if key.startswith(("momentum_head", "momentum_projector")):  # shared from block4 on
             assert torch.equal(value, other.state_dict()[key.removeprefix("momentum_")]), key
     x = torch.randn(2, 3, 16, 16).double()
-    seen = students(net, x)
-    assert not torch.equal(teacher(teacher.entry(x), seen, "projector")["projector"], seen["projector"])
+    seen = students(net, x, teacher)
+    assert not torch.equal(teacher(x, seen, "projector")["projector"], seen["projector"])
     assert "BatchNorm" in repr(net) and net.train().momentum_backbone.training
 
 
@@ -384,8 +389,8 @@ def test_teacher_starts_from_the_students_activation_of_the_same_view(spec, firs
             if name.startswith("momentum_"):
                 p.add_(torch.randn_like(p) * 0.1)
     x = random_batches(1)[0][1][0]
-    out, entry = model._see(x)
-    z = model._teach(out, entry, "projector")["z"]
+    out = model.student(x)
+    z = model.teach(x, out, "projector")["projector"]
     b, mp = model.backbone, model.momentum_projector
     if first == "block4":
         h = b.layer3(b.layer2(b.layer1(b.bn1(b.conv1(x)).relu())))
@@ -393,7 +398,7 @@ def test_teacher_starts_from_the_students_activation_of_the_same_view(spec, firs
         by_hand = mp(h)
     else:
         p = model.projector
-        by_hand = mp.get_submodule("3")(p[2](p[1](p[0](out["feats"]))))
+        by_hand = mp.get_submodule("3")(p[2](p[1](p[0](out["backbone"]))))
     torch.testing.assert_close(z, by_hand, rtol=1e-5, atol=1e-6)
     assert not z.requires_grad
 
@@ -441,7 +446,7 @@ def test_monitoring_at_the_predictor_changes_nothing_but_the_predictors_copy():
 
 
 def test_a_deep_copy_trains_on_its_own():
-    """The hook that feeds the teacher must belong to the copy."""
+    """What feeds the teacher must belong to the copy."""
     model = build(momentum__stages="projector")
     twin = copy.deepcopy(model)
     with torch.no_grad():
@@ -450,7 +455,76 @@ def test_a_deep_copy_trains_on_its_own():
     assert twin.training_step(batch, 0) == build(momentum__stages="projector").training_step(batch, 0)
 
 
+@pytest.mark.parametrize("gap", [True, False])
+def test_which_stages_there_are_does_not_depend_on_what_is_monitored(gap):
+    model = build("byol", momentum__stages=["projector", "predictor"], gap__enabled=gap)
+    assert list(model.teacher.taus) == PROJECTOR + PREDICTOR
+    assert math.isfinite(model.training_step(random_batches(1)[0], 0))
+
+
+def test_a_second_teacher_copies_the_student_and_nothing_else():
+    net, x = network("resnet"), torch.randn(4, 3, 16, 16).double()
+    first = teacher_of(net, "full")
+    net.backbone.layer1.register_forward_hook(lambda *_: pytest.fail("a hook was copied"))
+    row = stage_row({"backbone": net.backbone, "projector": net.projector, "predictor": net.predictor})
+    slow = Teacher(net, row, MomentumConfig(base_tau=0.9, stages="full").taus(row), prefix="slow_")
+    names = {name.split(".")[0] for name, _ in net.named_modules()} - {""}
+    assert names == {f"{prefix}{part}" for prefix in ("", "momentum_", "slow_") for part in PARTS}
+    walk(net)
+    first.update(0, 5)
+    untouched = teacher_of(network("resnet"), "full")(x, {}, "predictor")
+    assert torch.equal(slow(x, {}, "predictor")["predictor"], untouched["predictor"])
+    slow.update(0, 5)
+    start = network("resnet").backbone.conv1.weight
+    way, moved = net.backbone.conv1.weight - start, net.slow_backbone.conv1.weight - start
+    torch.testing.assert_close(moved, 0.1 * way, rtol=1e-9, atol=1e-12)
+
+
+def test_a_teacher_that_continues_inside_needs_the_students_outputs():
+    model = build(momentum__stages=["block4", "projector"])
+    with pytest.raises(KeyError, match="block3"):
+        model.teach(torch.randn(2, 3, 16, 16), {}, "projector")
+
+
+def test_the_loss_can_aim_at_the_teachers_predictor():
+    changes = {"gap__enabled": False, "data__num_classes": 0, "momentum__target": "predictor"}
+    for inter in (True, False):
+        model = build("byol", momentum__inter=inter, **changes)
+        batch = random_batches(1)[0]
+        seen = [model.student(x) for x in batch[1]]
+        aims = [model.teach(x, out, "predictor") for x, out in zip(batch[1], seen, strict=True)] if inter else seen
+        pairs = [(seen[i]["predictor"].double(), aims[1 - i]["predictor"].double()) for i in (0, 1)]
+        cosines = [torch.cosine_similarity(q, k).mean() for q, k in pairs]
+        loss = model.training_step(batch, 0)
+        assert loss.item() == pytest.approx(sum(2 - 2 * c.item() for c in cosines), rel=1e-5)
+
+
 # Intra-momentum.
+
+
+@pytest.mark.parametrize("stages", ["full", ["block4", "projector"], ["block2", "projector"]])
+def test_the_intra_term_at_a_stage_compares_its_pooled_outputs(stages):
+    changes = {"momentum__stages": stages, "gap__enabled": False, "data__num_classes": 0}
+    plain, model = build(**changes), build(**changes, intra__weight=0.5, intra__target="block3")
+    assert not hasattr(model, "momentum_predictor")
+    with torch.no_grad():
+        for net in (plain, model):
+            for name, p in net.named_parameters():
+                if name.startswith("momentum_"):
+                    p.mul_(1.1)
+    batch = random_batches(1)[0]
+    inter, total = plain.training_step(batch, 0), model.training_step(batch, 0)
+    expected = 0
+    for x in batch[1]:
+        b, t = model.backbone, getattr(model, "momentum_backbone", None)
+        h = b.layer1(b.bn1(b.conv1(x)).relu())
+        s = b.layer3(b.layer2(h)).mean((2, 3)).double()
+        if stages == "full":
+            h = t.layer1(t.bn1(t.conv1(x)).relu())
+        owns = stages != ["block4", "projector"]
+        m = t.layer3(t.layer2(h)).mean((2, 3)).double() if owns else s.detach()
+        expected += 0.5 * (2 - 2 * torch.cosine_similarity(s, m).mean())
+    assert (total - inter).item() == pytest.approx(0.5 * expected.item(), rel=1e-3, abs=1e-6)
 
 
 @pytest.mark.parametrize("target", ["predictor", "projector"])
@@ -466,9 +540,8 @@ def test_intra_term_is_added_to_the_loss(distance, target):
 
     terms = []
     for x in batch[1]:
-        out, entry = model._see(x)
-        taught = model._teach(out, entry, target)
-        s, t = out["q"].double(), taught["q" if target == "predictor" else "z"].double()
+        out = model.student(x)
+        s, t = out["predictor"].double(), model.teach(x, out, target)[target].double()
         if distance == "cosine":
             unit = (s / s.norm(dim=1, keepdim=True), t / t.norm(dim=1, keepdim=True))
             terms.append((unit[0] - unit[1]).pow(2).sum(1).mean())
@@ -527,7 +600,9 @@ def test_tau_is_a_pure_function_of_the_step():
         ({"momentum__stages": ["block5"]}, ["block5", "block4", "projector.fc2", "full"]),
         ({"momentum__stages": "projectr"}, ["projectr", "did you mean 'projector'"]),
         ({"momentum__stages": {"projector": 1.5}}, ["momentum.stages.projector", "1.5"]),
-        ({"momentum__stages": ["predictor"]}, ["predictor"]),
+        ({"method": "simclr", "momentum__stages": ["predictor"]}, ["predictor"]),
+        ({"method": "simclr", "momentum__target": "predictor"}, ["momentum.target", "SimCLR"]),
+        ({"momentum__stages": "full", "intra__weight": 1.0, "intra__target": "block5"}, ["intra.target", "'block4'"]),
         ({"momentum__stages": ["block4"], "backbone__name": "timm/resnet10t"}, ["block4", "backbone"]),
         ({"momentum__stages": 3}, ["momentum.stages"]),
         ({"momentum__schedule": "cosin"}, ["momentum.schedule", "did you mean 'cosine'"]),

@@ -6,6 +6,7 @@ from itertools import chain
 
 import pytest
 import torch
+from conftest import own_backbones
 from torch import nn
 
 from solo_ext.errors import ConfigError
@@ -15,7 +16,7 @@ TINY = {"img_size": 16, "patch_size": 4, "embed_dim": 16, "depth": 5, "num_heads
 
 
 def tiny_vit(method="dino", **kwargs):
-    return build_backbone("vit_tiny", TINY | kwargs, method=method)
+    return build_backbone("vit_tiny", TINY | kwargs, own=own_backbones(method))
 
 
 # Heads.
@@ -137,7 +138,7 @@ def test_mocov3_vit_starts_as_printed(frozen):
      (None, 6)],
 )  # fmt: skip
 def test_the_mocov3_family_has_its_own_vit(method, heads):
-    vit = build_backbone("vit_small", {"img_size": 32, "depth": 1}, method=method)
+    vit = build_backbone("vit_small", {"img_size": 32, "depth": 1}, own=own_backbones(method))
     assert (vit.blocks[0].attn.num_heads, vit.pos_embed.requires_grad) == (heads, heads == 6)
     assert vit(torch.randn(2, 3, 32, 32)).shape == (2, vit.num_features) == (2, 384)
 
@@ -160,7 +161,7 @@ def test_names_of_all_backbones_are_accepted():
 )
 def test_arguments_that_do_not_fit_are_refused(name, kwargs, method, words):
     with pytest.raises(ConfigError, match=r"backbone\.kwargs") as error:
-        build_backbone(name, kwargs, method=method)
+        build_backbone(name, kwargs, own=own_backbones(method))
     assert words in str(error.value) and "\n" not in str(error.value)
 
 
@@ -255,7 +256,10 @@ def test_stages_of_heads(norm):
 def test_vits_are_solo_learns(solo_learn, name, method, kwargs):
     from solo.backbones import vit
 
-    theirs, ours = getattr(vit, name)(method, **kwargs).eval(), build_backbone(name, kwargs, method=method).eval()
+    theirs, ours = (
+        getattr(vit, name)(method, **kwargs).eval(),
+        build_backbone(name, kwargs, own=own_backbones(method)).eval(),
+    )
     expected = theirs.state_dict()
     assert list(expected) == list(ours.state_dict())
     if method == "mocov3":

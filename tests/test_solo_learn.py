@@ -7,7 +7,8 @@ import pytest
 import torch
 from conftest import FRAMEWORKS, fit, method_config, random_batches
 
-from solo_ext.methods import METHODS, register
+from solo_ext.compat.registry import register
+from solo_ext.methods import METHODS
 
 
 @pytest.fixture(autouse=True)

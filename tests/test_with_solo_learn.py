@@ -15,7 +15,7 @@ import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
-from conftest import FRAMEWORKS, METHOD_KWARGS, framework_of
+from conftest import FRAMEWORKS, METHOD_KWARGS, framework_of, own_backbones
 from omegaconf import OmegaConf
 from PIL import Image
 from torch import nn
@@ -363,7 +363,7 @@ BACKBONES = [
 
 @pytest.mark.parametrize(("name", "method"), BACKBONES)
 def test_our_backbones_are_read_by_its_linear_evaluation(linear_backbone, tmp_path, name, method):
-    ours = build_backbone(name, method=method)
+    ours = build_backbone(name, own=own_backbones(method))
     torch.save({"state_dict": {f"backbone.{key}": x for key, x in ours.state_dict().items()}}, tmp_path / "x.ckpt")
     theirs = linear_backbone(tmp_path / "x.ckpt", backbone__name=name, pretrain_method=method)
     assert same_features(theirs, ours, 224)

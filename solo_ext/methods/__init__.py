@@ -1,14 +1,14 @@
 """The registry: every method by the name that its YAML gives."""
 
-from collections.abc import Callable
-from functools import partial
+import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
-import timm
 from torch import nn
 
-from solo_ext.methods.base import Method
+from solo_ext.methods.base import Method, new_backbone
 from solo_ext.methods.byol import BYOL
+from solo_ext.methods.config import MethodConfig
 from solo_ext.methods.dino import DINO
 from solo_ext.methods.mocov2plus import MoCoV2Plus
 from solo_ext.methods.mocov3 import MoCoV3
@@ -33,7 +33,8 @@ from solo_ext.methods.residual import (
 from solo_ext.methods.ressl import ReSSL
 from solo_ext.methods.simclr import SimCLR
 from solo_ext.methods.simsiam import SimSiam
-from solo_ext.networks.backbones import BACKBONES, MOCOV3_BACKBONES, build_backbone, is_mocov3
+from solo_ext.networks import BackboneConfig
+from solo_ext.schema import build
 
 METHODS: dict[str, type[Method]] = {
     "byol": BYOL,
@@ -60,34 +61,19 @@ METHODS: dict[str, type[Method]] = {
     "res_simsiam": ResSimSiam,
 }
 
-__all__ = ["METHODS", "Method", "register"]
+__all__ = ["METHODS", "Method", "MethodConfig", "backbone_of"]
 
 
-def register() -> list[str]:
-    """Puts the methods that solo-learn lacks into `solo.methods.METHODS`, and the backbones into its `BaseMethod`;
-    solo-learn must be importable.
+def backbone_of(cfg: Mapping[str, Any] | MethodConfig) -> nn.Module:
+    """The randomly initialised backbone of a run's configuration, typed or as its args.json has it.
 
-    Returns:
-        The names of the methods added.
+    cfg: with `backbone` and `data`, and `method` or `pretrain_method`, which may have constructors of its own.
     """
-    from solo.methods import METHODS as registry
-    from solo.methods.base import BaseMethod
-
-    added = [name for name in METHODS if name not in registry]
-    registry.update({name: METHODS[name] for name in added})
-    backbones = BaseMethod._BACKBONES
-    for name in [*BACKBONES, *(f"timm/{model}" for model in timm.list_models())]:
-        backbones.setdefault(name, partial(_backbone, name))
-    for name in MOCOV3_BACKBONES if added else ():
-        backbones[name] = partial(_vit, backbones[name])
-    return added
-
-
-def _backbone(name: str, method: str | None = None, **kwargs: Any) -> nn.Module:
-    """`build_backbone`, as solo-learn calls its constructors."""
-    return build_backbone(name, kwargs, method=method)
-
-
-def _vit(solo_learns: Callable[..., nn.Module], method: str | None = None, *args: Any, **kwargs: Any) -> nn.Module:
-    """solo-learn's ViT, with MoCo v3's own for all methods of that family: its heads are others at the same shapes."""
-    return solo_learns("mocov3" if is_mocov3(method) else method, *args, **kwargs)
+    values = cfg if isinstance(cfg, Mapping) else vars(cfg)
+    backbone, data = values["backbone"], values.get("data") or {}
+    if isinstance(backbone, Mapping):  # of any origin
+        declared = {field.name for field in dataclasses.fields(BackboneConfig)}
+        backbone = build(BackboneConfig, {k: v for k, v in backbone.items() if k in declared}, "backbone")
+    name = str(values.get("method") or values.get("pretrain_method")).lower()
+    dataset = data.get("dataset") if isinstance(data, Mapping) else data.dataset
+    return new_backbone(backbone, dataset, METHODS[name].backbones if name in METHODS else None)

@@ -1,26 +1,31 @@
 """The one LightningModule: a framework's heads and loss, a teacher, an intra-momentum term, and online probes."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from types import MappingProxyType
 from typing import Any, ClassVar
 
 import lightning.pytorch as pl
 import torch
 import torch.nn.functional as F
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from solo_ext.data.datasets import DATASETS
 from solo_ext.errors import ConfigError
 from solo_ext.evaluation.metrics import accuracy_at_k
-from solo_ext.momentum import GapConfig, IntraMomentum, MomentumConfig, Teacher, similarity, weight_distance
-from solo_ext.networks import BackboneConfig, build_backbone, stage_row
-from solo_ext.optim import OptimizerConfig, SchedulerConfig, build_optimizer, build_scheduler
-from solo_ext.schema import check_choice, check_integer, check_number, section
+from solo_ext.methods.config import MethodConfig
+from solo_ext.methods.monitors import Gap, Monitor, Spread
+from solo_ext.methods.step import Outputs, Passes, Step, Term, plan_passes
+from solo_ext.momentum import IntraMomentum, Teacher, weight_distance
+from solo_ext.networks import BackboneConfig, build_backbone, kept_outputs, stage_row
+from solo_ext.optim import build_optimizer, build_scheduler
+from solo_ext.schema import check_choice, check_integer, check_number
+from solo_ext.text import hint
 
 LOSS_SCALES = ("solo", "paper")
-OUTPUT = {"backbone": "feats", "projector": "z", "predictor": "q"}  # part of the network -> name of its output
+PARTS = ("backbone", "projector", "predictor")
 
 
 class Method(pl.LightningModule):
@@ -31,9 +36,11 @@ class Method(pl.LightningModule):
         class ProjectorEMABYOL(BYOL):
             teacher_stages = "projector"
 
-    The configuration is solo-learn's, plus `momentum.stages` and its companions, `intra` and `gap`. `optimizer.lr` is
-    taken as it stands (solo-learn scales it before it builds the method) and multiplied by the accumulated batches,
-    unless `optimizer.effective_lr`, which is the final value, is given beside it.
+    Attributes:
+        row: all stages of the student.
+        teacher: the copies of some of them.
+        terms: of the loss; a subclass may add some.
+        monitors: read a step now and then; a callback may add some.
     """
 
     @dataclasses.dataclass
@@ -56,67 +63,77 @@ class Method(pl.LightningModule):
     intra: IntraMomentum = IntraMomentum()
     loss_scale: ClassVar[str] = "solo"
     loss_name: ClassVar[str] = "train_ssl_loss"
-    # which views (by their place) the loss takes from the student and from the target branch; None: all there are
-    query_views: ClassVar[Sequence[int] | None] = None
-    target_views: ClassVar[Sequence[int] | None] = None
+    # places of the views that the loss takes from the student (None: all) and from the target branch, and on which the
+    # online probe learns (None: all large ones)
+    query_views: Sequence[int] | None = None
+    target_views: Sequence[int] | None = None
+    probe_views: Sequence[int] | None = None
+    # whether the loss, where no teacher gives targets, has no target branch, rather than the student's detached outputs
+    own_targets: ClassVar[bool] = False
+    # constructors of backbones that go before the common ones
+    backbones: ClassVar[Mapping[str, Callable[..., nn.Module]]] = MappingProxyType({})
     # names of parts that solo-learn's checkpoints call otherwise; heads whose learning rate is not scheduled
     attributes: ClassVar[Mapping[str, str]] = MappingProxyType({})
     static_lr: ClassVar[Sequence[str]] = ()
     unused_kwargs: ClassVar[Sequence[str]] = ()  # what solo-learn's YAMLs carry without using it
 
-    def __init__(self, cfg: DictConfig):
+    def __init__(self, cfg: MethodConfig | DictConfig | Mapping[str, Any]):
         """Builds the networks.
 
         Args:
-            cfg: the resolved configuration, ours or solo-learn's.
+            cfg: the resolved configuration, or solo-learn's. It stays as it is.
 
         Raises:
             ConfigError: a value that cannot work, e.g. a stage that the network lacks.
         """
         super().__init__()
-        if "performance" not in cfg:  # solo-learn's script reads it off the configuration that it handed in
-            OmegaConf.update(cfg, "performance", {"disable_channel_last": False}, force_add=True)
-        self.cfg = cfg = OmegaConf.merge(self.defaults(), cfg)
-        momentum = section(MomentumConfig, cfg.momentum, "momentum")
-        if momentum.stages is None:
-            momentum.stages = self.teacher_stages
-        self.intra = section(IntraMomentum, cfg.intra, "intra")
-        self.gap = section(GapConfig, cfg.get("gap"), "gap")
-        self.kwargs = section(self.Kwargs, cfg.method_kwargs, "method_kwargs")
-        self.optimizer_cfg = section(OptimizerConfig, cfg.optimizer, "optimizer")
-        self.scheduler_cfg = section(SchedulerConfig, cfg.scheduler, "scheduler")
-        self.accumulate = cfg.get("accumulate_grad_batches") or 1
+        self.cfg = cfg = MethodConfig.of(type(self), cfg)
+        self.kwargs, self.intra = cfg.method_kwargs, cfg.intra
+        self.accumulate = cfg.accumulate_grad_batches or 1
         self.channels_last = not cfg.performance.disable_channel_last
-        self.large_crops = OmegaConf.select(cfg, "data.num_large_crops", default=2)
-        self.inter = momentum.inter
+        self.large_crops = cfg.data.num_large_crops or 2
 
-        self.backbone = backbone_of(cfg)
-        classes = cfg.data.get("num_classes") or 0
+        self.backbone = new_backbone(cfg.backbone, cfg.data.dataset, self.backbones)
+        classes = cfg.data.num_classes or 0
         self.classifier = nn.Linear(self.backbone.num_features, classes) if classes else None
         self.build_heads(self.backbone.num_features)
-        names = {name: self.attributes.get(name, name) for name in OUTPUT}
-        self.parts = {name: attribute for name, attribute in names.items() if hasattr(self, attribute)}
+        names = {part: self.attributes.get(part, part) for part in PARTS}
+        self.parts = {part: attribute for part, attribute in names.items() if hasattr(self, attribute)}
+        *_, self.last = self.parts  # the last one: its outputs are the queries
+        self.row = stage_row({part: self.part(part) for part in self.parts}, self.attributes)
 
-        self.teacher = self._build_teacher(momentum)
+        self.teacher = self._build_teacher()
         self.momentum_classifier = None
-        if momentum.classifier:
+        if cfg.momentum.classifier:
             if not classes or not hasattr(self, "momentum_backbone"):
                 raise ConfigError(
                     "momentum.classifier needs labels and a teacher with a backbone of its own; "
-                    f"momentum.stages is {momentum.stages!r} and the data set has {classes} classes"
+                    f"momentum.stages is {cfg.momentum.stages!r} and the data set has {classes} classes"
                 )
             self.momentum_classifier = nn.Linear(self.backbone.num_features, classes)
+        self.terms = [Term(self.loss_name, self.criterion)]
+        if self.intra.weight > 0:
+            self.terms.append(Term("train_intra_loss", self._intra_term, self.intra.weight, self.intra.active))
+        if self.classifier is not None:
+            self.terms.append(Term("train_class_loss", self._probe_term))
+        if self.momentum_classifier is not None:
+            self.terms.append(Term("train_momentum_class_loss", self._momentum_probe_term))
+        self.monitors: list[Monitor] = [Spread(large_crops=self.large_crops)]
+        if cfg.gap.enabled and self.teacher.stages:
+            self.monitors.append(Gap(cfg.gap.every, self.gap_at))
+        wanted = {self.intra_at} if self.intra.weight > 0 else set()
+        self._kept = [stage for stage in self.row if stage == self.teacher.entry or stage.name in wanted]
+        self._passes: dict[tuple, Passes] = {}
+        self._fresh: list[Tensor] = []  # targets of the batch whose backward pass is still to come
 
     @classmethod
-    def defaults(cls) -> DictConfig:
+    def defaults(cls) -> dict[str, dict[str, Any]]:
         """What this method declares where the configuration is silent: stages, intra term, loss scale."""
-        return OmegaConf.create(
-            {
-                "momentum": {"stages": cls.teacher_stages},
-                "intra": dataclasses.asdict(cls.intra),
-                "method_kwargs": {"loss_scale": cls.loss_scale},
-            }
-        )
+        return {
+            "momentum": {"stages": cls.teacher_stages},
+            "intra": dataclasses.asdict(cls.intra),
+            "method_kwargs": {"loss_scale": cls.loss_scale},
+        }
 
     # What a framework writes.
 
@@ -125,42 +142,75 @@ class Method(pl.LightningModule):
         raise NotImplementedError
 
     def loss(self, queries: list[Tensor], targets: list[Tensor]) -> Tensor:
-        """The framework's loss.
+        """The framework's loss; it changes nothing.
 
         Args:
             queries: per view of `query_views`, the output [B, D] of the student's last head, with gradient.
-            targets: per large view of `target_views`, the target branch's projector output [B, D], without gradient.
+            targets: per large view of `target_views`, the target branch's output [B, D] at `momentum.target`, without
+                gradient; empty for a framework with `own_targets` and no teacher.
 
         Returns:
             A scalar.
         """
         raise NotImplementedError
 
+    def remember(self, targets: list[Tensor]) -> None:
+        """Takes the targets of a batch into the framework's memory, such as a queue or a centre.
+
+        It is called after the backward pass, which still reads the memory that the loss has read.
+        """
+
     # The network and its teacher.
 
-    def _build_teacher(self, momentum: MomentumConfig) -> Teacher:
-        ends = {"projector", "predictor"} & self.parts.keys()
-        self.intra_at = self.intra.target if self.intra.target in ends else "projector"
-        wanted = {self.intra_at} if self.intra.weight > 0 else set()
-        wanted |= {self.gap.at} & ends if self.gap.enabled else set()
-        predictor = "predictor" in wanted  # a teacher has one only to be compared with
-        self.gap_at = "predictor" if predictor and self.gap.at != "projector" else "projector"
-        parts = {name: self.part(name) for name in self.parts if name != "predictor" or predictor}
-        row = stage_row(parts, self.attributes)
-        taus = momentum.taus(row)
+    def _build_teacher(self) -> Teacher:
+        momentum, gap = self.cfg.momentum, self.cfg.gap
+        part_of = {stage.name: stage.part for stage in self.row} | {part: part for part in self.parts}
+        if momentum.target not in self.parts:
+            raise ConfigError(
+                f"momentum.target is {momentum.target}, but {type(self).__name__} has no {momentum.target}"
+            )
+        # where the intra term compares; frameworks without a predictor compare the projectors' outputs
+        self.intra_at = self.last if self.intra.target == "predictor" else self.intra.target
+        if self.intra_at not in part_of:
+            raise ConfigError(f"intra.target: the network has no stage '{self.intra_at}'{hint(self.intra_at, part_of)}")
+        taus = momentum.taus(self.row)
         if self.intra.weight > 0 and not taus:
             raise ConfigError(
                 "intra.weight > 0 needs a teacher that differs from the student; "
                 f"set momentum.stages to full, backbone, projector or a stage, not {momentum.stages!r}"
             )
-        return Teacher(self, row, taus, momentum.buffers)
+        read = {momentum.target}
+        read |= {part_of[self.intra_at]} if self.intra.weight > 0 else set()
+        read |= {gap.at} & self.parts.keys() if gap.enabled else set()
+        read |= {part_of[name] for name in taus} if momentum.preset is None else set()
+        # a teacher has a predictor only where something reads it
+        row = [stage for stage in self.row if stage.part != "predictor" or "predictor" in read]
+        self.gap_at = "predictor" if "predictor" in read and gap.at != "projector" else "projector"
+        return Teacher(self, row, {s.name: taus[s.name] for s in row if s.name in taus}, momentum.buffers)
 
     def part(self, name: str) -> nn.Module:
         """The student's `backbone`, `projector` or `predictor`."""
         return getattr(self, self.parts[name])
 
+    def student(self, x: Tensor) -> dict[str, Tensor]:
+        """The student's outputs on one view.
+
+        Args:
+            x: images [B, 3, H, W].
+
+        Returns:
+            The output of each part, [B, features] or [B, D], and of the stages that teacher and intra term read.
+        """
+        if self.channels_last:
+            x = x.to(memory_format=torch.channels_last)
+        outputs = {}
+        with kept_outputs(self, self._kept) as stages:
+            for part in self.parts:
+                outputs[part] = x = self.part(part)(x)
+        return outputs | stages
+
     def forward(self, x: Tensor) -> dict[str, Tensor]:
-        """The student on one view.
+        """The student on one view, under solo-learn's names.
 
         Args:
             x: images [B, 3, H, W].
@@ -169,119 +219,128 @@ class Method(pl.LightningModule):
             feats [B, F]; z [B, D], the projector's output; q [B, D], the last head's; logits [B, classes] of the online
             probe, whose gradient stops at the features, if there are labels.
         """
-        if self.channels_last:
-            x = x.to(memory_format=torch.channels_last)
-        feats = self.backbone(x)
-        z = self.part("projector")(feats)
-        out = {"feats": feats, "z": z, "q": self.predictor(z) if "predictor" in self.parts else z}
+        out = self.student(x)
+        named = {"feats": out["backbone"], "z": out["projector"], "q": out[self.last]}
         if self.classifier is not None:
-            out["logits"] = self.classifier(feats.detach())
-        return out
-
-    def _see(self, x: Tensor, learn: bool = True) -> tuple[dict[str, Tensor], Tensor]:
-        """The student's outputs on one view, and what the teacher needs of the view.
-
-        learn: whether a loss reaches the student on this view; else only the probe has a gradient.
-        """
-        with torch.set_grad_enabled(learn and torch.is_grad_enabled()):
-            out = self(x)
-        if not learn and self.classifier is not None:
-            out["logits"] = self.classifier(out["feats"])
-        return out, self.teacher.entry(x)
-
-    def _teach(self, out: dict[str, Tensor], entry: Tensor, upto: str) -> dict[str, Tensor]:
-        """The teacher's outputs on the view that gave `out` and `entry`, under the student's names."""
-        if self.channels_last and entry.dim() == 4:
-            entry = entry.to(memory_format=torch.channels_last)
-        taught = self.teacher(entry, {part: out.get(name) for part, name in OUTPUT.items()}, upto)
-        return {OUTPUT[part]: value for part, value in taught.items()}
+            named["logits"] = self.classifier(named["feats"].detach())
+        return named
 
     # Training.
 
     def training_step(self, batch: Sequence[Any], batch_idx: int) -> Tensor:
-        """One step on `(indexes, [view [B, 3, H, W], ...], targets [B])`, target -1 = no label.
+        """One step on `(indexes, [view [B, 3, H, W], ...], labels [B])`, label -1 = none.
 
         Returns:
             The scalar loss: the framework's, plus the weighted intra-momentum term, plus the probes' cross-entropy.
         """
-        _, views, targets = batch
-        views = [views] if isinstance(views, Tensor) else views
-        pull = self.intra.active(self.global_step)
-        measure = self.gap.enabled and self.teacher.stages and self.global_step % self.gap.every == 0
-        learning, seen, asked, taught = self._views(len(views), pull, measure)
-
-        students, entries = {}, dict(enumerate(views))
-        for i in seen:
-            students[i], entries[i] = self._see(views[i], learn=i in learning)
-        places = {self.intra_at} if pull else set()
-        places |= {self.gap_at} if measure else set()
-        upto = "predictor" if "predictor" in places else "projector"
-        teachers = {i: self._teach(students.get(i, {}), entries[i], upto) for i in taught}
-
-        queries = [students[i]["q"] for i in learning if self.query_views is None or i in self.query_views]
-        keys = [teachers[i]["z"] if self.inter else students[i]["z"].detach() for i in asked]
-        loss = self.loss(queries, keys)
-        metrics = {self.loss_name: loss}
-        if pull:
-            term = self.intra([students[i]["q"] for i in taught], [t[OUTPUT[self.intra_at]] for t in teachers.values()])
-            metrics["train_intra_loss"] = term
-            loss = loss + self.intra.weight * term
-        probed = [students[i] for i in self._probed(len(views))]
-        loss = loss + self._probe(self.classifier, [out.get("logits") for out in probed], targets, "train_", metrics)
-        if self.momentum_classifier is not None:
-            logits = [self.momentum_classifier(out["feats"]) for out in teachers.values()]
-            loss = loss + self._probe(self.momentum_classifier, logits, targets, "train_momentum_", metrics)
-        with torch.no_grad():  # 1 / sqrt(D) for spread-out outputs, 0 when collapsed
-            outputs = torch.stack([out["z"].float() for i, out in students.items() if i < self.large_crops])
-            metrics["train_z_std"] = F.normalize(outputs, dim=-1).std(1).mean()
-        if measure:
-            both = [i for i in taught if i in students]
-            self._log_gap([students[i] for i in both], [teachers[i] for i in both])
-        self.log("train_loss", loss, on_step=True, on_epoch=True, sync_dist=True, batch_size=len(targets))
-        self.log_dict(metrics, on_step=False, on_epoch=True, sync_dist=True, batch_size=len(targets))
+        step = self.look(batch)
+        terms = [term for term in self.terms if term.active(step.number)]
+        values = {term.name: term.value(step) for term in terms}
+        loss = sum(term.weight * values[term.name] for term in terms)
+        log = partial(self.log_dict, on_epoch=True, sync_dist=True, batch_size=len(step.labels))
+        log({"train_loss": loss}, on_step=True)
+        log({**values, **step.metrics}, on_step=False)
+        with torch.no_grad():
+            for monitor in self.monitors:
+                if monitor.due(step.number):
+                    log(monitor(step), on_step=monitor.on_step)
         return loss
 
-    def _views(self, views: int, pull: bool, measure: bool) -> tuple[Sequence[int], ...]:
-        """Who runs which of the views: where the student learns, where it is run, where the loss asks for a target,
-        and where the teacher is run. Nothing is run on a view whose output nothing uses."""
-        large = range(min(self.large_crops, views))
-        asked = large if self.target_views is None else self.target_views
-        learning = set(range(views) if self.query_views is None else self.query_views)
-        learning |= set(large) if pull else set()
-        seen = learning | set(self._probed(views))
-        taught = set(asked) if self.inter else set()
-        taught |= set(large) if pull or self.momentum_classifier is not None else set()
-        if not self.inter:
-            seen |= set(asked)
-        if len(self.teacher.stages) < len(self.teacher.row):  # it goes on from the student's activation
-            seen |= taught
-        if measure and not taught & seen:
-            taught |= seen & set(large)
-        return sorted(learning), sorted(seen), asked, sorted(taught)
+    def look(self, batch: Sequence[Any]) -> Step:
+        """The networks' outputs on the views of a batch, as far as something reads them."""
+        indexes, views, labels = batch
+        views = [views] if isinstance(views, Tensor) else views
+        number = self.global_step
+        pull = self.intra.active(number)
+        read = tuple(monitor.at for monitor in self.monitors if monitor.at and monitor.due(number))
+        passes = self.passes(len(views), pull, read)
+        students: dict[int, Outputs] = {}
+        for i in passes.student:
+            with torch.set_grad_enabled(i in passes.learning and torch.is_grad_enabled()):
+                students[i] = self.student(views[i])
+        teachers = {i: self.teach(views[i], students.get(i, {}), passes.upto) for i in passes.teacher}
+        return Step(number, indexes, views, labels, passes, students, teachers)
 
-    def _probed(self, views: int) -> Sequence[int]:
-        """The views on which the online probe is trained."""
-        return range(min(self.large_crops, views) if self.classifier is not None else 0)
+    def passes(self, views: int, pull: bool = False, read: tuple[str, ...] = ()) -> Passes:
+        """Who runs which of the `views` of a batch.
 
-    def _probe(self, probe, logits: list[Tensor], targets: Tensor, prefix: str, metrics: dict) -> Tensor | float:
-        """Cross-entropy of a linear probe, averaged over views; adds its loss and accuracies to `metrics`."""
-        if probe is None:
-            return 0.0
-        labelled = (targets != -1).sum().clamp(min=1)  # a batch without labels has no loss, rather than 0 / 0
-        losses = [F.cross_entropy(x, targets, ignore_index=-1, reduction="sum") / labelled for x in logits]
-        accuracies = [accuracy_at_k(x, targets, (1, 5)) for x in logits]
-        metrics[f"{prefix}class_loss"] = sum(losses) / len(losses)
+        pull: whether the intra term is on. read: parts at which monitors read the teacher's outputs.
+        """
+        key = views, pull, read
+        if key not in self._passes:
+            momentum, ends = self.cfg.momentum, ["projector", *read]
+            ends += [momentum.target] if momentum.inter else []
+            ends += [next((s.part for s in self.row if s.name == self.intra_at), self.intra_at)] if pull else []
+            targets = () if self.own_targets and not (momentum.inter and self.teacher.stages) else self.target_views
+            self._passes[key] = plan_passes(
+                range(views),
+                range(min(self.large_crops, views)),
+                queries=self.query_views,
+                targets=targets,
+                probes=() if self.classifier is None else self.probe_views,
+                inter=momentum.inter,
+                same_view=pull or self.momentum_classifier is not None,
+                pull=pull,
+                read=bool(read),
+                begins_inside=len(self.teacher.stages) < len(self.teacher.row),
+                upto=max(ends, key=PARTS.index),
+            )
+        return self._passes[key]
+
+    def teach(self, x: Tensor, student: Outputs, upto: str) -> Outputs:
+        """The teacher's outputs, up to the part `upto`, on the view `x` [B, 3, H, W].
+
+        student: the student's outputs on the same view; where the teacher starts from the image, they may be empty.
+        """
+        if self.channels_last:
+            x = x.to(memory_format=torch.channels_last)
+        return self.teacher(x, student, upto, [stage.name for stage in self._kept if stage.name == self.intra_at])
+
+    # The terms of the loss.
+
+    def criterion(self, step: Step) -> Tensor:
+        """The framework's loss on a step; a framework that reads labels or indexes overrides it."""
+        target = self.cfg.momentum.target
+        aimed = step.teachers if self.cfg.momentum.inter else step.students
+        targets = [aimed[i][target].detach() for i in step.passes.targets]
+        queried = step.passes.learning if self.query_views is None else self.query_views
+        if self.training:
+            self._fresh = targets
+        return self.loss([step.students[i][self.last] for i in queried], targets)
+
+    def on_after_backward(self) -> None:
+        """The framework's memory moves once the backward pass has read it; an evaluation leaves it alone."""
+        if self._fresh:
+            self.remember(self._fresh)
+            self._fresh = []
+
+    def _intra_term(self, step: Step) -> Tensor:
+        at = self.intra_at
+        mine = self.last if at in self.parts else at  # of parts, the student's last head (the asymmetric target)
+        pairs = [(step.students[i], out) for i, out in step.teachers.items()]
+        return self.intra([pooled(s[mine]) for s, _ in pairs], [pooled(t[at]) for _, t in pairs])
+
+    def _probe_term(self, step: Step) -> Tensor:
+        features = [step.students[i]["backbone"].detach() for i in step.passes.probed]
+        return self._probe(self.classifier, features, step.labels, "train_", step.metrics)
+
+    def _momentum_probe_term(self, step: Step) -> Tensor:
+        features = [out["backbone"] for out in step.teachers.values()]
+        return self._probe(self.momentum_classifier, features, step.labels, "train_momentum_", step.metrics)
+
+    def _probe(
+        self, probe: nn.Linear, features: list[Tensor], labels: Tensor, prefix: str, metrics: dict[str, Tensor]
+    ) -> Tensor:
+        """Cross-entropy of a linear probe, averaged over views; adds its accuracies to `metrics`."""
+        labelled = (labels != -1).sum().clamp(min=1)  # a batch without labels has no loss, rather than 0 / 0
+        logits = [probe(x) for x in features]
+        losses = [F.cross_entropy(x, labels, ignore_index=-1, reduction="sum") / labelled for x in logits]
+        accuracies = [accuracy_at_k(x, labels, (1, 5)) for x in logits]
         metrics[f"{prefix}acc1"] = sum(a for a, _ in accuracies) / len(accuracies)
         metrics[f"{prefix}acc5"] = sum(a for _, a in accuracies) / len(accuracies)
-        return metrics[f"{prefix}class_loss"]
+        return sum(losses) / len(losses)
 
-    def _log_gap(self, students: Sequence[dict], teachers: Sequence[dict]) -> None:
-        name = OUTPUT[self.gap_at]
-        gap = {
-            "gap_sim": similarity([s[name] for s in students], [t[name] for t in teachers]),
-            "gap_sim_feats": similarity([s["feats"] for s in students], [t["feats"] for t in teachers]),
-        }
-        self.log_dict(gap, on_step=True, on_epoch=True, sync_dist=True, batch_size=len(students[0]["z"]))
+    # After the step.
 
     def optimizer_step(self, epoch, batch_idx, optimizer, optimizer_closure=None) -> None:
         """The optimizer's step and, once for each, the teacher's update: before any callback can save a checkpoint."""
@@ -292,48 +351,46 @@ class Method(pl.LightningModule):
         tau = self.teacher.tau(max(self.global_step - 1, 0), self._total_steps)  # of the last update
         if tau is not None:
             self.log("tau", tau)
-        if self.gap.enabled:
+        if self.cfg.gap.enabled:
             self.log_dict({f"weight_distance/{k}": v for k, v in weight_distance(self.teacher).items()})
 
     # Validation.
 
     def validation_step(self, batch: Sequence[Any], batch_idx: int) -> None:
-        """Accuracy of the online probes on `(indexes, [view], targets)`, or solo-learn's `(images, targets)`."""
-        *_, x, targets = batch
-        out, entry = self._see(x if isinstance(x, Tensor) else x[0])
+        """Accuracy of the online probes on `(indexes, [view], labels)`, or solo-learn's `(images, labels)`."""
+        *_, x, labels = batch
+        x = x if isinstance(x, Tensor) else x[0]
+        out = self.student(x)
         metrics: dict[str, Tensor] = {}
-        self._probe(self.classifier, [out.get("logits")], targets, "val_", metrics)
+        if self.classifier is not None:
+            metrics["val_loss"] = self._probe(self.classifier, [out["backbone"]], labels, "val_", metrics)
         if self.momentum_classifier is not None:
-            logits = self.momentum_classifier(self._teach(out, entry, "backbone")["feats"])
-            self._probe(self.momentum_classifier, [logits], targets, "momentum_val_", metrics)
-        renamed = {name.replace("val_class_loss", "val_loss"): value for name, value in metrics.items()}
-        self.log_dict(renamed, sync_dist=True, batch_size=len(targets))
+            features = self.teach(x, out, "backbone")["backbone"]
+            loss = self._probe(self.momentum_classifier, [features], labels, "momentum_val_", metrics)
+            metrics["momentum_val_loss"] = loss
+        self.log_dict(metrics, sync_dist=True, batch_size=len(labels))
 
     # Optimization.
 
     @property
     def learnable_params(self) -> list[dict[str, Any]]:
         """Parameter groups in solo-learn's order, so that optimizer states are exchangeable."""
-        probe = {"lr": self._lr("classifier_lr"), "weight_decay": 0}
-        groups = [{"name": "backbone", "params": list(self.backbone.parameters())}]
+        _, lr = self.cfg.optimizer.rates(self.accumulate)
+        groups: list[dict[str, Any]] = [{"name": "backbone", "params": list(self.backbone.parameters())}]
         for name in ("classifier", "momentum_classifier"):
-            if getattr(self, name) is not None:
-                groups.append({"name": name, "params": list(getattr(self, name).parameters()), **probe})
+            if (probe := getattr(self, name)) is not None:
+                groups.append({"name": name, "params": list(probe.parameters()), "lr": lr, "weight_decay": 0})
         for name, attribute in self.parts.items():
             if name != "backbone":
                 static = {"static_lr": True} if name in self.static_lr else {}
                 groups.append({"name": attribute, "params": list(self.part(name).parameters()), **static})
         return groups
 
-    def _lr(self, key: str) -> float:
-        effective = getattr(self.optimizer_cfg, f"effective_{key}")
-        return effective if effective is not None else getattr(self.optimizer_cfg, key) * self.accumulate
-
     def configure_optimizers(self):
-        optimizer = build_optimizer(self.learnable_params, self.optimizer_cfg, self._lr("lr"))
-        scheduler = build_scheduler(
-            optimizer, self.scheduler_cfg, self._total_steps, self.trainer.max_epochs, self.accumulate
-        )
+        cfg, accumulate = self.cfg, self.accumulate
+        lr, _ = cfg.optimizer.rates(accumulate)
+        optimizer = build_optimizer(self.learnable_params, cfg.optimizer, lr)
+        scheduler = build_scheduler(optimizer, cfg.scheduler, self._total_steps, self.trainer.max_epochs, accumulate)
         return {"optimizer": optimizer, **({"lr_scheduler": scheduler} if scheduler else {})}
 
     @property
@@ -347,12 +404,19 @@ def cross_views(queries: Sequence[Tensor], targets: Sequence[Any]) -> list[tuple
     return [(q, k) for j, k in enumerate(targets) for i, q in enumerate(queries) if i != j]
 
 
-def backbone_of(cfg: Mapping[str, Any]) -> nn.Module:
-    """The randomly initialised backbone that a configuration names, with the stem that its data set asks for."""
-    asked = section(BackboneConfig, cfg["backbone"], "backbone")
-    small = asked.stem == "small"
-    if asked.stem == "auto":
-        dataset = DATASETS.get((cfg.get("data") or {}).get("dataset"))
-        small = dataset is not None and dataset.small_images
-    method = cfg.get("method") or cfg.get("pretrain_method")
-    return build_backbone(asked.name, asked.kwargs, small, method, asked.last_norm)
+def pooled(x: Tensor) -> Tensor:
+    """Outputs [B, D] as they are; feature maps [B, C, H, W] and tokens [B, N, D] averaged over their places."""
+    return x.flatten(2).mean(2) if x.dim() == 4 else x.mean(1) if x.dim() == 3 else x
+
+
+def new_backbone(
+    cfg: BackboneConfig, dataset: str | None, own: Mapping[str, Callable[..., nn.Module]] | None = None
+) -> nn.Module:
+    """A randomly initialised backbone, with the stem that `dataset` asks for.
+
+    own: a method's constructors, which go before the common ones.
+    """
+    small = cfg.stem == "small"
+    if cfg.stem == "auto":
+        small = dataset in DATASETS and DATASETS[dataset].small_images
+    return build_backbone(cfg.name, cfg.kwargs, small, own, cfg.last_norm)

@@ -49,7 +49,7 @@ class DINO(Method):
 
     def build_heads(self, features: int) -> None:
         k = self.kwargs
-        if k.warmup_teacher_temperature_epochs > (epochs := self.cfg.get("max_epochs") or 0) > 0:
+        if k.warmup_teacher_temperature_epochs > (epochs := self.cfg.max_epochs or 0) > 0:
             raise ConfigError(
                 f"method_kwargs.warmup_teacher_temperature_epochs ({k.warmup_teacher_temperature_epochs}) must not "
                 f"exceed max_epochs ({epochs})"
@@ -69,13 +69,15 @@ class DINO(Method):
         return k.warmup_teacher_temperature + (k.teacher_temperature - k.warmup_teacher_temperature) * done
 
     def loss(self, queries: list[Tensor], targets: list[Tensor]) -> Tensor:
-        """The mean over pairs of different views; then the centre takes in the targets."""
-        center = self.dino_loss_func
+        """The mean over pairs of different views."""
+        center = self.dino_loss_func.center
         temperatures = self.kwargs.student_temperature, self.teacher_temperature
-        losses = [dino(q, k, center.center, *temperatures) for q, k in cross_views(queries, targets)]
-        if self.training:
-            center.update(torch.stack(targets))
+        losses = [dino(q, k, center, *temperatures) for q, k in cross_views(queries, targets)]
         return sum(losses) / len(losses)
+
+    def remember(self, targets: list[Tensor]) -> None:
+        """The centre moves towards the targets."""
+        self.dino_loss_func.update(torch.stack(targets))
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Clips the backbone's gradients; the prototypes have none in the first epochs. Here gradients are whole and,

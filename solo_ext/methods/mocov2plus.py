@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from solo_ext.losses import queue_nce
@@ -31,5 +30,4 @@ class MoCoV2Plus(QueuedMethod):
         """The mean over pairs of different views; each target view has a queue of its own."""
         pairs = cross_views(queries, list(zip(targets, self.queue, strict=True)))
         losses = [queue_nce(q, k, queue, self.kwargs.temperature) for q, (k, queue) in pairs]
-        self.fresh = torch.stack(targets)
         return sum(losses) / len(losses)

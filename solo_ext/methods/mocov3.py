@@ -6,7 +6,7 @@ from torch import Tensor
 
 from solo_ext.losses import info_nce
 from solo_ext.methods.base import Method, cross_views
-from solo_ext.networks import mlp
+from solo_ext.networks import MOCO_VITS, is_resnet, mlp
 
 
 class MoCoV3(Method):
@@ -20,11 +20,12 @@ class MoCoV3(Method):
         temperature: float = 0.2
 
     loss_name = "train_contrastive_loss"
+    backbones = MOCO_VITS
 
     def build_heads(self, features: int) -> None:
         k = self.kwargs
         # solo-learn's rule: two projector layers and a bare predictor for ResNets, the original's heads otherwise
-        resnet = "resnet" in self.cfg.backbone.name
+        resnet = is_resnet(self.backbone)
         hidden = [k.proj_hidden_dim] if resnet else [k.proj_hidden_dim] * 2
         self.projector = mlp([features, *hidden, k.proj_output_dim], bias=False, last_norm=True)
         self.predictor = mlp(

@@ -11,23 +11,21 @@ from solo_ext.methods.base import Method
 
 
 class QueuedMethod(Method):
-    """A framework whose `loss` reads `self.queue` and leaves the batch's keys in `self.fresh`.
-
-    They enter the queue after the backward pass, which still reads the old ones: no copy of the queue is made.
-    """
+    """A framework whose `loss` reads `self.queue`; the batch's targets enter it after the backward pass."""
 
     @dataclass
     class Kwargs(Method.Kwargs):
         queue_size: int = 65536
 
     def build_queue(self, *shape: int, dim: int) -> None:
-        """Registers `queue`, of unit vectors along dimension 1, counted by dimension `dim`, and its pointer."""
+        """Registers `queue`, of unit vectors along dimension 1, counted by dimension `dim`, and its pointer.
+
+        shape: [K, D] for one queue, [V, D, K] for one of each target view.
+        """
         self.queue_dim = dim
         self.register_buffer("queue", F.normalize(torch.randn(*shape), dim=1))
         self.register_buffer("queue_ptr", torch.zeros(1, dtype=torch.long))
-        self.fresh: Tensor | None = None
 
-    def on_after_backward(self) -> None:
-        if self.fresh is not None:
-            enqueue(self.queue, self.queue_ptr, self.fresh, self.queue_dim)
-            self.fresh = None
+    def remember(self, targets: list[Tensor]) -> None:
+        keys = torch.stack(targets) if self.queue.dim() == 3 else targets[0]
+        enqueue(self.queue, self.queue_ptr, keys, self.queue_dim)

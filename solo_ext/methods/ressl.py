@@ -1,6 +1,5 @@
 """ReSSL (Zheng et al., 2021)."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -34,19 +33,17 @@ class ReSSL(QueuedMethod):
     target_views = (1,)
 
     def build_heads(self, features: int) -> None:
-        large, small = self.large_crops, self.cfg.data.get("num_small_crops") or 0
+        large, small = self.large_crops, self.cfg.data.num_small_crops or 0
         if large != 2 or small:
             crops = f"{large} large and {small} small"
             raise ConfigError(f"augmentations: ReSSL takes a strong and a weak view, not {crops}")
         k = self.kwargs
         self.projector = mlp([features, k.proj_hidden_dim, k.proj_output_dim], norm=False)
         self.build_queue(k.queue_size, k.proj_output_dim, dim=0)
-
-    def _probed(self, views: int) -> Sequence[int]:
-        return [i for i in super()._probed(views) if self.kwargs.weak_probe or i in self.query_views]
+        if not k.weak_probe:
+            self.probe_views = self.query_views
 
     def loss(self, queries: list[Tensor], targets: list[Tensor]) -> Tensor:
         """One direction: `queries` and `targets` hold one view each."""
         [query], [key] = queries, targets
-        self.fresh = key
         return relational(query, key, self.queue, self.kwargs.temperature_q, self.kwargs.temperature_k)

@@ -31,6 +31,7 @@ class SimCLR(Method):
             check_choice("method_kwargs.negatives", self.negatives, ("both", "opposite"))
 
     teacher_stages = "none"
+    own_targets = True
     loss_name = "train_nce_loss"
 
     def build_heads(self, features: int) -> None:
@@ -38,8 +39,8 @@ class SimCLR(Method):
         self.projector = mlp([features, k.proj_hidden_dim, k.proj_output_dim], norm=False)
 
     def loss(self, queries: list[Tensor], targets: list[Tensor]) -> Tensor:
-        """NT-Xent over all views; without a momentum target, `targets` is not used."""
-        if not (self.inter and self.teacher.stages):
+        """NT-Xent over all views; without a teacher the queries are each other's targets, with gradient."""
+        if not targets:
             return nt_xent(queries, self.kwargs.temperature)
         if self.kwargs.negatives == "both":
             return nt_xent(queries, self.kwargs.temperature, targets)

@@ -11,7 +11,6 @@ from solo_ext.losses import cosine_distance, soft_cross_entropy, softmax_mse
 from solo_ext.schema import check_choice, check_integer, check_number
 
 DISTANCES = ("cosine", "ce", "mse")
-TARGETS = ("predictor", "projector")
 
 
 @dataclass
@@ -20,7 +19,8 @@ class IntraMomentum:
 
     weight: 0 is off; the paper uses 1.
     distance: cosine (Eq. 5), ce (Eq. 6) or mse (Eq. 7).
-    target: predictor (q_m) or projector (g_m, the asymmetric ablation of Sec. 3.3).
+    target: predictor (q_m) or projector (g_m, the asymmetric ablation of Sec. 3.3), both compared with the
+        student's last head; or a stage, compared with the student's own.
     every: switch the term off and on every so many optimizer steps, beginning with on (Fig. 12); None: always on.
     temperature: of the softmax of `ce`; the paper names 3, 4, 5 without choosing.
     """
@@ -34,7 +34,6 @@ class IntraMomentum:
     def __post_init__(self):
         check_number("intra.weight", self.weight)
         check_choice("intra.distance", self.distance, DISTANCES)
-        check_choice("intra.target", self.target, TARGETS)
         check_number("intra.temperature", self.temperature)
         if self.temperature == 0:
             raise ConfigError("intra.temperature is 0; it must be above")

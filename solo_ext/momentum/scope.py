@@ -18,6 +18,7 @@ PRESETS = {
     "none": (),
 }
 BUFFERS = ("own", "copy", "ema")
+TARGETS = ("projector", "predictor")
 
 
 @dataclass
@@ -30,7 +31,8 @@ class MomentumConfig:
     schedule: cosine (base -> final) or constant (base).
     buffers: what happens to the teacher's BatchNorm buffers: its own running statistics (solo-learn), the student's
         copied after each step, or an EMA of the student's.
-    inter: false makes the framework's target the student's own output with stop-gradient (paper B, Eq. 10).
+    inter: false makes the framework's target the student's own output with stop-gradient (residual momentum, Eq. 10).
+    target: the part whose output the framework's loss aims at: projector, or predictor.
     """
 
     base_tau: float = 0.99
@@ -40,10 +42,12 @@ class MomentumConfig:
     schedule: str = "cosine"
     buffers: str = "own"
     inter: bool = True
+    target: str = "projector"
 
     def __post_init__(self):
         check_choice("momentum.schedule", self.schedule, SCHEDULES)
         check_choice("momentum.buffers", self.buffers, BUFFERS)
+        check_choice("momentum.target", self.target, TARGETS)
         for key in ("base_tau", "final_tau"):
             check_number(f"momentum.{key}", getattr(self, key), high=1)
         if self.schedule == "cosine" and self.base_tau > self.final_tau:
@@ -63,16 +67,22 @@ class MomentumConfig:
                 f"stage: tau, not {self.stages!r}"
             )
 
+    @property
+    def preset(self) -> str | None:
+        """The preset that `stages` names, or None where it names stages."""
+        stages = "full" if self.stages is None else self.stages
+        return stages if isinstance(stages, str) and stages in PRESETS else None
+
     def taus(self, row: Sequence[Stage]) -> dict[str, Tau]:
         """The stages of `row` that have an EMA copy, each with its tau.
 
         Raises:
             ConfigError: a stage that the network lacks, with the list of valid names.
         """
-        stages = "full" if self.stages is None else self.stages
+        stages = self.stages
         known = {name for stage in row for name in _names(stage)}
-        if isinstance(stages, str) and stages in PRESETS:
-            stages = [name for name in PRESETS[stages] if name in known]
+        if self.preset:
+            stages = [name for name in PRESETS[self.preset] if name in known]
         elif isinstance(stages, str):
             stages = [stages]
         common = Tau(self.base_tau, self.final_tau, self.schedule)

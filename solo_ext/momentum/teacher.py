@@ -1,63 +1,75 @@
 """The teacher: an EMA copy of the end of the network, from the first stage with momentum to the last.
 
-With momentum on the projector only (paper A, Sec. 2.2 and Alg. 1) it holds no backbone and costs one head pass:
-before its first stage it takes the student's activation of the same view. With `full` it is the classical momentum
-encoder.
+With momentum on the projector only (ProjectorEMA, Sec. 2.2 and Alg. 1) it holds no backbone and costs one head pass:
+it continues from the student's activation of the same view. With `full` it is the classical momentum encoder.
 """
 
 import copy
-from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections import OrderedDict, defaultdict
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from solo_ext.momentum.tau import Tau
-from solo_ext.networks.stages import Stage
+from solo_ext.networks.stages import Stage, kept_outputs
 
 SHARED = Tau(0.0, schedule="constant")
 
 
 class Teacher:
-    """EMA copies of some stages of a network, kept on that network as `momentum_<part>` modules.
+    """EMA copies of some stages of a network, kept on that network as `<prefix><part>` modules.
 
     Args:
         network: the module that holds the student's parts (`backbone`, `projector`, ...) and will hold the copies.
         row: the stages that the teacher runs, in order.
         taus: stage name -> tau, for the stages with EMA. Stages after the first of them that have none are copies
             with tau 0: they follow the student after every step but keep their own BatchNorm buffers, so that the
-            student's statistics never move twice (paper A's "sharing").
+            student's statistics never move twice (ProjectorEMA's "sharing").
         buffers: `own`, `copy` or `ema`; see `MomentumConfig`.
+        prefix: of the copies' names, for a network with several teachers.
+
+    Attributes:
+        stages: those that it has copies of.
+        entry: the stage of the student whose output it continues from; None: it starts from the image.
     """
 
-    def __init__(self, network: nn.Module, row: Sequence[Stage], taus: Mapping[str, Tau], buffers: str = "own"):
+    def __init__(
+        self,
+        network: nn.Module,
+        row: Sequence[Stage],
+        taus: Mapping[str, Tau],
+        buffers: str = "own",
+        prefix: str = "momentum_",
+    ):
         first = next((i for i, stage in enumerate(row) if stage.name in taus), len(row))
-        self.network = network
+        self.network, self.prefix, self.buffers = network, prefix, buffers
         self.row = list(row)
         self.stages = self.row[first:]
+        self.entry = self.row[first - 1] if 0 < first < len(self.row) else None
         self.taus = {stage.name: taus.get(stage.name, SHARED) for stage in self.stages}
-        self.buffers = buffers
         self.parts = {
             part: [stage for stage in self.stages if stage.part == part]
             for part in dict.fromkeys(stage.part for stage in self.row)
         }
-        self._entry: Tensor | None = None
         self._weights: dict[Tau, tuple[list[Tensor], list[Tensor]]] | None = None
         for stages in self.parts.values():
             if stages:
-                network.add_module(f"momentum_{stages[0].attribute}", self._copy(stages))
-        if 0 < first < len(row):
-            network.get_submodule(row[first - 1].output).register_forward_hook(self._keep_entry)
+                network.add_module(prefix + stages[0].attribute, self._copy(stages))
 
     def _whole(self, stages: Sequence[Stage]) -> bool:
         """Whether `stages` are all stages of their part."""
         return len(stages) == sum(stage.part == stages[0].part for stage in self.row)
 
     def _copy(self, stages: Sequence[Stage]) -> nn.Module:
-        """The student's part with the tensors of `stages` only; whatever else the part has is None in the copy."""
+        """The student's part with the tensors of `stages` only, and without hooks; the rest of the part is None."""
         student = self.network.get_submodule(stages[0].attribute)
-        twin = copy.deepcopy(student, None if self._whole(stages) else dict.fromkeys(_strangers(student, stages)))
+        memo = {} if self._whole(stages) else dict.fromkeys(_strangers(student, stages))
+        for module in student.modules():
+            hooks = (value for name, value in vars(module).items() if name.endswith("_hooks"))
+            memo |= {id(registered): OrderedDict() for registered in hooks if isinstance(registered, dict)}
+        twin = copy.deepcopy(student, memo)
         twin.requires_grad_(False)
         if self.buffers != "own":  # then only `update` may move them
             for module in twin.modules():
@@ -65,45 +77,51 @@ class Teacher:
                     module.momentum = 0.0
         return twin
 
-    def _keep_entry(self, module: nn.Module, inputs: tuple, output: Tensor) -> None:
-        self._entry = output.detach()
-
-    def entry(self, x: Tensor) -> Tensor:
-        """The teacher's input for the view that the student has just seen: `x`, or the student's activation."""
-        entry, self._entry = self._entry, None
-        return x if entry is None else entry
-
     @torch.no_grad()
-    def __call__(self, entry: Tensor, student: Mapping[str, Tensor], upto: str) -> dict[str, Tensor]:
+    def __call__(
+        self, x: Tensor, student: Mapping[str, Tensor], upto: str, keep: Collection[str] = ()
+    ) -> dict[str, Tensor]:
         """Runs the copies on one view.
 
         Args:
-            entry: what `entry` gave for this view.
-            student: the student's output of each part on this view, taken (detached) where the teacher has no copy.
+            x: the images [B, 3, H, W] of the view, where there is no `entry`.
+            student: the student's outputs on this view, by the names of stages and parts: that of `entry`, and of each
+                part that the teacher has no copy of. They are taken without gradient.
             upto: the last part to run.
+            keep: stages whose outputs are wanted, too.
 
         Returns:
-            part -> the teacher's output of it, without gradient.
+            part or stage -> the teacher's output of it, without gradient.
         """
-        outputs, x = {}, entry
+        h = x if self.entry is None else student[self.entry.name].detach()
+        outputs = {name: student[name].detach() for name in keep if name not in self.taus}
         for part, stages in self.parts.items():
             if not stages:
                 outputs[part] = student[part].detach()
             else:
-                twin = getattr(self.network, f"momentum_{stages[0].attribute}")
-                if self._whole(stages):
-                    x = twin(x)
-                else:
-                    for stage in stages:
-                        x = stage(twin, x)
-                outputs[part] = x
+                h, inner = self._run(stages, h, keep)
+                outputs |= {part: h, **inner}
             if part == upto:
                 break
         return outputs
 
+    def _run(self, stages: Sequence[Stage], h: Tensor, keep: Collection[str]) -> tuple[Tensor, dict[str, Tensor]]:
+        """The output of the copies of one part, and those of the stages in `keep`."""
+        twin = self.network.get_submodule(self.prefix + stages[0].attribute)
+        kept = [stage for stage in stages if stage.name in keep]
+        if self._whole(stages):
+            with kept_outputs(self.network, kept, self.prefix) as inner:
+                return twin(h), inner
+        inner = {}
+        for stage in stages:
+            h = stage(twin, h)
+            if stage in kept:
+                inner[stage.name] = h
+        return h, inner
+
     def pair(self, stage: Stage) -> tuple[nn.Module, nn.Module]:
         """(teacher's, student's) part that an owned stage belongs to, e.g. for `stage.parameters(part)`."""
-        return tuple(self.network.get_submodule(f"{prefix}{stage.attribute}") for prefix in ("momentum_", ""))
+        return tuple(self.network.get_submodule(f"{prefix}{stage.attribute}") for prefix in (self.prefix, ""))
 
     @torch.no_grad()
     def update(self, step: int, total_steps: float) -> None:

@@ -1,21 +1,22 @@
-"""Backbones: torchvision's ResNets, a small one for CPUs, ViTs, and any timm model as `timm/<name>`."""
+"""Backbones: torchvision's ResNets, a small one for CPUs, ViTs, and any timm model as `timm/<name>`.
 
+torchvision and timm are imported when a network is built: a configuration is checked without them.
+"""
+
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any
 
-import timm
-from timm.models.vision_transformer import VisionTransformer
 from torch import nn
-from torchvision.models import resnet18, resnet34, resnet50
-from torchvision.models.resnet import BasicBlock, ResNet
 
 from solo_ext.errors import ConfigError
-from solo_ext.networks.vit import MoCoViT
 from solo_ext.schema import check_choice
 from solo_ext.text import nearest
 
 STEMS = ("auto", "small", "imagenet")
+# padding 2, not 1: solo-learn's CIFAR stem, kept for comparability
+SMALL_STEM = {"kernel_size": 3, "stride": 1, "padding": 2}
 
 
 @dataclass
@@ -24,8 +25,8 @@ class BackboneConfig:
 
     name: a key of `BACKBONES`, or `timm/<name>`.
     kwargs: further arguments of the constructor, e.g. `zero_init_residual`.
-    stem: `small` (3x3 convolution, no max-pool) for images of about 32 px, `imagenet`, or `auto`: by the data set.
-    last_norm: end a ResNet with a BatchNorm on its pooled features (paper A's BN1, Table C.8).
+    stem: `small` (3x3 convolution, no max-pool) for images of about 32 px, `imagenet`, or `auto`: by the dataset.
+    last_norm: end a ResNet with a BatchNorm on its pooled features (ProjectorEMA's BN1, Table C.8).
     """
 
     name: str = "???"
@@ -38,53 +39,50 @@ class BackboneConfig:
         check_name(self.name)
 
 
-# padding 2, not 1: solo-learn's CIFAR stem, kept for comparability
-SMALL_STEM = {"kernel_size": 3, "stride": 1, "padding": 2}
+def _resnet(name: str, **kwargs: Any) -> nn.Module:
+    from torchvision import models
+
+    return getattr(models, name)(**kwargs)
 
 
-class SlimResNet(ResNet):
-    """torchvision's ResNet with its widths divided so that the first stage has `width` channels instead of 64."""
+def _slim_resnet(layers: list[int], width: int, **kwargs: Any) -> nn.Module:
+    from solo_ext.networks.slim_resnet import SlimResNet
 
-    small_stem: ClassVar[dict] = {"kernel_size": 3, "stride": 2, "padding": 1}  # a quarter of the pixels: for CPUs
-
-    def __init__(self, layers: list[int], width: int, **kwargs):
-        self.slim_width = width
-        super().__init__(BasicBlock, layers, **kwargs)
-        # The parent built its stem before the first stage could be slimmed.
-        self.conv1 = nn.Conv2d(3, width, kernel_size=7, stride=2, padding=3, bias=False)
-        nn.init.kaiming_normal_(self.conv1.weight, mode="fan_out", nonlinearity="relu")
-        self.bn1 = nn.BatchNorm2d(width)
-
-    def _make_layer(self, block, planes, blocks, stride=1, dilate=False):
-        if planes == 64:
-            self.inplanes = self.slim_width
-        return super()._make_layer(block, planes * self.slim_width // 64, blocks, stride, dilate)
+    return SlimResNet(layers, width, **kwargs)
 
 
-BACKBONES = {
-    "resnet18": resnet18,
-    "resnet34": resnet34,
-    "resnet50": resnet50,
+def _vit(**kwargs: Any) -> nn.Module:
+    from timm.models.vision_transformer import VisionTransformer
+
+    return VisionTransformer(**{"num_classes": 0, **kwargs})
+
+
+def _moco_vit(**kwargs: Any) -> nn.Module:
+    from solo_ext.networks.vit import MoCoViT
+
+    return MoCoViT(**{"num_classes": 0, **kwargs})
+
+
+# name -> constructor of one of torchvision's ResNets, or of a module [B, 3, H, W] -> [B, num_features]
+BACKBONES: dict[str, Callable[..., nn.Module]] = {
+    "resnet18": partial(_resnet, "resnet18"),
+    "resnet34": partial(_resnet, "resnet34"),
+    "resnet50": partial(_resnet, "resnet50"),
     # four basic blocks of 16, 32, 64 and 128 channels: 176 k parameters, for CPUs
-    "resnet10_w16": partial(SlimResNet, [1, 1, 1, 1], 16),
+    "resnet10_w16": partial(_slim_resnet, [1, 1, 1, 1], 16),
     # patches of 16 px, images of 224 px, unless `patch_size` and `img_size` say otherwise
-    "vit_tiny": partial(VisionTransformer, embed_dim=192, depth=12, num_heads=3),
-    "vit_small": partial(VisionTransformer, embed_dim=384, depth=12, num_heads=6),
-    "vit_base": partial(VisionTransformer, embed_dim=768, depth=12, num_heads=12),
-    "vit_large": partial(VisionTransformer, embed_dim=1024, depth=24, num_heads=16),
+    "vit_tiny": partial(_vit, embed_dim=192, depth=12, num_heads=3),
+    "vit_small": partial(_vit, embed_dim=384, depth=12, num_heads=6),
+    "vit_base": partial(_vit, embed_dim=768, depth=12, num_heads=12),
+    "vit_large": partial(_vit, embed_dim=1024, depth=24, num_heads=16),
 }
-# what methods of the MoCo v3 family have in their place; solo-learn's number of heads
-MOCOV3_BACKBONES = {
-    "vit_tiny": partial(MoCoViT, embed_dim=192, depth=12, num_heads=12),
-    "vit_small": partial(MoCoViT, embed_dim=384, depth=12, num_heads=12),
-    "vit_base": partial(MoCoViT, embed_dim=768, depth=12, num_heads=12),
-    "vit_large": partial(MoCoViT, embed_dim=1024, depth=24, num_heads=16),
+# MoCo v3's own ViTs, with solo-learn's number of heads; they take the place of timm's for the methods that declare them
+MOCO_VITS: dict[str, Callable[..., nn.Module]] = {
+    "vit_tiny": partial(_moco_vit, embed_dim=192, depth=12, num_heads=12),
+    "vit_small": partial(_moco_vit, embed_dim=384, depth=12, num_heads=12),
+    "vit_base": partial(_moco_vit, embed_dim=768, depth=12, num_heads=12),
+    "vit_large": partial(_moco_vit, embed_dim=1024, depth=24, num_heads=16),
 }
-
-
-def is_mocov3(method: str | None) -> bool:
-    """Whether the method's name is one of the MoCo v3 family."""
-    return str(method).lower().endswith(("mocov3", "res_moco"))
 
 
 def check_name(name: str) -> None:
@@ -92,6 +90,8 @@ def check_name(name: str) -> None:
     if name in BACKBONES:
         return
     if name.startswith("timm/"):
+        import timm
+
         model = name.removeprefix("timm/")
         if not timm.is_model(model):
             raise ConfigError(f"backbone.name: timm has no model '{model}'{nearest(model, timm.list_models())}")
@@ -102,11 +102,19 @@ def check_name(name: str) -> None:
     )
 
 
+def is_resnet(backbone: nn.Module) -> bool:
+    """Whether it is a ResNet of torchvision's or timm's."""
+    from timm.models import resnet, resnetv2
+    from torchvision.models.resnet import ResNet
+
+    return isinstance(backbone, ResNet | resnet.ResNet | resnetv2.ResNetV2)
+
+
 def build_backbone(
     name: str,
-    kwargs: dict[str, Any] | None = None,
+    kwargs: Mapping[str, Any] | None = None,
     small_images: bool = False,
-    method: str | None = None,
+    own: Mapping[str, Callable[..., nn.Module]] | None = None,
     last_norm: bool = False,
 ) -> nn.Module:
     """A randomly initialised backbone without its classification layer.
@@ -115,7 +123,7 @@ def build_backbone(
         name: a key of `BACKBONES`, or `timm/<name>`.
         kwargs: further arguments of the constructor.
         small_images: give ResNets the CIFAR stem.
-        method: the method it is for: those of the MoCo v3 family have their own ViTs.
+        own: constructors that go before `BACKBONES`, such as `MOCO_VITS`.
         last_norm: end a ResNet with a BatchNorm on its pooled features.
 
     Returns:
@@ -124,18 +132,17 @@ def build_backbone(
     Raises:
         ConfigError: unknown name, arguments that the constructor refuses, or `last_norm` without a ResNet.
     """
+    from torchvision.models.resnet import ResNet
+
     check_name(name)
     kwargs = dict(kwargs or {})
-    constructors = BACKBONES
-    if is_mocov3(method):
-        constructors = BACKBONES | MOCOV3_BACKBONES
     try:
         if name.startswith("timm/"):
+            import timm
+
             backbone = timm.create_model(name.removeprefix("timm/"), **{"num_classes": 0, **kwargs})
-        elif name.startswith("vit_"):
-            backbone = constructors[name](**{"num_classes": 0, **kwargs})
         else:
-            backbone = constructors[name](**kwargs)
+            backbone = {**BACKBONES, **(own or {})}[name](**kwargs)
     except (AssertionError, TypeError, ValueError, RuntimeError) as error:
         raise ConfigError(f"backbone.kwargs {kwargs} do not fit '{name}': {error}") from error
     if not isinstance(backbone, ResNet):

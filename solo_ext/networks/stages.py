@@ -1,13 +1,13 @@
-"""The network as a row of named stages: conv1, block1-4, projector.fc1, ..., predictor.fc2 (paper A, Fig. 4)."""
+"""The network as a row of named stages: conv1, block1-4, projector.fc1, ..., predictor.fc2 (ProjectorEMA, Fig. 4)."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
 from itertools import pairwise
 from operator import attrgetter
 
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
-from torchvision.models.resnet import ResNet
 
 from solo_ext.networks.heads import DINOHead
 
@@ -31,7 +31,7 @@ class Stage:
     attribute: str
     steps: tuple[str, ...]
     output: str
-    owns: tuple[str, ...]
+    owns: tuple[str, ...] = ()
     flatten: str | None = None
 
     def __call__(self, part: nn.Module, x: Tensor) -> Tensor:
@@ -55,6 +55,25 @@ class Stage:
         return [tensor for path, tensor in part.named_buffers() if self.holds(path)]
 
 
+@contextmanager
+def kept_outputs(network: nn.Module, stages: Iterable[Stage], prefix: str = "") -> Iterator[dict[str, Tensor]]:
+    """What each of `stages` puts out while the body runs, by the stage's name.
+
+    network: holds the parts; those whose names begin with `prefix` are looked at.
+    """
+    kept: dict[str, Tensor] = {}
+
+    def keep(name: str) -> Callable[[nn.Module, tuple, Tensor], None]:
+        return lambda module, inputs, output: kept.update({name: output})
+
+    hooks = [network.get_submodule(prefix + s.output).register_forward_hook(keep(s.name)) for s in stages]
+    try:
+        yield kept
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
 def stage_row(parts: Mapping[str, nn.Module], attributes: Mapping[str, str] | None = None) -> list[Stage]:
     """All stages of a network, finest names first to last.
 
@@ -62,38 +81,43 @@ def stage_row(parts: Mapping[str, nn.Module], attributes: Mapping[str, str] | No
         parts: name -> module, in the order of the forward pass.
         attributes: part -> the name of its module on the network, where that is not the part's own name.
     """
-    row = []
+    row: list[Stage] = []
     for part, module in parts.items():
         attribute = (attributes or {}).get(part, part)
-        if part == "backbone":
-            row += _resnet(attribute, module) or _vit(attribute, module) or _whole(part, attribute)
-        else:
-            row += _head(part, attribute, module) or _whole(part, attribute)
+        families = FAMILIES if part == "backbone" else [partial(_head, part)]
+        found = next((stages for family in families if (stages := family(attribute, module))), None)
+        row += found or [Stage(part, part, attribute, (), attribute)]
     return row
 
 
-def _whole(part: str, attribute: str) -> list[Stage]:
-    return [Stage(part, part, attribute, (), attribute, ())]
+def backbone_stages(attribute: str, steps: Mapping[str, Sequence[str]]) -> list[Stage]:
+    """Stages that run modules one after the other, for a family of backbones.
+
+    Args:
+        attribute: the name of the backbone's module on the network.
+        steps: name of the stage -> paths, inside the backbone, of the modules that it runs; all stages together do what
+            the backbone's `forward` does.
+    """
+    *_, last = steps
+    outputs = {name: attribute if name == last else f"{attribute}.{paths[-1]}" for name, paths in steps.items()}
+    return [Stage(name, "backbone", attribute, (*steps[name],), outputs[name], (*steps[name],)) for name in steps]
 
 
 def _resnet(attribute: str, backbone: nn.Module) -> list[Stage]:
     """conv1 and block1-4 of torchvision's ResNets."""
+    from torchvision.models.resnet import ResNet
+
     if not isinstance(backbone, ResNet):
         return []
-    steps = {
-        "conv1": ("conv1", "bn1", "relu", "maxpool"),
-        **{f"block{i}": (f"layer{i}",) for i in (1, 2, 3)},
-        "block4": ("layer4", "avgpool", "fc"),
-    }
-    return [
-        Stage(name, "backbone", attribute, paths, attribute if name == "block4" else f"{attribute}.{paths[-1]}", paths,
-              flatten="fc")
-        for name, paths in steps.items()
-    ]  # fmt: skip
+    blocks = {f"block{i}": (f"layer{i}",) for i in (1, 2, 3)}
+    steps = {"conv1": ("conv1", "bn1", "relu", "maxpool"), **blocks, "block4": ("layer4", "avgpool", "fc")}
+    return [replace(stage, flatten="fc") for stage in backbone_stages(attribute, steps)]
 
 
 def _vit(attribute: str, backbone: nn.Module) -> list[Stage]:
     """conv1 (patches, tokens, positions) and quarters of the depth, for every timm ViT that runs as the plain one."""
+    from timm.models.vision_transformer import VisionTransformer
+
     cls = type(backbone)
     plain = isinstance(backbone, VisionTransformer) and all(
         getattr(cls, method) is getattr(VisionTransformer, method) for method in ("forward", "forward_features")
@@ -114,6 +138,10 @@ def _vit(attribute: str, backbone: nn.Module) -> list[Stage]:
             steps = (*blocks, "norm", "forward_head")
             stages.append(Stage("block4", "backbone", attribute, steps, attribute, (*blocks, *end)))
     return stages
+
+
+# each gives the stages of the backbones that it knows, and none of others; `backbone_stages` helps to write one
+FAMILIES: list[Callable[[str, nn.Module], list[Stage]]] = [_resnet, _vit]
 
 
 def _head(part: str, attribute: str, head: nn.Module) -> list[Stage]:

@@ -47,6 +47,17 @@ class OptimizerConfig:
                 check_number(f"optimizer.{key}", getattr(self, key))
         self._check_kwargs()
 
+    def rates(self, accumulate: int = 1) -> tuple[float, float | None]:
+        """The learning rates of the network and of the probe, as the optimizer takes them.
+
+        The effective ones where they are given; else the configured ones times the accumulated batches: solo-learn has
+        scaled them otherwise.
+        """
+        lr = self.lr * accumulate if self.effective_lr is None else self.effective_lr
+        if self.effective_classifier_lr is not None or self.classifier_lr is None:
+            return lr, self.effective_classifier_lr
+        return lr, self.classifier_lr * accumulate
+
     def _check_kwargs(self) -> None:
         parameters = inspect.signature(OPTIMIZERS[self.name]).parameters
         options = {k: v for k, v in parameters.items() if k not in ("params", "lr", "weight_decay")}

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from solo_ext.errors import CheckpointError, SoloExtError
 from solo_ext.files import read_json
-from solo_ext.methods.base import backbone_of
+from solo_ext.methods import backbone_of
 from solo_ext.runs.checkpoints import find_checkpoint, load_checkpoint
 from solo_ext.runs.layouts import todays_config, todays_names
 

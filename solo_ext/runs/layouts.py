@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from solo_ext.networks.backbones import BACKBONES, MOCOV3_BACKBONES
+from solo_ext.networks.backbones import BACKBONES, MOCO_VITS
 
 
 class Inert:
@@ -87,7 +87,7 @@ def todays_config(args: dict[str, Any]) -> dict[str, Any]:
     kwargs = {}  # that change the network's form
     if name.startswith("vit"):
         kwargs = {key: options[key] for key in ("img_size", "patch_size") if key in options}
-    if name in MOCOV3_BACKBONES:  # MoCo v3 had no ViTs of its own yet
+    if name in MOCO_VITS:  # MoCo v3 had no ViTs of its own yet
         kwargs["num_heads"] = BACKBONES[name].keywords["num_heads"]
     folder = args.get("data_dir")
 

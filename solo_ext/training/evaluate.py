@@ -16,7 +16,7 @@ from solo_ext.evaluation.features import extract_features
 from solo_ext.evaluation.knn import knn_accuracy
 from solo_ext.evaluation.linear import LinearModel, fit_cached_linear
 from solo_ext.files import write_json
-from solo_ext.methods.base import backbone_of
+from solo_ext.methods import backbone_of
 from solo_ext.optim import OptimizerConfig, SchedulerConfig
 from solo_ext.runs.checkpoints import find_checkpoint
 from solo_ext.runs.encoder import load_encoder, run_config

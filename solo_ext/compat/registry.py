@@ -1,0 +1,45 @@
+"""Our methods and backbones in solo-learn's registry."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import timm
+from torch import nn
+
+from solo_ext.methods import METHODS
+from solo_ext.networks import BACKBONES, MOCO_VITS, build_backbone
+
+
+def register() -> list[str]:
+    """Puts the methods that solo-learn lacks into `solo.methods.METHODS`, and the backbones into its `BaseMethod`;
+    solo-learn must be importable.
+
+    Returns:
+        The names of the methods added.
+    """
+    from solo.methods import METHODS as registry
+    from solo.methods.base import BaseMethod
+
+    added = [name for name in METHODS if name not in registry]
+    registry.update({name: METHODS[name] for name in added})
+    backbones = BaseMethod._BACKBONES
+    for name in [*BACKBONES, *(f"timm/{model}" for model in timm.list_models())]:
+        backbones.setdefault(name, partial(_backbone, name))
+    for name in MOCO_VITS if added else ():
+        backbones[name] = partial(_vit, backbones[name])
+    return added
+
+
+def _own(method: str | None) -> Any:
+    return METHODS[method].backbones if method in METHODS else None
+
+
+def _backbone(name: str, method: str | None = None, **kwargs: Any) -> nn.Module:
+    """`build_backbone`, as solo-learn calls its constructors."""
+    return build_backbone(name, kwargs, own=_own(method))
+
+
+def _vit(solo_learns: Callable[..., nn.Module], method: str | None = None, *args: Any, **kwargs: Any) -> nn.Module:
+    """solo-learn's ViT, with MoCo v3's own for all methods that have them: its heads are others at the same shapes."""
+    return solo_learns("mocov3" if _own(method) is MOCO_VITS else method, *args, **kwargs)
