@@ -4,12 +4,11 @@ import copy
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from operator import attrgetter
 from typing import Any
 
 import torch
-from omegaconf import OmegaConf
 from torch import Tensor, nn
 from torchvision.models.resnet import ResNet
 
@@ -84,7 +83,7 @@ def _layers(method: Method, row: Sequence[Stage]) -> int:
 def _backbone_passes(method: Method, row: Sequence[Stage]) -> tuple[float, float]:
     """(student's, teacher's) backbone passes per view in one training step, as shares of the stages in `row`."""
     step = copy.deepcopy(method).train()
-    step.gap = replace(step.gap, enabled=False)  # the gap is measured now and then, not in every step
+    step.monitors = []  # the gap is measured now and then, not in every step
     images = Counter()
 
     def count(who: str, stage: Stage, part: nn.Module) -> None:
@@ -105,16 +104,16 @@ def _backbone_passes(method: Method, row: Sequence[Stage]) -> tuple[float, float
 
 def crop_sizes(cfg: Any) -> list[int]:
     """The side of each view in pixels."""
-    augmentations = cfg.get("augmentations")
+    augmentations = getattr(cfg, "augmentations", None)
     if not augmentations:
-        return [SMALL_CROP] * OmegaConf.select(cfg, "data.num_large_crops", default=2)
-    return [view.crop_size for view in augmentations for _ in range(view.get("num_crops", 1))]
+        return [SMALL_CROP] * (cfg.data.num_large_crops or 2)
+    return [view.crop_size for view in augmentations for _ in range(view.num_crops)]
 
 
 def synthetic_batch(cfg: Any, images: int, device: torch.device) -> tuple[Tensor, list[Tensor], Tensor]:
     """A batch of random images as `cfg` has them: (indexes [B], views [B, 3, H, W], targets [B])."""
     generator = torch.Generator().manual_seed(0)
     views = [torch.randn(images, 3, side, side, generator=generator).to(device) for side in crop_sizes(cfg)]
-    classes = cfg.data.get("num_classes") or 0
+    classes = cfg.data.num_classes or 0
     targets = torch.randint(classes, (images,), generator=generator) if classes else torch.full((images,), -1)
     return torch.arange(images, device=device), views, targets.to(device)
