@@ -1,11 +1,23 @@
-"""Plain YAML values into typed dataclasses, strictly: errors name the full key and what would be right."""
+"""Typed sections of a configuration. A field's type says what it takes, and what is refused is named by its full key.
+
+    @dataclass
+    class GapConfig(Config, section="gap"):
+        at: Literal["auto", "projector"] = "auto"
+        every: Count = 10
+        weight: Annotated[float, Bounds(0, 1)] = 1.0
+
+`GapConfig(every=0)` in Python and `gap.every=0` in a YAML, by `build`, are refused alike: "gap.every must be a whole
+number of at least 1, not 0".
+"""
 
 import dataclasses
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
 from types import NoneType, UnionType
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from omegaconf import OmegaConf
 
@@ -27,6 +39,52 @@ _WORDS = {
 }
 
 
+@dataclass(frozen=True)
+class Bounds:
+    """A number from `low` to `high`; `above`: more than `low`."""
+
+    low: float
+    high: float = math.inf
+    above: bool = False
+
+    def check(self, value: float, key: str) -> None:
+        if self.low <= value <= self.high and not (self.above and value == self.low):
+            return
+        kind = "a whole number" if isinstance(value, int) else "a finite number"
+        low = f"above {self.low:g}" if self.above else f"of at least {self.low:g}"
+        both = f"above {self.low:g} and at most {self.high:g}" if self.above else f"from {self.low:g} to {self.high:g}"
+        raise ConfigError(f"{key} must be {kind} {low if self.high == math.inf else both}, not {value}")
+
+
+@dataclass(frozen=True, eq=False)
+class OneOf:
+    """One of the names that `choices` has when the value is checked; a fixed list of them is a Literal."""
+
+    choices: Collection[str]
+
+    def check(self, value: str, key: str) -> None:
+        if value not in self.choices:
+            names = ", ".join(self.choices)
+            raise ConfigError(f"{key} must be one of {names}, not {show(value)}{nearest(value, self.choices)}")
+
+
+@dataclass(frozen=True)
+class Length:
+    """A list of `count` numbers."""
+
+    count: int
+
+    def check(self, value: Sequence[float], key: str) -> None:
+        if len(value) != self.count:
+            raise ConfigError(f"{key} must be a list of {self.count} numbers, not {show(value)}")
+
+
+Count = Annotated[int, Bounds(1)]
+NonNegative = Annotated[float, Bounds(0)]
+Positive = Annotated[float, Bounds(0, above=True)]
+Share = Annotated[float, Bounds(0, 1)]
+
+
 class UnknownKey(ConfigError):
     """A key that the schema lacks.
 
@@ -34,52 +92,82 @@ class UnknownKey(ConfigError):
         key: its full, dotted name.
     """
 
-    def __init__(self, key: str):
-        super().__init__(f"unknown key '{key}'")
+    def __init__(self, key: str, valid: Iterable[str]):
+        super().__init__(f"unknown key '{key}'{nearest_key(key, list(valid))}")
         self.key = key
 
 
+class Config:
+    """Base of the dataclasses that are sections of a configuration: their fields are what their types say.
+
+    Values are converted as `fit` does. A section that compares its values extends `__post_init__` with `require`.
+    The class keyword `section` is its full key; in an object made by `build` it is the key where the values stood.
+
+    Raises:
+        UnknownKey: an argument that the dataclass lacks.
+        ConfigError: a value that cannot work.
+    """
+
+    _section: ClassVar[str] = ""
+
+    def __init_subclass__(cls, section: str | None = None, **kwargs: Any):
+        super().__init_subclass__(**kwargs)
+        if section is not None:
+            cls._section = section
+
+    def __new__(cls, *args: Any, **kwargs: Any):
+        _check_names(cls, kwargs, cls._section)
+        return super().__new__(cls)
+
+    def __post_init__(self) -> None:
+        for name, hint in _hints(type(self)).items():
+            object.__setattr__(self, name, fit(hint, getattr(self, name), join(self._section, name)))
+
+    def require(self, condition: bool, name: str, expected: str) -> None:
+        """Raises ConfigError, "<full key> must be <expected>, not <value>", unless `condition` holds."""
+        if not condition:
+            raise ConfigError(f"{join(self._section, name)} must be {expected}, not {show(getattr(self, name))}")
+
+
 def build(cls: type[T], values: Any, at: str = "") -> T:
-    """The dataclass `cls`, with those nested in it and in its lists, from the mapping found at key `at`.
+    """The dataclass `cls`, with those nested in it and in its lists, from the values found at key `at`.
+
+    Args:
+        values: a mapping, a DictConfig, None for all defaults, or the finished dataclass.
 
     Raises:
         UnknownKey: a key that the dataclass lacks.
-        ConfigError: a value of the wrong type, or one that is missing.
+        ConfigError: a value of the wrong type, or one that is missing or cannot work.
     """
-    if not isinstance(values, Mapping):
+    if isinstance(values, cls):
+        return values
+    if OmegaConf.is_config(values):
+        values = OmegaConf.to_container(values, resolve=True)
+    if values is not None and not isinstance(values, Mapping):
         raise ConfigError(f"{at} must be {describe(cls)}, not {show(values)}")
-    hints = get_type_hints(cls)
-    fields = {field.name: field for field in dataclasses.fields(cls)}
-    for key in values:
-        if key not in fields:
-            raise UnknownKey(join(at, key))
-    given = {key: fit(hints[key], value, join(at, key)) for key, value in values.items()}
-    for name, field in fields.items():
+    given, hints = dict(values or {}), _hints(cls)
+    _check_names(cls, given, at)
+    for field in dataclasses.fields(cls):  # type: ignore[arg-type]  # a TypeVar cannot be bound to dataclasses
         no_default = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
-        if name not in given and no_default and dataclasses.is_dataclass(hints[name]):
-            given[name] = build(hints[name], {}, join(at, name))
-        elif name not in given and (no_default or field.default == MISSING):
-            raise ConfigError(f"{join(at, name)} is missing")
-    try:
-        return cls(**given)
-    except ConfigError as error:  # the owner names its section; which item of a list it is, is known here
-        section = re.sub(r"\.\d+", "", at)
-        raise ConfigError(str(error).replace(section, at, 1) if section != at else str(error)) from error
+        if field.name not in given and (no_default or field.default == MISSING):
+            if not dataclasses.is_dataclass(hints[field.name]):
+                raise ConfigError(f"{join(at, field.name)} is missing")
+            given[field.name] = None
+    if not issubclass(cls, Config):
+        return cls(**{name: fit(hints[name], value, join(at, name)) for name, value in given.items()})
+    made = cls.__new__(cls)
+    object.__setattr__(made, "_section", at)
+    made.__init__(**given)  # type: ignore[misc]  # `cls(**given)` could not know where it is
+    return made
 
 
 def section(cls: type[T], node: Any, at: str = "") -> T:
-    """The section of a configuration found at key `at` as its owner's dataclass; undeclared keys are left out.
-
-    node: a mapping, a DictConfig, None for all defaults, or the dataclass itself. `build` is the strict twin.
-    """
-    if isinstance(node, cls):
-        return node
+    """`build` from those keys of `node` that `cls` declares; the others are another's."""
     if OmegaConf.is_config(node):
         node = OmegaConf.to_container(node, resolve=True)
     if isinstance(node, Mapping):
-        declared = {field.name for field in dataclasses.fields(cls)}
-        node = {key: value for key, value in node.items() if key in declared}
-    return build(cls, {} if node is None else node, at)
+        node = {key: value for key, value in node.items() if key in _hints(cls)}
+    return build(cls, node, at)
 
 
 def fit(hint: Any, value: Any, key: str) -> Any:
@@ -108,8 +196,13 @@ def _fit_arm(arm: Any, value: Any, key: str, convert: bool) -> Any:
     origin, args = get_origin(arm) or arm, get_args(arm)
     if arm is Any:
         return value
+    if origin is Annotated:
+        fitted = _fit_arm(args[0], value, key, convert)
+        for constraint in args[1:] if fitted is not _MISFIT else ():
+            constraint.check(fitted, key)
+        return fitted
     if dataclasses.is_dataclass(arm):
-        return build(arm, {} if value is None else value, key)
+        return build(arm, value, key)
     if origin is Literal:
         exact = (choice for choice in args if choice == value and type(choice) is type(value))
         return next(exact, next((choice for choice in args if convert and str(choice) == str(value)), _MISFIT))
@@ -149,29 +242,28 @@ def _fit_scalar(arm: Any, value: Any, key: str, convert: bool) -> Any:
 
 def check_choice(key: str, value: Any, choices: Iterable[str]) -> None:
     """Raises ConfigError unless `value` is one of `choices`."""
-    if value not in choices:
-        raise ConfigError(f"{key} must be one of {', '.join(choices)}, not '{value}'{nearest(value, choices)}")
+    OneOf(list(choices)).check(value, key)
 
 
 def check_number(key: str, value: Any, low: float = 0.0, high: float = math.inf) -> None:
     """Raises ConfigError unless `value` is a finite number in [low, high]."""
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not (number and math.isfinite(value) and low <= value <= high):
-        bounds = f"of at least {low:g}" if high == math.inf else f"from {low:g} to {high:g}"
-        raise ConfigError(f"{key} must be a finite number {bounds}, not {value}")
+    number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if not number:
+        raise ConfigError(f"{key} must be a finite number, not {value}")
+    Bounds(low, high).check(float(value), key)
 
 
 def check_integer(key: str, value: Any, low: int) -> None:
     """Raises ConfigError unless `value` is an integer of at least `low`."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < low:
-        raise ConfigError(f"{key} must be a whole number of at least {low}, not {value}")
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise ConfigError(f"{key} must be a whole number, not {value}")
+    Bounds(low).check(value, key)
 
 
 def keys(cls: type, at: str = "") -> Iterator[str]:
     """Every full key of the dataclass `cls`; a list of dataclasses counts as its first item."""
-    hints = get_type_hints(cls)
-    for field in dataclasses.fields(cls):
-        key, hint = join(at, field.name), hints[field.name]
+    for name, hint in _hints(cls).items():
+        key = join(at, name)
         yield key
         for arm in _arms(hint):
             inner = get_args(arm)[0] if get_origin(arm) is list else arm
@@ -182,11 +274,11 @@ def keys(cls: type, at: str = "") -> Iterator[str]:
 def nearest_key(key: str, valid: Sequence[str]) -> str:
     """`; did you mean 'x'?` for the full key of `valid` that was most likely meant, else its siblings."""
     node, _, word = key.rpartition(".")
-    shape = re.sub(r"\.\d+(?=\.|$)", ".0", node)
-    siblings = [name.rpartition(".")[2] for name in valid if name.rpartition(".")[0] == shape]
+    split = [name.rpartition(".") for name in valid]
+    siblings = [last for other, _, last in split if _first_item(other) == _first_item(node)]
     if hint := nearest(word, siblings) or nearest(word.lower(), siblings):
         return hint.replace("'", f"'{join(node, '')}", 1)
-    elsewhere = [name for name in valid if name.rpartition(".")[2] == word]
+    elsewhere = [name for name, (_, _, last) in zip(valid, split, strict=True) if last == word]
     if elsewhere:
         return f"; did you mean '{elsewhere[0]}'?"
     return f" (valid: {', '.join(siblings)})" if node else ""
@@ -201,10 +293,29 @@ def describe(hint: Any) -> str:
     """The type `hint` in a user's words."""
     if dataclasses.is_dataclass(hint):
         return f"a mapping with the keys {', '.join(field.name for field in dataclasses.fields(hint))}"
-    words = [_WORDS.get(get_origin(arm) or arm, "") for arm in _arms(hint)]
-    if choices := dict.fromkeys(str(choice) for arm in _arms(hint) for choice in _choices(arm)):
+    bare = [get_args(arm)[0] if get_origin(arm) is Annotated else arm for arm in _arms(hint)]
+    words = [_WORDS.get(get_origin(arm) or arm, "") for arm in bare]
+    if choices := dict.fromkeys(str(choice) for arm in bare for choice in _choices(arm)):
         words.append(f"one of {', '.join(choices)}")
     return " or ".join(word for word in dict.fromkeys(words) if word)
+
+
+@lru_cache(maxsize=256)
+def _hints(cls: type) -> dict[str, Any]:
+    """Field name -> type, with its constraints."""
+    hints = get_type_hints(cls, include_extras=True)
+    return {field.name: hints[field.name] for field in dataclasses.fields(cls)}
+
+
+def _check_names(cls: type, given: Iterable[Any], at: str) -> None:
+    for name in given:
+        if name not in _hints(cls):
+            raise UnknownKey(join(at, name), keys(cls, at))
+
+
+def _first_item(key: str) -> str:
+    """`key` with the first item in place of any other item of a list."""
+    return re.sub(r"\.\d+(?=\.|$)", ".0", key)
 
 
 def _arms(hint: Any) -> tuple:

@@ -6,9 +6,11 @@ import importlib.util
 import math
 import os
 import pickle
+import re
 import socket
 import struct
 from collections import Counter
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -28,7 +30,6 @@ from solo_ext.data.config import (
     ColorJitterConfig,
     DataConfig,
     ProbConfig,
-    check_augmentations,
     count_crops,
 )
 from solo_ext.data.datasets import DATASETS, dataset_info, load_dataset
@@ -36,7 +37,7 @@ from solo_ext.data.loader import EpochSampler, derive_seed
 from solo_ext.data.modules import ClassificationData, PretrainData
 from solo_ext.data.transforms import build_eval_transform
 from solo_ext.errors import ConfigError, DataError, SoloExtError
-from solo_ext.schema import section
+from solo_ext.schema import build
 
 ORIGINALS = Path("/usr/share/datasets/fashion-mnist")
 BLUR, SOLARIZE, EQUALIZE = 0.6, 0.2, 0.3
@@ -114,9 +115,9 @@ num_crops: 1
 
 def test_solo_learns_keys_are_the_schema():
     node = OmegaConf.create(SOLO_LEARN_ENTRY)
-    aug = section(AugmentationConfig, node)
-    assert OmegaConf.to_container(OmegaConf.structured(aug)) == {**node, "mean": None, "std": None}
-    check_augmentations([node, aug])
+    aug = build(AugmentationConfig, node)
+    assert asdict(aug) == {**node, "mean": None, "std": None}
+    assert PretrainData(DataConfig("cifar10"), [node, aug], 8, 5).augmentations == [aug, aug]
 
 
 def test_count_crops_goes_by_the_first_size():
@@ -145,13 +146,14 @@ def test_count_crops_goes_by_the_first_size():
     ],
 )
 def test_bad_augmentations_are_named(keys, value):
-    node = OmegaConf.merge(AugmentationConfig)
+    node = OmegaConf.create(asdict(AugmentationConfig()))
     OmegaConf.update(node, keys, value)
     reported = "rrc.crop_min_scale" if value == 0.01 else keys  # then the minimum is above the maximum
-    with pytest.raises(ConfigError, match=rf"^augmentations\[1\]\.{reported.replace('.', '[.]')}: must be "):
-        check_augmentations([AugmentationConfig(), node])
-    with pytest.raises(ConfigError, match=f"^augmentations.{reported}: "):
-        OmegaConf.to_object(node)
+    reported = "std.1" if reported == "std" else reported
+    with pytest.raises(ConfigError, match=rf"^augmentations\.1\.{re.escape(reported)} must be "):
+        PretrainData(DataConfig("cifar10"), [AugmentationConfig(crop_size=32), node], 8, 5)
+    with pytest.raises(ConfigError, match=rf"^augmentations\.{re.escape(reported)} must be "):
+        AugmentationConfig(**node)
 
 
 @pytest.mark.parametrize(
@@ -159,19 +161,19 @@ def test_bad_augmentations_are_named(keys, value):
     [
         (
             {"dataset": "cifar11"},
-            r"^data.dataset: there is no data set 'cifar11' .*did you mean 'cifar10'\?$",
+            r"^data.dataset must be one of fashion_mnist_mini, .*, not 'cifar11'; did you mean 'cifar10'\?$",
         ),
-        ({"dataset": "???"}, "^data.dataset: missing "),
+        ({"dataset": "???"}, "^data.dataset is missing$"),
         ({"format": "image_foldr"}, r"^data.format must be one of auto, .*; did you mean 'image_folder'\?$"),
         ({"corrupt": "skp"}, "^data.corrupt must be one of error, skip.*; did you mean 'skip'"),
-        ({"corrupt_limit": 1.5}, "^data.corrupt_limit: must be a share, 0 to 1, but is 1.5$"),
-        ({"num_workers": -1}, "^data.num_workers: must be 0 or more, but is -1$"),
-        ({"fraction": 0.0}, "^data.fraction: "),
-        ({"fraction": 1.5}, "^data.fraction: "),
-        ({"fraction": math.nan}, "^data.fraction: "),
+        ({"corrupt_limit": 1.5}, "^data.corrupt_limit must be a finite number from 0 to 1, not 1.5$"),
+        ({"num_workers": -1}, "^data.num_workers must be a whole number of at least 0, not -1$"),
+        ({"fraction": 0.0}, "^data.fraction must be "),
+        ({"fraction": 1.5}, "^data.fraction must be "),
+        ({"fraction": math.nan}, "^data.fraction must be "),
         (
-            {"augmentations": ClassificationAugmentationConfig(crop_size=-1)},
-            "^data.augmentations.crop_size: ",
+            {"augmentations": {"crop_size": -1}},
+            "^data.augmentations.crop_size must be ",
         ),
     ],
 )

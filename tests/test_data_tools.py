@@ -382,7 +382,7 @@ def test_bad_data_is_one_sentence_and_leaves_nothing(run, folder, damage, change
 def test_crops_larger_than_the_images(run, tmp_path):
     status, out, err = run("pretrain", MINI, *SMALL, "augmentations.0.crop_size=500")
     assert status == 2 and not out and everything(tmp_path) == []
-    sentence = "augmentations[0].crop_size: 500 px, but the images of 'fashion_mnist_mini' have 28; use at most 28"
+    sentence = "augmentations.0.crop_size: 500 px, but the images of 'fashion_mnist_mini' have 28; use at most 28"
     assert err.splitlines()[-1] == f"solo-ext: error: {sentence}"
     data = ClassificationData(DataConfig("fashion_mnist_mini", num_workers=0), 56, 4, 0)  # enlarges on purpose
     data.check()

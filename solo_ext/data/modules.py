@@ -10,7 +10,7 @@ import lightning.pytorch as pl
 import torch
 from torch.utils.data import DistributedSampler, Sampler, SequentialSampler
 
-from solo_ext.data.config import AugmentationConfig, DataConfig, check_augmentations
+from solo_ext.data.config import AugmentationConfig, DataConfig
 from solo_ext.data.datasets import DatasetInfo, dataset_info, load_dataset
 from solo_ext.data.formats import make_loader, pick_format
 from solo_ext.data.images import ImageSet
@@ -22,7 +22,7 @@ from solo_ext.data.transforms import (
     build_view_transform,
 )
 from solo_ext.errors import ConfigError, DataError
-from solo_ext.schema import section
+from solo_ext.schema import build, fit
 
 log = logging.getLogger("solo_ext")
 
@@ -41,7 +41,7 @@ class ImageData(pl.LightningDataModule):
 
     def __init__(self, data: DataConfig, batch_size: int, seed: int):
         super().__init__()
-        self.data = section(DataConfig, data, "data")
+        self.data = build(DataConfig, data, "data")
         self.batch_size, self.seed = batch_size, seed
 
     @cached_property
@@ -150,13 +150,14 @@ class PretrainData(ImageData):
 
     def __init__(self, data: DataConfig, augmentations: Sequence[AugmentationConfig], batch_size: int, seed: int):
         super().__init__(data, batch_size, seed)
-        check_augmentations(augmentations)
-        self.augmentations = [section(AugmentationConfig, a) for a in augmentations]
+        self.augmentations: list[AugmentationConfig] = fit(list[AugmentationConfig], augmentations, "augmentations")
+        if not self.augmentations:
+            raise ConfigError("augmentations: empty, but at least one view is needed")
         known = dataset_info(self.data).image_size
         for i, aug in enumerate(self.augmentations):
             if known and aug.crop_size > known:
                 raise ConfigError(
-                    f"augmentations[{i}].crop_size: {aug.crop_size} px, but the images of '{self.data.dataset}' have "
+                    f"augmentations.{i}.crop_size: {aug.crop_size} px, but the images of '{self.data.dataset}' have "
                     f"{known}; use at most {known}"
                 )
 

@@ -2,31 +2,27 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from solo_ext.errors import ConfigError, DataError
-from solo_ext.schema import check_choice, check_integer
+from solo_ext.errors import DataError
+from solo_ext.schema import Config, Count, Positive, fit
 
-DISTANCES = ("cosine", "euclidean")
+Distance = Literal["cosine", "euclidean"]
 BLOCK = 2**24  # entries of the distance matrix at a time (64 MiB in float32)
 
 
 @dataclass
-class KNNConfig:
+class KNNConfig(Config, section="knn_eval"):
     """`knn_eval`: solo-learn's keys, and `every`, how many epochs lie between two online evaluations."""
 
     enabled: bool = False
-    k: int = 20
-    distance_func: str = "euclidean"
-    every: int = 1
-
-    def __post_init__(self):
-        check_integer("knn_eval.k", self.k, low=1)
-        check_choice("knn_eval.distance_func", self.distance_func, DISTANCES)
-        check_integer("knn_eval.every", self.every, low=1)
+    k: Count = 20
+    distance_func: Distance = "euclidean"
+    every: Count = 1
 
 
 @torch.no_grad()
@@ -36,7 +32,7 @@ def knn_accuracy(
     query: Tensor,
     labels: Tensor,
     k: int | Sequence[int] = 20,
-    distance: str = "cosine",
+    distance: Distance = "cosine",
     temperature: float = 0.07,
 ) -> dict[int, dict[str, float]]:
     """Accuracy of a weighted vote of the k nearest features of the bank.
@@ -57,12 +53,9 @@ def knn_accuracy(
         ConfigError: an unknown distance, a k below 1 or a temperature that is not above 0.
         DataError: the bank or the query has no labelled image.
     """
-    ks = [k] if isinstance(k, int) else list(k)
-    for value in ks:
-        check_integer("k", value, low=1)
-    check_choice("distance", distance, DISTANCES)
-    if not 0 < temperature < float("inf"):
-        raise ConfigError(f"temperature must be a finite number above 0, not {temperature}")
+    ks: list[int] = fit(list[Count], [k] if isinstance(k, int) else k, "k")
+    fit(Distance, distance, "distance")
+    fit(Positive, temperature, "temperature")
     bank, bank_labels = bank[bank_labels != -1], bank_labels[bank_labels != -1]
     query, labels = query[labels != -1], labels[labels != -1]
     for name, part in (("bank", bank), ("query", query)):

@@ -15,25 +15,20 @@ from torch import Tensor, nn
 from solo_ext.errors import ConfigError, DataError
 from solo_ext.evaluation.metrics import accuracy_at_k
 from solo_ext.optim import OptimizerConfig, SchedulerConfig, build_optimizer, build_scheduler
-from solo_ext.schema import check_number, section
+from solo_ext.schema import Config, NonNegative, Share, section
 
 
 @dataclass
-class LinearOptions:
+class LinearOptions(Config):
     """solo-learn's top-level keys of a linear evaluation.
 
     finetune: train the backbone too. mixup, cutmix: alpha of timm's; 0 is off.
     """
 
     finetune: bool = False
-    label_smoothing: float = 0.0
-    mixup: float = 0.0
-    cutmix: float = 0.0
-
-    def __post_init__(self):
-        check_number("label_smoothing", self.label_smoothing, high=1)
-        check_number("mixup", self.mixup)
-        check_number("cutmix", self.cutmix)
+    label_smoothing: Share = 0.0
+    mixup: NonNegative = 0.0
+    cutmix: NonNegative = 0.0
 
 
 class LinearModel(pl.LightningModule):

@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from solo_ext.errors import ConfigError
 from solo_ext.methods import METHODS, Method
 from solo_ext.planning.anatomy import anatomy
-from solo_ext.schema import UnknownKey, build, fit, keys, nearest_key
+from solo_ext.schema import UnknownKey, build, fit, keys
 from solo_ext.text import nearest
 from solo_ext.training.config import compose, resolve
 
@@ -303,7 +303,7 @@ def _build(cls: type[T], content: Any, at: str) -> T:
     try:
         return build(cls, content, at)
     except UnknownKey as error:
-        raise ConfigError(f"{error}{nearest_key(error.key, list(keys(cls)))}") from error
+        raise UnknownKey(error.key, keys(cls)) from error
 
 
 def short_labels(rows: Sequence[Mapping[str, str]]) -> tuple[list[str], list[str]]:

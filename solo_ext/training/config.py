@@ -9,7 +9,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Annotated, Any, get_type_hints
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.accelerators import AcceleratorRegistry
@@ -20,7 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 from solo_ext.data.config import AugmentationConfig, DataConfig, count_crops
 from solo_ext.data.datasets import dataset_info
 from solo_ext.errors import ConfigError
-from solo_ext.evaluation.knn import DISTANCES, KNNConfig
+from solo_ext.evaluation.knn import Distance, KNNConfig
 from solo_ext.evaluation.linear import LinearOptions
 from solo_ext.methods import METHODS, Method
 from solo_ext.momentum import GapConfig, IntraMomentum, MomentumConfig
@@ -29,7 +29,7 @@ from solo_ext.optim import OptimizerConfig, SchedulerConfig, effective_lrs
 from solo_ext.runs.checkpoints import CheckpointConfig, find_checkpoint
 from solo_ext.runs.encoder import foreign_config, run_config
 from solo_ext.runs.resume import AutoResumeConfig
-from solo_ext.schema import UnknownKey, build, check_choice, check_integer, fit, keys, nearest_key
+from solo_ext.schema import Bounds, Config, Count, Positive, UnknownKey, build, fit, keys
 from solo_ext.text import hint
 from solo_ext.training.callbacks.gradients import GradientsConfig
 from solo_ext.training.compose import compose, overlay, sentence
@@ -100,17 +100,13 @@ class PerformanceConfig:
 
 
 @dataclass(kw_only=True)
-class _Run:
+class _Run(Config):
     """What every run has."""
 
     name: str = "solo-ext"
     data: DataConfig
-    seed: int = 5
+    seed: Annotated[int, Bounds(0)] = 5
     performance: PerformanceConfig = field(default_factory=PerformanceConfig)
-
-    def __post_init__(self):
-        if self.seed < 0:
-            raise ConfigError(f"seed must be 0 or more, not {self.seed}")
 
 
 @dataclass(kw_only=True)
@@ -170,27 +166,18 @@ class LinearConfig(LinearOptions, _Evaluation, _Training):
     auto_augment: bool = False
 
     def __post_init__(self):
-        LinearOptions.__post_init__(self)
-        _Run.__post_init__(self)
+        super().__post_init__()
         if self.auto_augment:
             raise ConfigError("auto_augment=true is not supported; the augmentation is a random crop and flip")
 
 
 @dataclass
-class OfflineKNNConfig:
+class OfflineKNNConfig(Config, section="knn_eval"):
     """`knn_eval` of an offline evaluation: every combination. T: temperatures of the cosine votes."""
 
-    k: list[int] = field(default_factory=lambda: [1, 20])
-    distance_func: list[str] = field(default_factory=lambda: ["cosine", "euclidean"])
-    T: list[float] = field(default_factory=lambda: [0.07])
-
-    def __post_init__(self):
-        for k in self.k:
-            check_integer("knn_eval.k", k, low=1)
-        for distance in self.distance_func:
-            check_choice("knn_eval.distance_func", distance, DISTANCES)
-        if any(temperature <= 0 for temperature in self.T):
-            raise ConfigError(f"knn_eval.T must be above 0, not {self.T}")
+    k: list[Count] = field(default_factory=lambda: [1, 20])
+    distance_func: list[Distance] = field(default_factory=lambda: ["cosine", "euclidean"])
+    T: list[Positive] = field(default_factory=lambda: [0.07])
 
 
 @dataclass(kw_only=True)
@@ -227,7 +214,7 @@ def resolve(raw: DictConfig | Mapping[str, Any], kind: str = "pretrain") -> Dict
     try:
         for key in given:
             if key not in valid:
-                raise UnknownKey(str(key))
+                raise UnknownKey(str(key), valid)
         if kind == "pretrain":
             method = _method(given)
             for section, defaults in OmegaConf.to_container(method.defaults()).items():
@@ -238,7 +225,7 @@ def resolve(raw: DictConfig | Mapping[str, Any], kind: str = "pretrain") -> Dict
     except UnknownKey as error:
         if method and error.key.startswith("method_kwargs."):
             valid = list(keys(method.Kwargs, "method_kwargs"))
-        raise ConfigError(f"{error}{nearest_key(error.key, valid)}") from error
+        raise UnknownKey(error.key, valid) from error
     resolved = dataclasses.asdict(config)
     if method:
         resolved["method_kwargs"] = dataclasses.asdict(kwargs)
