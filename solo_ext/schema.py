@@ -170,6 +170,24 @@ def section(cls: type[T], node: Any, at: str = "") -> T:
     return build(cls, node, at)
 
 
+def plain(config: Any) -> dict[str, Any]:
+    """The values of a dataclass, as JSON holds them.
+
+    A field of null with `when_given` in its metadata is left out: what stands for it is not ours to say.
+    """
+
+    def values(x: Any) -> Any:
+        if dataclasses.is_dataclass(x):
+            named = {f.name: getattr(x, f.name) for f in dataclasses.fields(x)}
+            hidden = {f.name for f in dataclasses.fields(x) if f.metadata.get("when_given") and named[f.name] is None}
+            return {name: values(item) for name, item in named.items() if name not in hidden}
+        if isinstance(x, Mapping):
+            return {str(key): values(item) for key, item in x.items()}
+        return [values(item) for item in x] if isinstance(x, list | tuple) else x
+
+    return values(config)
+
+
 def fit(hint: Any, value: Any, key: str) -> Any:
     """`value` as the type `hint`: as it stands if it can be, else converted, such as "1e-5" to a number.
 

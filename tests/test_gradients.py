@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 
 from solo_ext.errors import ConfigError
 from solo_ext.methods import METHODS
-from solo_ext.training.callbacks.gradients import GradientMonitor
+from solo_ext.training.callbacks.gradients import GradientMonitor, GradientsConfig
 from solo_ext.training.config import resolve
 from solo_ext.training.loggers import CSVMetrics
 from solo_ext.training.pretrain import pretrain
@@ -51,7 +51,7 @@ def watched(model, batches, folder, every=1, **trainer) -> dict[int, dict[str, f
         accelerator="cpu",
         devices=1,
         logger=logger,
-        callbacks=[GradientMonitor(every)],
+        callbacks=[GradientMonitor(GradientsConfig(every=every))],
         **quiet,
         **trainer,
     ).fit(model, loader)

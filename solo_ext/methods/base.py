@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from types import MappingProxyType
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import lightning.pytorch as pl
 import torch
@@ -21,10 +21,9 @@ from solo_ext.methods.step import Outputs, Passes, Step, Term, plan_passes
 from solo_ext.momentum import IntraMomentum, Teacher, weight_distance
 from solo_ext.networks import BackboneConfig, build_backbone, kept_outputs, stage_row
 from solo_ext.optim import build_optimizer, build_scheduler
-from solo_ext.schema import check_choice, check_integer, check_number
+from solo_ext.schema import Config
 from solo_ext.text import hint
 
-LOSS_SCALES = ("solo", "paper")
 PARTS = ("backbone", "projector", "predictor")
 
 
@@ -44,20 +43,10 @@ class Method(pl.LightningModule):
     """
 
     @dataclasses.dataclass
-    class Kwargs:
+    class Kwargs(Config, section="method_kwargs"):
         """The framework's `method_kwargs`; `loss_scale` says whose printed or coded form of the loss it is."""
 
-        loss_scale: str = "solo"
-
-        def __post_init__(self):
-            check_choice("method_kwargs.loss_scale", self.loss_scale, LOSS_SCALES)
-            for name, value in dataclasses.asdict(self).items():
-                if name.endswith(("_dim", "_size", "_prototypes")):
-                    check_integer(f"method_kwargs.{name}", value, low=1)
-                elif name.endswith("_epochs"):
-                    check_integer(f"method_kwargs.{name}", value, low=0)
-                elif "temperature" in name:
-                    check_number(f"method_kwargs.{name}", value, low=1e-6)
+        loss_scale: Literal["solo", "paper"] = "solo"
 
     teacher_stages: ClassVar[Any] = "full"
     intra: IntraMomentum = IntraMomentum()

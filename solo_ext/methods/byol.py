@@ -7,6 +7,7 @@ from torch import Tensor
 from solo_ext.losses import cosine_distance, negative_cosine
 from solo_ext.methods.base import Method, cross_views
 from solo_ext.networks import mlp
+from solo_ext.schema import Count
 
 
 class BYOL(Method):
@@ -16,9 +17,9 @@ class BYOL(Method):
     class Kwargs(Method.Kwargs):
         """proj_last_norm: BatchNorm on the projectors' outputs, student's and teacher's (paper A, BN2 of Table C.8)."""
 
-        proj_hidden_dim: int = 4096
-        proj_output_dim: int = 256
-        pred_hidden_dim: int = 4096
+        proj_hidden_dim: Count = 4096
+        proj_output_dim: Count = 256
+        pred_hidden_dim: Count = 4096
         proj_last_norm: bool = False
 
     loss_name = "train_neg_cos_sim"

@@ -11,18 +11,18 @@ from solo_ext.data.config import DataConfig
 from solo_ext.momentum import GapConfig, IntraMomentum, MomentumConfig
 from solo_ext.networks import BackboneConfig
 from solo_ext.optim import OptimizerConfig, SchedulerConfig
-from solo_ext.schema import build
+from solo_ext.schema import Config, Count, build
 
 
 @dataclass
-class PerformanceConfig:
+class PerformanceConfig(Config, section="performance"):
     """The YAML's `performance`."""
 
     disable_channel_last: bool = False
 
 
 @dataclass(kw_only=True)
-class MethodConfig:
+class MethodConfig(Config):
     """The configuration of a method. `method_kwargs` is the method's `Kwargs`.
 
     `optimizer.lr` is taken as it is (solo-learn scales it before it builds the method) and multiplied by the
@@ -39,8 +39,8 @@ class MethodConfig:
     optimizer: OptimizerConfig
     scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
     performance: PerformanceConfig = field(default_factory=PerformanceConfig)
-    max_epochs: int | None = None
-    accumulate_grad_batches: int | None = 1
+    max_epochs: Count | None = None
+    accumulate_grad_batches: Count | None = 1
 
     @classmethod
     def of(cls, method: type, values: "MethodConfig | Mapping[str, Any]") -> "MethodConfig":

@@ -1,7 +1,7 @@
 """DINO (Caron et al., 2021)."""
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor
@@ -10,7 +10,7 @@ from solo_ext.errors import ConfigError
 from solo_ext.losses import Center, dino
 from solo_ext.methods.base import Method, cross_views
 from solo_ext.networks import DINOHead
-from solo_ext.schema import check_integer, check_number
+from solo_ext.schema import Bounds, Count, NonNegative, Positive
 
 
 class DINO(Method):
@@ -27,22 +27,17 @@ class DINO(Method):
         warmup_teacher_temperature_epochs epochs.
         """
 
-        proj_hidden_dim: int = 2048
-        proj_output_dim: int = 256
-        num_prototypes: int = 65536
+        proj_hidden_dim: Count = 2048
+        proj_output_dim: Count = 256
+        num_prototypes: Count = 65536
         use_bn_in_head: bool = False
         norm_last_layer: bool = True
-        clip_grad: float = 0.0
-        freeze_last_layer: int = 1
-        student_temperature: float = 0.1
-        teacher_temperature: float = 0.07
-        warmup_teacher_temperature: float = 0.04
-        warmup_teacher_temperature_epochs: int = 0
-
-        def __post_init__(self):
-            super().__post_init__()
-            check_number("method_kwargs.clip_grad", self.clip_grad)
-            check_integer("method_kwargs.freeze_last_layer", self.freeze_last_layer, low=0)
+        clip_grad: NonNegative = 0.0
+        freeze_last_layer: Annotated[int, Bounds(0)] = 1
+        student_temperature: Positive = 0.1
+        teacher_temperature: Positive = 0.07
+        warmup_teacher_temperature: Positive = 0.04
+        warmup_teacher_temperature_epochs: Annotated[int, Bounds(0)] = 0
 
     loss_name = "dino_loss"
     attributes: ClassVar = {"projector": "head"}

@@ -8,6 +8,7 @@ from solo_ext.losses import queue_nce
 from solo_ext.methods.base import cross_views
 from solo_ext.methods.queued import QueuedMethod
 from solo_ext.networks import mlp
+from solo_ext.schema import Count, Positive
 
 
 class MoCoV2Plus(QueuedMethod):
@@ -15,9 +16,9 @@ class MoCoV2Plus(QueuedMethod):
 
     @dataclass
     class Kwargs(QueuedMethod.Kwargs):
-        proj_hidden_dim: int = 2048
-        proj_output_dim: int = 256
-        temperature: float = 0.2
+        proj_hidden_dim: Count = 2048
+        proj_output_dim: Count = 256
+        temperature: Positive = 0.2
 
     loss_name = "train_nce_loss"
 

@@ -7,6 +7,7 @@ from torch import Tensor
 from solo_ext.losses import info_nce
 from solo_ext.methods.base import Method, cross_views
 from solo_ext.networks import MOCO_VITS, is_resnet, mlp
+from solo_ext.schema import Count, Positive
 
 
 class MoCoV3(Method):
@@ -14,10 +15,10 @@ class MoCoV3(Method):
 
     @dataclass
     class Kwargs(Method.Kwargs):
-        proj_hidden_dim: int = 4096
-        proj_output_dim: int = 256
-        pred_hidden_dim: int = 4096
-        temperature: float = 0.2
+        proj_hidden_dim: Count = 4096
+        proj_output_dim: Count = 256
+        pred_hidden_dim: Count = 4096
+        temperature: Positive = 0.2
 
     loss_name = "train_contrastive_loss"
     backbones = MOCO_VITS

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from solo_ext.losses import enqueue
 from solo_ext.methods.base import Method
+from solo_ext.schema import Count
 
 
 class QueuedMethod(Method):
@@ -15,7 +16,7 @@ class QueuedMethod(Method):
 
     @dataclass
     class Kwargs(Method.Kwargs):
-        queue_size: int = 65536
+        queue_size: Count = 65536
 
     def build_queue(self, *shape: int, dim: int) -> None:
         """Registers `queue`, of unit vectors along dimension 1, counted by dimension `dim`, and its pointer.

@@ -8,6 +8,7 @@ from solo_ext.errors import ConfigError
 from solo_ext.losses import relational
 from solo_ext.methods.queued import QueuedMethod
 from solo_ext.networks import mlp
+from solo_ext.schema import Count, Positive
 
 
 class ReSSL(QueuedMethod):
@@ -21,10 +22,10 @@ class ReSSL(QueuedMethod):
         """weak_probe: train the online probe on the weak view too, as solo-learn does; without it, and with a whole
         teacher, the student does not run that view."""
 
-        proj_hidden_dim: int = 4096
-        proj_output_dim: int = 256
-        temperature_q: float = 0.1
-        temperature_k: float = 0.04
+        proj_hidden_dim: Count = 4096
+        proj_output_dim: Count = 256
+        temperature_q: Positive = 0.1
+        temperature_k: Positive = 0.04
         weak_probe: bool = True
 
     loss_name = "train_ressl_loss"

@@ -1,13 +1,14 @@
 """SimCLR (Chen et al., 2020)."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from torch import Tensor
 
 from solo_ext.losses import info_nce, nt_xent
 from solo_ext.methods.base import Method, cross_views
 from solo_ext.networks import mlp
-from solo_ext.schema import check_choice
+from solo_ext.schema import Count, Positive
 
 
 class SimCLR(Method):
@@ -21,14 +22,10 @@ class SimCLR(Method):
         """negatives: with a momentum target, those of `both` views, as SimCLR has them, or of the `opposite` view
         only, as MoCo v3 has them. Paper A does not say."""
 
-        proj_hidden_dim: int = 2048
-        proj_output_dim: int = 256
-        temperature: float = 0.2
-        negatives: str = "both"
-
-        def __post_init__(self):
-            super().__post_init__()
-            check_choice("method_kwargs.negatives", self.negatives, ("both", "opposite"))
+        proj_hidden_dim: Count = 2048
+        proj_output_dim: Count = 256
+        temperature: Positive = 0.2
+        negatives: Literal["both", "opposite"] = "both"
 
     teacher_stages = "none"
     own_targets = True

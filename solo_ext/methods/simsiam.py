@@ -7,6 +7,7 @@ from torch import Tensor
 from solo_ext.losses import negative_cosine
 from solo_ext.methods.base import Method, cross_views
 from solo_ext.networks import mlp
+from solo_ext.schema import Count
 
 
 class SimSiam(Method):
@@ -14,9 +15,9 @@ class SimSiam(Method):
 
     @dataclass
     class Kwargs(Method.Kwargs):
-        proj_hidden_dim: int = 2048
-        proj_output_dim: int = 2048
-        pred_hidden_dim: int = 512
+        proj_hidden_dim: Count = 2048
+        proj_output_dim: Count = 2048
+        pred_hidden_dim: Count = 512
 
     teacher_stages = "none"
     loss_name = "train_neg_cos_sim"

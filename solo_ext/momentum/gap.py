@@ -2,19 +2,18 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from solo_ext.momentum.teacher import Teacher
-from solo_ext.schema import check_choice, check_integer
-
-PLACES = ("auto", "projector", "predictor")
+from solo_ext.schema import Config, Count
 
 
 @dataclass
-class GapConfig:
+class GapConfig(Config, section="gap"):
     """The YAML's `gap`: what is monitored. It never changes what is trained.
 
     at: outputs to compare; `predictor` gives a baseline a momentum predictor just to measure by (paper B's (q, q_m)),
@@ -23,12 +22,8 @@ class GapConfig:
     """
 
     enabled: bool = True
-    at: str = "auto"
-    every: int = 10
-
-    def __post_init__(self):
-        check_choice("gap.at", self.at, PLACES)
-        check_integer("gap.every", self.every, low=1)
+    at: Literal["auto", "projector", "predictor"] = "auto"
+    every: Count = 10
 
 
 @torch.no_grad()

@@ -3,18 +3,16 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Literal
 
 from torch import Tensor
 
-from solo_ext.errors import ConfigError
 from solo_ext.losses import cosine_distance, soft_cross_entropy, softmax_mse
-from solo_ext.schema import check_choice, check_integer, check_number
-
-DISTANCES = ("cosine", "ce", "mse")
+from solo_ext.schema import Config, Count, NonNegative, Positive
 
 
-@dataclass
-class IntraMomentum:
+@dataclass(frozen=True)
+class IntraMomentum(Config, section="intra"):
     """weight * 1/2 (D(q_1, q_1m) + D(q_2, q_2m)), added to any framework's loss (paper B, Eq. 8 and 9).
 
     weight: 0 is off; the paper uses 1.
@@ -25,20 +23,11 @@ class IntraMomentum:
     temperature: of the softmax of `ce`; the paper names 3, 4, 5 without choosing.
     """
 
-    weight: float = 0.0
-    distance: str = "cosine"
+    weight: NonNegative = 0.0
+    distance: Literal["cosine", "ce", "mse"] = "cosine"
     target: str = "predictor"
-    every: int | None = None
-    temperature: float = 4.0
-
-    def __post_init__(self):
-        check_number("intra.weight", self.weight)
-        check_choice("intra.distance", self.distance, DISTANCES)
-        check_number("intra.temperature", self.temperature)
-        if self.temperature == 0:
-            raise ConfigError("intra.temperature is 0; it must be above")
-        if self.every is not None:
-            check_integer("intra.every", self.every, low=1)
+    every: Count | None = None
+    temperature: Positive = 4.0
 
     def active(self, step: int) -> bool:
         """Whether the term is on at optimizer step `step`."""

@@ -2,12 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from solo_ext.errors import ConfigError
-from solo_ext.momentum.tau import SCHEDULES, Tau
+from solo_ext.momentum.tau import Tau
 from solo_ext.networks.stages import Stage
-from solo_ext.schema import check_choice, check_number
+from solo_ext.schema import Config, Share, check_number
 from solo_ext.text import nearest
 
 PRESETS = {
@@ -17,12 +17,10 @@ PRESETS = {
     "projector": ("projector", "predictor"),
     "none": (),
 }
-BUFFERS = ("own", "copy", "ema")
-TARGETS = ("projector", "predictor")
 
 
 @dataclass
-class MomentumConfig:
+class MomentumConfig(Config, section="momentum"):
     """The YAML's `momentum`: solo-learn's base_tau, final_tau and classifier, and this library's keys.
 
     base_tau, final_tau: in [0, 1], base <= final under the cosine schedule.
@@ -35,21 +33,17 @@ class MomentumConfig:
     target: the part whose output the framework's loss aims at: projector, or predictor.
     """
 
-    base_tau: float = 0.99
-    final_tau: float = 1.0
+    base_tau: Share = 0.99
+    final_tau: Share = 1.0
     classifier: bool = False
     stages: Any = None
-    schedule: str = "cosine"
-    buffers: str = "own"
+    schedule: Literal["cosine", "constant"] = "cosine"
+    buffers: Literal["own", "copy", "ema"] = "own"
     inter: bool = True
-    target: str = "projector"
+    target: Literal["projector", "predictor"] = "projector"
 
-    def __post_init__(self):
-        check_choice("momentum.schedule", self.schedule, SCHEDULES)
-        check_choice("momentum.buffers", self.buffers, BUFFERS)
-        check_choice("momentum.target", self.target, TARGETS)
-        for key in ("base_tau", "final_tau"):
-            check_number(f"momentum.{key}", getattr(self, key), high=1)
+    def __post_init__(self) -> None:
+        super().__post_init__()
         if self.schedule == "cosine" and self.base_tau > self.final_tau:
             raise ConfigError(
                 f"momentum.base_tau ({self.base_tau}) must not exceed momentum.final_tau ({self.final_tau}); "

@@ -6,21 +6,20 @@ torchvision and timm are imported when a network is built: a configuration is ch
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 from torch import nn
 
 from solo_ext.errors import ConfigError
-from solo_ext.schema import check_choice
+from solo_ext.schema import Config
 from solo_ext.text import nearest
 
-STEMS = ("auto", "small", "imagenet")
 # padding 2, not 1: solo-learn's CIFAR stem, kept for comparability
 SMALL_STEM = {"kernel_size": 3, "stride": 1, "padding": 2}
 
 
 @dataclass
-class BackboneConfig:
+class BackboneConfig(Config, section="backbone"):
     """The YAML's `backbone`.
 
     name: a key of `BACKBONES`, or `timm/<name>`.
@@ -31,11 +30,11 @@ class BackboneConfig:
 
     name: str = "???"
     kwargs: dict[str, Any] = field(default_factory=dict)
-    stem: str = "auto"
+    stem: Literal["auto", "small", "imagenet"] = "auto"
     last_norm: bool = False
 
-    def __post_init__(self):
-        check_choice("backbone.stem", self.stem, STEMS)
+    def __post_init__(self) -> None:
+        super().__post_init__()
         check_name(self.name)
 
 

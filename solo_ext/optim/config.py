@@ -2,22 +2,21 @@
 
 import inspect
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
 
 from solo_ext.errors import ConfigError
 from solo_ext.optim.lars import LARS
-from solo_ext.schema import check_choice, check_integer, check_number
+from solo_ext.schema import Config, Count, NonNegative, OneOf, Share, check_number
 from solo_ext.text import nearest
 
 OPTIMIZERS = {"sgd": torch.optim.SGD, "lars": LARS, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
 DEFAULTS = {"sgd": {"momentum": 0.9}, "lars": {"momentum": 0.9}}  # where solo-learn's differ from the class's
-SCHEDULERS = ("warmup_cosine", "step", "none")
 
 
 @dataclass
-class OptimizerConfig:
+class OptimizerConfig(Config, section="optimizer"):
     """`optimizer`: solo-learn's keys. `lr` and `classifier_lr` are per 256 images and are never overwritten.
 
     effective_lr, effective_classifier_lr: what the run uses (see `effective_lrs`), set by the runtime.
@@ -25,26 +24,19 @@ class OptimizerConfig:
     kwargs: further options of the optimizer's class, by their names.
     """
 
-    name: str
-    batch_size: int  # per device
-    lr: float
-    classifier_lr: float | None = 0.1
-    weight_decay: float = 0.0
+    name: Annotated[str, OneOf(OPTIMIZERS)]
+    batch_size: Count  # per device
+    lr: NonNegative
+    classifier_lr: NonNegative | None = 0.1
+    weight_decay: NonNegative = 0.0
     exclude_bias_n_norm_wd: bool = False
-    layer_decay: float = 0.0
+    layer_decay: Share = 0.0
     kwargs: dict[str, Any] = field(default_factory=dict)
-    effective_lr: float | None = None
-    effective_classifier_lr: float | None = None
+    effective_lr: NonNegative | None = None
+    effective_classifier_lr: NonNegative | None = None
 
-    def __post_init__(self):
-        check_choice("optimizer.name", self.name, OPTIMIZERS)
-        check_integer("optimizer.batch_size", self.batch_size, low=1)
-        check_number("optimizer.lr", self.lr)
-        check_number("optimizer.weight_decay", self.weight_decay)
-        check_number("optimizer.layer_decay", self.layer_decay, high=1)
-        for key in ("classifier_lr", "effective_lr", "effective_classifier_lr"):
-            if getattr(self, key) is not None:
-                check_number(f"optimizer.{key}", getattr(self, key))
+    def __post_init__(self) -> None:
+        super().__post_init__()
         self._check_kwargs()
 
     def rates(self, accumulate: int = 1) -> tuple[float, float | None]:
@@ -74,7 +66,7 @@ class OptimizerConfig:
 
 
 @dataclass
-class SchedulerConfig:
+class SchedulerConfig(Config, section="scheduler"):
     """`scheduler`: solo-learn's keys.
 
     min_lr, warmup_start_lr: the same for all groups; grow with accumulation as lr does (`build_scheduler`).
@@ -82,20 +74,15 @@ class SchedulerConfig:
     interval: `step` or `epoch`, how often warmup_cosine moves; the step schedule always moves per epoch.
     """
 
-    name: str = "warmup_cosine"
-    min_lr: float = 0.0
-    warmup_start_lr: float = 3e-5
-    warmup_epochs: float = 10.0
-    lr_decay_steps: list[int] | None = None
-    interval: str = "step"
+    name: Literal["warmup_cosine", "step", "none"] = "warmup_cosine"
+    min_lr: NonNegative = 0.0
+    warmup_start_lr: NonNegative = 3e-5
+    warmup_epochs: NonNegative = 10.0
+    lr_decay_steps: list[Count] | None = None
+    interval: Literal["step", "epoch"] = "step"
 
-    def __post_init__(self):
-        check_choice("scheduler.name", self.name, SCHEDULERS)
-        check_choice("scheduler.interval", self.interval, ("step", "epoch"))
-        for key in ("min_lr", "warmup_start_lr", "warmup_epochs"):
-            check_number(f"scheduler.{key}", getattr(self, key))
-        for epoch in self.lr_decay_steps or ():
-            check_integer("scheduler.lr_decay_steps", epoch, low=1)
+    def __post_init__(self) -> None:
+        super().__post_init__()
         if self.name == "step" and not self.lr_decay_steps:
             raise ConfigError("scheduler.lr_decay_steps must list epochs for the step schedule, such as [60, 80]")
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from solo_ext import schema
 from solo_ext.errors import CheckpointError, ConfigError
 from solo_ext.runs.checkpoints import checkpoints_in, find_checkpoint, place_of
 
@@ -77,8 +78,9 @@ def _flat(config: Any, at: str = "") -> Iterator[tuple[str, Any]]:
 
 def plain(cfg: DictConfig | Mapping[str, Any]) -> dict[str, Any]:
     """The configuration as `args.json` holds it."""
-    values = OmegaConf.to_container(cfg, resolve=True) if OmegaConf.is_config(cfg) else cfg
-    return json.loads(json.dumps(values, default=str))
+    if OmegaConf.is_config(cfg):
+        cfg = OmegaConf.to_container(cfg, resolve=True)
+    return json.loads(json.dumps(cfg if isinstance(cfg, Mapping) else schema.plain(cfg), default=str))
 
 
 def find_resumable(cfg: DictConfig, base: Path) -> Path | None:

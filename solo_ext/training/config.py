@@ -1,82 +1,41 @@
-"""The configuration: Hydra composes the YAML, `resolve` checks it and adds what follows from it.
+"""The configuration of a run: `resolve` makes a typed one of what a YAML says, and adds what follows from it.
 
-The schema is solo-learn's; each section's dataclass stands beside its owner. Nothing here builds a network or
-opens an image, and the configured values stay as they are: what is derived has keys of its own.
+The keys are solo-learn's; each section's dataclass stands beside its owner. Nothing here builds a network or opens an
+image, and the configured values stay as they are: what is derived has keys of its own.
 """
 
-import dataclasses
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, make_dataclass
+from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any, TypeVar
 
-from lightning.pytorch import Trainer
-from lightning.pytorch.accelerators import AcceleratorRegistry
-from lightning.pytorch.strategies import StrategyRegistry
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from solo_ext.data.config import AugmentationConfig, DataConfig, count_crops
 from solo_ext.data.datasets import dataset_info
 from solo_ext.errors import ConfigError
-from solo_ext.evaluation.knn import Distance, KNNConfig
+from solo_ext.evaluation.knn import Distance
 from solo_ext.evaluation.linear import LinearOptions
 from solo_ext.methods import METHODS, Method
-from solo_ext.momentum import GapConfig, IntraMomentum, MomentumConfig
+from solo_ext.methods.config import MethodConfig, PerformanceConfig, with_defaults
 from solo_ext.networks import BackboneConfig
 from solo_ext.optim import OptimizerConfig, SchedulerConfig, effective_lrs
 from solo_ext.runs.checkpoints import CheckpointConfig, find_checkpoint
 from solo_ext.runs.encoder import foreign_config, run_config
 from solo_ext.runs.resume import AutoResumeConfig
-from solo_ext.schema import Bounds, Config, Count, Positive, UnknownKey, build, fit, keys
+from solo_ext.schema import Bounds, Config, Count, Positive, UnknownKey, build, keys, plain
 from solo_ext.text import hint
-from solo_ext.training.callbacks.gradients import GradientsConfig
-from solo_ext.training.compose import compose, overlay, sentence
-from solo_ext.training.hardware import check_hardware, device_count, parse_devices, trainer_devices
+from solo_ext.training.callbacks import MONITORS
+from solo_ext.training.compose import sentence
+from solo_ext.training.hardware import device_count
 from solo_ext.training.loggers import TensorboardConfig, WandbConfig
-
-__all__ = [
-    "check_hardware",
-    "compose",
-    "device_count",
-    "overlay",
-    "resolve",
-    "run_values",
-    "to_yaml",
-    "trainer_devices",
-]
+from solo_ext.training.trainer_config import OWN, TrainerConfig
 
 log = logging.getLogger("solo_ext")
 
-TRAINER_DEFAULTS = {
-    "max_epochs": None,  # has to be given
-    "devices": "auto",
-    "num_nodes": 1,
-    "accelerator": "auto",
-    "strategy": "auto",
-    "precision": "32-true",
-    "sync_batchnorm": False,
-    "accumulate_grad_batches": 1,
-}
-TRAINER_OWN = {
-    "callbacks": "the callbacks follow from the other keys",
-    "logger": "use wandb.enabled",
-    "enable_checkpointing": "use checkpoint.enabled",
-    "default_root_dir": "use checkpoint.dir",
-    "plugins": "they write the checkpoints",
-}
-TRAINER_MINIMUM = {
-    "max_epochs": 1,
-    "min_epochs": 1,
-    "num_nodes": 1,
-    "accumulate_grad_batches": 1,
-    "check_val_every_n_epoch": 1,
-    "log_every_n_steps": 0,
-    "num_sanity_val_steps": -1,
-    "max_steps": -1,
-    "gradient_clip_val": 0,
-}
 # computed by `resolve`; accepted on input, since args.json has them, and computed anew
 DERIVED = {
     "data": ("num_classes", "num_large_crops", "num_small_crops"),
@@ -92,50 +51,46 @@ LINEAR_RECIPE = {
 UNUSED = ("auto_umap", "dali", "debug_augmentations", "augmentations_cfg", "wandb_cfg")
 
 
-@dataclass
-class PerformanceConfig:
-    """The YAML's `performance`."""
-
-    disable_channel_last: bool = False
-
-
 @dataclass(kw_only=True)
-class _Run(Config):
+class RunConfig(TrainerConfig):
     """What every run has."""
 
     name: str = "solo-ext"
     data: DataConfig
     seed: Annotated[int, Bounds(0)] = 5
     performance: PerformanceConfig = field(default_factory=PerformanceConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
 
 
 @dataclass(kw_only=True)
-class _Training(_Run):
+class TrainingConfig(RunConfig):
+    """What trains.
+
+    callbacks: import path of a callback's class -> its arguments, such as `{my_module.MyCallback: {every: 3}}`.
+    """
+
+    max_epochs: Count
     backbone: BackboneConfig
     optimizer: OptimizerConfig
     scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
-    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     auto_resume: AutoResumeConfig = field(default_factory=AutoResumeConfig)
     resume_from_checkpoint: str | None = None
     wandb: WandbConfig = field(default_factory=WandbConfig)
     tensorboard: TensorboardConfig = field(default_factory=TensorboardConfig)
+    callbacks: dict[str, Any] | None = field(default=None, metadata={"when_given": True})
 
 
 @dataclass(kw_only=True)
-class PretrainConfig(_Training):
-    """A pre-training. `method_kwargs` is the method's `Kwargs`."""
+class PretrainConfig(TrainingConfig, MethodConfig):
+    """A pre-training. `method_kwargs` is the method's `Kwargs`; each of `MONITORS` adds a section of its own."""
 
     method: str
-    method_kwargs: dict[str, Any]
-    momentum: MomentumConfig
-    intra: IntraMomentum
-    gap: GapConfig = field(default_factory=GapConfig)
-    gradients: GradientsConfig = field(default_factory=GradientsConfig)
     augmentations: list[AugmentationConfig]
-    knn_eval: KNNConfig = field(default_factory=KNNConfig)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
+        if not self.augmentations:
+            raise ConfigError("augmentations: empty, but at least one view is needed")
         if sum(count_crops(self.augmentations)) < 2:
             raise ConfigError("augmentations gives one view of each image; set num_crops=2 or add an entry")
         if count_crops(self.augmentations)[0] < 2:
@@ -143,7 +98,7 @@ class PretrainConfig(_Training):
 
 
 @dataclass(kw_only=True)
-class _Evaluation(_Run):
+class EvaluationConfig(RunConfig):
     """What evaluates an encoder.
 
     pretrained_feature_extractor: its run folder or checkpoint, ours or solo-learn's.
@@ -156,7 +111,7 @@ class _Evaluation(_Run):
 
 
 @dataclass(kw_only=True)
-class LinearConfig(LinearOptions, _Evaluation, _Training):
+class LinearConfig(LinearOptions, TrainingConfig, EvaluationConfig):
     """An offline linear evaluation.
 
     cache_features: train on features of un-augmented images, extracted once; a quick look.
@@ -165,7 +120,7 @@ class LinearConfig(LinearOptions, _Evaluation, _Training):
     cache_features: bool = False
     auto_augment: bool = False
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         if self.auto_augment:
             raise ConfigError("auto_augment=true is not supported; the augmentation is a random crop and flip")
@@ -181,69 +136,74 @@ class OfflineKNNConfig(Config, section="knn_eval"):
 
 
 @dataclass(kw_only=True)
-class KNNRunConfig(_Evaluation):
-    """An offline kNN evaluation."""
+class KNNRunConfig(EvaluationConfig):
+    """An offline kNN evaluation. backbone: only for a checkpoint without args.json."""
 
-    backbone: BackboneConfig | None = None  # only for a checkpoint without args.json
-    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)  # its folder, for an untrained encoder
+    backbone: BackboneConfig | None = None
     knn_eval: OfflineKNNConfig = field(default_factory=OfflineKNNConfig)
 
 
-SCHEMAS = {"pretrain": PretrainConfig, "linear": LinearConfig, "knn": KNNRunConfig}
+AnyConfig = TypeVar("AnyConfig", bound=RunConfig)
 
 
-def resolve(raw: DictConfig | Mapping[str, Any], kind: str = "pretrain") -> DictConfig:
-    """The configuration that runs: checked against the schema, defaults filled in, derived keys added.
+@cache
+def _pretraining(*monitors: type) -> type[PretrainConfig]:
+    sections = [(m.key, m.Config, field(default_factory=m.Config)) for m in monitors]
+    return make_dataclass("PretrainConfig", sections, bases=(PretrainConfig,), kw_only=True)
+
+
+def schema(kind: str) -> type[RunConfig]:
+    """The dataclass of a `pretrain`, `linear` or `knn` configuration."""
+    if kind == "pretrain":
+        return _pretraining(*MONITORS.values())
+    return {"linear": LinearConfig, "knn": KNNRunConfig}[kind]
+
+
+def resolve(raw: DictConfig | Mapping[str, Any], kind: str = "pretrain") -> Any:
+    """The configuration that runs: checked, typed, with defaults filled in and derived keys added.
 
     Derived are `data.num_classes`, `data.num_large_crops`, `data.num_small_crops` and, by solo-learn's rule,
-    `optimizer.effective_lr` and `optimizer.effective_classifier_lr`. `resolve` of its own result, or of the
-    args.json that holds it, is the same again.
+    `optimizer.effective_lr` and `optimizer.effective_classifier_lr`. `resolve` of its `plain` values, or of the
+    args.json that holds them, is the same again.
 
     Args:
         raw: what `compose` returned, or the content of an args.json.
         kind: `pretrain`, `linear` or `knn`.
 
+    Returns:
+        A `PretrainConfig`, `LinearConfig` or `KNNRunConfig`.
+
     Raises:
         ConfigError: an unknown key or method, a wrong type, a value that cannot work; with the full key.
     """
-    given, derived = _plain(raw)
+    given, derived = _given(raw)
     _warn_unused(given, UNUSED)
-    schema, method = SCHEMAS[kind], None
-    hints = {key: hint for key, hint in get_type_hints(Trainer.__init__).items() if key != "return"}
-    valid = [*keys(schema), *hints]
-    try:
-        for key in given:
-            if key not in valid:
-                raise UnknownKey(str(key), valid)
-        if kind == "pretrain":
-            method = _method(given)
-            for section, defaults in OmegaConf.to_container(method.defaults()).items():
-                _fill(given, section, defaults)
-            _warn_unused(given, [f"method_kwargs.{key}" for key in method.unused_kwargs])
-            kwargs = build(method.Kwargs, given["method_kwargs"], "method_kwargs")
-        config = build(schema, {key: value for key, value in given.items() if key not in hints})
-    except UnknownKey as error:
-        if method and error.key.startswith("method_kwargs."):
-            valid = list(keys(method.Kwargs, "method_kwargs"))
-        raise UnknownKey(error.key, valid) from error
-    resolved = dataclasses.asdict(config)
-    if method:
-        resolved["method_kwargs"] = dataclasses.asdict(kwargs)
-    trainer = {key: value for key, value in given.items() if key in hints}
-    resolved |= _trainer(trainer, hints, needs_epochs=kind != "knn")
-    first = ("name", "method", "method_kwargs", "momentum", "intra", "gap", "backbone")
-    ordered = {key: resolved[key] for key in dict.fromkeys((*first, *resolved)) if key in resolved}
-    return _derive(OmegaConf.create(ordered), derived)
+    cls = schema(kind)
+    for key in given:
+        if key in OWN:
+            raise ConfigError(f"{key} is set by solo-ext itself; {OWN[key]}")
+        if key not in cls.__dataclass_fields__:
+            raise UnknownKey(str(key), keys(cls))
+    if kind == "pretrain":
+        method = _method(given)
+        _warn_unused(given, [f"method_kwargs.{key}" for key in method.unused_kwargs])
+        given = with_defaults(method, given)
+    return _derive(build(cls, given), derived)
 
 
-def _plain(raw: DictConfig | Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """`raw` as plain values without Hydra's node and the derived keys, and the derived keys that it had."""
+def _given(raw: DictConfig | Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """`raw` as plain values without Hydra's node and the derived keys, and the derived keys that it had.
+
+    A Trainer argument that is null is Lightning's default, and so is not given.
+    """
     try:
         unresolved = OmegaConf.to_container(raw if OmegaConf.is_config(raw) else OmegaConf.create(dict(raw)))
         unresolved.pop("hydra", None)
-        given = OmegaConf.to_container(OmegaConf.create(unresolved), resolve=True)
+        values = OmegaConf.to_container(OmegaConf.create(unresolved), resolve=True)
     except OmegaConfBaseException as error:
         raise ConfigError(sentence(error)) from error
+    optional = TrainerConfig.__dataclass_fields__
+    given = {key: x for key, x in values.items() if not (key in optional and x in (None, "None"))}
     derived = {}
     for section, names in DERIVED.items():
         if isinstance(given.get(section), dict):
@@ -269,52 +229,15 @@ def _method(given: Mapping[str, Any]) -> type[Method]:
     return METHODS[name]
 
 
-def _fill(given: dict[str, Any], section: str, defaults: Mapping[str, Any]) -> None:
-    """Puts what the method declares where the section is silent."""
-    node = given.get(section)
-    if node is None or isinstance(node, dict):
-        said = {key: value for key, value in (node or {}).items() if value is not None or key not in defaults}
-        given[section] = {**defaults, **said}
-
-
-def _trainer(given: Mapping[str, Any], hints: Mapping[str, Any], needs_epochs: bool) -> dict[str, Any]:
-    """Trainer's arguments, checked without any hardware; those that are read elsewhere too have defaults."""
-    for key, instead in TRAINER_OWN.items():
-        if key in given:
-            raise ConfigError(f"{key} is set by solo-ext itself; {instead}")
-    said = {key: fit(hints[key], value, key) for key, value in given.items() if value not in (None, "None")}
-    said = {**TRAINER_DEFAULTS, **said}
-    if said["max_epochs"] is None:
-        if needs_epochs:
-            raise ConfigError("max_epochs is missing")
-        del said["max_epochs"]
-    for key, least in TRAINER_MINIMUM.items():
-        if key in said and said[key] < least:
-            raise ConfigError(f"{key} must be at least {least}, not {said[key]}")
-    for key, value in said.items():
-        share = key.startswith("limit_") or key in ("overfit_batches", "val_check_interval")
-        if share and ((isinstance(value, int | float) and value < 0) or (isinstance(value, float) and value > 1)):
-            raise ConfigError(f"{key} must be a number of batches or a share between 0.0 and 1.0, not {value}")
-    for key, choices in (
-        ("accelerator", ["auto", "gpu", *AcceleratorRegistry.available_accelerators()]),
-        ("strategy", ["auto", *StrategyRegistry.available_strategies()]),
-        ("gradient_clip_algorithm", ["norm", "value"]),
-    ):
-        if key in said and said[key] not in choices:
-            raise ConfigError(f"{key}: there is no '{said[key]}'{hint(said[key], choices)}")
-    parse_devices(said["devices"])
-    return said
-
-
-def _derive(cfg: DictConfig, derived: Mapping[str, Any]) -> DictConfig:
+def _derive(cfg: AnyConfig, derived: Mapping[str, Any]) -> AnyConfig:
     """Adds what follows from the rest."""
     classes = dataset_info(cfg.data).num_classes
     # a folder that is not there yet: what a run's args.json says, else unknown until the data is read
     cfg.data.num_classes = derived.get("num_classes") if classes is None else classes
-    if "augmentations" in cfg:
+    if isinstance(cfg, PretrainConfig):
         cfg.data.num_large_crops, cfg.data.num_small_crops = count_crops(cfg.augmentations)
-    if "optimizer" in cfg:
-        o, pretrain = cfg.optimizer, "method" in cfg
+    if isinstance(cfg, TrainingConfig):
+        o, pretrain = cfg.optimizer, isinstance(cfg, PretrainConfig)
         if pretrain and cfg.data.num_classes != 0 and o.classifier_lr is None:
             raise ConfigError(
                 "optimizer.classifier_lr is null, but the data has labels (data.no_labels=True ignores them)"
@@ -361,6 +284,10 @@ def run_values(run: str | Path, kind: str) -> dict[str, Any]:
     return values | LINEAR_RECIPE if kind == "linear" else values
 
 
-def to_yaml(cfg: DictConfig) -> str:
+def to_yaml(cfg: RunConfig) -> str:
     """`cfg` as a person reads it, and as `compose` and `resolve` take it again."""
-    return OmegaConf.to_yaml(cfg)
+    values = plain(cfg)
+    first = ("name", "method", "method_kwargs", "momentum", "intra", "gap", "backbone", "data")
+    return OmegaConf.to_yaml(
+        OmegaConf.create({key: values[key] for key in dict.fromkeys((*first, *values)) if key in values})
+    )

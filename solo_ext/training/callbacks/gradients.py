@@ -9,29 +9,27 @@ import torch
 from torch import Tensor, nn
 
 from solo_ext.methods import Method
-from solo_ext.networks import stage_row
-from solo_ext.schema import check_integer
+from solo_ext.schema import Config, Count
+from solo_ext.text import Metric
+from solo_ext.training.callbacks.monitor import MonitorCallback
 
 
 @dataclass
-class GradientsConfig:
+class GradientsConfig(Config, section="gradients"):
     """The YAML's `gradients`: whether to monitor them, and every how many optimizer steps. Training stays as it is."""
 
     enabled: bool = False
-    every: int = 50
-
-    def __post_init__(self):
-        check_integer("gradients.every", self.every, low=1)
+    every: Count = 50
 
 
 def monitored(method: Method) -> dict[str, nn.Module]:
     """{name: module whose output is looked at}: the student's backbone stages, the projector, the predictor."""
-    stages = stage_row({"backbone": method.part("backbone")})
+    stages = [stage for stage in method.row if stage.part == "backbone"]
     heads = {name: method.part(name) for name in method.parts if name != "backbone"}
     return {stage.name: method.get_submodule(stage.output) for stage in stages} | heads
 
 
-class GradientMonitor(pl.Callback):
+class GradientMonitor(MonitorCallback):
     """Logs `grad_linf/<stage>`: the l-infinity norm of d(loss) / d(output of the stage), over a batch of one view.
 
     The view is the first that the student learns on; the loss is the whole loss of the batch, without the loss scale of
@@ -41,8 +39,12 @@ class GradientMonitor(pl.Callback):
     The values stay on the device until a logging step, and get the row of the step that they belong to.
     """
 
-    def __init__(self, every: int = 50):
-        self.every = every
+    key = "gradients"
+    Config = GradientsConfig
+    metrics = (Metric("grad_linf/*", "Largest gradient at the output of *", section="Gradients"),)
+
+    def __init__(self, cfg: GradientsConfig | None = None):
+        self.every = (cfg or GradientsConfig()).every
         self.waiting: set[str] = set()  # whose output in this step is still to come
         self.norms: dict[str, Tensor] = {}  # of this step
         self.pending: dict[int, dict[str, Tensor]] = {}  # step -> norms, to be logged

@@ -2,20 +2,33 @@
 
 from collections.abc import Callable, Iterable
 from functools import cache
+from typing import Any
 
 import lightning.pytorch as pl
 
 from solo_ext.evaluation.features import extract_features
 from solo_ext.evaluation.knn import KNNConfig, knn_accuracy
+from solo_ext.text import Metric
+from solo_ext.training.callbacks.monitor import MonitorCallback
 
 
-class OnlineKNN(pl.Callback):
+class OnlineKNN(MonitorCallback):
     """Logs `val_knn1` and `val_knn20` (top-1 in percent; 20 is `knn_eval.k`) every `knn_eval.every` epochs.
 
-    Unlike solo-learn's online kNN, whose bank are the epoch's augmented views as the network saw them in
-    train mode, both sides are features of images without augmentation, in eval mode, of one and the same
-    network. With several processes the first computes and the others wait.
+    solo-learn's online kNN searches the epoch's augmented views as the network saw them in train mode; here both sides
+    are features of images without augmentation, in eval mode, of one and the same network. With several processes the
+    first computes and the others wait.
     """
+
+    key = "knn_eval"
+    Config = KNNConfig
+    metrics = (Metric("val_knn*", "Online kNN, k = * (%)", "kNN-*", "{:.2f}", "accuracies", progress=True),)
+
+    @classmethod
+    def make(cls, section: KNNConfig, cfg: Any, data: Any) -> "OnlineKNN | None":
+        if data.val_set is None:  # nothing to classify
+            return None
+        return cls(data.probe_dataloaders, section, not cfg.performance.disable_channel_last)
 
     def __init__(
         self,

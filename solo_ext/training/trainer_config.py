@@ -1,0 +1,103 @@
+"""Lightning's Trainer arguments, which a YAML has at its top level, checked without importing Lightning."""
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
+
+from solo_ext.errors import ConfigError
+from solo_ext.schema import Bounds, Config, Count
+from solo_ext.text import hint
+from solo_ext.training.hardware import parse_devices
+
+OWN = {  # arguments that follow from other keys
+    "logger": "use wandb.enabled",
+    "enable_checkpointing": "use checkpoint.enabled",
+    "default_root_dir": "use checkpoint.dir",
+    "plugins": "they write the checkpoints",
+}
+_WHEN_GIVEN: Any = field(default=None, metadata={"when_given": True})  # Lightning's default otherwise
+
+
+@dataclass(frozen=True)
+class _Known:
+    """One of `common`, or else of what Lightning has registered."""
+
+    common: Collection[str]
+    registered: Callable[[], Collection[str]]
+
+    def check(self, value: str, key: str) -> None:
+        if value not in self.common and value not in (names := [*self.common, *self.registered()]):
+            raise ConfigError(f"{key}: there is no '{value}'{hint(value, dict.fromkeys(names))}")
+
+
+def _accelerators() -> Collection[str]:
+    from lightning.pytorch.accelerators import AcceleratorRegistry
+
+    return AcceleratorRegistry.available_accelerators()
+
+
+def _strategies() -> Collection[str]:
+    from lightning.pytorch.strategies import StrategyRegistry
+
+    return StrategyRegistry.available_strategies()
+
+
+class _Batches:
+    """A number of batches, or a share of them."""
+
+    def check(self, value: float, key: str) -> None:
+        if value < 0 or (isinstance(value, float) and value > 1):
+            raise ConfigError(f"{key} must be a number of batches or a share between 0.0 and 1.0, not {value}")
+
+
+Batches = Annotated[int, _Batches()] | Annotated[float, _Batches()]
+# fmt: off
+Precision = Literal["transformer-engine", "transformer-engine-float16", "16-true", "16-mixed", "bf16-true", "bf16-mixed",
+                    "32-true", "64-true", "64", "32", "16", "bf16", 64, 32, 16]
+# fmt: on
+
+
+@dataclass(kw_only=True)
+class TrainerConfig(Config):
+    """What goes to Lightning's Trainer, by its names; see there."""
+
+    max_epochs: Count | None = _WHEN_GIVEN
+    devices: list[int] | int | str = "auto"
+    num_nodes: Count = 1
+    accelerator: Annotated[str, _Known(("auto", "cpu", "gpu", "cuda", "mps", "tpu"), _accelerators)] = "auto"
+    strategy: Annotated[str, _Known(("auto", "ddp"), _strategies)] = "auto"
+    precision: Precision = "32-true"
+    sync_batchnorm: bool = False
+    accumulate_grad_batches: Count = 1
+    min_epochs: Count | None = _WHEN_GIVEN
+    max_steps: Annotated[int, Bounds(-1)] | None = _WHEN_GIVEN
+    min_steps: int | None = _WHEN_GIVEN
+    max_time: str | dict[str, int] | None = _WHEN_GIVEN
+    fast_dev_run: bool | int | None = _WHEN_GIVEN
+    limit_train_batches: Batches | None = _WHEN_GIVEN
+    limit_val_batches: Batches | None = _WHEN_GIVEN
+    limit_test_batches: Batches | None = _WHEN_GIVEN
+    limit_predict_batches: Batches | None = _WHEN_GIVEN
+    overfit_batches: Batches | None = _WHEN_GIVEN
+    val_check_interval: Batches | str | dict[str, int] | None = _WHEN_GIVEN
+    check_val_every_n_epoch: Count | None = _WHEN_GIVEN
+    num_sanity_val_steps: Annotated[int, Bounds(-1)] | None = _WHEN_GIVEN
+    log_every_n_steps: Annotated[int, Bounds(0)] | None = _WHEN_GIVEN
+    enable_progress_bar: bool | None = _WHEN_GIVEN
+    enable_model_summary: bool | None = _WHEN_GIVEN
+    gradient_clip_val: Annotated[int, Bounds(0)] | Annotated[float, Bounds(0)] | None = _WHEN_GIVEN
+    gradient_clip_algorithm: Literal["norm", "value"] | None = _WHEN_GIVEN
+    deterministic: bool | Literal["warn"] | None = _WHEN_GIVEN
+    benchmark: bool | None = _WHEN_GIVEN
+    inference_mode: bool | None = _WHEN_GIVEN
+    use_distributed_sampler: bool | None = _WHEN_GIVEN
+    profiler: str | None = _WHEN_GIVEN
+    detect_anomaly: bool | None = _WHEN_GIVEN
+    barebones: bool | None = _WHEN_GIVEN
+    reload_dataloaders_every_n_epochs: int | None = _WHEN_GIVEN
+    enable_autolog_hparams: bool | None = _WHEN_GIVEN
+    model_registry: str | None = _WHEN_GIVEN
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        parse_devices(self.devices)
