@@ -15,8 +15,9 @@ from torch import nn
 
 from solo_ext.errors import ConfigError, DataError, SoloExtError
 from solo_ext.evaluation.features import extract_features
+from solo_ext.evaluation.finetune import LinearOptions
 from solo_ext.evaluation.knn import KNNConfig, knn_accuracy
-from solo_ext.evaluation.linear import LinearModel, LinearOptions, fit_cached_linear
+from solo_ext.evaluation.linear import LinearModel, fit_cached_linear
 from solo_ext.evaluation.metrics import accuracy_at_k
 from solo_ext.optim import OptimizerConfig, SchedulerConfig
 from solo_ext.training.callbacks.knn import OnlineKNN
@@ -200,6 +201,7 @@ def linear_config(**changes):
             "data": {"num_classes": 10},
             "optimizer": {"name": "sgd", "batch_size": 8, "lr": 0.1, "weight_decay": 0},
             "scheduler": {"name": "step", "lr_decay_steps": [60, 80]},
+            "performance": {"disable_channel_last": False},
         }
     )
     for key, value in changes.items():
@@ -242,6 +244,7 @@ def test_linear_model_takes_the_effective_lr(accumulate):
 @pytest.mark.parametrize("layer_decay", [0.0, 0.5])
 def test_finetune_trains_the_backbone(layer_decay):
     cfg = linear_config(finetune=True, optimizer__layer_decay=layer_decay)
+    torch.manual_seed(0)
     model = LinearModel(Backbone(), cfg)
     before = {k: v.clone() for k, v in model.state_dict().items()}
     trainer = fit(model, random_batches(2))

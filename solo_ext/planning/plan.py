@@ -10,8 +10,7 @@ from typing import Any
 from omegaconf import DictConfig
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from solo_ext.data.config import DataConfig
-from solo_ext.data.datasets import dataset_info, load_dataset
+from solo_ext.data.datasets import DATASETS, DataConfig, dataset_info, load_dataset
 from solo_ext.errors import DataError
 from solo_ext.methods import METHODS, Method
 from solo_ext.optim import LARS
@@ -20,9 +19,6 @@ from solo_ext.planning.measure import Measurement, measure_steps
 from solo_ext.schema import section
 from solo_ext.training.hardware import device_count
 from solo_ext.training.pretrain import check_sizes
-
-# data set -> the smallest and the largest trust coefficient that the papers and solo-learn print
-LARS_ETA = {"cifar10": (0.02, 0.02), "cifar100": (0.02, 0.02), "imagenet100": (0.02, 0.02), "imagenet": (0.001, 0.002)}
 
 
 @dataclass(frozen=True)
@@ -182,8 +178,8 @@ def _complaints(cfg: DictConfig, method: Method, images: int | None, steps_per_e
             f"scheduler.warmup_epochs: a warm-up of {cfg.scheduler.warmup_epochs:g} epochs takes the whole run of "
             f"{epochs}, so the learning rate never decays"
         )
-    if cfg.optimizer.name == "lars" and cfg.data.dataset in LARS_ETA:
-        low, high = LARS_ETA[cfg.data.dataset]
+    if cfg.optimizer.name == "lars" and (printed := DATASETS[cfg.data.dataset].lars_eta):
+        low, high = printed
         eta = cfg.optimizer.kwargs.get("eta", inspect.signature(LARS).parameters["eta"].default)
         if not low <= eta <= high:
             found.append(

@@ -17,11 +17,11 @@ from lightning.pytorch.strategies import StrategyRegistry
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from solo_ext.data.config import AugmentationConfig, DataConfig, count_crops
-from solo_ext.data.datasets import dataset_info
+from solo_ext.data.augmentations import AugmentationConfig, count_crops
+from solo_ext.data.datasets import DataConfig, dataset_info
 from solo_ext.errors import ConfigError
+from solo_ext.evaluation.finetune import LinearOptions
 from solo_ext.evaluation.knn import Distance, KNNConfig
-from solo_ext.evaluation.linear import LinearOptions
 from solo_ext.methods import METHODS, Method
 from solo_ext.momentum import GapConfig, IntraMomentum, MomentumConfig
 from solo_ext.networks import BackboneConfig
