@@ -30,6 +30,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from certificate.reference import random_chain
 from omegaconf import OmegaConf
 from PIL import Image
 from sklearn.datasets import load_sample_images
@@ -37,17 +38,16 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms as T
 from torchvision.datasets import ImageFolder
 
-from solo_ext.data.config import AugmentationConfig, DataConfig
-from solo_ext.data.datasets import IMAGENET_MEAN, IMAGENET_STD, load_dataset
+from solo_ext.data.augmentations import AugmentationConfig
+from solo_ext.data.datasets import IMAGENET_MEAN, IMAGENET_STD, DataConfig, load_dataset
 from solo_ext.data.formats import make_loader
 from solo_ext.data.h5 import read_h5, write_h5
 from solo_ext.data.images import ArrayImages, ImageSet, read_folder
 from solo_ext.data.loader import EpochSampler, Resumable
-from solo_ext.data.reference import random_chain
 from solo_ext.data.transforms import build_view_transform
 from solo_ext.methods import METHODS
 from solo_ext.runs.environment import environment
-from solo_ext.schema import section
+from solo_ext.schema import build
 from solo_ext.training.compose import compose
 from solo_ext.training.config import resolve
 
@@ -106,7 +106,7 @@ def installed(name: str) -> bool:
 
 def recipe(nodes: Iterable, plain: bool = False) -> list[AugmentationConfig]:
     """One entry per view; of a plain one, crop and flip are left."""
-    views = [section(AugmentationConfig, node) for node in nodes for _ in range(node.num_crops)]
+    views = [build(AugmentationConfig, node) for node in nodes for _ in range(node.num_crops)]
     if plain:
         views = [AugmentationConfig(rrc=v.rrc, horizontal_flip=v.horizontal_flip, crop_size=v.crop_size) for v in views]
     return views

@@ -7,13 +7,16 @@ from importlib.util import find_spec
 import numpy as np
 import pytest
 import torch
+from certificate import compare as module
+from certificate import reference
+from certificate.cases import EVERYTHING
+from certificate.compare import certify
+from certificate.page import Check
 from PIL import Image
 
 from solo_ext.cli.main import main
-from solo_ext.data import certify as module
-from solo_ext.data import reference, render, resident, transforms, views
-from solo_ext.data.certify import EVERYTHING, Check, certify
-from solo_ext.data.config import AugmentationConfig, ColorJitterConfig, ProbConfig, RandomResizedCropConfig
+from solo_ext.data import render, resident, transforms, views
+from solo_ext.data.augmentations import AugmentationConfig, ColorJitterConfig, ProbConfig, RandomResizedCropConfig
 from solo_ext.errors import ConfigError, DataError
 
 SMALL = replace(EVERYTHING, crop_size=32)

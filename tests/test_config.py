@@ -12,7 +12,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from solo_ext.data.config import PARTS_WITH_PROB
+from solo_ext.data.augmentations import PARTS_WITH_PROB
 from solo_ext.errors import ConfigError
 from solo_ext.methods import METHODS
 from solo_ext.momentum import IntraMomentum

@@ -15,7 +15,8 @@ from sklearn.datasets import load_sample_images
 from torch.utils.data import SequentialSampler
 
 from solo_ext.cli.main import main
-from solo_ext.data.config import AugmentationConfig, ColorJitterConfig, DataConfig, ProbConfig, RandomResizedCropConfig
+from solo_ext.data.augmentations import AugmentationConfig, ColorJitterConfig, ProbConfig, RandomResizedCropConfig
+from solo_ext.data.datasets import DataConfig
 from solo_ext.data.h5 import write_h5
 from solo_ext.data.images import ImageSet, read_folder
 from solo_ext.data.loader import EpochLoader, EpochSampler, Skipped, ViewDataset

@@ -11,8 +11,7 @@ import pytest
 from PIL import Image
 
 from solo_ext.cli.data import DATA
-from solo_ext.data.config import DataConfig
-from solo_ext.data.datasets import dataset_info, load_dataset, read_images
+from solo_ext.data.datasets import DataConfig, dataset_info, load_dataset, read_images
 from solo_ext.data.imagenet100 import CLASSES, SIZES, build_imagenet100
 from solo_ext.data.images import read_folder, read_list
 from solo_ext.data.modules import ClassificationData

@@ -7,7 +7,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import fit, random_batches
-from omegaconf import OmegaConf
 from sklearn.datasets import make_classification
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
@@ -15,8 +14,9 @@ from torch import nn
 
 from solo_ext.errors import ConfigError, DataError, SoloExtError
 from solo_ext.evaluation.features import extract_features
+from solo_ext.evaluation.finetune import LinearOptions
 from solo_ext.evaluation.knn import KNNConfig, knn_accuracy
-from solo_ext.evaluation.linear import LinearModel, LinearOptions, fit_cached_linear
+from solo_ext.evaluation.linear import LinearModel, fit_cached_linear
 from solo_ext.evaluation.metrics import accuracy_at_k
 from solo_ext.optim import OptimizerConfig, SchedulerConfig
 from solo_ext.training.callbacks.knn import OnlineKNN
@@ -194,21 +194,16 @@ def test_knn_config_refuses(change):
 # Linear.
 
 
-def linear_config(**changes):
-    cfg = OmegaConf.create(
-        {
-            "data": {"num_classes": 10},
-            "optimizer": {"name": "sgd", "batch_size": 8, "lr": 0.1, "weight_decay": 0},
-            "scheduler": {"name": "step", "lr_decay_steps": [60, 80]},
-        }
-    )
-    for key, value in changes.items():
-        OmegaConf.update(cfg, key.replace("__", "."), value, force_add=True)
-    return cfg
+def linear_model(finetune=False, label_smoothing=0.0, mixup=0.0, cutmix=0.0, **optimizer):
+    """On a tiny backbone of ten classes; `optimizer`: changes of that section."""
+    values = {"name": "sgd", "batch_size": 8, "lr": 0.1, "weight_decay": 0, **optimizer}
+    options = LinearOptions(finetune, label_smoothing, mixup, cutmix)
+    schedule = SchedulerConfig("step", lr_decay_steps=[60, 80])
+    return LinearModel(Backbone(), 10, OptimizerConfig(**values), schedule, options)
 
 
 def test_linear_model_leaves_the_backbone_alone():
-    model = LinearModel(Backbone(), linear_config())
+    model = linear_model()
     before = {k: v.clone() for k, v in model.state_dict().items()}
     assert {key.split(".")[0] for key in before} == {"backbone", "classifier"}
     val = [*random_batches(2, seed=1), *random_batches(1, batch=3, seed=2)]
@@ -232,8 +227,7 @@ def test_linear_model_leaves_the_backbone_alone():
 
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_linear_model_takes_the_effective_lr(accumulate):
-    for cfg, lr in ((linear_config(), 0.1), (linear_config(optimizer__effective_lr=0.4), 0.4)):
-        model = LinearModel(Backbone(), cfg)
+    for model, lr in ((linear_model(), 0.1), (linear_model(effective_lr=0.4), 0.4)):
         trainer = fit(model, random_batches(2), accumulate_grad_batches=accumulate)
         [group] = trainer.optimizers[0].param_groups
         assert (group["initial_lr"], group["momentum"], group["weight_decay"]) == (lr, 0.9, 0)
@@ -241,8 +235,8 @@ def test_linear_model_takes_the_effective_lr(accumulate):
 
 @pytest.mark.parametrize("layer_decay", [0.0, 0.5])
 def test_finetune_trains_the_backbone(layer_decay):
-    cfg = linear_config(finetune=True, optimizer__layer_decay=layer_decay)
-    model = LinearModel(Backbone(), cfg)
+    torch.manual_seed(0)
+    model = linear_model(finetune=True, layer_decay=layer_decay)
     before = {k: v.clone() for k, v in model.state_dict().items()}
     trainer = fit(model, random_batches(2))
     assert not any(torch.equal(v, before[k]) for k, v in model.state_dict().items())
@@ -266,7 +260,7 @@ def test_label_smoothing_and_mixup():
     }.items():
         torch.manual_seed(0)
         np.random.seed(0)
-        model = LinearModel(Backbone(), linear_config(**changes))
+        model = linear_model(**changes)
         model.log_dict = lambda *_, **__: None
         losses[name] = model.training_step(batch, 0)
         logits = model(images)["logits"]
@@ -281,18 +275,17 @@ def test_label_smoothing_and_mixup():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"optimizer__layer_decay": 0.5}, "layer_decay needs finetune"),
-        ({"mixup": 0.5, "optimizer__batch_size": 7}, "optimizer.batch_size must be even"),
+        ({"layer_decay": 0.5}, "layer_decay needs finetune"),
+        ({"mixup": 0.5, "batch_size": 7}, "optimizer.batch_size must be even"),
         ({"label_smoothing": 1.5}, "label_smoothing"),
         ({"mixup": math.nan}, "mixup"),
         ({"finetune": "perhaps"}, "finetune"),
-        ({"optimizer__lr": math.nan}, "optimizer.lr"),
-        ({"scheduler__name": "stepp"}, "scheduler.name .*did you mean 'step'"),
+        ({"lr": math.nan}, "optimizer.lr"),
     ],
 )
 def test_linear_model_refuses(changes, message):
     with pytest.raises(ConfigError, match=message):
-        LinearModel(Backbone(), linear_config(**changes))
+        linear_model(**changes)
 
 
 def test_linear_options_default_to_solo_learns():
@@ -339,7 +332,9 @@ class Trainee(LinearModel):
 
     def __init__(self):
         torch.manual_seed(0)
-        super().__init__(Backbone(), linear_config(finetune=True))
+        optimizer = OptimizerConfig("sgd", batch_size=8, lr=0.1)
+        schedule = SchedulerConfig("step", lr_decay_steps=[60, 80])
+        super().__init__(Backbone(), 10, optimizer, schedule, LinearOptions(finetune=True))
 
 
 def train_and_look(every=1, look=True):

@@ -10,7 +10,8 @@ import torch
 from PIL import Image
 
 from solo_ext.data import formats, resident
-from solo_ext.data.config import AugmentationConfig, DataConfig
+from solo_ext.data.augmentations import AugmentationConfig
+from solo_ext.data.datasets import DataConfig
 from solo_ext.data.images import ArrayImages, FileImages
 from solo_ext.data.loader import Skipped
 from solo_ext.data.modules import PretrainData

@@ -13,7 +13,8 @@ import torch
 from PIL import Image
 
 import solo_ext.data.h5 as h5
-from solo_ext.data.config import AugmentationConfig, DataConfig, ProbConfig
+from solo_ext.data.augmentations import AugmentationConfig, ProbConfig
+from solo_ext.data.datasets import DataConfig
 from solo_ext.data.h5 import INDEX, H5Images, read_h5, write_h5
 from solo_ext.data.imagenet100 import CLASSES
 from solo_ext.data.images import EXTENSIONS, read_folder

@@ -12,6 +12,7 @@ from itertools import permutations
 import numpy as np
 import pytest
 import torch
+from certificate.reference import reference
 from PIL import Image
 from sklearn.datasets import load_sample_images
 from torch import Tensor
@@ -19,9 +20,8 @@ from torchvision import transforms as T
 from torchvision.transforms.v2 import functional as V2
 
 from solo_ext.data import render
-from solo_ext.data.config import AugmentationConfig, ColorJitterConfig, ProbConfig, RandomResizedCropConfig
+from solo_ext.data.augmentations import AugmentationConfig, ColorJitterConfig, ProbConfig, RandomResizedCropConfig
 from solo_ext.data.datasets import DATASETS
-from solo_ext.data.reference import reference
 from solo_ext.data.transforms import (
     ViewTransform,
     build_eval_transform,

@@ -11,7 +11,7 @@ import torch
 from scipy.stats import chisquare, ks_2samp, kstest
 from torchvision import transforms as T
 
-from solo_ext.data.config import (
+from solo_ext.data.augmentations import (
     PARTS_WITH_PROB,
     AugmentationConfig,
     ColorJitterConfig,

@@ -69,34 +69,17 @@ def _certify_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _certify(args: argparse.Namespace) -> None:
-    import json
+    import importlib
     from pathlib import Path
 
-    from solo_ext.data.certify import DRAWS, certify
-    from solo_ext.data.config import AugmentationConfig
+    import solo_ext
     from solo_ext.errors import ConfigError
-    from solo_ext.runs.environment import environment
-    from solo_ext.schema import section
-    from solo_ext.training.compose import compose
-    from solo_ext.training.config import resolve
 
-    augmentations = None
-    if args.words:
-        file = Path(args.words[0])
-        if file.suffix not in (".yaml", ".yml"):
-            raise ConfigError(f"'{file}' is not a YAML, which comes first")
-        cfg = resolve(compose(file.parent, file.name, args.words[1:]))
-        augmentations = [section(AugmentationConfig, aug) for aug in cfg.augmentations]
-    draws = DRAWS if args.draws is None else args.draws
-    if draws < 1:
-        raise ConfigError(f"--draws must be at least 1, not {draws}")
-    certificate = certify(augmentations, args.images, args.formats, draws, args.seed, args.device)
-    print(certificate)
-    if args.json:
-        record = {**certificate.record(), "environment": environment()}
-        Path(args.json).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    if not certificate.ok:
-        raise SystemExit(1)
+    benchmarks = Path(solo_ext.__file__).parents[1] / "benchmarks"
+    if not (benchmarks / "certificate").is_dir():
+        raise ConfigError("data certify needs a checkout of solo-ext: the certificate is no part of the package")
+    sys.path.insert(0, str(benchmarks))
+    importlib.import_module("certificate").run(args)
 
 
 _COMMANDS = (

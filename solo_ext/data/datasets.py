@@ -1,24 +1,34 @@
-"""The data sets by name: what is known about each without its files, and how its files are read."""
+"""The `data` section of a configuration, and the datasets by name: what is known of each, and how it is read."""
 
 import os
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import KW_ONLY, dataclass, field, replace
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Annotated, Literal, get_args
 
 import numpy as np
 
 from solo_ext.data import h5
+from solo_ext.data.augmentations import ClassificationAugmentationConfig
 from solo_ext.data.imagenet100 import CLASSES
-from solo_ext.data.images import ArrayImages, ImageSet, class_folders, read_folder, read_idx, read_list
+from solo_ext.data.images import (
+    ArrayImages,
+    ImageSet,
+    class_folders,
+    read_folder,
+    read_idx,
+    read_list,
+    stratified_rows,
+)
 from solo_ext.errors import DataError, SoloExtError
 from solo_ext.files import sha256
+from solo_ext.schema import Bounds, Config, OneOf, Share
 
-if TYPE_CHECKING:
-    from solo_ext.data.config import DataConfig
-
+# auto: the fastest that works for the images and the device, see `formats`
+Format = Literal["auto", "image_folder", "h5", "tensor", "dali"]
+FORMATS = get_args(Format)
 Triple = tuple[float, float, float]
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -36,28 +46,75 @@ DEFAULT_FOLDER = "datasets"  # of the sets that have a download, when data.train
 
 @dataclass(frozen=True)
 class DatasetInfo:
-    """What is known about a data set without reading its images. Means and stds are of pixels in [0, 1]."""
+    """All that is known about a dataset; one more is one entry of `DATASETS`, made here or in a module of one's own:
 
-    num_classes: int | None  # 0: no labels; None: its folder cannot be read (yet)
+        DATASETS["mine"] = DatasetInfo(10, (0.5,) * 3, (0.25,) * 3, load_mine, image_size=64)
+
+    Attributes:
+        num_classes: 0: no labels; None: the classes are the folders at `data.train_path`.
+        mean, std: per channel, of pixels in [0, 1].
+        load: (data, split) -> images; see `load_dataset` for the splits.
+        image_size: side in pixels; None: images of any size.
+        small_images: the backbone gets solo-learn's CIFAR stem.
+        train_size: number of images used for pre-training.
+        eval_mean, eval_std: where evaluation normalises otherwise than pre-training.
+        recipes: folder of its recipes in `scripts/*/`, where it is not the dataset's name.
+        hub: id on the Hugging Face Hub.
+        lars_eta: smallest and largest trust coefficient of LARS that the papers and solo-learn print for it.
+    """
+
+    num_classes: int | None
     mean: Triple
     std: Triple
-    image_size: int | None = None  # side in pixels; None: images of any size
-    small_images: bool = False  # the backbone gets solo-learn's CIFAR stem
-    train_size: int | None = None  # images used for pre-training
-    eval_mean: Triple | None = None  # where evaluation normalises otherwise than pre-training
+    load: Callable[["DataConfig", str], ImageSet] = field(repr=False, compare=False)
+    _: KW_ONLY
+    image_size: int | None = None
+    small_images: bool = False
+    train_size: int | None = None
+    eval_mean: Triple | None = None
     eval_std: Triple | None = None
-    load: Callable[["DataConfig", str], ImageSet] = field(default=None, repr=False, compare=False)
+    recipes: str | None = None
+    hub: str | None = None
+    lars_eta: tuple[float, float] | None = None
 
 
-def dataset_info(data: "DataConfig") -> DatasetInfo:
-    """Facts about `data.dataset`; of `custom` the classes at `data.train_path` are counted.
+DATASETS: dict[str, DatasetInfo] = {}  # filled at the end of this file
+
+
+@dataclass
+class DataConfig(Config, section="data"):
+    """`data`: which images, from where."""
+
+    dataset: Annotated[str, OneOf(DATASETS)]
+    train_path: str | None = None
+    val_path: str | None = None
+    format: Format = "auto"
+    num_workers: Annotated[int, Bounds(0)] = 4  # processes of image_folder and h5, threads of dali; tensor has none
+    no_labels: bool = False
+    fraction: float = -1.0  # of the training set, stratified by class; -1: all of it
+    download: bool = True
+    corrupt: Literal["error", "skip"] = "error"  # an unreadable image: error, or skip (the next one takes its place)
+    corrupt_limit: Share = 0.01  # of the images may be skipped
+    augmentations: ClassificationAugmentationConfig | None = None  # linear evaluation only
+    num_classes: int | None = None  # derived
+    num_large_crops: int | None = None  # derived
+    num_small_crops: int | None = None  # derived
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        share = 0 < self.fraction < 1
+        self.require(share or self.fraction == -1, "fraction", "between 0 and 1, or -1 for the whole set")
+
+
+def dataset_info(data: DataConfig) -> DatasetInfo:
+    """Facts about `data.dataset`; classes that are folders are counted at `data.train_path`.
 
     Reads no image, and no file at all for the other sets. Takes the `data` node of a config as well.
     """
     info = DATASETS[data.dataset]
     if data.no_labels:
         return replace(info, num_classes=0)
-    if data.dataset == "custom" and data.train_path is not None:
+    if info.num_classes is None and data.train_path is not None:
         path = os.path.abspath(data.train_path)
         with suppress(OSError, SoloExtError):
             return replace(info, num_classes=_count_classes(path, os.stat(path).st_mtime_ns))
@@ -80,7 +137,7 @@ def read_images(path: str | os.PathLike, key: str, labels: bool = True, only: tu
     return (read_list if suffix == ".txt" else read_folder)(path, key, labels)
 
 
-def load_dataset(data: "DataConfig", split: str) -> ImageSet:
+def load_dataset(data: DataConfig, split: str) -> ImageSet:
     """Images and labels of a split: `pretrain`, `train` (labelled; differs for stl10) or `test`.
 
     Downloads what is missing where the set has a download and `data.download` is true. `data.fraction`
@@ -93,18 +150,21 @@ def load_dataset(data: "DataConfig", split: str) -> ImageSet:
 
 
 def _fraction(images: ImageSet, fraction: float) -> ImageSet:
-    """The same images as solo-learn's: stratified by class, drawn with random state 42."""
-    from sklearn.model_selection import train_test_split
+    """The same images as solo-learn's: stratified by class, if there are labels."""
+    count, size = len(images), int(fraction * len(images))
+    labelled = images.targets.max() >= 0
+    _, counts = np.unique(images.targets, return_counts=True)
+    if not size or (labelled and (counts.min() < 2 or min(size, count - size) < len(counts))):
+        reason = (
+            f"each of {len(counts)} classes needs two images, and one in either part" if labelled else "that is none"
+        )
+        raise DataError(f"data.fraction: {fraction} of {count} images cannot be drawn ({reason})")
+    if labelled:
+        return images.subset(stratified_rows(images.targets, size))
+    return images.subset(np.random.RandomState(42).permutation(count)[count - size :])
 
-    labels = images.targets if images.targets.max() >= 0 else None
-    try:
-        rows, _ = train_test_split(np.arange(len(images)), train_size=fraction, stratify=labels, random_state=42)
-    except ValueError as error:
-        raise DataError(f"data.fraction: {fraction} of {len(images)} images cannot be drawn ({error})") from None
-    return images.subset(rows)
 
-
-def _load_mini(data: "DataConfig", split: str) -> ImageSet:
+def _load_mini(data: DataConfig, split: str) -> ImageSet:
     name = "test" if split == "test" else "train"
     try:
         intact = sha256(MINI) == MINI_SHA256
@@ -116,7 +176,7 @@ def _load_mini(data: "DataConfig", split: str) -> ImageSet:
         return ImageSet(ArrayImages(arrays[f"{name}_images"]), arrays[f"{name}_labels"].astype(np.int64))
 
 
-def _load_fashion_mnist(data: "DataConfig", split: str) -> ImageSet:
+def _load_fashion_mnist(data: DataConfig, split: str) -> ImageSet:
     """The idx files, gzipped or not, in the folder itself or where torchvision's FashionMNIST puts them."""
     root = _root(data, split)
     prefix = "t10k" if split == "test" else "train"
@@ -137,7 +197,7 @@ def _load_fashion_mnist(data: "DataConfig", split: str) -> ImageSet:
     return ImageSet(ArrayImages(pixels), labels.astype(np.int64))
 
 
-def _load_cifar(data: "DataConfig", split: str) -> ImageSet:
+def _load_cifar(data: DataConfig, split: str) -> ImageSet:
     from torchvision.datasets import CIFAR10, CIFAR100
 
     cls = CIFAR10 if data.dataset == "cifar10" else CIFAR100
@@ -145,7 +205,7 @@ def _load_cifar(data: "DataConfig", split: str) -> ImageSet:
     return ImageSet(ArrayImages(cifar.data), np.asarray(cifar.targets, dtype=np.int64))
 
 
-def _load_stl10(data: "DataConfig", split: str) -> ImageSet:
+def _load_stl10(data: DataConfig, split: str) -> ImageSet:
     from torchvision.datasets import STL10
 
     stl = _torchvision(data, split, STL10, split="train+unlabeled" if split == "pretrain" else split)
@@ -154,28 +214,28 @@ def _load_stl10(data: "DataConfig", split: str) -> ImageSet:
     return ImageSet(ArrayImages(pixels), stl.labels.astype(np.int64))
 
 
-def _load_folder(data: "DataConfig", split: str) -> ImageSet:
+def _load_folder(data: DataConfig, split: str, only: tuple[str, ...] = (), advice: str = "") -> ImageSet:
+    """What `read_images` reads; `only`: the dataset's classes, `advice`: what to do about a folder with more."""
     key = "data.val_path" if split == "test" else "data.train_path"
     path = data.val_path if split == "test" else data.train_path
     if path is None:
-        raise DataError(f"{key}: missing, but data set '{data.dataset}' is read from the folder named there")
-    images = read_images(path, key, not data.no_labels, CLASSES if data.dataset == "imagenet100" else ())
+        raise DataError(f"{key}: missing, but dataset '{data.dataset}' is read from the folder named there")
+    images = read_images(path, key, not data.no_labels, only)
     expected = DATASETS[data.dataset].num_classes
     if expected is not None and len(images.classes) > expected:
-        better = "solo-ext data imagenet100 SRC DST makes a folder of its classes, " if expected == 100 else ""
         raise DataError(
             f"{key}: '{path}' has {len(images.classes)} class folders, but '{data.dataset}' has {expected} "
-            f"classes; {better}data.dataset=custom takes another set"
+            f"classes; {advice}data.dataset=custom takes another set"
         )
     return images
 
 
-def _root(data: "DataConfig", split: str) -> Path:
+def _root(data: DataConfig, split: str) -> Path:
     train = data.train_path or DEFAULT_FOLDER
     return Path((data.val_path or train) if split == "test" else train)
 
 
-def _torchvision(data: "DataConfig", which: str, cls: type, **kwargs):
+def _torchvision(data: DataConfig, which: str, cls: type, **kwargs):
     """The torchvision data set from disk, or else from its download, one process at a time."""
     from filelock import FileLock  # a dependency of torch
 
@@ -202,27 +262,37 @@ def _torchvision(data: "DataConfig", which: str, cls: type, **kwargs):
                 os.rmdir(folder)  # only if empty: a failed download leaves no folders behind
 
 
+_FASHION = partial(
+    DatasetInfo, 10, FASHION_MEAN, FASHION_STD, image_size=28, small_images=True, hub="zalando-datasets/fashion_mnist"
+)
 _CIFAR = partial(
     DatasetInfo,
+    load=_load_cifar,
     image_size=32,
     small_images=True,
     train_size=50_000,
     eval_mean=CIFAR_EVAL_MEAN,
     eval_std=CIFAR_EVAL_STD,
-    load=_load_cifar,
+    lars_eta=(0.02, 0.02),
 )
+_IMAGENET = partial(DatasetInfo, mean=IMAGENET_MEAN, std=IMAGENET_STD, hub="ILSVRC/imagenet-1k")
+_IMAGENET_100 = partial(
+    _load_folder, only=CLASSES, advice="solo-ext data imagenet100 SRC DST makes a folder of its classes, "
+)
+# images of any size, whose classes are their folders; also what is assumed of a dataset that is not known here
+CUSTOM = DatasetInfo(None, IMAGENET_MEAN, IMAGENET_STD, _load_folder)
 
-DATASETS: dict[str, DatasetInfo] = {
-    "fashion_mnist_mini": DatasetInfo(
-        10, FASHION_MEAN, FASHION_STD, 28, small_images=True, train_size=5_000, load=_load_mini
+DATASETS |= {
+    "fashion_mnist_mini": _FASHION(load=_load_mini, train_size=5_000),
+    "fashion_mnist": _FASHION(load=_load_fashion_mnist, train_size=60_000),
+    "cifar10": _CIFAR(10, (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616), hub="uoft-cs/cifar10"),
+    "cifar100": _CIFAR(100, (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762), hub="uoft-cs/cifar100"),
+    "stl10": DatasetInfo(
+        10, (0.4914, 0.4823, 0.4466), (0.247, 0.243, 0.261), _load_stl10, image_size=96, train_size=105_000
     ),
-    "fashion_mnist": DatasetInfo(
-        10, FASHION_MEAN, FASHION_STD, 28, small_images=True, train_size=60_000, load=_load_fashion_mnist
+    "imagenet100": _IMAGENET(
+        100, load=_IMAGENET_100, train_size=126_689, recipes="imagenet-100", lars_eta=(0.02, 0.02)
     ),
-    "cifar10": _CIFAR(10, (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
-    "cifar100": _CIFAR(100, (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
-    "stl10": DatasetInfo(10, (0.4914, 0.4823, 0.4466), (0.247, 0.243, 0.261), 96, train_size=105_000, load=_load_stl10),
-    "imagenet100": DatasetInfo(100, IMAGENET_MEAN, IMAGENET_STD, train_size=126_689, load=_load_folder),
-    "imagenet": DatasetInfo(1000, IMAGENET_MEAN, IMAGENET_STD, train_size=1_281_167, load=_load_folder),
-    "custom": DatasetInfo(None, IMAGENET_MEAN, IMAGENET_STD, load=_load_folder),
+    "imagenet": _IMAGENET(1000, load=_load_folder, train_size=1_281_167, lars_eta=(0.001, 0.002)),
+    "custom": CUSTOM,
 }

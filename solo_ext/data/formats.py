@@ -6,7 +6,7 @@ from importlib.util import find_spec
 
 import torch
 
-from solo_ext.data.config import DataConfig
+from solo_ext.data.datasets import DataConfig
 from solo_ext.data.h5 import H5Images
 from solo_ext.data.images import ArrayImages, FileImages, ImageSet
 from solo_ext.data.loader import EpochLoader, Resumable, Skipped, ViewDataset

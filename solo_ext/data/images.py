@@ -148,6 +148,28 @@ class ImageSet:
         return {"images": len(self), "classes": classes, "fingerprint": self.fingerprint()}
 
 
+def stratified_rows(labels: np.ndarray, size: int) -> np.ndarray:
+    """`size` rows with the classes' shares, in the order in which solo-learn has them: scikit-learn's
+    `train_test_split(train_size=size, stratify=labels, random_state=42)`, without scikit-learn."""
+    rng = np.random.RandomState(42)
+    _, numbers, counts = np.unique(labels, return_inverse=True, return_counts=True)
+    drawn = _shares(counts, size, rng)
+    _shares(counts - drawn, len(labels) - size, rng)  # for the random numbers that the other part takes
+    classes = np.split(np.argsort(numbers, kind="stable"), np.cumsum(counts)[:-1])
+    rows = [rows[rng.permutation(len(rows))[:number]] for rows, number in zip(classes, drawn, strict=True)]
+    return rng.permutation(np.concatenate(rows))
+
+
+def _shares(counts: np.ndarray, total: int, rng: np.random.RandomState) -> np.ndarray:
+    """`total` in the proportions `counts`; what is lost to rounding goes to the largest remainders, ties by lot."""
+    drawn, remainders = np.divmod(counts / counts.sum() * total, 1)
+    for remainder in np.unique(remainders)[::-1]:
+        ties = np.flatnonzero(remainders == remainder)
+        if (missing := int(total - drawn.sum())) > 0:
+            drawn[rng.choice(ties, min(len(ties), missing), replace=False)] += 1
+    return drawn.astype(int)
+
+
 def class_folders(root: str | os.PathLike) -> list[str]:
     """Sorted names of the visible sub-folders of `root`. Raises `OSError` if it cannot be listed."""
     with os.scandir(root) as entries:

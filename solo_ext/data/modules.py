@@ -10,8 +10,8 @@ import lightning.pytorch as pl
 import torch
 from torch.utils.data import DistributedSampler, Sampler, SequentialSampler
 
-from solo_ext.data.config import AugmentationConfig, DataConfig
-from solo_ext.data.datasets import DatasetInfo, dataset_info, load_dataset
+from solo_ext.data.augmentations import AugmentationConfig
+from solo_ext.data.datasets import DataConfig, DatasetInfo, dataset_info, load_dataset
 from solo_ext.data.formats import make_loader, pick_format
 from solo_ext.data.images import ImageSet
 from solo_ext.data.loader import EpochSampler, Resumable

@@ -1,7 +1,6 @@
 """What a loader does to an image: a random view (`ViewTransform`), or all of it for evaluation (`EvalTransform`)."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -9,12 +8,10 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2.functional import pil_to_tensor
 
-from solo_ext.data.config import AugmentationConfig, ProbConfig, RandomResizedCropConfig
+from solo_ext.data.augmentations import AugmentationConfig, ProbConfig, RandomResizedCropConfig
+from solo_ext.data.datasets import DatasetInfo
 from solo_ext.data.render import crop_resize, crop_resize_batch, finish, normalise, parts, resize, resize_center
 from solo_ext.data.views import DRAWS, draw_boxes, draw_views
-
-if TYPE_CHECKING:
-    from solo_ext.data.datasets import DatasetInfo
 
 EVAL_CROP = 224 / 256  # of the shorter side
 
@@ -117,7 +114,7 @@ def build_view_transform(aug: AugmentationConfig, mean: Sequence[float], std: Se
 
 
 def build_linear_train_transform(
-    info: "DatasetInfo",
+    info: DatasetInfo,
     crop_size: int,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
@@ -130,7 +127,7 @@ def build_linear_train_transform(
 
 
 def build_eval_transform(
-    info: "DatasetInfo",
+    info: DatasetInfo,
     crop_size: int,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
@@ -144,5 +141,5 @@ def build_eval_transform(
     return EvalTransform(crop_size, shorter, *_eval_normalisation(info, mean, std))
 
 
-def _eval_normalisation(info: "DatasetInfo", mean, std) -> tuple[Sequence[float], Sequence[float]]:
+def _eval_normalisation(info: DatasetInfo, mean, std) -> tuple[Sequence[float], Sequence[float]]:
     return mean or info.eval_mean or info.mean, std or info.eval_std or info.std

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from solo_ext.data.config import AugmentationConfig, ColorJitterConfig, RandomResizedCropConfig
+from solo_ext.data.augmentations import AugmentationConfig, ColorJitterConfig, RandomResizedCropConfig
 
 CROP_ATTEMPTS = 10
 CROP_RATIO = (3 / 4, 4 / 3)  # width / height

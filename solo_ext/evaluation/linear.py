@@ -1,34 +1,18 @@
 """Offline linear evaluation (and fine-tuning) of an encoder, and its quick look on cached features."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
 import torch.nn.functional as F
-from omegaconf import DictConfig, OmegaConf
-from timm.data.mixup import Mixup
-from timm.optim import param_groups_layer_decay
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from solo_ext.errors import ConfigError, DataError
+from solo_ext.evaluation.finetune import LinearOptions, backbone_groups
 from solo_ext.evaluation.metrics import accuracy_at_k
 from solo_ext.optim import OptimizerConfig, SchedulerConfig, build_optimizer, build_scheduler
-from solo_ext.schema import Config, NonNegative, Share, section
-
-
-@dataclass
-class LinearOptions(Config):
-    """solo-learn's top-level keys of a linear evaluation.
-
-    finetune: train the backbone too. mixup, cutmix: alpha of timm's; 0 is off.
-    """
-
-    finetune: bool = False
-    label_smoothing: Share = 0.0
-    mixup: NonNegative = 0.0
-    cutmix: NonNegative = 0.0
 
 
 class LinearModel(pl.LightningModule):
@@ -38,48 +22,42 @@ class LinearModel(pl.LightningModule):
     train_loss, train_acc1 and train_acc5 (not under mixup), val_loss, val_acc1, val_acc5; accuracies in
     percent.
 
-    Deviations from solo-learn: `label_smoothing` works without mixup too, and `optimizer.layer_decay` does
-    change the lr of the layers.
+    Deviation from solo-learn: `label_smoothing` works without mixup too.
     """
 
-    def __init__(self, backbone: nn.Module, cfg: DictConfig):
+    def __init__(
+        self,
+        backbone: nn.Module,
+        num_classes: int,
+        optimizer: OptimizerConfig,
+        scheduler: SchedulerConfig,
+        options: LinearOptions | None = None,
+        channels_last: bool = True,
+    ):
         """Puts a new head on `backbone`.
 
         Args:
             backbone: [B, 3, H, W] -> [B, D], with `num_features` = D.
-            cfg: `data.num_classes`, `optimizer`, `scheduler`, `performance.disable_channel_last` and the keys of
-                `LinearOptions`. `optimizer.lr` is taken as it stands, unless `optimizer.effective_lr` is given.
+            num_classes: width of the head's output.
+            optimizer: its `effective_lr` goes before `lr`, if it is given.
+            scheduler: of the learning rate.
+            options: fine-tuning and soft labels; default: neither.
+            channels_last: memory layout of the images.
 
         Raises:
             ConfigError: a value that cannot work.
         """
         super().__init__()
-        self.options = section(LinearOptions, cfg, "")
-        self.optimizer_cfg = section(OptimizerConfig, cfg.optimizer, "optimizer")
-        self.scheduler_cfg = section(SchedulerConfig, cfg.scheduler, "scheduler")
-        self.channels_last = not OmegaConf.select(cfg, "performance.disable_channel_last", default=False)
-        if self.optimizer_cfg.layer_decay > 0 and not (self.options.finetune and hasattr(backbone, "group_matcher")):
+        self.options, self.channels_last = options or LinearOptions(), channels_last
+        self.optimizer_cfg, self.scheduler_cfg = optimizer, scheduler
+        if optimizer.layer_decay > 0 and not (self.options.finetune and hasattr(backbone, "group_matcher")):
             raise ConfigError("optimizer.layer_decay needs finetune=true and a backbone whose layers timm knows")
 
         self.backbone = backbone
-        self.classifier = nn.Linear(backbone.num_features, cfg.data.num_classes)
-        self.mixup = self._build_mixup(cfg.data.num_classes)
+        self.classifier = nn.Linear(backbone.num_features, num_classes)
+        self.mixing = self.options.mixing(optimizer.batch_size, num_classes)
         self.backbone.requires_grad_(self.options.finetune)
         self.train()  # Lightning keeps the modes that it finds
-
-    def _build_mixup(self, classes: int) -> Mixup | None:
-        if not (self.options.mixup or self.options.cutmix):
-            return None
-        if self.optimizer_cfg.batch_size % 2:
-            raise ConfigError(
-                f"optimizer.batch_size must be even for mixup and cutmix, not {self.optimizer_cfg.batch_size}"
-            )
-        return Mixup(
-            mixup_alpha=self.options.mixup,
-            cutmix_alpha=self.options.cutmix,
-            label_smoothing=self.options.label_smoothing,
-            num_classes=classes,
-        )
 
     def train(self, mode: bool = True) -> "LinearModel":
         super().train(mode)
@@ -98,62 +76,44 @@ class LinearModel(pl.LightningModule):
     def training_step(self, batch: Sequence[Any], batch_idx: int) -> Tensor:
         """The loss on `(indexes, [view], targets)`, or solo-learn's `(images, targets)`."""
         x, targets = _image_and_target(batch)
-        if self.mixup is not None:
-            x, soft_targets = self.mixup(x.clone(), targets)  # it works in place
+        if self.mixing is not None:
+            x, soft_targets = self.mixing(x.clone(), targets)  # it works in place
             loss = F.cross_entropy(self(x)["logits"], soft_targets)
             self._log("train", len(x), loss=loss)
             return loss
-        logits = self(x)["logits"]
-        loss = F.cross_entropy(logits, targets, ignore_index=-1, label_smoothing=self.options.label_smoothing)
-        acc1, acc5 = accuracy_at_k(logits, targets)
-        self._log("train", len(x), loss=loss, acc1=acc1, acc5=acc5)
-        return loss
+        return self._step("train", x, targets, self.options.label_smoothing)
 
     def validation_step(self, batch: Sequence[Any], batch_idx: int) -> None:
         """Loss and accuracies on `(indexes, [view], targets)`, or solo-learn's `(images, targets)`."""
-        x, targets = _image_and_target(batch)
+        self._step("val", *_image_and_target(batch))
+
+    def _step(self, split: str, x: Tensor, targets: Tensor, smoothing: float = 0.0) -> Tensor:
         logits = self(x)["logits"]
+        loss = F.cross_entropy(logits, targets, ignore_index=-1, label_smoothing=smoothing)
         acc1, acc5 = accuracy_at_k(logits, targets)
-        loss = F.cross_entropy(logits, targets, ignore_index=-1)
-        self._log("val", len(x), loss=loss, acc1=acc1, acc5=acc5)
+        self._log(split, len(x), loss=loss, acc1=acc1, acc5=acc5)
+        return loss
 
     def _log(self, split: str, batch_size: int, **metrics: Tensor) -> None:
         named = {f"{split}_{name}": value for name, value in metrics.items()}
-        self.log_dict(
-            named,
-            on_step=False,
-            on_epoch=True,
-            prog_bar=split == "val",
-            sync_dist=True,
-            batch_size=batch_size,
-        )
+        shown = {"on_step": False, "on_epoch": True, "prog_bar": split == "val"}
+        self.log_dict(named, sync_dist=True, batch_size=batch_size, **shown)
 
     def configure_optimizers(self) -> dict[str, Any]:
-        cfg = self.optimizer_cfg
-        lr = cfg.lr if cfg.effective_lr is None else cfg.effective_lr
         groups = [{"name": "classifier", "params": list(self.classifier.parameters())}]
         if self.options.finetune:
-            groups = self._backbone_groups(lr) + groups
-        optimizer = build_optimizer(groups, cfg, lr)
-        total, epochs = self.trainer.estimated_stepping_batches, self.trainer.max_epochs
-        scheduler = build_scheduler(optimizer, self.scheduler_cfg, total, epochs)
+            groups = backbone_groups(self.backbone, self.optimizer_cfg, self.optimizer_cfg.rates()[0]) + groups
+        steps, epochs = self.trainer.estimated_stepping_batches, self.trainer.max_epochs
+        optimizer, scheduler = _optimization(groups, self.optimizer_cfg, self.scheduler_cfg, steps, epochs)
         return {"optimizer": optimizer, **({"lr_scheduler": scheduler} if scheduler else {})}
 
-    def _backbone_groups(self, lr: float) -> list[dict[str, Any]]:
-        cfg = self.optimizer_cfg
-        if cfg.layer_decay == 0:
-            return [{"name": "backbone", "params": list(self.backbone.parameters())}]
-        undecayed = getattr(self.backbone, "no_weight_decay", set)()
-        layers = param_groups_layer_decay(self.backbone, cfg.weight_decay, undecayed, layer_decay=cfg.layer_decay)
-        return [
-            {
-                "name": f"backbone.{i}",
-                "params": layer["params"],
-                "weight_decay": layer["weight_decay"],
-                "lr": lr * layer["lr_scale"],
-            }
-            for i, layer in enumerate(layers)
-        ]
+
+def _optimization(
+    groups: list[dict[str, Any]], optimizer: OptimizerConfig, scheduler: SchedulerConfig, steps: float, epochs: int
+) -> tuple[Optimizer, dict[str, Any] | None]:
+    """The optimizer, and its schedule as Lightning takes it."""
+    built = build_optimizer(groups, optimizer, optimizer.rates()[0])
+    return built, build_scheduler(built, scheduler, steps, epochs)
 
 
 def _image_and_target(batch: Sequence[Any]) -> tuple[Tensor, Tensor]:
@@ -206,18 +166,17 @@ def fit_cached_linear(
     head = nn.utils.skip_init(nn.Linear, train_x.size(1), classes, device=train_x.device)
     nn.init.zeros_(head.weight)
     nn.init.zeros_(head.bias)
-    lr = optimizer.lr if optimizer.effective_lr is None else optimizer.effective_lr
     batch = min(optimizer.batch_size, len(train_x))
     steps = len(train_x) // batch
-    sgd = build_optimizer([{"name": "classifier", "params": list(head.parameters())}], optimizer, lr)
-    schedule = build_scheduler(sgd, scheduler, steps * epochs, epochs)
+    groups = [{"name": "classifier", "params": list(head.parameters())}]
+    descent, schedule = _optimization(groups, optimizer, scheduler, steps * epochs, epochs)
     generator = torch.Generator().manual_seed(seed)
     for _ in range(epochs):
         order = torch.randperm(len(train_x), generator=generator)[: steps * batch].to(train_x.device)
         for x, y in zip(train_x[order].split(batch), train_y[order].split(batch), strict=True):
-            sgd.zero_grad()
+            descent.zero_grad()
             F.cross_entropy(head(x), y).backward()
-            sgd.step()
+            descent.step()
             if schedule and schedule["interval"] == "step":
                 schedule["scheduler"].step()
         if schedule and schedule["interval"] == "epoch":

@@ -7,7 +7,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from solo_ext.data.config import DataConfig
+from solo_ext.data.datasets import DataConfig
 from solo_ext.momentum import GapConfig, IntraMomentum, MomentumConfig
 from solo_ext.networks import BackboneConfig
 from solo_ext.optim import OptimizerConfig, SchedulerConfig

@@ -13,7 +13,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -25,6 +25,7 @@ from solo_ext.runs.environment import environment
 from solo_ext.runs.resume import plain
 from solo_ext.training.precision import pick_precision
 from solo_ext.training.trainer import explained, make_trainer, quietly
+from solo_ext.training.trainer_config import TrainerConfig
 
 WARM_UP, LEAST, STEPS = 3, 3, 10  # optimizer steps: before those that count, and how few and many of these
 SECONDS = 30.0  # after which LEAST steps are enough
@@ -142,7 +143,7 @@ def _try(cfg: DictConfig, method: Method, images: int, steps: int, accelerator: 
     size = SimpleNamespace(train_set=range(images * steps), batch_size=images)
     clock = _Clock()
     with quietly(), explained():
-        trainer = make_trainer(OmegaConf.create(values), Path(), size, [clock])
+        trainer = make_trainer(TrainerConfig(**values), Path(), size, [clock])
         device = trainer.strategy.root_device
         if not cfg.performance.disable_channel_last:
             method = method.to(memory_format=torch.channels_last)

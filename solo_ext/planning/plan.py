@@ -10,19 +10,14 @@ from typing import Any
 from omegaconf import DictConfig
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from solo_ext.data.config import DataConfig
-from solo_ext.data.datasets import dataset_info, load_dataset
+from solo_ext.data.datasets import DATASETS, dataset_info, load_dataset
 from solo_ext.errors import DataError
 from solo_ext.methods import METHODS, Method
 from solo_ext.optim import LARS
 from solo_ext.planning.anatomy import anatomy, crop_sizes
 from solo_ext.planning.measure import Measurement, measure_steps
-from solo_ext.schema import section
 from solo_ext.training.hardware import device_count
 from solo_ext.training.pretrain import check_sizes
-
-# data set -> the smallest and the largest trust coefficient that the papers and solo-learn print
-LARS_ETA = {"cifar10": (0.02, 0.02), "cifar100": (0.02, 0.02), "imagenet100": (0.02, 0.02), "imagenet": (0.001, 0.002)}
 
 
 @dataclass(frozen=True)
@@ -128,7 +123,7 @@ def plan(cfg: DictConfig, measure: bool = True) -> Plan:
 
 def training_images(cfg: DictConfig) -> tuple[int | None, str | None]:
     """How many there are; or None, and why that is not known. Folders of data sets of a known size are not read."""
-    data = section(DataConfig, cfg.data, "data")
+    data = cfg.data
     size = dataset_info(data).train_size
     if size is not None:
         return (size if data.fraction == -1 else int(size * data.fraction)), None
@@ -143,11 +138,11 @@ def optimizer_steps(cfg: DictConfig, images: int | None) -> tuple[int | None, in
     if images is None:
         return None, None
     batches = images // _devices(cfg) // cfg.optimizer.batch_size
-    for limit in (cfg.get("limit_train_batches"), cfg.get("overfit_batches") or None):
+    for limit in (cfg.limit_train_batches, cfg.overfit_batches or None):
         if limit is not None:
             batches = int(batches * limit) if isinstance(limit, float) else min(batches, limit)
     epoch = math.ceil(batches / cfg.accumulate_grad_batches)  # the last step of an epoch may have fewer batches
-    most = cfg.get("max_steps", -1)
+    most = -1 if cfg.max_steps is None else cfg.max_steps
     return epoch, epoch * cfg.max_epochs if most < 0 else min(most, epoch * cfg.max_epochs)
 
 
@@ -171,7 +166,7 @@ def _complaints(cfg: DictConfig, method: Method, images: int | None, steps_per_e
         )
     elif steps_per_epoch == 0:
         found.append("limit_train_batches: an epoch has no step")
-    queue = cfg.method_kwargs.get("queue_size")
+    queue = getattr(cfg.method_kwargs, "queue_size", None)
     if queue and queue % (batch * devices):
         found.append(
             f"method_kwargs.queue_size: {queue} is not divisible by the {batch * devices} images of a batch on all "
@@ -182,8 +177,8 @@ def _complaints(cfg: DictConfig, method: Method, images: int | None, steps_per_e
             f"scheduler.warmup_epochs: a warm-up of {cfg.scheduler.warmup_epochs:g} epochs takes the whole run of "
             f"{epochs}, so the learning rate never decays"
         )
-    if cfg.optimizer.name == "lars" and cfg.data.dataset in LARS_ETA:
-        low, high = LARS_ETA[cfg.data.dataset]
+    if cfg.optimizer.name == "lars" and (printed := DATASETS[cfg.data.dataset].lars_eta):
+        low, high = printed
         eta = cfg.optimizer.kwargs.get("eta", inspect.signature(LARS).parameters["eta"].default)
         if not low <= eta <= high:
             found.append(

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from solo_ext.data.datasets import CUSTOM, DATASETS
 from solo_ext.networks.backbones import BACKBONES, MOCO_VITS
 
 
@@ -98,9 +99,10 @@ def todays_config(args: dict[str, Any]) -> dict[str, Any]:
 
     data = {"dataset": args.get("dataset"), "train_path": images("train"), "val_path": images("val")}
     views = []
-    if data["dataset"] in ("imagenet", "imagenet100", "custom"):  # for the others the option had no effect
+    info = DATASETS.get(data["dataset"])
+    if info and info.image_size is None:  # for the others the option had no effect
         sizes = args.get("crop_size") or args.get("size")
-        statistics = {key: args[key] for key in ("mean", "std") if key in args and data["dataset"] == "custom"}
+        statistics = {key: args[key] for key in ("mean", "std") if key in args and info is CUSTOM}
         views = [{"crop_size": size, **statistics} for size in sizes or ()]
     return {
         "name": args.get("name") or args.get("method"),

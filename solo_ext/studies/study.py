@@ -14,6 +14,7 @@ from typing import Any, Literal, TypeVar
 import yaml
 from omegaconf import DictConfig, OmegaConf
 
+from solo_ext.data.datasets import DATASETS
 from solo_ext.errors import ConfigError
 from solo_ext.methods import METHODS, Method
 from solo_ext.planning.anatomy import anatomy
@@ -23,7 +24,6 @@ from solo_ext.training.config import compose, resolve
 
 T = TypeVar("T")
 RESULTS = "paper_results.yaml"  # beside the folders of the studies
-FOLDERS = {"imagenet100": "imagenet-100"}  # data set -> folder of its recipes, where the two differ
 OWN = {  # what `solo-ext study` sets in every run
     "seed": "use seeds=[0,1,2]",
     "checkpoint.dir": "use --out",
@@ -155,7 +155,7 @@ class Cell:
             ConfigError: an override or value that cannot work.
         """
         if seed not in self._configs:
-            self._configs[seed] = resolve(OmegaConf.merge(self._composed, {"seed": seed}))
+            self._configs[seed] = resolve({**OmegaConf.to_container(self._composed), "seed": seed})
         return copy.deepcopy(self._configs[seed])
 
     @cached_property
@@ -470,13 +470,11 @@ def _recipe(overrides: Sequence[str], where: str) -> str:
 
 
 def _recipe_file(scripts: Path, dataset: str, recipe: str) -> Path:
-    folder = scripts / FOLDERS.get(dataset, dataset)
+    folders = {name: info.recipes or name for name, info in DATASETS.items()}
+    folder = scripts / folders.get(dataset, dataset)
     if not folder.is_dir():
-        names = {FOLDERS.get(name, name): name for name in FOLDERS}
-        have = sorted(
-            {v: k for k, v in FOLDERS.items()}.get(p.name, p.name) for p in scripts.glob("[!_]*") if p.is_dir()
-        )
-        hint = nearest(dataset, [*have, *names]) or f" (there are recipes for {_list(have)})"
+        have = sorted(name for name, folder in folders.items() if (scripts / folder).is_dir())
+        hint = nearest(dataset, have) or f" (there are recipes for {_list(have)})"
         raise ConfigError(f"dataset: there are no recipes for '{dataset}'{hint}")
     file = folder / f"{recipe}.yaml"
     _exists(file, "recipe")

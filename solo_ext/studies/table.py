@@ -11,14 +11,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from solo_ext.analysis import figures
 from solo_ext.analysis.report import key_svg, machine, page, section_html
 from solo_ext.errors import ConfigError
 from solo_ext.files import write_text
 from solo_ext.runs.environment import environment
-from solo_ext.runs.run import Run, compare, show
+from solo_ext.runs.run import Run, compare, flatten, show
+from solo_ext.schema import plain
 from solo_ext.studies.plots import bars, curves
 from solo_ext.studies.study import Cell, Metric, Row, Study, short_labels
 from solo_ext.text import nearest
@@ -239,7 +240,7 @@ def warning(study: Study) -> str:
 
 
 def _values(configs: Sequence[DictConfig], key: str) -> str:
-    values = [OmegaConf.select(cfg, key) for cfg in configs]
+    values = [flatten(plain(cfg)).get(key) for cfg in configs]
     trivial = {"data.fraction": (None, -1, 1.0)}.get(key, (None,))
     return ", ".join(dict.fromkeys(show(value) for value in values if value not in trivial))
 

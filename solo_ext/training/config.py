@@ -14,11 +14,11 @@ from typing import Annotated, Any, TypeVar
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from solo_ext.data.config import AugmentationConfig, DataConfig, count_crops
-from solo_ext.data.datasets import dataset_info
+from solo_ext.data.augmentations import AugmentationConfig, count_crops
+from solo_ext.data.datasets import DataConfig, dataset_info
 from solo_ext.errors import ConfigError
+from solo_ext.evaluation.finetune import LinearOptions
 from solo_ext.evaluation.knn import Distance
-from solo_ext.evaluation.linear import LinearOptions
 from solo_ext.methods import METHODS, Method
 from solo_ext.methods.config import MethodConfig, PerformanceConfig, with_defaults
 from solo_ext.networks import BackboneConfig
@@ -286,8 +286,7 @@ def run_values(run: str | Path, kind: str) -> dict[str, Any]:
 
 def to_yaml(cfg: RunConfig) -> str:
     """`cfg` as a person reads it, and as `compose` and `resolve` take it again."""
-    values = plain(cfg)
+    values = plain(cfg)  # in a reader's order
     first = ("name", "method", "method_kwargs", "momentum", "intra", "gap", "backbone", "data")
-    return OmegaConf.to_yaml(
-        OmegaConf.create({key: values[key] for key in dict.fromkeys((*first, *values)) if key in values})
-    )
+    ordered = {key: values[key] for key in dict.fromkeys((*first, *values)) if key in values}
+    return OmegaConf.to_yaml(OmegaConf.create(ordered))

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
-from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
 from solo_ext.data.modules import ClassificationData
@@ -17,11 +16,9 @@ from solo_ext.evaluation.knn import knn_accuracy
 from solo_ext.evaluation.linear import LinearModel, fit_cached_linear
 from solo_ext.files import write_json
 from solo_ext.methods import backbone_of
-from solo_ext.optim import OptimizerConfig, SchedulerConfig
 from solo_ext.runs.checkpoints import find_checkpoint
 from solo_ext.runs.encoder import load_encoder, run_config
 from solo_ext.runs.resume import RESULT, plain
-from solo_ext.schema import section
 from solo_ext.training.precision import pick_precision
 from solo_ext.training.trainer import (
     RunResult,
@@ -37,7 +34,7 @@ from solo_ext.training.trainer import (
 KNN_BATCH = 256  # images per forward pass; it does not change a result
 
 
-def linear(cfg: DictConfig) -> RunResult:
+def linear(cfg: Any) -> RunResult:
     """Trains a linear classifier on the frozen encoder `cfg.pretrained_feature_extractor`, in solo-learn's protocol.
 
     `untrained` takes a freshly initialised encoder of `cfg.seed` instead: the one that a pre-training of that seed
@@ -46,12 +43,12 @@ def linear(cfg: DictConfig) -> RunResult:
     Returns:
         The run; `metrics` has val_acc1 and val_acc5. They are also in `linear.json`, beside the encoder's `args.json`.
     """
-    cached = bool(cfg.get("cache_features"))
+    cached = cfg.cache_features
     data = ClassificationData(cfg.data, None, cfg.optimizer.batch_size, cfg.seed, augment=not cached)
     cfg = prepare(cfg, data)
     backbone, source = _encoder(cfg)
     base = runs_folder(cfg) / "linear"
-    result = _fit_cached(cfg, backbone, data, base) if cached else fit(cfg, LinearModel(backbone, cfg), data, base)
+    result = _fit_cached(cfg, backbone, data, base) if cached else fit(cfg, _linear_model(cfg, backbone), data, base)
     values = plain(cfg)
     protocol = {
         "augmented": not cached,
@@ -74,7 +71,7 @@ def linear(cfg: DictConfig) -> RunResult:
     return result
 
 
-def knn(cfg: DictConfig) -> list[dict[str, Any]]:
+def knn(cfg: Any) -> list[dict[str, Any]]:
     """Classifies the test images by their nearest training images, by the features of the frozen encoder.
 
     Returns:
@@ -99,11 +96,16 @@ def knn(cfg: DictConfig) -> list[dict[str, Any]]:
     return results
 
 
-def _encoder(cfg: DictConfig) -> tuple[nn.Module, Path | None]:
+def _linear_model(cfg: Any, backbone: nn.Module) -> LinearModel:
+    layout = not cfg.performance.disable_channel_last
+    return LinearModel(backbone, cfg.data.num_classes, cfg.optimizer, cfg.scheduler, cfg, layout)
+
+
+def _encoder(cfg: Any) -> tuple[nn.Module, Path | None]:
     """The frozen encoder to evaluate, and its checkpoint; None if it is untrained."""
-    if cfg.get("untrained"):
+    if cfg.untrained:
         return backbone_of(cfg).eval(), None
-    if not cfg.get("pretrained_feature_extractor"):
+    if not cfg.pretrained_feature_extractor:
         raise ConfigError(
             "pretrained_feature_extractor is missing: a run folder or checkpoint, or untrained=true without one"
         )
@@ -111,10 +113,10 @@ def _encoder(cfg: DictConfig) -> tuple[nn.Module, Path | None]:
     return load_encoder(path, plain(cfg))[0], path
 
 
-def _features(cfg: DictConfig, backbone: nn.Module, data: ClassificationData) -> list[Tensor]:
+def _features(cfg: Any, backbone: nn.Module, data: ClassificationData) -> list[Tensor]:
     """Features and labels of the training and the test images, on the device."""
     on_gpu = cfg.accelerator in ("gpu", "cuda", "auto") and torch.cuda.is_available()
-    index = cfg.devices[0] if OmegaConf.is_list(cfg.devices) else 0
+    index = cfg.devices[0] if isinstance(cfg.devices, list) else 0
     device = torch.device("cuda", index) if on_gpu else torch.device("cpu")
     layout = not cfg.performance.disable_channel_last
     backbone = backbone.to(device, memory_format=torch.channels_last if layout else torch.preserve_format)
@@ -125,12 +127,12 @@ def _features(cfg: DictConfig, backbone: nn.Module, data: ClassificationData) ->
     return sides
 
 
-def _fit_cached(cfg: DictConfig, backbone: nn.Module, data: ClassificationData, base: Path) -> RunResult:
+def _fit_cached(cfg: Any, backbone: nn.Module, data: ClassificationData, base: Path) -> RunResult:
     began = time.perf_counter()
     scores = fit_cached_linear(
         *_features(cfg, backbone, data),
-        optimizer=section(OptimizerConfig, cfg.optimizer, "optimizer"),
-        scheduler=section(SchedulerConfig, cfg.scheduler, "scheduler"),
+        optimizer=cfg.optimizer,
+        scheduler=cfg.scheduler,
         epochs=cfg.max_epochs,
         seed=cfg.seed,
     )
@@ -141,13 +143,13 @@ def _fit_cached(cfg: DictConfig, backbone: nn.Module, data: ClassificationData, 
     return result
 
 
-def untrained_folder(cfg: DictConfig) -> Path:
+def untrained_folder(cfg: Any) -> Path:
     """Where the evaluations of the untrained encoder of `cfg` are kept."""
     return runs_folder(cfg) / "untrained" / f"{cfg.backbone.name.replace('/', '-')}-seed{cfg.seed}"
 
 
 @rank_zero_only
-def _record(name: str, cfg: DictConfig, source: Path | None, content: dict[str, Any]) -> None:
+def _record(name: str, cfg: Any, source: Path | None, content: dict[str, Any]) -> None:
     """Writes an evaluation's result into the run folder of the encoder, where there is one."""
     if source is None:
         folder = untrained_folder(cfg)

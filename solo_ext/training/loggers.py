@@ -16,10 +16,10 @@ from urllib.request import getproxies, proxy_bypass
 
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
-from omegaconf import OmegaConf
 
 from solo_ext.errors import ConfigError
 from solo_ext.files import write_text
+from solo_ext.schema import plain
 
 log = logging.getLogger("solo_ext")
 
@@ -117,11 +117,10 @@ def make_loggers(cfg: Any, folder: Path, resume_at: int = 0) -> list[Logger]:
         resume_at: the optimizer step that a resumed run starts with.
     """
     loggers: list[Logger] = [CSVMetrics(folder, resume_at)]
-    asked = cfg.get("wandb") and cfg.wandb.enabled and rank_zero_only.rank == 0
-    if asked and (wandb := wandb_logger(cfg.wandb, cfg.name, folder)):
-        wandb.log_hyperparams(OmegaConf.to_container(cfg, resolve=True))
+    if cfg.wandb.enabled and rank_zero_only.rank == 0 and (wandb := wandb_logger(cfg.wandb, cfg.name, folder)):
+        wandb.log_hyperparams(plain(cfg))
         loggers.append(wandb)
-    if cfg.get("tensorboard") and cfg.tensorboard.enabled:
+    if cfg.tensorboard.enabled:
         loggers.append(TensorBoardLogger(save_dir=str(folder), name="", version="tensorboard"))
     return loggers
 

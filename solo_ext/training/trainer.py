@@ -2,7 +2,6 @@
 
 import contextlib
 import copy
-import inspect
 import json
 import logging
 import os
@@ -21,7 +20,6 @@ import torch
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
-from omegaconf import DictConfig, OmegaConf
 
 from solo_ext.data.modules import ImageData
 from solo_ext.errors import CheckpointError, ConfigError, SoloExtError
@@ -30,6 +28,7 @@ from solo_ext.runs.checkpoints import checkpoints_in, find_checkpoint, load_chec
 from solo_ext.runs.encoder import explain_mismatch, run_config, state_of
 from solo_ext.runs.environment import environment
 from solo_ext.runs.resume import RESULT, RunLock, differences, find_resumable, plain
+from solo_ext.runs.run import flatten
 from solo_ext.training.callbacks.checkpointer import Checkpointer, CheckpointIO
 from solo_ext.training.callbacks.exact_resume import ExactResume
 from solo_ext.training.callbacks.non_finite import StopOnNonFinite
@@ -39,6 +38,7 @@ from solo_ext.training.distributed.sync_bn import SyncNorms
 from solo_ext.training.hardware import check_hardware, device_count, on_gpu, trainer_devices
 from solo_ext.training.loggers import close, make_loggers
 from solo_ext.training.precision import pick_precision
+from solo_ext.training.trainer_config import TrainerConfig
 
 log = logging.getLogger("solo_ext")
 
@@ -84,7 +84,7 @@ class Start:
     checkpoint: Path | None = None
 
 
-def prepare(cfg: DictConfig, data: ImageData) -> DictConfig:
+def prepare(cfg: Any, data: ImageData) -> Any:
     """Checks hardware and data, then seeds; `cfg` with the number of classes that the data turned out to have."""
     check_hardware(cfg)
     data.check(device_count(cfg) * cfg.num_nodes)
@@ -94,7 +94,7 @@ def prepare(cfg: DictConfig, data: ImageData) -> DictConfig:
     return cfg
 
 
-def runs_folder(cfg: DictConfig) -> Path:
+def runs_folder(cfg: Any) -> Path:
     """The folder below which all runs lie."""
     return Path(cfg.checkpoint.dir).expanduser()
 
@@ -106,7 +106,7 @@ def print_result(result: RunResult, names: Sequence[str]) -> None:
 
 
 def fit(
-    cfg: DictConfig,
+    cfg: Any,
     module: pl.LightningModule,
     data: ImageData,
     base: Path,
@@ -123,7 +123,7 @@ def fit(
     if not cfg.performance.disable_channel_last:
         module = module.to(memory_format=torch.channels_last)
     throughput = Throughput()
-    bar = [RunProgress()] if cfg.get("enable_progress_bar", True) else []
+    bar = [] if cfg.enable_progress_bar is False else [RunProgress()]
     with quietly():
         trainer = make_trainer(
             cfg, base, data, [ExactResume(cfg.seed), StopTogether(), StopOnNonFinite(), *callbacks, throughput, *bar]
@@ -163,10 +163,10 @@ def fit(
     return result
 
 
-def make_trainer(cfg: DictConfig, base: Path, data: ImageData, callbacks: list[pl.Callback]) -> pl.Trainer:
+def make_trainer(cfg: Any, base: Path, data: ImageData, callbacks: list[pl.Callback]) -> pl.Trainer:
     """Lightning's Trainer for the resolved `cfg`, without logger; of `data`, only the size of an epoch is read."""
     values = plain(cfg)
-    kwargs = {name: values[name] for name in inspect.signature(pl.Trainer.__init__).parameters if name in values}
+    kwargs = {name: values[name] for name in TrainerConfig.__dataclass_fields__ if name in values}
     alone = device_count(cfg) * cfg.num_nodes == 1
     kwargs["precision"] = pick_precision(cfg.precision, cfg.accelerator)
     kwargs["devices"] = trainer_devices(cfg)
@@ -194,14 +194,14 @@ def make_trainer(cfg: DictConfig, base: Path, data: ImageData, callbacks: list[p
         )
 
 
-def _choose_start(cfg: DictConfig, base: Path) -> Start:
+def _choose_start(cfg: Any, base: Path) -> Start:
     if cfg.resume_from_checkpoint:
         checkpoint = find_checkpoint(cfg.resume_from_checkpoint)
         args = run_config(checkpoint)
         if args is None:  # a bare file: a new run that begins with it
             return Start(new_folder(base), checkpoint)
         for key in ("method", "backbone.name"):
-            had, asked = (OmegaConf.select(OmegaConf.create(config), key) for config in (args, plain(cfg)))
+            had, asked = (flatten(config).get(key) for config in (args, plain(cfg)))
             if had != asked:
                 raise CheckpointError(f"{checkpoint} holds {key} {had}, but {key} is {asked}")
         changed = ", ".join(differences(args, plain(cfg))[:5])
@@ -254,7 +254,7 @@ def _check_resumable(module: pl.LightningModule, checkpoint: Path, max_epochs: i
 
 
 @contextlib.contextmanager
-def run_folder(cfg: DictConfig, data: ImageData, start: Start, trainer: pl.Trainer | None = None) -> Iterator[Path]:
+def run_folder(cfg: Any, data: ImageData, start: Start, trainer: pl.Trainer | None = None) -> Iterator[Path]:
     """The run folder, locked and with its `args.json`; a new one goes again if the run fails before its first step."""
     folder = start.folder
     if trainer and not trainer.is_global_zero:

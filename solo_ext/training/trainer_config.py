@@ -15,7 +15,11 @@ OWN = {  # arguments that follow from other keys
     "default_root_dir": "use checkpoint.dir",
     "plugins": "they write the checkpoints",
 }
-_WHEN_GIVEN: Any = field(default=None, metadata={"when_given": True})  # Lightning's default otherwise
+
+
+def _when_given() -> Any:
+    """Null stands for Lightning's default."""
+    return field(default=None, metadata={"when_given": True})
 
 
 @dataclass(frozen=True)
@@ -51,17 +55,17 @@ class _Batches:
 
 
 Batches = Annotated[int, _Batches()] | Annotated[float, _Batches()]
-# fmt: off
-Precision = Literal["transformer-engine", "transformer-engine-float16", "16-true", "16-mixed", "bf16-true", "bf16-mixed",
-                    "32-true", "64-true", "64", "32", "16", "bf16", 64, 32, 16]
-# fmt: on
+Precision = (
+    Literal["transformer-engine", "transformer-engine-float16", "16-true", "16-mixed", "bf16-true", "bf16-mixed"]
+    | Literal["32-true", "64-true", "64", "32", "16", "bf16", 64, 32, 16]
+)
 
 
 @dataclass(kw_only=True)
 class TrainerConfig(Config):
     """What goes to Lightning's Trainer, by its names; see there."""
 
-    max_epochs: Count | None = _WHEN_GIVEN
+    max_epochs: Count | None = _when_given()
     devices: list[int] | int | str = "auto"
     num_nodes: Count = 1
     accelerator: Annotated[str, _Known(("auto", "cpu", "gpu", "cuda", "mps", "tpu"), _accelerators)] = "auto"
@@ -69,34 +73,34 @@ class TrainerConfig(Config):
     precision: Precision = "32-true"
     sync_batchnorm: bool = False
     accumulate_grad_batches: Count = 1
-    min_epochs: Count | None = _WHEN_GIVEN
-    max_steps: Annotated[int, Bounds(-1)] | None = _WHEN_GIVEN
-    min_steps: int | None = _WHEN_GIVEN
-    max_time: str | dict[str, int] | None = _WHEN_GIVEN
-    fast_dev_run: bool | int | None = _WHEN_GIVEN
-    limit_train_batches: Batches | None = _WHEN_GIVEN
-    limit_val_batches: Batches | None = _WHEN_GIVEN
-    limit_test_batches: Batches | None = _WHEN_GIVEN
-    limit_predict_batches: Batches | None = _WHEN_GIVEN
-    overfit_batches: Batches | None = _WHEN_GIVEN
-    val_check_interval: Batches | str | dict[str, int] | None = _WHEN_GIVEN
-    check_val_every_n_epoch: Count | None = _WHEN_GIVEN
-    num_sanity_val_steps: Annotated[int, Bounds(-1)] | None = _WHEN_GIVEN
-    log_every_n_steps: Annotated[int, Bounds(0)] | None = _WHEN_GIVEN
-    enable_progress_bar: bool | None = _WHEN_GIVEN
-    enable_model_summary: bool | None = _WHEN_GIVEN
-    gradient_clip_val: Annotated[int, Bounds(0)] | Annotated[float, Bounds(0)] | None = _WHEN_GIVEN
-    gradient_clip_algorithm: Literal["norm", "value"] | None = _WHEN_GIVEN
-    deterministic: bool | Literal["warn"] | None = _WHEN_GIVEN
-    benchmark: bool | None = _WHEN_GIVEN
-    inference_mode: bool | None = _WHEN_GIVEN
-    use_distributed_sampler: bool | None = _WHEN_GIVEN
-    profiler: str | None = _WHEN_GIVEN
-    detect_anomaly: bool | None = _WHEN_GIVEN
-    barebones: bool | None = _WHEN_GIVEN
-    reload_dataloaders_every_n_epochs: int | None = _WHEN_GIVEN
-    enable_autolog_hparams: bool | None = _WHEN_GIVEN
-    model_registry: str | None = _WHEN_GIVEN
+    min_epochs: Count | None = _when_given()
+    max_steps: Annotated[int, Bounds(-1)] | None = _when_given()
+    min_steps: int | None = _when_given()
+    max_time: str | dict[str, int] | None = _when_given()
+    fast_dev_run: bool | int | None = _when_given()
+    limit_train_batches: Batches | None = _when_given()
+    limit_val_batches: Batches | None = _when_given()
+    limit_test_batches: Batches | None = _when_given()
+    limit_predict_batches: Batches | None = _when_given()
+    overfit_batches: Batches | None = _when_given()
+    val_check_interval: Batches | str | dict[str, int] | None = _when_given()
+    check_val_every_n_epoch: Count | None = _when_given()
+    num_sanity_val_steps: Annotated[int, Bounds(-1)] | None = _when_given()
+    log_every_n_steps: Annotated[int, Bounds(0)] | None = _when_given()
+    enable_progress_bar: bool | None = _when_given()
+    enable_model_summary: bool | None = _when_given()
+    gradient_clip_val: Annotated[int, Bounds(0)] | Annotated[float, Bounds(0)] | None = _when_given()
+    gradient_clip_algorithm: Literal["norm", "value"] | None = _when_given()
+    deterministic: bool | Literal["warn"] | None = _when_given()
+    benchmark: bool | None = _when_given()
+    inference_mode: bool | None = _when_given()
+    use_distributed_sampler: bool | None = _when_given()
+    profiler: str | None = _when_given()
+    detect_anomaly: bool | None = _when_given()
+    barebones: bool | None = _when_given()
+    reload_dataloaders_every_n_epochs: int | None = _when_given()
+    enable_autolog_hparams: bool | None = _when_given()
+    model_registry: str | None = _when_given()
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -12,6 +12,7 @@ from timm.models._hub import save_config_for_hf
 from torch import nn
 from torchvision.models.resnet import ResNet
 
+from solo_ext.data.datasets import DATASETS
 from solo_ext.data.transforms import EvalTransform
 from solo_ext.files import read_json
 from solo_ext.zoo.export import Product, Source, safetensors, torchvision
@@ -22,14 +23,6 @@ from solo_ext.zoo.model import solo_ext_backbone
 
 LICENSE = "mit"
 OURS = solo_ext_backbone.__name__
-ON_THE_HUB = {  # data set -> its id there
-    "fashion_mnist_mini": "zalando-datasets/fashion_mnist",
-    "fashion_mnist": "zalando-datasets/fashion_mnist",
-    "cifar10": "uoft-cs/cifar10",
-    "cifar100": "uoft-cs/cifar100",
-    "imagenet100": "ILSVRC/imagenet-1k",
-    "imagenet": "ILSVRC/imagenet-1k",
-}
 
 
 def supports(backbone: nn.Module) -> str | None:
@@ -113,7 +106,7 @@ def card(source: Source, image: dict[str, Any], imports: tuple[str, ...]) -> str
         "license": LICENSE,
         "pipeline_tag": "image-feature-extraction",
         "tags": ["timm", "solo_ext", "self-supervised-learning", *([method] if method else [])],
-        **({"datasets": [ON_THE_HUB[dataset]]} if dataset in ON_THE_HUB else {}),
+        **({"datasets": [info.hub]} if (info := DATASETS.get(dataset)) and info.hub else {}),
     }
     name = config["backbone"]["name"]
     stem = ", CIFAR stem" if isinstance(backbone, ResNet) and torchvision.replaced(backbone) else ""

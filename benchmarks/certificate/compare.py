@@ -1,59 +1,50 @@
-"""Parity certificate: every data format gives the views of solo-learn's chain of Pillow and torchvision.
-
-Three comparisons, each through the formats' own loaders where images are rendered:
+"""Every data format gives the views of solo-learn's chain of Pillow and torchvision: three comparisons.
 
 * drawn: the parameters of each operation, as all formats draw them, against torchvision's own generators (KS).
 * rendered: each format's views against Pillow's by the same numbers (`reference`), operation by operation.
 * whole chain: each format's views against torchvision's random chain by other numbers (mean image; KS of features).
+
+Images are rendered through the formats' own loaders.
 """
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Annotated
 
 import numpy as np
 import torch
-from PIL import Image
 from scipy.stats import ks_2samp, norm
-from sklearn.datasets import load_sample_images
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 from torchvision import transforms as T
 
-from solo_ext.data.config import (
-    FORMATS,
+from solo_ext.data.augmentations import (
     PARTS_WITH_PROB,
     AugmentationConfig,
     ColorJitterConfig,
-    DataConfig,
     ProbConfig,
     RandomResizedCropConfig,
 )
-from solo_ext.data.datasets import load_dataset, read_images
-from solo_ext.data.formats import CAN, make_loader
-from solo_ext.data.h5 import write_h5
-from solo_ext.data.images import ArrayImages, FileImages, ImageSet, read_folder
-from solo_ext.data.loader import EpochSampler
-from solo_ext.data.reference import random_chain, reference
+from solo_ext.data.datasets import FORMATS
 from solo_ext.data.transforms import build_view_transform
 from solo_ext.data.views import BLUR_RADIUS, CROP_RATIO, JITTER_ORDERS, draw_boxes, draw_views, uniforms
-from solo_ext.errors import ConfigError, SoloExtError
-from solo_ext.schema import check_choice
+from solo_ext.errors import ConfigError
+from solo_ext.schema import OneOf, fit
+
+from .cases import LEVELS, Case, all_cases, loadable
+from .page import Certificate, Check
+from .reference import random_chain, reference
 
 DRAWS = 32  # views per operation and format; 16 times as many of the whole chain
-IMAGES = 64  # at most, of a set that the user names
 PARAMETERS = 4000  # drawn per parameter
 ALPHA = 1e-3  # chance that a certificate without a fault fails one of its tests of distributions
 GRID = 4  # mean images are compared by the means of GRID x GRID cells, per channel
-SMALL = 96  # largest views that are made of images of their own size, as in CIFAR and STL-10
-BATCH = 8
-LEVELS = (0.0,) * 3, (1 / 255,) * 3  # leave values from 0 to 255
 JITTER = ("brightness", "contrast", "saturation", "hue")
 
 NAMES = {
@@ -64,12 +55,6 @@ NAMES = {
     "horizontal_flip": "flip",
 }
 FEATURES = ("brightness", "contrast", "saturation", "sharpness", "left - right")
-EVERYTHING = AugmentationConfig(
-    color_jitter=ColorJitterConfig(0.8, 0.4, 0.4, 0.2, 0.1),
-    **dict.fromkeys(("grayscale", "solarization", "equalization"), ProbConfig(0.2)),
-    **dict.fromkeys(("gaussian_blur", "horizontal_flip"), ProbConfig(0.5)),
-)
-
 # Largest mean absolute difference and bias of views of photographs, in levels of 255. Pillow rounds down in each blend
 # (0.5 on average), rounds in each of six passes of a blur, and has 8 bits for hue; equalization enlarges all that.
 BOUNDS = {
@@ -90,66 +75,6 @@ BOUNDS = {
 # DALI's resampling is not quite Pillow's. A pixel more of the brightest shade can change the whole steps between the
 # shades of an equalized image by a quarter, at 32 x 32 px.
 DALI = {name: (difference + 0.25, bias) for name, (difference, bias) in BOUNDS.items()} | {"equalize": (4.0, 1.5)}
-
-
-@dataclass(frozen=True)
-class Check:
-    """One value and its bound.
-
-    images: what was rendered. part: drawn, rendered or chain. format: `all formats` where they share it.
-    measure: `difference` and `bias` in levels of 255, at most `bound` (None: reported only); or `p`, at least `bound`.
-    effect: for p, the KS distance, or the largest difference of mean images in levels.
-    """
-
-    images: str
-    part: str
-    format: str
-    operation: str
-    measure: str
-    value: float
-    bound: float | None = None
-    effect: float | None = None
-
-    @property
-    def ok(self) -> bool:
-        if self.bound is None:
-            return True
-        return self.value >= self.bound if self.measure == "p" else abs(self.value) <= self.bound
-
-
-@dataclass(frozen=True)
-class Certificate:
-    """checks: all that was compared. settings: what it was made with. left_out: formats and why."""
-
-    checks: tuple[Check, ...]
-    settings: dict[str, Any]
-    left_out: tuple[str, ...]
-
-    @property
-    def ok(self) -> bool:
-        return all(check.ok for check in self.checks)
-
-    def record(self) -> dict[str, Any]:
-        """For JSON."""
-        checks = [{**asdict(check), "ok": check.ok} for check in self.checks]
-        return {"ok": self.ok, "settings": self.settings, "left_out": self.left_out, "checks": checks}
-
-    def __str__(self) -> str:
-        """Markdown."""
-        parts = [_HEAD]
-        for images in dict.fromkeys(check.images for check in self.checks):
-            parts.append(f"## {images[0].upper()}{images[1:]}")
-            for (part, measure), (title, cell) in _TABLES.items():
-                found = [c for c in self.checks if (c.images, c.part, c.measure) == (images, part, measure)]
-                if found:
-                    parts.append(f"{title}:\n\n{_table(found, cell)}")
-        parts += [f"Left out: {reason}" for reason in self.left_out]
-        bounded = [check for check in self.checks if check.bound is not None]
-        good = sum(check.ok for check in bounded)
-        parts.append(_SETTINGS.format_map(self.settings))
-        verdict = "Certified" if self.ok else "FAILED"
-        parts.append(f"{verdict}: {good} of {len(bounded)} values are inside their bounds.")
-        return "\n\n".join(parts)
 
 
 def certify(
@@ -175,14 +100,14 @@ def certify(
         SoloExtError: images that cannot be read, or a format of `formats` that does not work here.
     """
     for name in formats:
-        check_choice("--formats", name, FORMATS[1:])
+        fit(Annotated[str, OneOf(FORMATS[1:])], name, "--formats")
     device = _device(device)
     checks: list[Check] = []
     left_out: list[str] = []
     known: set[str] = set()
     with TemporaryDirectory() as folder:
-        for case in _cases(augmentations, images, Path(folder)):
-            names = _loadable(case, formats, device, left_out)
+        for case in all_cases(augmentations, images, Path(folder)):
+            names = loadable(case, formats, device, left_out)
             if not names:
                 continue
             checks += _drawn(case, seed, known)
@@ -202,104 +127,10 @@ def _device(name: str) -> torch.device:
         raise ConfigError(f"--device: there is no device '{name}' here; use cpu") from None
 
 
-@dataclass(frozen=True)
-class _Case:
-    """Images and how they are augmented. `images` are files in one folder, or in memory."""
-
-    name: str
-    aug: AugmentationConfig
-    images: ImageSet
-
-    def loader(self, format: str, augmentations: Sequence[AugmentationConfig], seed: int, device: torch.device):
-        """A pass over all images in the order of an epoch; the views have values from 0 to 255."""
-        data = DataConfig("custom", format=format, num_workers=0)
-        transforms = [build_view_transform(aug, *LEVELS) for aug in augmentations]
-        sampler = EpochSampler(len(self.images), seed)
-        return make_loader(data, self._as(format), transforms, seed, sampler, BATCH, False, device)
-
-    def _as(self, format: str) -> ImageSet:
-        if format != "h5" or isinstance(self.images.images, ArrayImages):
-            return self.images
-        file = self.images.images.root.with_suffix(".h5")
-        if not file.exists():
-            write_h5(file.with_suffix(""), file)
-        return read_images(file, "h5")
-
-    def picture(self, i: int) -> Image.Image:
-        """As Pillow reads it."""
-        source = self.images.images
-        if isinstance(source, ArrayImages):
-            return Image.fromarray(source.pixels[i])
-        with source.named(i), Image.open(source.path(i)) as image:
-            return image.convert("RGB")
-
-    def sizes(self) -> list[tuple[int, int]]:
-        """Widths and heights that occur."""
-        return sorted({self.picture(i).size for i in range(len(self.images))})
-
-
-def _cases(augmentations: Sequence[AugmentationConfig] | None, images: str | None, folder: Path) -> Iterator[_Case]:
-    given = [replace(aug, num_crops=1, mean=None, std=None) for aug in augmentations or ()]
-    for i, aug in enumerate(given or [replace(EVERYTHING, crop_size=size) for size in (224, 32)]):
-        if aug in given[:i]:
-            continue
-        side = aug.crop_size if aug.crop_size <= SMALL else None
-        path = folder / ("images" if images else f"photographs{side or ''}")
-        if not path.exists():
-            path.mkdir()
-            _copy(images, path) if images else _photographs(path, side)
-        case = _Case("", aug, read_folder(path, "--images"))
-        sizes = case.sizes()
-        size = "{} x {} px".format(*sizes[0]) if len(sizes) == 1 else "several sizes"
-        what = "images" if images else "photographs"
-        prefix = f"augmentations[{i}], " if given else ""
-        yield replace(case, name=f"{prefix}{len(case.images)} {what} of {size}, views of {aug.crop_size} px")
-    if not given and not images:
-        mini = load_dataset(DataConfig("fashion_mnist_mini"), "train")
-        mini = mini.subset(np.arange(0, len(mini), len(mini) // 32))
-        yield _Case("Fashion-MNIST (gray), views of 28 px", replace(EVERYTHING, crop_size=28), mini)
-
-
-def _photographs(folder: Path, side: int | None) -> None:
-    """Four parts of each of scikit-learn's two photographs: JPEG, or PNG that is shrunk to `side` x `side` px."""
-    for photo, pixels in enumerate(load_sample_images().images):
-        for part in range(4):
-            if side:
-                square = Image.fromarray(pixels).crop((71 * part, 0, 71 * part + 427, 427))
-                square.resize((side, side)).save(folder / f"{photo}-{part}.png")
-            else:
-                left, top = 140 * (part % 2), 52 * (part // 2)
-                part_of = Image.fromarray(pixels).crop((left, top, left + 500, top + 375))
-                part_of.save(folder / f"{photo}-{part}.jpg", quality=90)
-
-
-def _copy(source: str, folder: Path) -> None:
-    """Up to `IMAGES` images, evenly from all."""
-    images = read_images(source, "--images", labels=False)
-    for row in np.unique(np.linspace(0, len(images) - 1, IMAGES).astype(int)).tolist():
-        suffix = Path(images.images.path(row)).suffix
-        (folder / f"{row:08d}{suffix}").write_bytes(images.images.read(row))
-
-
-def _loadable(case: _Case, formats: Sequence[str], device: torch.device, left_out: list[str]) -> list[str]:
-    """The formats that work here; those of `formats` have to, others are `left_out`."""
-    possible = CAN[type(case.images.images)] + ("h5",) * isinstance(case.images.images, FileImages)
-    names = []
-    for name in [name for name in FORMATS if name in possible and (not formats or name in formats)]:
-        try:
-            case.loader(name, [case.aug], 0, device)
-            names.append(name)
-        except SoloExtError as error:
-            if formats:
-                raise
-            left_out.append(f"{name} ({case.name}): {error}")
-    return names
-
-
 # --- drawn -----------------------------------------------------------------------------------------------
 
 
-def _drawn(case: _Case, seed: int, known: set[str]) -> list[Check]:
+def _drawn(case: Case, seed: int, known: set[str]) -> list[Check]:
     """Of all parameters but those that are `known` from another case."""
     u = uniforms(seed, np.zeros(PARAMETERS, np.int64), np.arange(PARAMETERS), 1)[:, 0]
     with torch.random.fork_rng(devices=[]):
@@ -367,7 +198,7 @@ def _decisions(part: str, prob: float, count: int) -> list[bool]:
 # --- rendered --------------------------------------------------------------------------------------------
 
 
-def _rendered(case: _Case, formats: Sequence[str], draws: int, seed: int, device: torch.device) -> list[Check]:
+def _rendered(case: Case, formats: Sequence[str], draws: int, seed: int, device: torch.device) -> list[Check]:
     operations = _operations(case.aug, case.sizes())
     transforms = [build_view_transform(aug, *LEVELS) for aug in operations.values()]
     loaders = [case.loader(name, list(operations.values()), seed, device) for name in formats]
@@ -422,7 +253,7 @@ def _operations(aug: AugmentationConfig, sizes: Sequence[tuple[int, int]]) -> di
 # --- the whole chain -------------------------------------------------------------------------------------
 
 
-def _chained(case: _Case, formats: Sequence[str], draws: int, seed: int, device: torch.device) -> list[Check]:
+def _chained(case: Case, formats: Sequence[str], draws: int, seed: int, device: torch.device) -> list[Check]:
     at_once = 4  # views of an image that is decoded once
     epochs = range(math.ceil(draws / at_once / len(case.images)))
     with torch.random.fork_rng(devices=[]):
@@ -463,49 +294,6 @@ def _features(views: Tensor) -> tuple[Tensor, Tensor]:
         left.mean((1, 2, 3)) - right.mean((1, 2, 3)),
     )
     return adaptive_avg_pool2d(views, GRID).flatten(1), torch.stack(numbers, dim=1)
-
-
-# --- the page --------------------------------------------------------------------------------------------
-
-
-def _levels(check: Check) -> str:
-    bound = "" if check.bound is None else f" ({check.bound:g})"
-    return f"{check.value:{'+' if check.measure == 'bias' else ''}.2f}{bound}{'' if check.ok else ' FAILED'}"
-
-
-def _test(check: Check) -> str:
-    return f"{check.effect:.3f}, p {check.value:.2g}{'' if check.ok else ' FAILED'}"
-
-
-_HEAD = """\
-# Data certificate
-
-Every data format gives the views of solo-learn's chain of Pillow and torchvision. Differences are in levels of 255.
-Sizes of differences and biases have a bound each, in brackets; p values have one for all."""
-_SETTINGS = """\
-{draws} views per operation and format, {chain} of the whole chain, {parameters} draws of each parameter, seed {seed},
-on {device}. No p may be below {alpha:g} / {tests}, for {tests} tests. {packages}."""
-_TABLES = {
-    ("drawn", "p"): ("Parameters as drawn, against torchvision's: KS distance, p", _test),
-    ("rendered", "difference"): (
-        "Views against Pillow's by the same numbers: mean absolute difference (bound)",
-        _levels,
-    ),
-    ("rendered", "bias"): ("Mean signed difference (bound of its size)", _levels),
-    ("chain", "p"): (
-        "Whole chain against torchvision's by other numbers: levels (mean image) or KS distance, p",
-        _test,
-    ),
-}
-
-
-def _table(checks: Iterable[Check], cell: Callable[[Check], str]) -> str:
-    cells = {(check.operation, check.format): cell(check) for check in checks}
-    columns, operations = (list(dict.fromkeys(key[i] for key in cells)) for i in (1, 0))
-    rows = [["", *columns], *([name, *(cells.get((name, c), "-") for c in columns)] for name in operations)]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    rows.insert(1, ["-" * width for width in widths])
-    return "\n".join(f"| {' | '.join(map(str.ljust, row, widths))} |" for row in rows)
 
 
 def _versions() -> Iterator[str]:

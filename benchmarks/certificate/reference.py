@@ -9,7 +9,7 @@ from torch import Tensor
 from torchvision import transforms as T
 from torchvision.transforms import functional as F
 
-from solo_ext.data.config import AugmentationConfig
+from solo_ext.data.augmentations import AugmentationConfig
 from solo_ext.data.transforms import ViewTransform
 from solo_ext.data.views import BLUR_RADIUS, HUE, JITTER_ORDERS, draw_boxes, draw_views
 

@@ -1,18 +1,13 @@
-"""Configuration of data and augmentations: solo-learn's keys, checked.
+"""The `augmentations` of a configuration, with solo-learn's keys.
 
-What an entry of `augmentations` leaves out is off, but for the random resized crop, which is on.
+What an entry leaves out is off, except for the random resized crop, which is on.
 """
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any
 
-from solo_ext.data.datasets import DATASETS
-from solo_ext.schema import Bounds, Config, Count, Length, NonNegative, OneOf, Positive, Share
-
-# auto: the fastest that works for the images and the device, see `formats`
-Format = Literal["auto", "image_folder", "h5", "tensor", "dali"]
-FORMATS = get_args(Format)
+from solo_ext.schema import Bounds, Config, Count, Length, NonNegative, Positive, Share
 
 Mean = Annotated[list[float], Length(3)]  # per channel, of pixels in [0, 1]
 Std = Annotated[list[Positive], Length(3)]
@@ -77,31 +72,6 @@ class ClassificationAugmentationConfig(Config, section="data.augmentations"):
     crop_size: Count | None = None
     mean: Mean | None = None
     std: Std | None = None
-
-
-@dataclass
-class DataConfig(Config, section="data"):
-    """`data`: which images, from where."""
-
-    dataset: Annotated[str, OneOf(DATASETS)]
-    train_path: str | None = None
-    val_path: str | None = None
-    format: Format = "auto"
-    num_workers: Annotated[int, Bounds(0)] = 4  # processes of image_folder and h5, threads of dali; tensor has none
-    no_labels: bool = False
-    fraction: float = -1.0  # of the training set, stratified by class; -1: all of it
-    download: bool = True
-    corrupt: Literal["error", "skip"] = "error"  # an unreadable image: error, or skip (the next one takes its place)
-    corrupt_limit: Share = 0.01  # of the images may be skipped
-    augmentations: ClassificationAugmentationConfig | None = None  # linear evaluation only
-    num_classes: int | None = None  # derived
-    num_large_crops: int | None = None  # derived
-    num_small_crops: int | None = None  # derived
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        share = 0 < self.fraction < 1
-        self.require(share or self.fraction == -1, "fraction", "between 0 and 1, or -1 for the whole set")
 
 
 def count_crops(augmentations: Iterable[Any]) -> tuple[int, int]:

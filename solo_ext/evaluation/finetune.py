@@ -1,0 +1,56 @@
+"""What solo-learn's linear evaluation has for fine-tuning: the options, mixup and cutmix, a learning rate per layer."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from timm.data.mixup import Mixup
+from timm.optim import param_groups_layer_decay
+from torch import nn
+
+from solo_ext.errors import ConfigError
+from solo_ext.optim import OptimizerConfig
+from solo_ext.schema import Config, NonNegative, Share
+
+
+@dataclass
+class LinearOptions(Config):
+    """solo-learn's top-level keys of a linear evaluation.
+
+    finetune: train the backbone too. mixup, cutmix: alpha of timm's; 0 is off.
+    """
+
+    finetune: bool = False
+    label_smoothing: Share = 0.0
+    mixup: NonNegative = 0.0
+    cutmix: NonNegative = 0.0
+
+    def mixing(self, batch_size: int, classes: int) -> Mixup | None:
+        """timm's (images, targets) -> (mixed images, soft targets), smoothed; None without mixup and cutmix."""
+        if not (self.mixup or self.cutmix):
+            return None
+        if batch_size % 2:
+            raise ConfigError(f"optimizer.batch_size must be even for mixup and cutmix, not {batch_size}")
+        smoothing = self.label_smoothing
+        return Mixup(mixup_alpha=self.mixup, cutmix_alpha=self.cutmix, label_smoothing=smoothing, num_classes=classes)
+
+
+def backbone_groups(backbone: nn.Module, cfg: OptimizerConfig, lr: float) -> list[dict[str, Any]]:
+    """The parameter groups of a backbone that is trained: one, or with `layer_decay` those of its layers.
+
+    Deviation from solo-learn: the decay does change the learning rate of the layers.
+
+    Raises:
+        ConfigError: timm does not know the backbone's layers.
+    """
+    if not cfg.layer_decay:
+        return [{"name": "backbone", "params": list(backbone.parameters())}]
+    undecayed = getattr(backbone, "no_weight_decay", set)()
+    layers = param_groups_layer_decay(backbone, cfg.weight_decay, undecayed, layer_decay=cfg.layer_decay)
+    return [
+        {
+            "name": f"backbone.{i}",
+            "lr": lr * layer["lr_scale"],
+            **{key: layer[key] for key in ("params", "weight_decay")},
+        }
+        for i, layer in enumerate(layers)
+    ]
