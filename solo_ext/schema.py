@@ -109,6 +109,7 @@ class Config:
     """
 
     _section: ClassVar[str] = ""
+    when_given: ClassVar[frozenset[str]] = frozenset()  # fields that `plain` leaves out where they are null
 
     def __init_subclass__(cls, section: str | None = None, **kwargs: Any):
         super().__init_subclass__(**kwargs)
@@ -173,14 +174,14 @@ def section(cls: type[T], node: Any, at: str = "") -> T:
 def plain(config: Any) -> dict[str, Any]:
     """The values of a dataclass, as JSON holds them.
 
-    A field of null with `when_given` in its metadata is left out: what stands for it is not ours to say.
+    Fields of null that the class names in `when_given` are left out: what stands for them is not ours to say.
     """
 
     def values(x: Any) -> Any:
         if dataclasses.is_dataclass(x):
-            named = {f.name: getattr(x, f.name) for f in dataclasses.fields(x)}
-            hidden = {f.name for f in dataclasses.fields(x) if f.metadata.get("when_given") and named[f.name] is None}
-            return {name: values(item) for name, item in named.items() if name not in hidden}
+            named = {field.name: getattr(x, field.name) for field in dataclasses.fields(x)}
+            hidden = getattr(x, "when_given", ())
+            return {name: values(item) for name, item in named.items() if item is not None or name not in hidden}
         if isinstance(x, Mapping):
             return {str(key): values(item) for key, item in x.items()}
         return [values(item) for item in x] if isinstance(x, list | tuple) else x

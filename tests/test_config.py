@@ -17,17 +17,9 @@ from solo_ext.errors import ConfigError
 from solo_ext.methods import METHODS
 from solo_ext.momentum import IntraMomentum
 from solo_ext.schema import keys
-from solo_ext.training.compose import assign
-from solo_ext.training.config import (
-    check_hardware,
-    compose,
-    device_count,
-    overlay,
-    resolve,
-    run_values,
-    to_yaml,
-    trainer_devices,
-)
+from solo_ext.training.compose import assign, compose, overlay
+from solo_ext.training.config import resolve, run_values, to_yaml
+from solo_ext.training.hardware import check_hardware, device_count, trainer_devices
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 SHIPPED = sorted(f for kind in ("pretrain", "linear") for f in SCRIPTS.glob(f"{kind}/[!_]*/*.yaml"))

@@ -14,7 +14,8 @@ from omegaconf import OmegaConf
 
 from solo_ext.methods import METHODS
 from solo_ext.studies.study import load_study, load_table, read_text_yaml
-from solo_ext.training.config import compose, resolve
+from solo_ext.training.compose import compose
+from solo_ext.training.config import resolve
 
 STUDIES = Path(__file__).parents[1] / "scripts" / "studies"
 RESULTS = STUDIES / "paper_results.yaml"

@@ -9,7 +9,8 @@ from conftest import SOLO_LEARN
 from omegaconf import OmegaConf
 
 from solo_ext.methods import METHODS
-from solo_ext.training.config import compose, resolve
+from solo_ext.training.compose import compose
+from solo_ext.training.config import resolve
 
 SCRIPTS = Path(SOLO_LEARN or "") / "scripts"
 NO_CHECKOUT = pytest.param("-", marks=pytest.mark.skip(reason="set SOLO_LEARN=<path of a solo-learn checkout>"))

@@ -21,7 +21,8 @@ from conftest import build
 import solo_ext
 from solo_ext.errors import CheckpointError, SoloExtError
 from solo_ext.runs.encoder import load_encoder
-from solo_ext.training.config import overlay, resolve, run_values
+from solo_ext.training.compose import overlay
+from solo_ext.training.config import resolve, run_values
 from solo_ext.zoo import add as adding
 from solo_ext.zoo import download as downloading
 from solo_ext.zoo import store

@@ -9,7 +9,8 @@ out. Other entries stay as they are.
 import re
 from pathlib import Path
 
-from solo_ext.training.config import compose, resolve
+from solo_ext.training.compose import compose
+from solo_ext.training.config import resolve
 from solo_ext.zoo.add import recipe_sum, write_tables
 from solo_ext.zoo.index import INDEX, Entry, Figure, Recipe, parse_index, short, write_index
 

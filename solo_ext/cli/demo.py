@@ -10,7 +10,8 @@ import solo_ext
 from solo_ext.analysis.report import main_report, print_table, table_rows
 from solo_ext.errors import ConfigError
 from solo_ext.runs.run import load_run
-from solo_ext.training.config import compose, overlay, resolve, run_values
+from solo_ext.training.compose import compose, overlay
+from solo_ext.training.config import resolve, run_values
 from solo_ext.training.evaluate import knn, linear, untrained_folder
 from solo_ext.training.pretrain import pretrain
 

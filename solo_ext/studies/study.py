@@ -20,7 +20,8 @@ from solo_ext.methods import METHODS, Method
 from solo_ext.planning.anatomy import anatomy
 from solo_ext.schema import UnknownKey, build, fit, keys
 from solo_ext.text import nearest
-from solo_ext.training.config import compose, resolve
+from solo_ext.training.compose import compose
+from solo_ext.training.config import resolve
 
 T = TypeVar("T")
 RESULTS = "paper_results.yaml"  # beside the folders of the studies

@@ -77,7 +77,8 @@ class TrainingConfig(RunConfig):
     resume_from_checkpoint: str | None = None
     wandb: WandbConfig = field(default_factory=WandbConfig)
     tensorboard: TensorboardConfig = field(default_factory=TensorboardConfig)
-    callbacks: dict[str, Any] | None = field(default=None, metadata={"when_given": True})
+    callbacks: dict[str, Any] | None = None
+    when_given = TrainerConfig.when_given | {"callbacks"}
 
 
 @dataclass(kw_only=True)

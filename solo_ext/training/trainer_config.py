@@ -1,8 +1,8 @@
 """Lightning's Trainer arguments, which a YAML has at its top level, checked without importing Lightning."""
 
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal
+from dataclasses import dataclass, fields
+from typing import Annotated, Literal
 
 from solo_ext.errors import ConfigError
 from solo_ext.schema import Bounds, Config, Count
@@ -15,11 +15,6 @@ OWN = {  # arguments that follow from other keys
     "default_root_dir": "use checkpoint.dir",
     "plugins": "they write the checkpoints",
 }
-
-
-def _when_given() -> Any:
-    """Null stands for Lightning's default."""
-    return field(default=None, metadata={"when_given": True})
 
 
 @dataclass(frozen=True)
@@ -63,9 +58,9 @@ Precision = (
 
 @dataclass(kw_only=True)
 class TrainerConfig(Config):
-    """What goes to Lightning's Trainer, by its names; see there."""
+    """What goes to Lightning's Trainer, by its names; see there. Null stands for Lightning's default."""
 
-    max_epochs: Count | None = _when_given()
+    max_epochs: Count | None = None
     devices: list[int] | int | str = "auto"
     num_nodes: Count = 1
     accelerator: Annotated[str, _Known(("auto", "cpu", "gpu", "cuda", "mps", "tpu"), _accelerators)] = "auto"
@@ -73,35 +68,38 @@ class TrainerConfig(Config):
     precision: Precision = "32-true"
     sync_batchnorm: bool = False
     accumulate_grad_batches: Count = 1
-    min_epochs: Count | None = _when_given()
-    max_steps: Annotated[int, Bounds(-1)] | None = _when_given()
-    min_steps: int | None = _when_given()
-    max_time: str | dict[str, int] | None = _when_given()
-    fast_dev_run: bool | int | None = _when_given()
-    limit_train_batches: Batches | None = _when_given()
-    limit_val_batches: Batches | None = _when_given()
-    limit_test_batches: Batches | None = _when_given()
-    limit_predict_batches: Batches | None = _when_given()
-    overfit_batches: Batches | None = _when_given()
-    val_check_interval: Batches | str | dict[str, int] | None = _when_given()
-    check_val_every_n_epoch: Count | None = _when_given()
-    num_sanity_val_steps: Annotated[int, Bounds(-1)] | None = _when_given()
-    log_every_n_steps: Annotated[int, Bounds(0)] | None = _when_given()
-    enable_progress_bar: bool | None = _when_given()
-    enable_model_summary: bool | None = _when_given()
-    gradient_clip_val: Annotated[int, Bounds(0)] | Annotated[float, Bounds(0)] | None = _when_given()
-    gradient_clip_algorithm: Literal["norm", "value"] | None = _when_given()
-    deterministic: bool | Literal["warn"] | None = _when_given()
-    benchmark: bool | None = _when_given()
-    inference_mode: bool | None = _when_given()
-    use_distributed_sampler: bool | None = _when_given()
-    profiler: str | None = _when_given()
-    detect_anomaly: bool | None = _when_given()
-    barebones: bool | None = _when_given()
-    reload_dataloaders_every_n_epochs: int | None = _when_given()
-    enable_autolog_hparams: bool | None = _when_given()
-    model_registry: str | None = _when_given()
+    min_epochs: Count | None = None
+    max_steps: Annotated[int, Bounds(-1)] | None = None
+    min_steps: int | None = None
+    max_time: str | dict[str, int] | None = None
+    fast_dev_run: bool | int | None = None
+    limit_train_batches: Batches | None = None
+    limit_val_batches: Batches | None = None
+    limit_test_batches: Batches | None = None
+    limit_predict_batches: Batches | None = None
+    overfit_batches: Batches | None = None
+    val_check_interval: Batches | str | dict[str, int] | None = None
+    check_val_every_n_epoch: Count | None = None
+    num_sanity_val_steps: Annotated[int, Bounds(-1)] | None = None
+    log_every_n_steps: Annotated[int, Bounds(0)] | None = None
+    enable_progress_bar: bool | None = None
+    enable_model_summary: bool | None = None
+    gradient_clip_val: Annotated[int, Bounds(0)] | Annotated[float, Bounds(0)] | None = None
+    gradient_clip_algorithm: Literal["norm", "value"] | None = None
+    deterministic: bool | Literal["warn"] | None = None
+    benchmark: bool | None = None
+    inference_mode: bool | None = None
+    use_distributed_sampler: bool | None = None
+    profiler: str | None = None
+    detect_anomaly: bool | None = None
+    barebones: bool | None = None
+    reload_dataloaders_every_n_epochs: int | None = None
+    enable_autolog_hparams: bool | None = None
+    model_registry: str | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         parse_devices(self.devices)
+
+
+TrainerConfig.when_given = frozenset(field.name for field in fields(TrainerConfig) if field.default is None)
