@@ -20,10 +20,10 @@ from solo_ext.planning.anatomy import anatomy
 from solo_ext.schema import UnknownKey, build, fit, keys, nearest_key
 from solo_ext.text import nearest
 from solo_ext.training.config import compose, resolve
+from solo_ext.training.recipes import recipe_file
 
 T = TypeVar("T")
 RESULTS = "paper_results.yaml"  # beside the folders of the studies
-FOLDERS = {"imagenet100": "imagenet-100"}  # data set -> folder of its recipes, where the two differ
 OWN = {  # what `solo-ext study` sets in every run
     "seed": "use seeds=[0,1,2]",
     "checkpoint.dir": "use --out",
@@ -356,8 +356,8 @@ def _study(path: Path, study: StudyFile, dataset: str, changes: list[str]) -> St
     for (_, own, where), matches, name in zip(specs, placed, names, strict=True):
         recipe, printed = _recipe([*study.overrides, *own], where), [*study.overrides, *own]
         plain = [override for override in printed if _key(override) != "recipe"]
-        home = _recipe_file(scripts, study.dataset, recipe)
-        there = _recipe_file(scripts, dataset, _recipe([*printed, *changes], where))
+        home = recipe_file(scripts, study.dataset, recipe)
+        there = recipe_file(scripts, dataset, _recipe([*printed, *changes], where))
         user = [change for change in changes if _key(change) != "recipe"]
         for labels, values in matches:
             epoch = _epoch(labels[study.readout]) if study.readout else None
@@ -467,20 +467,6 @@ def _recipe(overrides: Sequence[str], where: str) -> str:
     if not named:
         raise ConfigError(f"{where} has no recipe=NAME")
     return named[-1]
-
-
-def _recipe_file(scripts: Path, dataset: str, recipe: str) -> Path:
-    folder = scripts / FOLDERS.get(dataset, dataset)
-    if not folder.is_dir():
-        names = {FOLDERS.get(name, name): name for name in FOLDERS}
-        have = sorted(
-            {v: k for k, v in FOLDERS.items()}.get(p.name, p.name) for p in scripts.glob("[!_]*") if p.is_dir()
-        )
-        hint = nearest(dataset, [*have, *names]) or f" (there are recipes for {_list(have)})"
-        raise ConfigError(f"dataset: there are no recipes for '{dataset}'{hint}")
-    file = folder / f"{recipe}.yaml"
-    _exists(file, "recipe")
-    return file
 
 
 def _exists(file: Path, what: str) -> None:
