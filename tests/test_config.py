@@ -17,12 +17,14 @@ from solo_ext.errors import ConfigError
 from solo_ext.methods import METHODS
 from solo_ext.momentum import IntraMomentum
 from solo_ext.schema import keys
+from solo_ext.training import recipes
 from solo_ext.training.compose import assign, compose, overlay
 from solo_ext.training.config import resolve, run_values, to_yaml
 from solo_ext.training.hardware import check_hardware, device_count, trainer_devices
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
-SHIPPED = sorted(f for kind in ("pretrain", "linear") for f in SCRIPTS.glob(f"{kind}/[!_]*/*.yaml"))
+PLACES = sorted(place for kind in ("pretrain", "linear") for place in SCRIPTS.glob(f"{kind}/[!_]*"))
+SHIPPED = [place / f"{name}.yaml" for place in PLACES for name in recipes.names(place)]  # some without a file
 CIFAR = SCRIPTS / "pretrain" / "cifar10"
 
 
@@ -75,20 +77,30 @@ def differing(one: dict, other: dict) -> set[str]:
     return {key for key in one.keys() | other.keys() if one.get(key) != other.get(key)}
 
 
-VITS = ("mocov3", "res_mocov3")
+PRINTED = """
+    cifar10: projector_ema_byol res_mocov3
+    cifar100: projector_ema_byol projector_ema_dino projector_ema_mocov2plus projector_ema_ressl
+    cifar100: res_byol res_mocov3 res_ressl res_simsiam
+    imagenet-100: projector_ema_byol projector_ema_dino projector_ema_mocov2plus projector_ema_ressl
+    imagenet-100: res_byol res_mocov3
+    imagenet: projector_ema_dino res_mocov3
+"""
 
 
-def test_every_method_and_dataset_has_its_scripts():
-    names = {(f.parts[-3], f.parts[-2], f.stem) for f in SHIPPED}
-    methods = {method for method in METHODS if method != "res_moco"}  # an alias
-    vits = {("pretrain", folder, f"{m}_vit") for folder in ("imagenet-100", "fashion_mnist_mini") for m in VITS}
-    vits.add(("pretrain", "imagenet-100", "dino_vit"))
-    own_images = {("pretrain", "custom", method) for method in methods}
-    assert (
-        names == {(kind, d, m) for kind in ("pretrain", "linear") for d in FOLDERS for m in methods} | own_images | vits
-    )
-    assert methods == {variant + name for variant in ("", "projector_ema_", "res_") for name in FRAMEWORKS}
-    assert all(file.with_suffix(".sh").is_file() for file in SHIPPED)
+def test_what_the_papers_print_has_a_file_and_a_script():
+    printed = [line.strip().partition(": ") for line in PRINTED.strip().splitlines()]
+    names = [(folder, name) for folder, _, names in printed for name in names.split()]
+    names += [(folder, name) for folder in FOLDERS for name in FRAMEWORKS]
+    files = [SCRIPTS / kind / folder / f"{name}.yaml" for kind in ("pretrain", "linear") for folder, name in names]
+    files += [SCRIPTS / "pretrain" / "custom" / f"{name}.yaml" for name in FRAMEWORKS]
+    files += [SCRIPTS / "pretrain" / "imagenet-100" / f"{name}_vit.yaml" for name in ("mocov3", "res_mocov3", "dino")]
+    assert [file for file in files if not file.is_file()] == []
+
+
+def test_every_file_has_a_script_and_every_script_a_file():
+    files = {file for place in PLACES for file in place.iterdir()}
+    assert {file.with_suffix(".sh") for file in files} == {file for file in files if file.suffix == ".sh"}
+    assert {file.with_suffix(".yaml") for file in files} == {file for file in files if file.suffix == ".yaml"}
 
 
 @pytest.mark.parametrize("file", SHIPPED, ids=lambda f: "/".join(f.parts[-3:]))
@@ -101,8 +113,9 @@ def test_shipped_yaml_resolves_to_what_its_path_says(file):
     several = kind == "pretrain" and folder.startswith("imagenet")
     assert (cfg["devices"] > 1, cfg["strategy"] == "ddp", cfg["sync_batchnorm"]) == (several,) * 3
 
-    script = file.with_suffix(".sh").read_text().splitlines()
-    assert len(script) == 2 and f"solo-ext {kind} " in script[1] and script[1].endswith(f'{file.name} "$@"')
+    if file.is_file():
+        script = file.with_suffix(".sh").read_text().splitlines()
+        assert len(script) == 2 and f"solo-ext {kind} " in script[1] and script[1].endswith(f'{file.name} "$@"')
 
 
 @pytest.mark.parametrize("name", [m for m in METHODS if m != "res_moco"])

@@ -23,6 +23,7 @@ from solo_ext.errors import CheckpointError, SoloExtError
 from solo_ext.runs.encoder import load_encoder
 from solo_ext.training.compose import overlay
 from solo_ext.training.config import resolve, run_values
+from solo_ext.training.recipes import find as find_recipe
 from solo_ext.zoo import add as adding
 from solo_ext.zoo import download as downloading
 from solo_ext.zoo import store
@@ -84,9 +85,9 @@ def test_files_in_the_repository_are_as_the_index_says(name):
         if not file.name.endswith(".safetensors"):
             assert not any(word in data.decode() for word in ("/tmp/", "/work/", "/root/", "/home/")), file.path
     assert {path.name for path in (ZOO / entry.folder).iterdir()} == {file.name for file in entry.files}
-    assert (
-        entry.figures and entry.licence and entry.recipe and entry.fingerprint and (ROOT / entry.recipe.path).is_file()
-    )
+    assert entry.figures and entry.licence and entry.fingerprint
+    recipe = entry.recipe.path.removeprefix("scripts/pretrain/").removesuffix(".yaml")
+    assert find_recipe(recipe) == ROOT / entry.recipe.path
     config = json.loads((ZOO / entry.folder / "args.json").read_text())
     assert (config["method"], config["backbone"]["name"]) == (entry.method, entry.backbone)
     assert (config["data"]["dataset"], config["max_epochs"]) == (entry.dataset, entry.epochs)
@@ -424,6 +425,8 @@ def test_a_run_becomes_an_entry(trained, tmp_path, run):
     assert entry.name == "byol-cifar10-r10w16" and entry.epochs == 3 and entry.licence == "MIT"
     assert entry.figure("kNN-20") == 41.5 and "before its weights were rounded" in entry.figures[0].protocol
     assert entry.recipe.path == "scripts/pretrain/cifar10/byol.yaml" and entry.recipe.overrides == ["max_epochs=3"]
+    by_name = adding.recipe_from(["solo-ext", "pretrain", "cifar10/res_byol", "seed=1"], tmp_path / "own")
+    assert (by_name.path, by_name.overrides) == ("scripts/pretrain/cifar10/res_byol.yaml", ["seed=1"])
     assert "byol-cifar10-r10w16" in (tmp_path / "own" / "README.md").read_text()
     folder = zoo / entry.folder
     assert {path.name for path in folder.iterdir()} == {file.name for file in entry.files}

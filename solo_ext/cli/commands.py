@@ -10,6 +10,7 @@ from solo_ext.cli.export import EXPORT
 from solo_ext.cli.solo_learn import WITH_SOLO_LEARN
 from solo_ext.cli.zoo import ZOO
 from solo_ext.errors import ConfigError
+from solo_ext.training import recipes
 
 YAML = (".yaml", ".yml")
 OVERRIDES = """\
@@ -23,7 +24,9 @@ def _yaml_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _yaml_words(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("words", nargs="*", metavar="[FILE.yaml] key=value", help="the YAML, and what to change in it")
+    parser.add_argument(
+        "words", nargs="*", metavar="[RECIPE] key=value", help="<dataset>/<recipe> or FILE.yaml, and what to change"
+    )
     parser.add_argument("-cp", "--config-path", metavar="FOLDER", help="folder of the YAML, from the current directory")
     parser.add_argument("-cn", "--config-name", metavar="NAME", help="its name; FILE.yaml is a shorter way to say both")
 
@@ -41,23 +44,27 @@ def _run_argument(parser: argparse.ArgumentParser, required: bool) -> None:
     )
 
 
-def _yaml_and_overrides(args: argparse.Namespace) -> tuple[Path | None, list[str]]:
-    """The YAML that the command line names, if any, and the overrides."""
+def _yaml_and_overrides(args: argparse.Namespace, kind: str | None = None) -> tuple[Path | None, list[str]]:
+    """The YAML that the command line names, if any, and the overrides; `kind`: of the recipes that have a name."""
     words = [word for word in args.words if not (getattr(args, "cfg", False) and word == "job")]  # Hydra's `--cfg job`
     folder, name = getattr(args, "config_path", None), getattr(args, "config_name", None)
-    if name is None and words and words[0].endswith(YAML) and "=" not in words[0]:
-        name = words.pop(0)
+    recipe = None
+    if name is None and words and "=" not in words[0]:
+        if words[0].endswith(YAML):
+            name = words.pop(0)
+        elif kind and folder is None and "/" in words[0]:
+            recipe = recipes.find(words.pop(0), kind)
     for word in words:
         if "=" not in word and not word.startswith("~"):
             raise ConfigError(f"'{word}' is not an override such as key=value; a YAML comes first")
-    return name and Path(folder or ".") / name, words
+    return recipe or (Path(folder or ".") / name if name else None), words
 
 
 def _composed(file: Path | None, overrides: Sequence[str]):
     from solo_ext.training.compose import compose
 
     if file is None:
-        raise ConfigError("which YAML? name it, as in solo-ext pretrain scripts/pretrain/cifar10/byol.yaml")
+        raise ConfigError("which YAML? name it, as in solo-ext pretrain cifar10/byol; solo-ext recipes lists them")
     return compose(file.parent, file.name, overrides)
 
 
@@ -76,7 +83,7 @@ def _start(cfg, args: argparse.Namespace, run: str) -> None:
 def _pretrain(args: argparse.Namespace) -> None:
     from solo_ext.training.config import resolve
 
-    _start(resolve(_composed(*_yaml_and_overrides(args))), args, "pretrain")
+    _start(resolve(_composed(*_yaml_and_overrides(args, "pretrain"))), args, "pretrain")
 
 
 def _plan_arguments(parser: argparse.ArgumentParser) -> None:
@@ -92,7 +99,7 @@ def _plan(args: argparse.Namespace) -> None:
     from solo_ext.planning.plan import plan
     from solo_ext.training.config import resolve
 
-    found = plan(resolve(_composed(*_yaml_and_overrides(args))), measure=not args.no_measure)
+    found = plan(resolve(_composed(*_yaml_and_overrides(args, "pretrain"))), measure=not args.no_measure)
     print(json.dumps(dataclasses.asdict(found), indent=1) if args.json else found)
 
 
@@ -101,7 +108,7 @@ def _linear(args: argparse.Namespace) -> None:
     from solo_ext.training.config import resolve, run_values
     from solo_ext.zoo.model import locate
 
-    file, overrides = _yaml_and_overrides(args)
+    file, overrides = _yaml_and_overrides(args, "linear")
     args.run = args.run and locate(args.run)
     if args.run and file:
         overrides.append(assign("pretrained_feature_extractor", args.run))
@@ -162,7 +169,10 @@ def _demo(args: argparse.Namespace) -> None:
 
 def _study_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "words", nargs="*", metavar="FILE.yaml key=value", help="the study, and what to change in all runs"
+        "words",
+        nargs="*",
+        metavar="STUDY key=value",
+        help="<paper>/<table> or FILE.yaml, and what to change in all runs",
     )
     parser.add_argument(
         "--out", metavar="FOLDER", help="where all goes (default: studies/<folder>-<name of the study>)"
@@ -176,10 +186,12 @@ def _study_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _study(args: argparse.Namespace) -> None:
-    file, words = _yaml_and_overrides(args)
+    file, words = _yaml_and_overrides(args, "studies")
     settings = [word for word in words if word.lstrip("+~").startswith("hydra.")]
     if file is None:
-        raise ConfigError("which study? name its YAML, as in solo-ext study scripts/studies/projector_ema/table3.yaml")
+        raise ConfigError(
+            "which study? name it, as in solo-ext study projector_ema/table3; solo-ext recipes lists them"
+        )
     if args.jobs < 1:
         raise ConfigError(f"--jobs must be at least 1, not {args.jobs}")
     if settings and not args.launcher:
@@ -195,17 +207,33 @@ def _study(args: argparse.Namespace) -> None:
         raise SystemExit(1)
 
 
+def _recipes_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("words", nargs="*", metavar="[WORD...] | copy NAME DIR", help="only names with all these WORDs")
+
+
+def _recipes(args: argparse.Namespace) -> None:
+    if args.words[:1] != ["copy"]:
+        print(recipes.listing(args.words))
+    elif len(args.words) != 3:
+        raise ConfigError(
+            "solo-ext recipes copy takes a recipe's name and a folder, as in copy cifar10/byol my_recipes"
+        )
+    else:
+        print(recipes.copy(args.words[1], Path(args.words[2])))
+
+
 _COMMANDS = (
     Command(
         "pretrain",
         "train an encoder without labels, as a YAML says",
         f"""\
-Trains an encoder without labels. The run's checkpoints, metrics and configuration go to
-<checkpoint.dir>/<method>/<run id>/; the same command again continues an interrupted run (auto_resume).
+Trains an encoder without labels, by a recipe (solo-ext recipes lists them) or a YAML of one's own.
+Checkpoints, metrics and configuration go to <checkpoint.dir>/<method>/<run id>/; the same command again continues an
+interrupted run (auto_resume).
 
 {OVERRIDES}""",
         (
-            "pretrain scripts/pretrain/cifar10/res_mocov3.yaml data.train_path=/data seed=1",
+            "pretrain cifar10/res_mocov3 data.train_path=/data seed=1",
             "pretrain --config-path scripts/pretrain/cifar10 --config-name byol.yaml max_epochs=100 --cfg",
         ),
         _yaml_arguments,
@@ -221,8 +249,8 @@ hand; and warnings. It needs neither the data nor the hardware that the YAML nam
 
 {OVERRIDES}""",
         (
-            "plan scripts/pretrain/cifar10/byol.yaml momentum.stages=[block4,projector]",
-            "plan scripts/pretrain/cifar10/byol.yaml --no-measure --json",
+            "plan cifar10/byol momentum.stages=[block4,projector]",
+            "plan my.yaml --no-measure --json",
         ),
         _plan_arguments,
         _plan,
@@ -238,7 +266,7 @@ says both, and --run PATH stands for pretrained_feature_extractor=PATH.
 {OVERRIDES}""",
         (
             "linear --run trained_models/byol/RUN data.num_workers=8",
-            "linear scripts/linear/cifar10/byol.yaml --run trained_models/byol/RUN optimizer.lr=0.1",
+            "linear cifar10/byol --run trained_models/byol/RUN optimizer.lr=0.1",
         ),
         lambda parser: (_run_argument(parser, required=False), _yaml_arguments(parser)),
         _linear,
@@ -286,11 +314,24 @@ Runs that are out of time are queued again.
 
 {OVERRIDES}""",
         (
-            "study scripts/studies/projector_ema/table3.yaml dataset=fashion_mnist_mini seeds=[0,1,2] --jobs 2",
-            "study scripts/studies/residual/table2.yaml --launcher submitit_slurm hydra.launcher.partition=gpu",
+            "study projector_ema/table3 dataset=fashion_mnist_mini seeds=[0,1,2] --jobs 2",
+            "study residual/table2 --launcher submitit_slurm hydra.launcher.partition=gpu",
         ),
         _study_arguments,
         _study,
+    ),
+    Command(
+        "recipes",
+        "list the recipes, or copy one to change it",
+        """\
+Lists the recipes that pretrain and plan take by name, and the studies. Those without a file are a framework's recipe
+with a variant over it, which no paper prints. linear has a recipe of the same name for each, except ViTs and custom.
+
+copy writes the recipe, and the YAMLs that it is made of, below DIR: a file to change, which pretrain takes by its
+path. copy linear/NAME DIR does so for linear's.""",
+        ("recipes cifar100 res_", "recipes copy cifar10/res_dino my_recipes"),
+        _recipes_arguments,
+        _recipes,
     ),
     DATA,
     ZOO,

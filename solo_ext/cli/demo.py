@@ -6,17 +6,15 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-import solo_ext
 from solo_ext.analysis.report import main_report, print_table, table_rows
-from solo_ext.errors import ConfigError
 from solo_ext.runs.run import load_run
 from solo_ext.training.compose import compose, overlay
 from solo_ext.training.config import resolve, run_values
 from solo_ext.training.evaluate import knn, linear, untrained_folder
 from solo_ext.training.pretrain import pretrain
+from solo_ext.training.recipes import find
 
 METHODS = ("mocov3", "res_mocov3", "byol", "projector_ema_byol")
-SCRIPTS = Path(solo_ext.__file__).parents[1] / "scripts" / "pretrain" / "fashion_mnist_mini"
 
 
 def demo(overrides: Sequence[str] = (), out: str | Path = "demo") -> Path:
@@ -30,13 +28,12 @@ def demo(overrides: Sequence[str] = (), out: str | Path = "demo") -> Path:
         The path of the report.
 
     Raises:
-        ConfigError: an override that makes no sense, or the demo's YAMLs are not there.
+        ConfigError: an override that makes no sense.
     """
     began = time.perf_counter()
-    if not SCRIPTS.is_dir():
-        raise ConfigError(f"the demo needs a checkout of the repository: there is no folder {SCRIPTS}")
     fixed = [f"checkpoint.dir={Path(out) / 'runs'}", "auto_resume.enabled=False"]
-    configs = [resolve(compose(SCRIPTS, f"{method}.yaml", [*fixed, *overrides])) for method in METHODS]
+    files = [find(f"fashion_mnist_mini/{method}") for method in METHODS]
+    configs = [resolve(compose(file.parent, file.name, [*fixed, *overrides])) for file in files]
 
     folders = []
     for number, cfg in enumerate(configs, start=1):

@@ -74,5 +74,5 @@ solo-ext --version says which version this is.
 
 examples:
   solo-ext demo
-  solo-ext pretrain scripts/pretrain/cifar10/res_mocov3.yaml data.train_path=/data
+  solo-ext pretrain cifar10/res_mocov3 data.train_path=/data
 """

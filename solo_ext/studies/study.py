@@ -14,7 +14,6 @@ from typing import Any, Literal, TypeVar
 import yaml
 from omegaconf import DictConfig, OmegaConf
 
-from solo_ext.data.datasets import DATASETS
 from solo_ext.errors import ConfigError
 from solo_ext.methods import METHODS, Method
 from solo_ext.planning.anatomy import anatomy
@@ -22,6 +21,7 @@ from solo_ext.schema import UnknownKey, build, fit, keys
 from solo_ext.text import nearest
 from solo_ext.training.compose import compose
 from solo_ext.training.config import resolve
+from solo_ext.training.recipes import recipe_file
 
 T = TypeVar("T")
 RESULTS = "paper_results.yaml"  # beside the folders of the studies
@@ -357,8 +357,8 @@ def _study(path: Path, study: StudyFile, dataset: str, changes: list[str]) -> St
     for (_, own, where), matches, name in zip(specs, placed, names, strict=True):
         recipe, printed = _recipe([*study.overrides, *own], where), [*study.overrides, *own]
         plain = [override for override in printed if _key(override) != "recipe"]
-        home = _recipe_file(scripts, study.dataset, recipe)
-        there = _recipe_file(scripts, dataset, _recipe([*printed, *changes], where))
+        home = recipe_file(scripts, study.dataset, recipe)
+        there = recipe_file(scripts, dataset, _recipe([*printed, *changes], where))
         user = [change for change in changes if _key(change) != "recipe"]
         for labels, values in matches:
             epoch = _epoch(labels[study.readout]) if study.readout else None
@@ -468,18 +468,6 @@ def _recipe(overrides: Sequence[str], where: str) -> str:
     if not named:
         raise ConfigError(f"{where} has no recipe=NAME")
     return named[-1]
-
-
-def _recipe_file(scripts: Path, dataset: str, recipe: str) -> Path:
-    folders = {name: info.recipes or name for name, info in DATASETS.items()}
-    folder = scripts / folders.get(dataset, dataset)
-    if not folder.is_dir():
-        have = sorted(name for name, folder in folders.items() if (scripts / folder).is_dir())
-        hint = nearest(dataset, have) or f" (there are recipes for {_list(have)})"
-        raise ConfigError(f"dataset: there are no recipes for '{dataset}'{hint}")
-    file = folder / f"{recipe}.yaml"
-    _exists(file, "recipe")
-    return file
 
 
 def _exists(file: Path, what: str) -> None:

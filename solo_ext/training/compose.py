@@ -18,12 +18,14 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from solo_ext.errors import ConfigError
+from solo_ext.training import recipes
 
 
 def compose(config_path: str | Path, config_name: str, overrides: Sequence[str] = ()) -> DictConfig:
     """The YAML `config_name` in the folder `config_path`, its defaults list and Hydra `overrides`, merged.
 
-    A plain `key=value` also sets a key that the YAML lacks: whether the key exists is for `resolve` to say.
+    A recipe without a file is composed from what it is derived from, as `solo_ext.training.recipes` says. A plain
+    `key=value` also sets a key that the YAML lacks: whether the key exists is for `resolve` to say.
 
     Raises:
         ConfigError: no such folder or file, a YAML that cannot be read, an override that makes no sense.
@@ -32,6 +34,9 @@ def compose(config_path: str | Path, config_name: str, overrides: Sequence[str] 
     if not folder.is_dir():
         raise ConfigError(f"there is no folder '{folder}'{_neighbour(folder)}")
     file = folder / (config_name if config_name.endswith((".yaml", ".yml")) else f"{config_name}.yaml")
+    if content := recipes.derived(file):
+        ConfigStore.instance().store("solo_ext_derived", content)
+        return _compose("solo_ext_derived", overrides, file.parent.absolute(), where=f"{file}: ")
     if not file.is_file():
         raise ConfigError(f"there is no file '{file}'{_neighbour(file)}")
     return _compose(str(file.relative_to(folder)), overrides, folder.absolute(), where=f"{file}: ")
@@ -96,6 +101,8 @@ def _neighbour(path: Path) -> str:
     is_file = path.suffix in (".yaml", ".yml")
     found = [entry / rest for entry in wrong.parent.iterdir() if (entry / rest).exists()]
     names = {entry.parts[len(wrong.parent.parts)]: entry for entry in found if entry.is_file() == is_file}
+    if is_file:
+        names |= {f"{name}.yaml": wrong.with_name(f"{name}.yaml") for name in recipes.names(wrong.parent)}
     close = difflib.get_close_matches(wrong.name, names, n=1)
     return f"; did you mean '{names[close[0]]}'?" if close else ""
 

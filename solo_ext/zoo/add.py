@@ -16,6 +16,7 @@ from solo_ext.files import WEIGHTS, read_json, sha256, write_text
 from solo_ext.runs.checkpoints import RECORDS, find_checkpoint
 from solo_ext.runs.encoder import foreign_config, run_config
 from solo_ext.training.compose import compose
+from solo_ext.training.recipes import derived
 from solo_ext.zoo.export import RECORD, export
 from solo_ext.zoo.export.safetensors import ENVIRONMENT, LOG
 from solo_ext.zoo.index import (
@@ -113,21 +114,18 @@ def _fill(folder: Path, checkpoint: Path) -> None:
 
 
 def recipe_from(command: Sequence[str], root: Path) -> Recipe | None:
-    """The YAML of the repository at `root` that a run's command line names, and the values that it changes."""
+    """The recipe of the repository at `root` that a run's command line names, and the values that it changes."""
     words = list(command)
     named = dict(pairwise(words))
     folder, name = (
         named.get(long) or named.get(brief) for long, brief in (("--config-path", "-cp"), ("--config-name", "-cn"))
     )
-    yamls = (
-        [PurePath(folder or "", name)]
-        if name
-        else [PurePath(w) for w in words if w.endswith((".yaml", ".yml")) and "=" not in w]
-    )
-    for yaml in yamls:
+    for word in [str(PurePath(folder or "", name))] if name else [word for word in words if "=" not in word]:
+        by_name = not word.endswith((".yaml", ".yml"))
+        yaml = PurePath("scripts", "pretrain", f"{word}.yaml") if by_name else PurePath(word)
         parts = yaml.parts
         inside = PurePath(*parts[parts.index("scripts") :]) if "scripts" in parts else yaml
-        if not inside.is_absolute() and (root / inside).is_file():
+        if not inside.is_absolute() and ((root / inside).is_file() or derived(root / inside)):
             changed = [w for w in words if "=" in w and not w.startswith(("-", *OF_THE_MACHINE))]
             return Recipe(inside.as_posix(), recipe_sum(root / inside), changed)
     return None

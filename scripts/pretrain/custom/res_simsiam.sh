@@ -1,2 +1,0 @@
-#!/usr/bin/env bash
-exec solo-ext pretrain --config-path "$(dirname "$0")" --config-name res_simsiam.yaml "$@"
