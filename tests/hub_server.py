@@ -58,8 +58,8 @@ class Request(BaseHTTPRequestHandler):
     def send(self, value=None, status=200, content=None, **headers):
         content = json.dumps(value).encode() if content is None else content
         self.send_response(status)
-        for name, text in {"Content-Length": len(content), "Connection": "close", **headers}.items():
-            self.send_header(name.replace("_", "-"), str(text))
+        for name, value in {"Content_Length": len(content), "Connection": "close", **headers}.items():
+            self.send_header(name.replace("_", "-"), str(value))
         self.end_headers()
         self.close_connection = True
         if self.command != "HEAD":
