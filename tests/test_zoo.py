@@ -461,7 +461,7 @@ def test_publish_and_download(run, own, hub, monkeypatch, tmp_path, caplog):
         ((SAMPLE, "--all"), "two ways to say it"),
         ((SAMPLE[:-1],), f"did you mean '{SAMPLE}'?"),
         ((SAMPLE, "--repo", "zoo"), "--repo takes OWNER/NAME"),
-        ((SAMPLE, "--zoo", tmp_path / "none"), "index.yaml cannot be written, so nothing is published"),
+        ((SAMPLE, "--zoo", tmp_path / "none"), "index.yaml cannot be read: No such file"),
     ):
         status, _, err = run("zoo", "publish", "--repo", "jane/zoo", "--zoo", own, *changes)
         assert status == 2 and said in err and len(err.splitlines()) == 1
@@ -513,16 +513,18 @@ def test_an_entry_that_is_nowhere(own, run):
         (("show", SAMPLE[:-1]), f"did you mean '{SAMPLE}'?"),
         (("download",), "which entry?"),
         (("download", SAMPLE, "--all"), "two ways to say it"),
-        (("download", "--dataset", "cifar_10"), "did you mean 'cifar10'?"),
+        (("download", "--dataset", "cifar_10"), "the zoo has nothing of cifar_10; did you mean 'cifar10'?"),
         (("download", "--dataset", "cifar10"), "no weights of cifar10, only"),
         (("download", RECIPES[0]), "is a recipe without weights"),
+        (("publish", RECIPES[0], "--repo", "a/b"), "there is nothing to publish"),
         (("verify", RECIPES[0]), "there is nothing to verify"),
         (("list", "byool"), "no entry with 'byool' in its name"),
         (("downlaod", SAMPLE), "did you mean 'download'?"),
         (("add", "nowhere"), "nowhere does not exist"),
     ],
 )
-def test_mistakes(words, said, run, tmp_path):
+def test_mistakes(words, said, run, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
     status, out, err = run("zoo", *words)
     assert (status, out) == (2, "") and said in err and len(err.splitlines()) == 1
     assert not list(tmp_path.iterdir())

@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -82,52 +83,44 @@ def _download_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _download(args: argparse.Namespace) -> None:
-    from solo_ext.zoo.store import fetch
+    from solo_ext.zoo.store import entries, fetch
 
-    for name in _chosen(args, "download"):
+    for name in _chosen(args, "download", entries()):
         print(fetch(name)[0].parent)
 
 
-def _chosen(args: argparse.Namespace, command: str) -> list[str]:
-    """The names that the command line asks for."""
-    from solo_ext.zoo.store import entries
-
+def _chosen(args: argparse.Namespace, command: str, known: Mapping[str, "Entry"]) -> list[str]:
+    """The names that the command line asks for; of `known`, where it does not say them."""
     dataset = getattr(args, "dataset", None)
-    _check_names(args, command)
+    every = "--all" if args.all else "--dataset" if dataset else ""
+    if not args.names and not every:
+        raise ConfigError(f"which entry? name one of solo-ext zoo list, as in solo-ext zoo {command} NAME")
     if args.names:
+        if every:
+            raise ConfigError(f"'{args.names[0]}' and {every} are two ways to say it")
         return args.names
-    rows = [entry for entry in entries().values() if dataset in (None, entry.dataset)]
+    of = f" of {dataset}" if dataset else ""
+    rows = [entry for entry in known.values() if dataset in (None, entry.dataset)]
     if not rows:
-        raise CheckpointError(
-            f"the zoo has nothing of '{dataset}'{nearest(dataset, {e.dataset for e in entries().values()})}"
-        )
+        raise CheckpointError(f"the zoo has nothing{of}{nearest(dataset, {e.dataset for e in known.values()})}")
     if not any(entry.files for entry in rows):
         raise CheckpointError(
-            f"the zoo has no weights of {dataset}, only {len(rows)} recipes, such as solo-ext pretrain "
+            f"the zoo has no weights{of}, only {len(rows)} recipes, such as solo-ext pretrain "
             f"{rows[0].recipe and rows[0].recipe.path}: neither paper published any"
         )
     return [entry.name for entry in rows if entry.files]
 
 
-def _check_names(args: argparse.Namespace, command: str) -> None:
-    every = "--all" if args.all else "--dataset" if getattr(args, "dataset", None) else ""
-    if not args.names and not every:
-        raise ConfigError(f"which entry? name one of solo-ext zoo list, as in solo-ext zoo {command} NAME")
-    if args.names and every:
-        raise ConfigError(f"'{args.names[0]}' and {every} are two ways to say it")
-
-
 def _verify(args: argparse.Namespace) -> None:
-    from solo_ext.zoo.store import find, verify
+    from solo_ext.zoo.store import entries, find, verify
 
     bad, seen = [], 0
-    for name in _chosen(args, "verify"):
-        entry = find(name)
+    for entry in map(find, _chosen(args, "verify", entries())):
         states = verify(entry)
+        if not states:
+            raise CheckpointError(f"'{entry.name}' is a recipe without weights: there is nothing to verify")
         if args.all and all(state == "missing" for _, state in states):
             continue  # never downloaded
-        if not states:
-            raise CheckpointError(f"'{name}' is a recipe without weights: there is nothing to verify")
         for path, state in states:
             print(f"{state:<8} {path}")
         seen += len(states)
@@ -167,11 +160,12 @@ def _publish_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _publish(args: argparse.Namespace) -> None:
-    _check_names(args, "publish")
+    from solo_ext.zoo.index import read_index
     from solo_ext.zoo.publish import publish
     from solo_ext.zoo.store import installed
 
-    print(publish(args.zoo or installed(), args.repo, args.names or None))
+    zoo = args.zoo or installed()
+    print(publish(zoo, args.repo, _chosen(args, "publish", read_index(zoo))))
 
 
 _COMMANDS = (
