@@ -46,8 +46,10 @@ def _list(args: argparse.Namespace) -> None:
 
 
 def _score(entry: "Entry", metric: str) -> str:
+    from solo_ext.zoo.index import percent
+
     value = entry.figure(metric)
-    return "-" if value is None else f"{value:.2f}" if entry.files else f"paper {value:.2f}"
+    return percent(value) if value is None or entry.files else f"paper {percent(value)}"
 
 
 def _size(entry: "Entry") -> str:

@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import (
     CommitOperationAdd,
@@ -30,7 +31,7 @@ from solo_ext.zoo.index import REPOSITORY, Entry, ZooFile
 
 CONFIG = "config.json"  # timm's
 FILES = (WEIGHTS, "args.json", RECORDS, CONFIG)  # of `hf://owner/name`; no other file is looked at
-_AGENT = {"library_name": "solo_ext", "library_version": __version__}
+_AGENT: dict[str, Any] = {"library_name": "solo_ext", "library_version": __version__}
 
 
 def fetch(source: str) -> Path:

@@ -18,6 +18,7 @@ from solo_ext.text import markdown_table
 
 INDEX = "index.yaml"
 LIMIT = 10 << 20  # bytes of an index; ours has 32 KiB
+METRICS = ("linear top-1", "kNN-1", "kNN-20")  # in the table
 REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")  # owner/name on the Hugging Face Hub
 _WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _HEADER = """\
@@ -154,7 +155,7 @@ class _Index:
 
 
 class _Loader(yaml.SafeLoader):
-    def compose_node(self, parent, index):
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):  # a few of them can unfold to gigabytes
             raise yaml.YAMLError("an index has no aliases")
         return super().compose_node(parent, index)
@@ -245,22 +246,24 @@ def figures_of(run: Path, checkpoint: str) -> list[Figure]:
 def markdown(entries: Iterable[Entry], weights: bool = True) -> str:
     """A table of the entries that have weights, or of those that have none."""
     chosen = [entry for entry in entries if bool(entry.files) == weights]
+    headings: tuple[str, ...]
+    rows: list[tuple[str, ...]] = []
     if weights:
-        rows = [("name", "method", "backbone", "data", "epochs", "linear top-1", "kNN-1", "kNN-20", "MB")]
+        headings = ("name", "method", "backbone", "data", "epochs", *METRICS, "MB")
         for e in chosen:
-            scores = [_percent(e.figure(metric)) for metric in ("linear top-1", "kNN-1", "kNN-20")]
+            scores = [percent(e.figure(metric)) for metric in METRICS]
             size = f"{next(file.size for file in e.files if file.name == WEIGHTS) / 1e6:.1f}"
             rows.append((f"`{e.name}`", f"`{e.method}`", e.backbone, e.dataset, str(e.epochs), *scores, size))
     else:
-        rows = [("name", "recipe", "backbone", "epochs", "printed", "where")]
+        headings = ("name", "recipe", "backbone", "epochs", "printed", "where")
         for e in chosen:
-            printed = [(_percent(f.value), f.protocol.removeprefix("printed: ")) for f in e.figures] or [("-", "-")]
+            printed = [(percent(f.value), f.protocol.removeprefix("printed: ")) for f in e.figures] or [("-", "-")]
             recipe = f"`{e.recipe.path}`" if e.recipe else "-"
             rows.append((f"`{e.name}`", recipe, e.backbone, str(e.epochs), *printed[0]))
-    return markdown_table(rows[0], rows[1:])
+    return markdown_table(headings, rows)
 
 
-def _percent(value: float | None) -> str:
+def percent(value: float | None) -> str:
     return "-" if value is None else f"{value:.2f}"
 
 

@@ -39,6 +39,7 @@ def load_backbone(source: str | os.PathLike, teacher: bool = False) -> nn.Module
         ConfigError: the run's args.json asks for what does not exist.
     """
     path, content = read(source)
+    backbone: Any  # nn.Module's own attributes are tensors and modules
     backbone, backbone.config = load_encoder(path, teacher=teacher, content=content)
     with foreign_config(path):
         backbone.transform = eval_transform(backbone.config)
@@ -48,7 +49,7 @@ def load_backbone(source: str | os.PathLike, teacher: bool = False) -> nn.Module
 def eval_transform(config: Mapping[str, Any] | None) -> Transform:
     """Pillow image -> tensor [3, size, size], as the evaluations of a run with this args.json see an image."""
     config = config or {}
-    info = DATASETS.get((config.get("data") or {}).get("dataset"), DATASETS["custom"])
+    info = DATASETS.get((config.get("data") or {}).get("dataset", ""), DATASETS["custom"])
     view = (config.get("augmentations") or [{}])[0]
     size = view.get("crop_size") or info.image_size or DEFAULT_CROP
     return build_eval_transform(info, size, view.get("mean"), view.get("std"))
@@ -66,7 +67,7 @@ def locate(source: str | os.PathLike) -> Path:
 def read(source: str | os.PathLike) -> tuple[Path, bytes | None]:
     """What `locate` gives, and the content of the file where it has been read, to verify an entry of the zoo."""
     if _is_path(source):
-        return find_checkpoint(source), None
+        return find_checkpoint(Path(source)), None
     name = str(source)
     if name.startswith("hf://"):
         return hub.fetch(name), None
@@ -93,7 +94,7 @@ def _is_path(source: str | os.PathLike) -> bool:
 
 
 def _build(config: Mapping[str, Any], num_classes: int = 0, in_chans: int = 3, global_pool: str = "avg") -> nn.Module:
-    backbone = bare_backbone(config)
+    backbone: Any = bare_backbone(config)
     bare = isinstance(getattr(backbone, "fc", None), nn.Identity)
     if in_chans != 3 or global_pool != "avg" or (num_classes and not bare):
         raise ConfigError(

@@ -73,13 +73,13 @@ def fetch(name: str) -> tuple[Path, bytes]:
         train = f"; it is trained by solo-ext pretrain {entry.recipe.path}" if entry.recipe else ""
         raise CheckpointError(f"'{name}' is a recipe without weights: the paper published none{train}")
     if folder := _on_disk(entry):
-        files = {folder / file.name: file.read(folder / file.name) for file in entry.files}
-        bad = [path for path, content in files.items() if content is None]
-        if not bad:
-            return folder / WEIGHTS, files[folder / WEIGHTS]
+        contents = {file.name: file.read(folder / file.name) for file in entry.files}
+        bad = next((folder / name for name, content in contents.items() if content is None), None)
+        if bad is None and (weights := contents[WEIGHTS]) is not None:
+            return folder / WEIGHTS, weights
         if not entry.repository:
-            raise CheckpointError(f"{bad[0]} is missing or damaged: it is not what the index says")
-        log.warning("%s is missing or damaged; '%s' is taken from the Hugging Face Hub", bad[0], name)
+            raise CheckpointError(f"{bad} is missing or damaged: it is not what the index says")
+        log.warning("%s is missing or damaged; '%s' is taken from the Hugging Face Hub", bad, name)
     if not entry.repository:
         raise CheckpointError(f"the files of '{name}' are neither in {' nor in '.join(map(str, folders()))}")
     downloads = [hub.read(entry, file) for file in entry.files]
@@ -91,9 +91,10 @@ def verify(entry: Entry) -> list[tuple[Path, str]]:
     folder, states = _on_disk(entry), []
     for file in entry.files:
         path = folder / file.name if folder else hub.cached(entry, file)
-        there = path is not None and os.path.lexists(path)
-        state = "missing" if not there else "ok" if file.read(path) is not None else "damaged"
-        states.append((path or Path(file.path), state))
+        if path is None or not os.path.lexists(path):
+            states.append((path or Path(file.path), "missing"))
+        else:
+            states.append((path, "damaged" if file.read(path) is None else "ok"))
     return states
 
 

@@ -13,7 +13,7 @@ from jinja2 import Template
 from timm.models._hub import save_config_for_hf
 from torch import nn
 
-from solo_ext.data.transforms import EvalTransform
+from solo_ext.data.transforms import Transform
 from solo_ext.files import read_json
 from solo_ext.zoo.export import RECORD, Product, Source, safetensors, torchvision
 from solo_ext.zoo.export import timm as timms
@@ -55,7 +55,7 @@ def architecture(source: Source) -> tuple[str, dict[str, Any]]:
     return OURS, {"num_classes": 0, "config": {"backbone": config}}
 
 
-def preprocessing(transform: EvalTransform) -> dict[str, Any]:
+def preprocessing(transform: Transform) -> dict[str, Any]:
     """What timm's `create_transform` takes to do the same."""
     size, shorter = transform.size, transform.shorter or transform.size
     share = size / shorter
@@ -91,7 +91,7 @@ def export(source: Source) -> Product:
         for classes in (kwargs["num_classes"], 0 if ours else 1000)
     )
     with TemporaryDirectory() as folder:
-        save_config_for_hf(model, Path(folder) / CONFIG, model_args=kwargs)
+        save_config_for_hf(model, f"{folder}/{CONFIG}", model_args=kwargs)
         config = (Path(folder) / CONFIG).read_bytes()
     base = safetensors.export(source)
     imports = ("import solo_ext.zoo.model",) if ours else ()

@@ -39,7 +39,7 @@ def architecture(source: Source) -> tuple[str, dict[str, Any]]:
     if isinstance(backbone, MoCoViT):
         kwargs.pop("stop_grad_conv1", None)
     if name in VITS:
-        kwargs["num_heads"] = backbone.blocks[0].attn.num_heads
+        kwargs["num_heads"] = backbone.get_submodule("blocks.0.attn").num_heads
     return VITS.get(name, name.removeprefix("timm/")), kwargs
 
 
