@@ -42,7 +42,7 @@ def zoo(tmp_path, monkeypatch):
 def published(zoo, hub, monkeypatch):
     """The zoo's folder, whose entry is on the Hub and nowhere else."""
     monkeypatch.setenv("HF_TOKEN", TOKEN)
-    publish(zoo, REPOSITORY)
+    publish(zoo, REPOSITORY, [NAME])
     for path in CONTENTS:
         (zoo / path).unlink()
     hub.seen.clear()
@@ -201,7 +201,7 @@ def test_a_damaged_file_of_the_zoo_comes_from_the_hub_or_is_refused(zoo, hub, mo
     assert refused("is missing or damaged: it is not what the index says$").startswith(str(weights))
     weights.write_bytes(content)
     monkeypatch.setenv("HF_TOKEN", TOKEN)
-    publish(zoo, REPOSITORY)
+    publish(zoo, REPOSITORY, [NAME])
     assert store.fetch(NAME) == (weights, content)
     (zoo / FOLDER / "args.json").write_bytes(b"{ }")
     path, again = store.fetch(NAME)
