@@ -7,7 +7,7 @@ from solo_ext.zoo.store import entries as _entries
 
 dependencies = [
     *("torch", "torchvision", "numpy", "PIL", "lightning", "timm", "omegaconf", "hydra", "safetensors", "yaml"),
-    *("requests", "filelock", "huggingface_hub", "rich"),
+    *("filelock", "huggingface_hub", "rich"),
 ]
 
 

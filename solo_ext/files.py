@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any, BinaryIO
 from solo_ext.errors import CheckpointError, SoloExtError
 
 WEIGHTS = "model.safetensors"  # what the folder of an exported run has in place of checkpoints
+RECORDS = "checkpoints.json"  # SHA-256 and place in the training of the checkpoints beside it
 
 
 @contextmanager
@@ -33,7 +35,7 @@ def replacing(
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-        sync_folder(path.parent)
+        sync(path.parent)
     except BaseException as failure:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
@@ -44,9 +46,35 @@ def replacing(
         raise
 
 
-def sync_folder(folder: Path) -> None:
-    """Brings the names in `folder` onto the disk."""
-    handle = os.open(folder, os.O_RDONLY)
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """An empty folder beside `path`, which becomes `path` at the end, its files on the disk; removed if anything fails.
+
+    Raises:
+        CheckpointError: it cannot be written, or `path` has appeared in the meantime.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    made = [parent for parent in path.parents if not os.path.lexists(parent)]
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+        for file in (*temporary.iterdir(), temporary):
+            sync(file)
+        os.rename(temporary, path)
+        sync(path.parent)
+    except BaseException as failure:
+        shutil.rmtree(temporary, ignore_errors=True)
+        for parent in made:
+            with suppress(OSError):
+                parent.rmdir()
+        if isinstance(failure, OSError):
+            raise CheckpointError(f"{path} cannot be written: {failure.strerror or failure}") from failure
+        raise
+
+
+def sync(path: Path) -> None:
+    """Brings the content of a file, or the names in a folder, onto the disk."""
+    handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:
@@ -59,9 +87,14 @@ def write_text(path: Path, text: str) -> None:
         file.write(text.encode())
 
 
+def json_text(value: Any) -> str:
+    """`value` as our JSON files have it."""
+    return json.dumps(value, indent=2, default=str) + "\n"
+
+
 def write_json(path: Path, value: Any) -> None:
     """Replaces `path` by the JSON of `value`, as `replacing` does."""
-    write_text(path, json.dumps(value, indent=2, default=str) + "\n")
+    write_text(path, json_text(value))
 
 
 def read_json(path: Path) -> dict[str, Any] | None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import lightning.pytorch as pl
 import pytest
 import torch
+from hub_server import hub  # noqa: F401
 from omegaconf import OmegaConf
 
 from solo_ext.cli import main as cli

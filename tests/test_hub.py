@@ -1,14 +1,10 @@
 """Encoders for other code: `load_backbone`, timm, the Hugging Face Hub (its client, a server of ours), torch.hub."""
 
-import base64
-import hashlib
 import json
 import math
 import os
 import subprocess
 import sys
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +12,7 @@ import pytest
 import timm
 import torch
 import yaml
+from hub_server import TOKEN
 from PIL import Image
 
 import solo_ext
@@ -32,7 +29,6 @@ from solo_ext.zoo.index import Entry, ZooFile, write_index
 from solo_ext.zoo.model import load_backbone
 
 ROOT = Path(solo_ext.__file__).parents[1]
-TOKEN = "hf_canary0123456789"
 R10 = {"name": "resnet10_w16"}
 
 
@@ -115,32 +111,31 @@ def test_student_and_teacher_in_eval_mode(run_folder):
 
 
 @pytest.fixture
-def mirror(tmp_path, monkeypatch, run_folder):
-    """A zoo with the entry `byol-cifar10-r10w16`."""
-    folder = export(run_folder, "safetensors", out=tmp_path / "mirror" / "cifar10" / "byol-cifar10-r10w16").folder
+def own(tmp_path, monkeypatch, run_folder):
+    """A zoo of one's own with the entry `byol-cifar10-r10w16`."""
+    folder = export(run_folder, "safetensors", out=tmp_path / "own" / "cifar10" / "byol-cifar10-r10w16").folder
     (folder / "export.json").unlink()
     files = [
         ZooFile(file.stat().st_size, sha256(file), f"cifar10/{folder.name}/{file.name}") for file in folder.iterdir()
     ]
     entry = Entry(folder.name, "byol", "resnet10_w16", "cifar10", 3, files=files)
-    write_index(tmp_path / "mirror" / "index.yaml", [entry])
-    monkeypatch.setenv("SOLO_EXT_ZOO_URL", str(tmp_path / "mirror"))
-    monkeypatch.setenv("SOLO_EXT_HOME", str(tmp_path / "home"))
+    write_index(tmp_path / "own" / "index.yaml", [entry])
+    monkeypatch.setenv("SOLO_EXT_ZOO", str(tmp_path / "own"))
     monkeypatch.chdir(tmp_path)
     return entry.name
 
 
-def test_a_name_of_the_zoo(mirror, run_folder, tmp_path):
+def test_a_name_of_the_zoo(own, run_folder, tmp_path):
     exact = load_backbone(run_folder).state_dict()
     rounded = {name: x.half().float() if x.ndim > 1 else x for name, x in exact.items()}
-    state = solo_ext.load_backbone(mirror).state_dict()
+    state = solo_ext.load_backbone(own).state_dict()
     assert state.keys() == rounded.keys() and all(torch.equal(state[name], x) for name, x in rounded.items())
     with pytest.raises(CheckpointError, match=r"no 'byol-cifar10-r10w61', .*; did you mean 'byol-cifar10-r10w16'\?"):
         load_backbone("byol-cifar10-r10w61")
     with pytest.raises(CheckpointError, match="holds no backbone of a teacher"):
-        load_backbone(mirror, teacher=True)
-    make_run(tmp_path / mirror, {"name": "resnet10_w16", "last_norm": True})  # a folder of that name goes first
-    assert "fc.weight" in load_backbone(mirror).state_dict()
+        load_backbone(own, teacher=True)
+    make_run(tmp_path / own, {"name": "resnet10_w16", "last_norm": True})  # a folder of that name goes first
+    assert "fc.weight" in load_backbone(own).state_dict()
 
 
 @pytest.mark.parametrize("change", [{"backbone": 3}, {"augmentations": {"0": 1}}, {"data": {"dataset": []}}])
@@ -244,139 +239,7 @@ def test_a_classifier_on_what_timm_lacks(exported, tmp_path):
         timm.create_model("solo_ext_backbone", num_classes=9, config={"backbone": {**R10, "last_norm": True}})
 
 
-# The Hub: the part of its API that huggingface_hub uses, on this machine.
-
-
-class Hub(ThreadingHTTPServer):
-    """repos: id -> {file: content} of its only commit. refusals: id -> (status, error code). seen: requests."""
-
-    daemon_threads = True
-
-    def __init__(self):
-        super().__init__(("127.0.0.1", 0), Answers)
-        self.url = f"http://127.0.0.1:{self.server_port}"
-        self.repos, self.refusals, self.seen, self.large = {}, {}, [], {}
-        threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
-
-    def close(self):
-        self.shutdown()
-        self.server_close()
-
-    def commit(self, repo: str) -> str:
-        return hashlib.sha1(repr(sorted(self.repos[repo].items())).encode()).hexdigest()
-
-
-class Answers(BaseHTTPRequestHandler):
-    def log_message(self, *_):
-        pass
-
-    def send(self, value=None, status=200, content=None, **headers):
-        content = json.dumps(value).encode() if content is None else content
-        self.send_response(status)
-        for name, text in {"Content-Length": len(content), **headers}.items():
-            self.send_header(name.replace("_", "-"), str(text))
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(content)
-
-    def handle_any(self):
-        hub: Hub = self.server
-        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        path = self.path.partition("?")[0]
-        hub.seen.append((self.command, path, self.headers.get("Authorization")))
-        words = path.removeprefix("/api/models").strip("/").split("/")
-        repo = "/".join(words[:2]).removesuffix(".git")
-        if self.command in ("POST", "PUT") and self.headers.get("Authorization") != f"Bearer {TOKEN}" != words[0]:
-            return self.send({"error": "Invalid credentials"}, 401) if words[0] != "large" else self.store(words, body)
-        if path == "/api/repos/create":
-            asked = json.loads(body)
-            repo = f"{asked['organization']}/{asked['name']}"
-            new = repo not in hub.repos
-            hub.repos.setdefault(repo, {})
-            return self.send({"url": f"{hub.url}/{repo}", "id": repo}, 200 if new else 409)
-        if path == "/api/validate-yaml":
-            return self.send({"errors": [], "warnings": []})
-        if repo in hub.refusals or repo not in hub.repos:
-            status, code = hub.refusals.get(repo, (401, "RepoNotFound"))
-            return self.send({"error": "refused"}, status, X_Error_Code=code, X_Error_Message="refused")
-        files, sha = hub.repos[repo], hub.commit(repo)
-        action, *rest = [*words[2:], ""]
-        if self.command == "POST":
-            return self.send(getattr(self, {"info": "lfs"}.get(action, action))(repo, body))
-        if action in ("", "revision"):
-            if rest and rest[0] not in ("main", sha):
-                return self.send({"error": "no revision"}, 404, X_Error_Code="RevisionNotFound")
-            listing = [{"rfilename": name} for name in files]
-            facts = {"id": repo, "modelId": repo, "sha": sha, "private": False, "downloads": 0, "likes": 0, "tags": []}
-            return self.send({**facts, "siblings": listing})
-        if action == "tree":
-            tree = [
-                {"type": "file", "path": n, "size": len(x), "oid": hashlib.sha1(x).hexdigest()}
-                for n, x in files.items()
-            ]
-            return self.send(tree)
-        name = "/".join(rest[1:]).strip("/")
-        if name not in files:
-            return self.send({"error": "no entry"}, 404, X_Error_Code="EntryNotFound")
-        etag = f'"{hashlib.sha1(files[name]).hexdigest()}"'
-        return self.send(content=files[name], ETag=etag, X_Repo_Commit=sha)
-
-    do_GET = do_HEAD = do_POST = do_PUT = handle_any
-
-    def store(self, words, body):
-        self.server.large[words[1]] = body
-        self.send({})
-
-    def preupload(self, repo, body):
-        return {
-            "files": [
-                {
-                    "path": f["path"],
-                    "uploadMode": "lfs" if f["path"].endswith("tensors") else "regular",
-                    "shouldIgnore": False,
-                }
-                for f in json.loads(body)["files"]
-            ]
-        }
-
-    def lfs(self, repo, body):
-        actions = [
-            {**asked, "actions": {"upload": {"href": f"{self.server.url}/large/{asked['oid']}"}}}
-            for asked in json.loads(body)["objects"]
-        ]
-        return {"transfer": "basic", "objects": actions}
-
-    def commit(self, repo, body):
-        for line in map(json.loads, body.splitlines()):
-            value, files = line["value"], self.server.repos[repo]
-            if line["key"] == "file":
-                files[value["path"]] = base64.b64decode(value["content"])
-            elif line["key"] == "lfsFile":
-                files[value["path"]] = self.server.large[value["oid"]]
-                assert hashlib.sha256(files[value["path"]]).hexdigest() == value["oid"]
-        sha = self.server.commit(repo)
-        return {"success": True, "commitOid": sha, "commitUrl": f"{self.server.url}/{repo}/commit/{sha}"}
-
-
-@pytest.fixture
-def hub(tmp_path, monkeypatch):
-    """The server, and a client that would be set up so by HF_ENDPOINT and HF_HOME, which are read on import."""
-    server = Hub()
-    settings = {
-        "ENDPOINT": server.url,
-        "HUGGINGFACE_CO_URL_TEMPLATE": server.url + "/{repo_id}/resolve/{revision}/{filename}",
-        "HF_HUB_CACHE": str(tmp_path / "hub"),
-        "HF_TOKEN_PATH": str(tmp_path / "token"),
-        "HF_HUB_DISABLE_XET": True,
-    }
-    for module in [module for name, module in sys.modules.items() if name.split(".")[0] == "huggingface_hub"]:
-        for name, value in settings.items():
-            if name in vars(module):
-                monkeypatch.setattr(module, name, value)
-    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
-        monkeypatch.delenv(name, raising=False)
-    yield server
-    server.close()
+# The Hub.
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -493,7 +356,7 @@ def script(code: str, folder: Path, **environment: str) -> str:
     return done.stdout
 
 
-def test_torch_hub(mirror, hub, exported, tmp_path):
+def test_torch_hub(own, hub, exported, tmp_path):
     hub.repos["jane/byol"] = contents(exported)
     (tmp_path / "cache").mkdir()
     (tmp_path / "cache" / "jane_solo-ext_main").symlink_to(ROOT)  # as if downloaded from GitHub before
@@ -502,17 +365,21 @@ import json, sys, torch
 assert not any(name.startswith("solo_ext") for name in sys.modules)
 torch.hub.set_dir("cache")
 repository = {{"github": "jane/solo-ext:main", "skip_validation": True, "trust_repo": True}}
-names, text = torch.hub.list(**repository), torch.hub.help(model={mirror!r}, **repository)
-one = torch.hub.load("jane/solo-ext:main", "backbone", {mirror!r}, skip_validation=True, trust_repo=True)
-two = torch.hub.load({str(ROOT)!r}, {mirror!r}, source="local")
+names, text = torch.hub.list(**repository), torch.hub.help(model={own!r}, **repository)
+one = torch.hub.load("jane/solo-ext:main", "backbone", {own!r}, skip_validation=True, trust_repo=True)
+two = torch.hub.load({str(ROOT)!r}, {own!r}, source="local")
 torch.hub.load({str(ROOT)!r}, "backbone", "hf://jane/byol", source="local")
 assert all(torch.equal(x, y) for x, y in zip(one.state_dict().values(), two.state_dict().values(), strict=True))
 print(json.dumps([names, text, one.training, one.num_features]))
 """
-    environment = {name: os.environ[name] for name in ("SOLO_EXT_ZOO_URL", "SOLO_EXT_HOME")}
-    environment |= {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "hf"), "HF_TOKEN": TOKEN}
+    environment = {
+        "SOLO_EXT_ZOO": os.environ["SOLO_EXT_ZOO"],
+        "HF_ENDPOINT": hub.url,
+        "HF_HOME": str(tmp_path / "hf"),
+        "HF_TOKEN": TOKEN,
+    }
     names, text, training, width = json.loads(script(code, tmp_path, **environment))
-    assert {"backbone", mirror} <= {*names} and not {"Path", "partial", "dependencies"} & {*names}
+    assert {"backbone", own} <= {*names} and not {"Path", "partial", "dependencies"} & {*names}
     assert (training, width) == (False, 128) and "cifar10" in text
     assert list((tmp_path / "hf").rglob("snapshots/*/model.safetensors"))
     assert {token for _, path, token in hub.seen if "jane" in path} == {f"Bearer {TOKEN}"}

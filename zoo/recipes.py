@@ -12,7 +12,7 @@ from pathlib import Path
 from solo_ext.training.compose import compose
 from solo_ext.training.config import resolve
 from solo_ext.zoo.add import recipe_sum, write_tables
-from solo_ext.zoo.index import INDEX, Entry, Figure, Recipe, parse_index, short, write_index
+from solo_ext.zoo.index import Entry, Figure, Recipe, editing, short
 
 ZOO = Path(__file__).parent
 ROOT = ZOO.parent
@@ -50,8 +50,8 @@ def recipes() -> list[Entry]:
 
 
 if __name__ == "__main__":
-    path = ZOO / INDEX
-    known = parse_index(path.read_bytes(), str(path)).values() if path.exists() else ()
-    trained = {entry.name: entry for entry in known if entry.files}
-    write_index(path, ({entry.name: entry for entry in recipes()} | trained).values())
+    with editing(ZOO) as known:
+        trained = {name: entry for name, entry in known.items() if entry.files}
+        known.clear()
+        known.update({entry.name: entry for entry in recipes()} | trained)
     write_tables(ZOO)

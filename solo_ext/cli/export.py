@@ -28,15 +28,14 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
 def _run(args: argparse.Namespace) -> None:
     if args.push and args.to != "huggingface":
         raise ConfigError(f"--push goes with --to huggingface, not --to {args.to}")
-    from solo_ext.zoo.export import check_target, export
-    from solo_ext.zoo.model import locate
+    from solo_ext.zoo.export import export
 
-    check_target(args.to, args.dtype)  # before anything is downloaded
     if args.push:
-        from solo_ext.zoo.hub import check_push, push
+        from solo_ext.zoo.export.huggingface import push
+        from solo_ext.zoo.hub import check_upload
 
-        check_push(args.push)
-    report = export(locate(args.checkpoint), args.to, args.out, args.teacher, args.dtype)
+        check_upload("--push", args.push)
+    report = export(args.checkpoint, args.to, args.out, args.teacher, args.dtype)
     print(report)
     if args.push:
         print(f"  {push(report.folder, args.push)}")

@@ -2,11 +2,16 @@
 
 import argparse
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from solo_ext.cli.command import Command, Group
 from solo_ext.errors import CheckpointError, ConfigError
 from solo_ext.text import nearest
+
+if TYPE_CHECKING:
+    from solo_ext.zoo.index import Entry
 
 
 def _list_arguments(parser: argparse.ArgumentParser) -> None:
@@ -40,16 +45,18 @@ def _list(args: argparse.Namespace) -> None:
             print("  ".join([name.ljust(widths[0]), *map(str.rjust, cells, widths[1:])]))
 
 
-def _score(entry, metric: str) -> str:
+def _score(entry: "Entry", metric: str) -> str:
+    from solo_ext.zoo.index import percent
+
     value = entry.figure(metric)
-    return "-" if value is None else f"{value:.2f}" if entry.files else f"paper {value:.2f}"
+    return percent(value) if value is None or entry.files else f"paper {percent(value)}"
 
 
-def _size(entry) -> str:
+def _size(entry: "Entry") -> str:
     return f"{entry.size / 1e6:.1f}" if entry.files else "recipe"
 
 
-def _names_argument(parser: argparse.ArgumentParser) -> None:
+def _show_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("name", metavar="NAME", help="an entry, as solo-ext zoo list has it")
 
 
@@ -63,79 +70,79 @@ def _show(args: argparse.Namespace) -> None:
     entry = find(args.name)
     print(yaml.safe_dump(dataclasses.asdict(entry), sort_keys=False, width=120), end="")
     if entry.files:
-        states = {state.state for state in verify(entry)}
-        print(f"# in the cache: {'yes' if states == {'ok'} else 'damaged' if 'damaged' in states else 'no'}")
+        states = {state for _, state in verify(entry)}
+        print(f"# on this machine: {'yes' if states == {'ok'} else 'damaged' if 'damaged' in states else 'no'}")
+
+
+def _names_arguments(parser: argparse.ArgumentParser, every: str) -> None:
+    parser.add_argument("names", nargs="*", metavar="NAME", help="entries, as solo-ext zoo list has them")
+    parser.add_argument("--all", action="store_true", help=every)
 
 
 def _download_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("names", nargs="*", metavar="NAME", help="entries, as solo-ext zoo list has them")
+    _names_arguments(parser, "all entries with weights")
     parser.add_argument("--dataset", metavar="NAME", help="all entries with weights that were trained on it")
-    parser.add_argument("--all", action="store_true", help="all entries with weights")
 
 
 def _download(args: argparse.Namespace) -> None:
-    from solo_ext.zoo.store import fetch
+    from solo_ext.zoo.store import entries, fetch
 
-    for name in _chosen(args, "download"):
-        print(fetch(name))
+    for name in _chosen(args, "download", entries()):
+        print(fetch(name)[0].parent)
 
 
-def _chosen(args: argparse.Namespace, command: str) -> list[str]:
-    """The names that the command line asks for."""
-    from solo_ext.zoo.store import entries
-
+def _chosen(args: argparse.Namespace, command: str, known: Mapping[str, "Entry"]) -> list[str]:
+    """The names that the command line asks for; of `known`, where it does not say them."""
     dataset = getattr(args, "dataset", None)
-    if args.names or not (args.all or dataset):
-        if not args.names:
-            raise ConfigError(f"which entry? name one of solo-ext zoo list, as in solo-ext zoo {command} NAME")
-        if args.all or dataset:
-            raise ConfigError(f"'{args.names[0]}' and {'--all' if args.all else '--dataset'} are two ways to say it")
+    every = "--all" if args.all else "--dataset" if dataset else ""
+    if not args.names and not every:
+        raise ConfigError(f"which entry? name one of solo-ext zoo list, as in solo-ext zoo {command} NAME")
+    if args.names:
+        if every:
+            raise ConfigError(f"'{args.names[0]}' and {every} are two ways to say it")
         return args.names
-    known = entries().values()
-    found = [entry for entry in known if dataset in (None, entry.dataset)]
-    if not found:
-        raise CheckpointError(f"the zoo has nothing of '{dataset}'{nearest(dataset, {e.dataset for e in known})}")
-    if not any(entry.files for entry in found):
+    of = f" of {dataset}" if dataset else ""
+    rows = [entry for entry in known.values() if dataset in (None, entry.dataset)]
+    if not rows:
+        raise CheckpointError(f"the zoo has nothing{of}{nearest(dataset, {e.dataset for e in known.values()})}")
+    if not any(entry.files for entry in rows):
         raise CheckpointError(
-            f"the zoo has no weights of {dataset}, only {len(found)} recipes, such as solo-ext pretrain "
-            f"{found[0].recipe and found[0].recipe.path}: neither paper published any"
+            f"the zoo has no weights{of}, only {len(rows)} recipes, such as solo-ext pretrain "
+            f"{rows[0].recipe and rows[0].recipe.path}: neither paper published any"
         )
-    return [entry.name for entry in found if entry.files]
-
-
-def _verify_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("names", nargs="*", metavar="NAME", help="entries, as solo-ext zoo list has them")
-    parser.add_argument("--all", action="store_true", help="all that were downloaded")
+    return [entry.name for entry in rows if entry.files]
 
 
 def _verify(args: argparse.Namespace) -> None:
-    from solo_ext.zoo.store import cache, find, verify
+    from solo_ext.zoo.store import entries, find, verify
 
     bad, seen = [], 0
-    for name in _chosen(args, "verify"):
-        states = verify(find(name))
-        if args.all and all(state.state == "missing" for state in states):
-            continue  # never downloaded
+    for entry in map(find, _chosen(args, "verify", entries())):
+        states = verify(entry)
         if not states:
-            raise CheckpointError(f"'{name}' is a recipe without weights: there is nothing to verify")
-        for state in states:
-            print(f"{state.state:<8} {state.path}")
+            raise CheckpointError(f"'{entry.name}' is a recipe without weights: there is nothing to verify")
+        if args.all and all(state == "missing" for _, state in states):
+            continue  # never downloaded
+        for path, state in states:
+            print(f"{state:<8} {path}")
         seen += len(states)
-        bad += [(name, state) for state in states if state.state != "ok"]
+        bad += [(entry, path, state) for path, state in states if state != "ok"]
     if bad:
-        name, state = bad[0]
-        raise CheckpointError(
-            f"{len(bad)} of {seen} files are not as the index says (first: {state.path} is {state.state}); "
-            f"solo-ext zoo download {name} fetches them"
-        )
+        entry, path, state = bad[0]
+        mend = f"; solo-ext zoo download {entry.name} fetches them" if entry.repository else ""
+        raise CheckpointError(f"{len(bad)} of {seen} files are not as the index says (first: {path} is {state}){mend}")
     if not seen:
-        print(f"nothing has been downloaded to {cache()}", file=sys.stderr)
+        print("nothing of the zoo is on this machine", file=sys.stderr)
+
+
+def _zoo_argument(parser: argparse.ArgumentParser, what: str) -> None:
+    parser.add_argument("--zoo", type=Path, metavar="FOLDER", help=f"{what} (default: the one of this checkout)")
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", metavar="RUN", help="run folder or checkpoint of a pre-training, or an export of one")
     parser.add_argument("--name", metavar="NAME", help="of the entry (default: <method>-<dataset>-<backbone>)")
-    parser.add_argument("--zoo", metavar="FOLDER", help="the zoo that gets it (default: the one of this checkout)")
+    _zoo_argument(parser, "the zoo that gets it")
     parser.add_argument("--licence", metavar="NAME", default="MIT", help="of the weights (default: %(default)s)")
 
 
@@ -143,9 +150,24 @@ def _add(args: argparse.Namespace) -> None:
     from solo_ext.zoo.add import add
     from solo_ext.zoo.store import installed
 
-    zoo = Path(args.zoo) if args.zoo else installed()
+    zoo = args.zoo or installed()
     entry = add(args.run, zoo, args.name, args.licence)
     print(f"{zoo / entry.folder}: {len(entry.files)} files, {entry.size / 1e6:.1f} MB")
+
+
+def _publish_arguments(parser: argparse.ArgumentParser) -> None:
+    _names_arguments(parser, "all entries with weights")
+    parser.add_argument("--repo", required=True, metavar="OWNER/NAME", help="the repository on the Hugging Face Hub")
+    _zoo_argument(parser, "the zoo that has them")
+
+
+def _publish(args: argparse.Namespace) -> None:
+    from solo_ext.zoo.index import read_index
+    from solo_ext.zoo.publish import publish
+    from solo_ext.zoo.store import installed
+
+    zoo = args.zoo or installed()
+    print(publish(zoo, args.repo, _chosen(args, "publish", read_index(zoo))))
 
 
 _COMMANDS = (
@@ -164,16 +186,17 @@ are top-1 in percent; solo-ext zoo show NAME says by which protocol.""",
         "say all about one entry",
         "Prints an entry: recipe, figures with their protocol, licence, and its files with size and SHA-256.",
         ("zoo show res_mocov3-fashion_mnist_mini-r10w16",),
-        _names_argument,
+        _show_arguments,
         _show,
     ),
     Command(
         "download",
-        "fetch weights into the cache",
+        "make sure that weights are on this machine",
         """\
-Fetches entries into $SOLO_EXT_HOME/zoo (default ~/.cache/solo_ext/zoo) and prints their folders, which are run
-folders. A download that was cut goes on where it was. Size and SHA-256 are checked before a file gets its
-name. $SOLO_EXT_ZOO_URL, a URL or a folder, takes the place of where the files come from.""",
+Prints the folders of entries, which are run folders. What the zoo of the checkout or the package holds is used
+where it is; the rest is fetched from the Hugging Face Hub into its cache (HF_HOME, HF_ENDPOINT, HF_TOKEN and
+HF_HUB_OFFLINE are obeyed). Size and SHA-256 of all files are checked. $SOLO_EXT_ZOO, the folder of a zoo of one's
+own, goes before both.""",
         (
             "zoo download res_mocov3-fashion_mnist_mini-r10w16",
             "zoo download --dataset fashion_mnist",
@@ -183,10 +206,10 @@ name. $SOLO_EXT_ZOO_URL, a URL or a folder, takes the place of where the files c
     ),
     Command(
         "verify",
-        "hash what is in the cache",
-        "Compares size and SHA-256 of the files in the cache with the index, and ends with status 2 if one differs.",
+        "hash what is on this machine",
+        "Compares size and SHA-256 of an entry's files with the index, and ends with status 2 if one differs.",
         ("zoo verify res_mocov3-fashion_mnist_mini-r10w16", "zoo verify --all"),
-        _verify_arguments,
+        lambda parser: _names_arguments(parser, "all that are on this machine"),
         _verify,
     ),
     Command(
@@ -195,15 +218,25 @@ name. $SOLO_EXT_ZOO_URL, a URL or a folder, takes the place of where the files c
         """\
 Copies the student's backbone (float16), configuration, log and results of a run into the folder of a zoo,
 without paths and names of this machine, and enters them into its index. The run has to have been evaluated by
-solo-ext knn or linear. With --zoo FOLDER it is a zoo of one's own: others set SOLO_EXT_ZOO_URL to it.""",
+solo-ext knn or linear. With --zoo FOLDER it is a zoo of one's own: others set SOLO_EXT_ZOO to it.""",
         ("zoo add trained_models/byol/RUN", "zoo add trained_models/byol/RUN --zoo /data/zoo --name byol-ours-r50"),
         _add_arguments,
         _add,
     ),
+    Command(
+        "publish",
+        "upload entries to the Hugging Face Hub",
+        """\
+Uploads entries, a folder each, in one commit, and enters the repository and the commit into the index of the zoo:
+whoever has that index can then download them. It needs a token (hf auth login, or HF_TOKEN).""",
+        ("zoo publish --repo jane/solo-ext-zoo --all", "zoo publish byol-ours-r50 --repo jane/zoo --zoo /data/zoo"),
+        _publish_arguments,
+        _publish,
+    ),
 )
 ZOO = Group(
     "zoo",
-    "weights: list, download, verify, add",
+    "weights: list, download, verify, add, publish",
     "Trained encoders, and what they were trained with.",
     ("zoo list", "zoo download res_mocov3-fashion_mnist_mini-r10w16"),
     {command.name: command for command in _COMMANDS},

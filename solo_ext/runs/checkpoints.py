@@ -17,13 +17,12 @@ import safetensors.torch
 import torch
 
 from solo_ext.errors import CheckpointError, ConfigError
-from solo_ext.files import WEIGHTS, replacing, sha256, write_json
+from solo_ext.files import RECORDS, WEIGHTS, replacing, sha256, write_json
 from solo_ext.runs.layouts import STAND_INS
 from solo_ext.text import nearest
 
 log = logging.getLogger("solo_ext")
 
-RECORDS = "checkpoints.json"
 SUFFIXES = (".ckpt", ".pth", ".pt", ".safetensors")
 _PLACE = re.compile(r"-ep=(\d+)(?:-step=(\d+))?\.ckpt$")
 
@@ -40,8 +39,11 @@ def records(folder: Path) -> dict[str, dict[str, Any]]:
         return {}
 
 
-def load_checkpoint(path: str | Path) -> dict[str, Any]:
+def load_checkpoint(path: str | Path, content: bytes | None = None) -> dict[str, Any]:
     """The checkpoint at `path` on the CPU: tensors and plain values only; nothing in the file is executed.
+
+    Args:
+        content: of a .safetensors, where it has been read and verified already.
 
     Raises:
         CheckpointError: missing, damaged (the recorded SHA-256 differs, or it does not load), or not a checkpoint.
@@ -50,9 +52,10 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     recorded = records(path.parent).get(path.name, {}).get("sha256")
     try:
         if path.suffix == ".safetensors":
-            data = path.read_bytes()
-            _check_sum(path, recorded, hashlib.sha256(data).hexdigest())
-            return {"state_dict": safetensors.torch.load(data)}
+            if content is None:
+                content = path.read_bytes()
+                _check_sum(path, recorded, hashlib.sha256(content).hexdigest())
+            return {"state_dict": safetensors.torch.load(content)}
         _check_sum(path, recorded, recorded and sha256(path))
         with warnings.catch_warnings(), torch.serialization.safe_globals(STAND_INS):
             warnings.simplefilter("ignore")

@@ -62,7 +62,10 @@ def state_of(checkpoint: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
 
 
 def load_encoder(
-    path: str | Path, asked: Mapping[str, Any] | None = None, teacher: bool = False
+    path: str | Path,
+    asked: Mapping[str, Any] | None = None,
+    teacher: bool = False,
+    content: bytes | None = None,
 ) -> tuple[nn.Module, dict[str, Any] | None]:
     """The trained backbone of a run.
 
@@ -71,6 +74,7 @@ def load_encoder(
         asked: a configuration with `backbone` (and `data.dataset`, for the stem), as solo-learn's linear YAMLs have.
             The run's own `args.json` goes first; `asked` has to agree with it, and stands in where there is none.
         teacher: the momentum encoder in place of the student; before its first stage it is the student.
+        content: of the file, as `load_checkpoint` takes it.
 
     Returns:
         The backbone in eval mode and the run's configuration (None without `args.json`).
@@ -79,7 +83,7 @@ def load_encoder(
         CheckpointError: missing, damaged, made for another network, or without the teacher that is asked for.
     """
     path = find_checkpoint(path)
-    state = state_of(load_checkpoint(path), path)
+    state = state_of(load_checkpoint(path, content), path)
     run = run_config(path)
     wanted = (asked or {}).get("backbone") or {}
     config = run if run and run.get("backbone") else asked

@@ -17,7 +17,7 @@ from solo_ext.evaluation.linear import LinearModel, fit_cached_linear
 from solo_ext.files import write_json
 from solo_ext.methods import backbone_of
 from solo_ext.runs.checkpoints import find_checkpoint
-from solo_ext.runs.encoder import load_encoder, run_config
+from solo_ext.runs.encoder import load_encoder
 from solo_ext.runs.resume import RESULT, plain
 from solo_ext.training.precision import pick_precision
 from solo_ext.training.trainer import (
@@ -34,14 +34,17 @@ from solo_ext.training.trainer import (
 KNN_BATCH = 256  # images per forward pass; it does not change a result
 
 
-def linear(cfg: Any) -> RunResult:
+def linear(cfg: Any, results: Path | None = None) -> RunResult:
     """Trains a linear classifier on the frozen encoder `cfg.pretrained_feature_extractor`, in solo-learn's protocol.
 
     `untrained` takes a freshly initialised encoder of `cfg.seed` instead: the one that a pre-training of that seed
     starts from. `cache_features` trains on features of un-augmented images, extracted once.
 
+    Args:
+        results: the folder that gets `linear.json` and the encoder's `args.json`; default: where the latter lies.
+
     Returns:
-        The run; `metrics` has val_acc1 and val_acc5. They are also in `linear.json`, beside the encoder's `args.json`.
+        The run; `metrics` has val_acc1 and val_acc5, as `linear.json` has them.
     """
     cached = cfg.cache_features
     data = ClassificationData(cfg.data, None, cfg.optimizer.batch_size, cfg.seed, augment=not cached)
@@ -66,34 +69,36 @@ def linear(cfg: Any) -> RunResult:
         "epochs": cfg.max_epochs,
         "seconds": result.seconds,
     }
-    _record("linear.json", cfg, source, content)
+    _record("linear.json", cfg, source, content, results)
     print_result(result, ("val_acc1", "val_acc5"))
     return result
 
 
-def knn(cfg: Any) -> list[dict[str, Any]]:
+def knn(cfg: Any, results: Path | None = None) -> list[dict[str, Any]]:
     """Classifies the test images by their nearest training images, by the features of the frozen encoder.
 
+    Args:
+        results: the folder that gets `knn.json` and the encoder's `args.json`; default: where the latter lies.
+
     Returns:
-        {"features", "distance", "k", "T", "acc1", "acc5"} for every combination in `cfg.knn_eval`; also written to
-        `knn.json`, beside the encoder's `args.json`.
+        {"features", "distance", "k", "T", "acc1", "acc5"} for every combination in `cfg.knn_eval`, as in `knn.json`.
     """
     data = ClassificationData(cfg.data, None, KNN_BATCH, cfg.seed, augment=False)
     cfg = prepare(cfg, data)
     backbone, source = _encoder(cfg)
     sides = _features(cfg, backbone, data)
-    asked, results = plain(cfg)["knn_eval"], []
+    asked, rows = plain(cfg)["knn_eval"], []
     for distance in asked["distance_func"]:
         for temperature in asked["T"] if distance == "cosine" else [None]:
             scores = knn_accuracy(*sides, k=asked["k"], distance=distance, temperature=temperature or 0.07)
             for k, score in scores.items():
-                results.append({"features": "backbone", "distance": distance, "k": k, "T": temperature, **score})
+                rows.append({"features": "backbone", "distance": distance, "k": k, "T": temperature, **score})
     protocol = {"augmented": False, "dataset": cfg.data.dataset, "checkpoint": source and source.name}
-    _record("knn.json", cfg, source, {"protocol": protocol, "results": results})
-    for row in results:
+    _record("knn.json", cfg, source, {"protocol": protocol, "results": rows}, results)
+    for row in rows:
         temperature = "" if row["T"] is None else f"  T {row['T']}"
         print(f"{row['distance']:9}  k {row['k']:<4}{temperature}  acc@1 {row['acc1']:.2f}  acc@5 {row['acc5']:.2f}")
-    return results
+    return rows
 
 
 def _linear_model(cfg: Any, backbone: nn.Module) -> LinearModel:
@@ -149,12 +154,13 @@ def untrained_folder(cfg: Any) -> Path:
 
 
 @rank_zero_only
-def _record(name: str, cfg: Any, source: Path | None, content: dict[str, Any]) -> None:
-    """Writes an evaluation's result into the run folder of the encoder, where there is one."""
-    if source is None:
-        folder = untrained_folder(cfg)
+def _record(name: str, cfg: Any, source: Path | None, content: dict[str, Any], results: Path | None) -> None:
+    """Writes an evaluation's result into `results`, or else into the run folder of the encoder, where there is one."""
+    folder = results or (source.parent if source else untrained_folder(cfg))
+    args = run_config(source) if source else plain(cfg)
+    if args is None:
+        return
+    if folder != (source and source.parent):
         folder.mkdir(parents=True, exist_ok=True)
-        write_json(folder / "args.json", plain(cfg))
-        write_json(folder / name, content)
-    elif run_config(source) is not None:
-        write_json(source.with_name(name), content)
+        write_json(folder / "args.json", args)
+    write_json(folder / name, content)

@@ -4,33 +4,21 @@ import hashlib
 import json
 import shutil
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from itertools import pairwise
 from pathlib import Path, PurePath
 
-from filelock import FileLock
 from omegaconf import OmegaConf
 
 from solo_ext.errors import CheckpointError
-from solo_ext.files import WEIGHTS, read_json, sha256, write_text
-from solo_ext.runs.checkpoints import RECORDS, find_checkpoint
+from solo_ext.files import WEIGHTS, new_folder, read_json, sha256, write_text
+from solo_ext.runs.checkpoints import find_checkpoint
 from solo_ext.runs.encoder import foreign_config, run_config
 from solo_ext.training.compose import compose
 from solo_ext.training.recipes import derived
-from solo_ext.zoo.export import RECORD, export
+from solo_ext.zoo.export import RECORD, export, safetensors
 from solo_ext.zoo.export.safetensors import ENVIRONMENT, LOG
-from solo_ext.zoo.index import (
-    INDEX,
-    Entry,
-    Recipe,
-    ZooFile,
-    figures_of,
-    markdown,
-    parse_index,
-    short,
-    within,
-    write_index,
-)
+from solo_ext.zoo.index import Entry, Recipe, ZooFile, editing, figures_of, markdown, read_index, short, within
 
 LICENCE = "MIT"
 # where a run lies and how it is shown, not what is trained
@@ -67,50 +55,47 @@ def add(run: str | Path, zoo: Path, name: str | None = None, licence: str = LICE
     if checkpoint.name != WEIGHTS:
         for figure in figures:
             figure.protocol += "; before its weights were rounded to float16"
-    try:
-        zoo.mkdir(parents=True, exist_ok=True)
-        with FileLock(zoo / ".lock"):
-            _enter(entry, checkpoint, zoo)
-    except OSError as error:
-        raise CheckpointError(f"{zoo / entry.folder} cannot be written: {error.strerror or error}") from error
+    folder = zoo / entry.folder
+    with ExitStack() as on_failure:
+        with editing(zoo) as known:
+            if folder.exists() or (name in known and known[name].files):
+                raise CheckpointError(f"the zoo in {zoo} has '{name}' already; give another --name")
+            on_failure.callback(_remove, folder)
+            _fill(folder, checkpoint)
+            _describe(entry, folder, zoo.parent)
+            known[name] = entry
+        on_failure.pop_all()
     write_tables(zoo)
     return entry
 
 
-def _enter(entry: Entry, checkpoint: Path, zoo: Path) -> None:
-    """Makes the folder of `entry` and completes it in the index; on any error, the zoo is as it was."""
-    folder, index = zoo / entry.folder, zoo / INDEX
-    known = parse_index(index.read_bytes(), str(index)) if index.exists() else {}
-    if folder.exists() or (entry.name in known and known[entry.name].files):
-        raise CheckpointError(f"the zoo in {zoo} has '{entry.name}' already; give another --name")
-    try:
-        _fill(folder, checkpoint)
-        environment = read_json(folder / ENVIRONMENT) or {}
-        entry.recipe = recipe_from(environment.get("command", []), zoo.parent)
-        entry.fingerprint = ((environment.get("data") or {}).get("train") or {}).get("fingerprint")
-        entry.files = [
-            ZooFile(file.stat().st_size, sha256(file), f"{entry.folder}/{file.name}")
-            for file in sorted(folder.iterdir())
-        ]
-        names = [file.name for file in entry.files]
-        entry.log, entry.environment = (name if name in names else None for name in (LOG, ENVIRONMENT))
-        write_index(index, {**known, entry.name: entry}.values())
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        with suppress(OSError):
-            folder.parent.rmdir()  # only if empty
-        raise
+def _remove(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    with suppress(OSError):
+        folder.parent.rmdir()  # only if empty
 
 
 def _fill(folder: Path, checkpoint: Path) -> None:
+    """Makes the folder of an entry."""
     if checkpoint.name != WEIGHTS:
         export(checkpoint, "safetensors", folder, dtype="float16")
         (folder / RECORD).unlink()  # it names the checkpoint
         return
-    folder.mkdir(parents=True)
-    for name in (WEIGHTS, "args.json", RECORDS, LOG, ENVIRONMENT):
-        if (source := checkpoint.with_name(name)).is_file():
-            shutil.copyfile(source, folder / name)
+    with new_folder(folder) as new:
+        for name in safetensors.FILES:
+            if (source := checkpoint.with_name(name)).is_file():
+                shutil.copyfile(source, new / name)
+
+
+def _describe(entry: Entry, folder: Path, root: Path) -> None:
+    """Completes `entry` with what its folder holds; `root`: of the repository that its recipe may be in."""
+    environment = read_json(folder / ENVIRONMENT) or {}
+    entry.recipe = recipe_from(environment.get("command", []), root)
+    entry.fingerprint = ((environment.get("data") or {}).get("train") or {}).get("fingerprint")
+    files = sorted(folder.iterdir())
+    entry.files = [ZooFile(file.stat().st_size, sha256(file), f"{entry.folder}/{file.name}") for file in files]
+    names = [file.name for file in files]
+    entry.log, entry.environment = (name if name in names else None for name in (LOG, ENVIRONMENT))
 
 
 def recipe_from(command: Sequence[str], root: Path) -> Recipe | None:
@@ -140,7 +125,7 @@ def recipe_sum(path: str | Path) -> str:
 
 def write_tables(zoo: Path) -> None:
     """The tables of the zoo's index in the README.md of the repository (weights) and of the zoo (recipes)."""
-    entries = parse_index((zoo / INDEX).read_bytes(), str(zoo / INDEX)).values()
+    entries = read_index(zoo).values()
     for readme, weights in ((zoo.parent / "README.md", True), (zoo / "README.md", False)):
         if readme.is_file():
             text = readme.read_text(encoding="utf-8")

@@ -1,9 +1,21 @@
-"""Encoders on the Hugging Face Hub: `hf://owner/name[@revision]`, and `solo-ext export --push`."""
+"""The Hugging Face Hub; cache, resume, proxies, token and offline mode are huggingface_hub's."""
 
 import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-from huggingface_hub import CommitOperationAdd, HfApi, constants, get_token, snapshot_download
+from huggingface_hub import (
+    CommitOperationAdd,
+    HfApi,
+    RepoUrl,
+    constants,
+    get_token,
+    hf_hub_download,
+    snapshot_download,
+    try_to_load_from_cache,
+)
 from huggingface_hub.utils import (
     GatedRepoError,
     HfHubHTTPError,
@@ -14,35 +26,29 @@ from huggingface_hub.utils import (
 
 from solo_ext import __version__
 from solo_ext.errors import CheckpointError, ConfigError
-from solo_ext.files import WEIGHTS, read_json
-from solo_ext.runs.checkpoints import RECORDS, records
-from solo_ext.zoo.export import RECORD as REPORT
+from solo_ext.files import RECORDS, WEIGHTS, read_json
+from solo_ext.zoo.index import REPOSITORY, Entry, ZooFile
 
-CONFIG, CARD = "config.json", "README.md"
-FILES = (WEIGHTS, "args.json", RECORDS, CONFIG)  # no other file of a repository is looked at
-REPOSITORY = "OWNER/NAME"  # what a card says until it is pushed
-_ID = r"[\w.-]+/[\w.-]+"
-_AGENT = {"library_name": "solo_ext", "library_version": __version__}
+CONFIG = "config.json"  # timm's
+FILES = (WEIGHTS, "args.json", RECORDS, CONFIG)  # of `hf://owner/name`; no other file is looked at
+_AGENT: dict[str, Any] = {"library_name": "solo_ext", "library_version": __version__}
 
 
 def fetch(source: str) -> Path:
-    """The weights of `hf://owner/name[@revision]` in huggingface_hub's cache, with args.json beside them.
+    """The weights of `hf://owner/name[@revision]` in the cache, with args.json beside them.
 
-    Cache, token and address are huggingface_hub's own (HF_HOME, HF_TOKEN, HF_ENDPOINT). Without network, what the
-    cache has is taken.
+    Without network, what the cache has is taken.
 
     Raises:
         CheckpointError: no such repository or revision, no way to it, or not what `solo-ext export` writes.
     """
-    match = re.fullmatch(rf"hf://({_ID})(?:@([\w./-]+))?", source)
+    match = re.fullmatch(rf"hf://({REPOSITORY.pattern})(?:@([\w./-]+))?", source)
     if not match or ".." in source:
         raise CheckpointError(f"'{source}' is not of the form hf://owner/name or hf://owner/name@revision")
     repository, revision = match.groups()
-    try:
+    with _explained(source):
         folder = Path(snapshot_download(repository, revision=revision, allow_patterns=list(FILES), **_AGENT))
-    except Exception as error:  # of the HTTP library, which differs between versions
-        raise CheckpointError(f"{source} {_reason(error)}") from error
-    recorded = records(folder).get(WEIGHTS, {}).get("sha256")
+    recorded = ((read_json(folder / RECORDS) or {}).get(WEIGHTS) or {}).get("sha256")
     missing = [name for name in FILES[:2] if not (folder / name).is_file()]
     if missing or not isinstance(recorded, str):
         lacks = missing[0] if missing else f"SHA-256 of {WEIGHTS} in {RECORDS}"
@@ -52,30 +58,70 @@ def fetch(source: str) -> Path:
     return folder / WEIGHTS
 
 
-def check_push(repository: str) -> None:
-    """Raises ConfigError if nothing can be pushed to `repository`: it is not OWNER/NAME, or there is no token."""
-    if not re.fullmatch(_ID, repository):
-        raise ConfigError(f"--push takes OWNER/NAME of a repository on the Hugging Face Hub, not '{repository}'")
+def cached(entry: Entry, file: ZooFile) -> Path | None:
+    """Where the cache has this file of `entry`, whatever its content."""
+    if entry.repository is None:
+        return None
+    path = try_to_load_from_cache(entry.repository, file.path, revision=entry.revision)
+    return Path(path) if isinstance(path, str) else None
+
+
+def read(entry: Entry, file: ZooFile) -> tuple[Path, bytes]:
+    """A file of a published `entry` in the cache, and its content, of the size and SHA-256 that the index says.
+
+    It is downloaded where it is missing, and once more where it is damaged. What differs even then is removed.
+
+    Raises:
+        CheckpointError: it cannot be downloaded, or is another file.
+    """
+    assert entry.repository is not None, "only what was published is on the Hub"
+    source = f"hf://{entry.repository}/{file.path}"
+    with _explained(source):
+        for _ in range(2):
+            path = Path(hf_hub_download(entry.repository, file.path, revision=entry.revision, **_AGENT))
+            if entry.revision in path.parts and (content := file.read(path)) is not None:
+                return path, content
+            for name in (path.resolve(), path):  # the content, and the link to it
+                name.unlink(missing_ok=True)
+    raise CheckpointError(f"{source} is not the file of the index: its size, SHA-256 or revision differs")
+
+
+def check_upload(option: str, repository: str) -> None:
+    """Raises ConfigError if nothing can be uploaded to `repository`: it is not OWNER/NAME, or there is no token."""
+    if not REPOSITORY.fullmatch(repository):
+        raise ConfigError(f"{option} takes OWNER/NAME of a repository on the Hugging Face Hub, not '{repository}'")
     if not get_token():
-        raise ConfigError("--push needs a token of the Hugging Face Hub: log in with hf auth login, or set HF_TOKEN")
+        raise ConfigError(f"{option} needs a token of the Hugging Face Hub: log in with hf auth login, or set HF_TOKEN")
 
 
-def push(folder: Path, repository: str) -> str:
-    """Uploads what `solo-ext export --to huggingface` wrote into `folder`, in one commit, and returns the page's URL.
+def upload(repository: str, files: Mapping[str, bytes | Path], message: str, failure: str) -> tuple[RepoUrl, str]:
+    """Puts files into a repository, which is made if need be, in one commit.
+
+    Args:
+        files: path in the repository -> content, or a file on the disk.
+        message: of the commit.
+        failure: what the sentence begins with if it fails.
+
+    Returns:
+        The repository, whose text is its URL, and the hash of the commit.
 
     Raises:
         CheckpointError: the Hub cannot be reached or refuses.
     """
-    contents = {file.name: file.read_bytes() for file in folder.iterdir() if file.name != REPORT}
-    contents[CARD] = contents[CARD].replace(REPOSITORY.encode(), repository.encode())
-    operations = [CommitOperationAdd(name, content) for name, content in contents.items()]
     api = HfApi(**_AGENT)
-    try:
+    with _explained(f"{failure}: {repository}"):
+        operations = [CommitOperationAdd(name, x if isinstance(x, bytes) else str(x)) for name, x in files.items()]
         url = api.create_repo(repository, exist_ok=True)
-        api.create_commit(url.repo_id, operations, commit_message="Encoder written by solo-ext export")
-    except Exception as error:  # likewise
-        raise CheckpointError(f"{folder} is not pushed: {repository} {_reason(error)}") from error
-    return str(url)
+        return url, api.create_commit(url.repo_id, operations, commit_message=message).oid
+
+
+@contextmanager
+def _explained(subject: str) -> Iterator[None]:
+    """Whatever goes wrong as a CheckpointError that begins with `subject`."""
+    try:
+        yield
+    except Exception as error:  # of the HTTP library, which differs between versions
+        raise CheckpointError(f"{subject} {_reason(error)}") from error
 
 
 def _reason(error: Exception) -> str:
@@ -87,8 +133,11 @@ def _reason(error: Exception) -> str:
     if isinstance(error, RevisionNotFoundError):
         return "has no such revision"
     if isinstance(error, LocalEntryNotFoundError):
-        return f"is not in the cache ({constants.HF_HUB_CACHE}), and {constants.ENDPOINT} cannot be reached or fails"
+        offline = (
+            "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else f"{constants.ENDPOINT} cannot be reached or fails"
+        )
+        return f"is not in the cache ({constants.HF_HUB_CACHE}), and {offline}"
     if isinstance(error, HfHubHTTPError) and error.response is not None:
         said = f" ({error.server_message})" if getattr(error, "server_message", None) else ""
         return f"is refused by {constants.ENDPOINT}: status {error.response.status_code}{said}"
-    return f"cannot be had: {(str(error) or type(error).__name__).splitlines()[0]}"
+    return f"fails: {(str(error) or type(error).__name__).splitlines()[0]}"

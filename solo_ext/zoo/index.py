@@ -1,65 +1,73 @@
-"""The index of the zoo: what was trained, how, what it reached, and what its files have to sum up to."""
+"""The index of a zoo: what was trained, how, what it reached, and the size and SHA-256 of its files."""
 
+import hashlib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import yaml
+from filelock import FileLock
 
 from solo_ext.errors import CheckpointError, ConfigError
-from solo_ext.files import WEIGHTS, read_json, replacing
+from solo_ext.files import WEIGHTS, read_json, write_text
 from solo_ext.schema import build
+from solo_ext.text import markdown_table
 
 INDEX = "index.yaml"
-LIMIT = 10 << 20  # bytes of an index; ours has a few hundred KiB
+LIMIT = 10 << 20  # bytes of an index; ours has 32 KiB
+METRICS = ("linear top-1", "kNN-1", "kNN-20")  # in the table
+REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")  # owner/name on the Hugging Face Hub
 _WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
-_SHA256 = re.compile(r"[0-9a-f]{64}")
 _HEADER = """\
 # What is in the zoo. `solo-ext zoo add` adds what was trained; zoo/recipes.py writes the papers' recipes, which have no
 # files: neither paper published weights. A file's path is below this folder.
 """
 
 
+def _check(key: str, value: str, pattern: str | re.Pattern[str], what: str) -> None:
+    if not re.fullmatch(pattern, value):
+        raise ConfigError(f"{key} must be {what}, not '{value[:200]}'")
+
+
 def _check_word(key: str, word: str) -> None:
-    if not _WORD.fullmatch(word):
-        raise ConfigError(f"{key} must be letters, digits, '.', '_' and '-', not '{word[:200]}'")
+    _check(key, word, _WORD, "letters, digits, '.', '_' and '-'")
 
 
-def _check_sum(key: str, digest: str) -> None:
-    if not _SHA256.fullmatch(digest):
-        raise ConfigError(f"{key} must be 64 hexadecimal digits, not '{digest[:200]}'")
+def _check_hash(key: str, digest: str, digits: int = 64) -> None:
+    _check(key, digest, rf"[0-9a-f]{{{digits}}}", f"{digits} hexadecimal digits")
 
 
 @dataclass
 class ZooFile:
-    """A file of an entry. size: in bytes. Either path: below the zoo, or url: https. Its name is the last part."""
+    """A file of an entry: its size in bytes and its path below the zoo, and in the repository on the Hub."""
 
     size: int
     sha256: str
-    path: str | None = None
-    url: str | None = None
+    path: str
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.size < 0:
             raise ConfigError(f"files.size must be at least 0, not {self.size}")
-        _check_sum("files.sha256", self.sha256)
-        if (self.path is None) == (self.url is None):
-            raise ConfigError("files: a file has either a path or a url")
-        if self.url is not None:
-            try:
-                secure = urlsplit(self.url).scheme == "https" and bool(urlsplit(self.url).hostname)
-            except ValueError:
-                secure = False
-            if not secure:
-                raise ConfigError(f"files.url must begin with https://, not '{self.url[:200]}'")
-        _check_word("the last part of files.path and files.url", self.name)
+        _check_hash("files.sha256", self.sha256)
+        _check_word("the last part of files.path", self.name)
 
     @property
     def name(self) -> str:
-        return (self.path or urlsplit(self.url).path).rpartition("/")[2]
+        return self.path.rpartition("/")[2]
+
+    def read(self, path: Path) -> bytes | None:
+        """The content of the file at `path`, if it has this size and SHA-256."""
+        try:
+            if path.stat().st_size == self.size:
+                content = path.read_bytes()
+                if hashlib.sha256(content).hexdigest() == self.sha256:
+                    return content
+        except OSError:
+            pass
+        return None
 
 
 @dataclass
@@ -70,8 +78,8 @@ class Recipe:
     sha256: str
     overrides: list[str] = field(default_factory=list)
 
-    def __post_init__(self):
-        _check_sum("recipe.sha256", self.sha256)
+    def __post_init__(self) -> None:
+        _check_hash("recipe.sha256", self.sha256)
 
 
 @dataclass
@@ -87,7 +95,8 @@ class Figure:
 class Entry:
     """What the zoo has of one training.
 
-    dataset, fingerprint: of the images that it was trained on. log, environment: files of the entry.
+    dataset, fingerprint: of the images that it was trained on. log, environment: names of files of the entry.
+    repository, revision: where the files are on the Hugging Face Hub, and in which commit; null: only in this zoo.
     files: empty for a recipe without weights.
     """
 
@@ -102,13 +111,20 @@ class Entry:
     log: str | None = None
     environment: str | None = None
     licence: str | None = None
+    repository: str | None = None
+    revision: str | None = None
     files: list[ZooFile] = field(default_factory=list)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         _check_word("name", self.name)
         _check_word("dataset", self.dataset)
+        if (self.repository is None) != (self.revision is None):
+            raise ConfigError(f"'{self.name}' needs both repository and revision, or neither")
+        if self.repository is not None and self.revision is not None:
+            _check("repository", self.repository, REPOSITORY, "owner/name")
+            _check_hash("revision", self.revision, digits=40)
         for file in self.files:
-            if file.path is not None and file.path != f"{self.folder}/{file.name}":
+            if file.path != f"{self.folder}/{file.name}":
                 raise ConfigError(f"files.path must be '{self.folder}/<name>', not '{file.path[:200]}'")
         names = [file.name for file in self.files]
         if len({*names}) < len(names):
@@ -121,7 +137,7 @@ class Entry:
 
     @property
     def folder(self) -> str:
-        """Where its files lie, below the zoo and in the cache."""
+        """Where its files lie, below the zoo and in the repository on the Hub."""
         return f"{self.dataset}/{self.name}"
 
     @property
@@ -139,7 +155,7 @@ class _Index:
 
 
 class _Loader(yaml.SafeLoader):
-    def compose_node(self, parent, index):
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):  # a few of them can unfold to gigabytes
             raise yaml.YAMLError("an index has no aliases")
         return super().compose_node(parent, index)
@@ -165,13 +181,40 @@ def parse_index(text: str | bytes, where: str) -> dict[str, Entry]:
     return named
 
 
+def read_index(zoo: Path) -> dict[str, Entry]:
+    """`parse_index` of the index in the folder `zoo`."""
+    path = zoo / INDEX
+    try:
+        return parse_index(path.read_bytes(), str(path))
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
+
+
+@contextmanager
+def editing(zoo: Path) -> Iterator[dict[str, Entry]]:
+    """The index in the folder `zoo`, empty if there is none, to be changed; it is written at the end.
+
+    One process at a time has it. If anything is raised, it stays as it was.
+
+    Raises:
+        CheckpointError: it is damaged, or cannot be written.
+    """
+    try:
+        zoo.mkdir(parents=True, exist_ok=True)
+        with FileLock(zoo / ".lock"):
+            entries = read_index(zoo) if (zoo / INDEX).exists() else {}
+            yield entries
+            write_index(zoo / INDEX, entries.values())
+    except OSError as error:
+        raise CheckpointError(f"{zoo} cannot be written: {error.strerror or error}") from error
+
+
 def write_index(path: Path, entries: Iterable[Entry]) -> None:
-    """Replaces the index at `path`, entries in order of data set and name, those with files first."""
+    """Replaces the index at `path`, entries in order of dataset and name, those with files first."""
     ordered = sorted(entries, key=lambda entry: (not entry.files, entry.dataset, entry.name))
     values = {"entries": [_plain(asdict(entry)) for entry in ordered]}
     text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=120)
-    with replacing(path) as file:
-        file.write((_HEADER + text).encode())
+    write_text(path, _HEADER + text)
 
 
 def _plain(value: Any) -> Any:
@@ -183,16 +226,17 @@ def _plain(value: Any) -> Any:
 
 def figures_of(run: Path, checkpoint: str) -> list[Figure]:
     """What `knn` and `linear` found in the folder `run` for the file `checkpoint` in it: top-1, in percent."""
-    figures, results = [], {}
-    for name in ("knn.json", "linear.json"):
-        result = read_json(run / name) or {}  # a run that goes on leaves results of an older one behind
-        results[name] = result if result.get("protocol", {}).get("checkpoint") == checkpoint else {}
-    if linear := results["linear.json"]:
+    results = {name: read_json(run / f"{name}.json") or {} for name in ("knn", "linear")}
+    for name, result in results.items():  # a run that is continued leaves results of an older checkpoint behind
+        if result.get("protocol", {}).get("checkpoint") != checkpoint:
+            results[name] = {}
+    figures = []
+    if linear := results["linear"]:
         protocol, optimizer = linear["protocol"], linear["protocol"]["optimizer"]
         views = "random crops and flips" if protocol["augmented"] else "features extracted once, not augmented"
         text = f"offline linear, {linear['epochs']} epochs, {optimizer['name']}, lr {optimizer['lr']:g}, {views}"
         figures.append(Figure("linear top-1", round(linear["acc1"], 2), f"{text}, seed {protocol['seed']}"))
-    for row in results["knn.json"].get("results", []):
+    for row in results["knn"].get("results", []):
         if row["distance"] == "cosine" and row["T"] == 0.07:
             text = "offline, cosine, T 0.07, not augmented"
             figures.append(Figure(f"kNN-{row['k']}", round(row["acc1"], 2), text))
@@ -202,30 +246,30 @@ def figures_of(run: Path, checkpoint: str) -> list[Figure]:
 def markdown(entries: Iterable[Entry], weights: bool = True) -> str:
     """A table of the entries that have weights, or of those that have none."""
     chosen = [entry for entry in entries if bool(entry.files) == weights]
+    headings: tuple[str, ...]
+    rows: list[tuple[str, ...]] = []
     if weights:
-        rows = [("name", "method", "backbone", "data", "epochs", "linear top-1", "kNN-1", "kNN-20", "MB")]
+        headings = ("name", "method", "backbone", "data", "epochs", *METRICS, "MB")
         for e in chosen:
-            scores = [_percent(e.figure(metric)) for metric in ("linear top-1", "kNN-1", "kNN-20")]
+            scores = [percent(e.figure(metric)) for metric in METRICS]
             size = f"{next(file.size for file in e.files if file.name == WEIGHTS) / 1e6:.1f}"
             rows.append((f"`{e.name}`", f"`{e.method}`", e.backbone, e.dataset, str(e.epochs), *scores, size))
     else:
-        rows = [("name", "recipe", "backbone", "epochs", "printed", "where")]
+        headings = ("name", "recipe", "backbone", "epochs", "printed", "where")
         for e in chosen:
-            printed = [(_percent(f.value), f.protocol.removeprefix("printed: ")) for f in e.figures] or [("-", "-")]
+            printed = [(percent(f.value), f.protocol.removeprefix("printed: ")) for f in e.figures] or [("-", "-")]
             recipe = f"`{e.recipe.path}`" if e.recipe else "-"
             rows.append((f"`{e.name}`", recipe, e.backbone, str(e.epochs), *printed[0]))
-    lines = ["| " + " | ".join(row) + " |" for row in rows]
-    return "\n".join([lines[0], "|" + "---|" * len(rows[0]), *lines[1:]]) + "\n"
+    return markdown_table(headings, rows)
 
 
-def _percent(value: float | None) -> str:
+def percent(value: float | None) -> str:
     return "-" if value is None else f"{value:.2f}"
 
 
-def within(text: str, table: str, marker: str = "zoo") -> str:
+def within(text: str, table: str) -> str:
     """`text` with `table` between its lines `<!-- zoo -->` and `<!-- /zoo -->`, if it has them."""
-    pattern = re.compile(rf"(<!-- {marker} -->\n).*?(<!-- /{marker} -->)", re.S)
-    return pattern.sub(lambda match: match[1] + table + match[2], text)
+    return re.sub(r"(<!-- zoo -->\n).*?(<!-- /zoo -->)", lambda match: match[1] + table + match[2], text, flags=re.S)
 
 
 def short(backbone: str) -> str:

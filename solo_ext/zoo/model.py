@@ -1,6 +1,7 @@
 """Trained backbones for other code: `load_backbone`, and `solo_ext_backbone`, which timm knows by this import."""
 
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,10 @@ from solo_ext.data.datasets import CUSTOM, DATASETS
 from solo_ext.data.modules import DEFAULT_CROP
 from solo_ext.data.transforms import Transform, build_eval_transform
 from solo_ext.errors import CheckpointError, ConfigError
-from solo_ext.runs.checkpoints import find_checkpoint
+from solo_ext.runs.checkpoints import CheckpointConfig, find_checkpoint
 from solo_ext.runs.encoder import bare_backbone, foreign_config, load_encoder
 from solo_ext.text import nearest
+from solo_ext.zoo import hub
 from solo_ext.zoo.store import entries, fetch
 
 
@@ -22,9 +24,9 @@ def load_backbone(source: str | os.PathLike, teacher: bool = False) -> nn.Module
     """A trained backbone, ready to use.
 
     Args:
-        source: an entry of the zoo (`solo-ext zoo list`), which is downloaded once; `hf://owner/name[@revision]` on the
-            Hugging Face Hub; or a path: run folder, checkpoint file or export, ours or solo-learn's. A file or folder
-            goes before an entry of the same name.
+        source: an entry of the zoo (`solo-ext zoo list`), downloaded once if it is not here; `hf://owner/name[@revision]`
+            on the Hugging Face Hub; or a path: run folder, checkpoint file or export, ours or solo-learn's. A file or
+            folder goes before an entry of the same name.
         teacher: the momentum encoder in place of the student.
 
     Returns:
@@ -36,8 +38,9 @@ def load_backbone(source: str | os.PathLike, teacher: bool = False) -> nn.Module
         CheckpointError: no such entry or file, a damaged one, one of another network, or one without the teacher.
         ConfigError: the run's args.json asks for what does not exist.
     """
-    path = locate(source)
-    backbone, backbone.config = load_encoder(path, teacher=teacher)
+    path, content = read(source)
+    backbone: Any  # nn.Module's own attributes are tensors and modules
+    backbone, backbone.config = load_encoder(path, teacher=teacher, content=content)
     with foreign_config(path):
         backbone.transform = eval_transform(backbone.config)
     return backbone
@@ -58,22 +61,40 @@ def locate(source: str | os.PathLike) -> Path:
     Raises:
         CheckpointError: there is none.
     """
-    path = Path(source).expanduser()
-    if isinstance(source, str):
-        if source.startswith("hf://"):
-            from solo_ext.zoo import hub
+    return read(source)[0]
 
-            return hub.fetch(source)
-        if path.name == source and not path.exists():
-            known = entries()
-            if source not in known:
-                raise CheckpointError(f"there is no '{source}', neither here nor in the zoo{nearest(source, known)}")
-            path = fetch(source)
-    return find_checkpoint(path)
+
+def read(source: str | os.PathLike) -> tuple[Path, bytes | None]:
+    """What `locate` gives, and the content of the file where it has been read, to verify an entry of the zoo."""
+    if _is_path(source):
+        return find_checkpoint(Path(source)), None
+    name = str(source)
+    if name.startswith("hf://"):
+        return hub.fetch(name), None
+    known = entries()
+    if name not in known:
+        raise CheckpointError(f"there is no '{name}', neither here nor in the zoo{nearest(name, known)}")
+    return fetch(name)
+
+
+def results_folder(source: str | os.PathLike) -> Path | None:
+    """Where evaluations of `source` are kept; None: beside its weights.
+
+    Those of the zoo and the Hub are in an installed package or a cache, where no results of the user's belong.
+    """
+    if _is_path(source):
+        return None
+    return Path(CheckpointConfig.dir, "zoo", re.sub(r"[^\w.-]+", "-", str(source).removeprefix("hf://")))
+
+
+def _is_path(source: str | os.PathLike) -> bool:
+    """Whether `source` is neither hf://... nor a name of the zoo; what exists here goes before a name."""
+    path = Path(source).expanduser()
+    return not isinstance(source, str) or (not source.startswith("hf://") and (path.name != source or path.exists()))
 
 
 def _build(config: Mapping[str, Any], num_classes: int = 0, in_chans: int = 3, global_pool: str = "avg") -> nn.Module:
-    backbone = bare_backbone(config)
+    backbone: Any = bare_backbone(config)
     bare = isinstance(getattr(backbone, "fc", None), nn.Identity)
     if in_chans != 3 or global_pool != "avg" or (num_classes and not bare):
         raise ConfigError(

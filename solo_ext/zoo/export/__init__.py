@@ -7,12 +7,9 @@ A target is a module of this folder with two functions:
 """
 
 import hashlib
-import json
 import os
 import re
-import shutil
-from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Collection, Mapping
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field
 from importlib import import_module
@@ -26,12 +23,11 @@ from torch import Tensor, nn
 
 from solo_ext.data.transforms import Transform
 from solo_ext.errors import CheckpointError, ConfigError
-from solo_ext.files import WEIGHTS, sync_folder
-from solo_ext.runs.checkpoints import find_checkpoint
+from solo_ext.files import WEIGHTS, json_text, new_folder
 from solo_ext.runs.encoder import load_encoder
 from solo_ext.runs.environment import environment
 from solo_ext.text import hint
-from solo_ext.zoo.model import eval_transform
+from solo_ext.zoo.model import eval_transform, read
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 BATCHES = (1, 2, 5)  # images in each of the proof's forward passes
@@ -44,9 +40,6 @@ class Target:
 
     bound: float = 1e-5
     dtypes: tuple[str, ...] = ("float32", "float16", "bfloat16")
-
-    def __post_init__(self):
-        assert set(self.dtypes) <= set(DTYPES)
 
 
 TARGETS = {
@@ -158,7 +151,7 @@ class Report:
 
 
 def export(
-    checkpoint: str | Path,
+    checkpoint: str | os.PathLike,
     to: str,
     out: str | Path | None = None,
     teacher: bool = False,
@@ -167,7 +160,7 @@ def export(
     """Writes the backbone of a run as another library takes it, and proves that it computes the same there.
 
     Args:
-        checkpoint: run folder, checkpoint or export; ours or solo-learn's.
+        checkpoint: run folder, checkpoint or export, ours or solo-learn's; an entry of the zoo; hf://owner/name.
         to: a key of `TARGETS`.
         out: the folder to make; None: `exports/<name>-<to>`.
         teacher: the momentum encoder in place of the student.
@@ -182,21 +175,21 @@ def export(
             Nothing is left behind.
     """
     dtype = check_target(to, dtype)
-    path = find_checkpoint(checkpoint)
+    path, content = read(checkpoint)
     name = _name(path) + ("-teacher" if teacher else "")
     folder = Path(out).expanduser() if out is not None else Path("exports") / f"{name}-{to}"
     if os.path.lexists(folder):
         raise ConfigError(f"--out: {folder} exists; name another folder, or remove it")
-    source = read(path, name, teacher, dtype, folder)
+    source = _source(path, content, name, teacher, dtype, folder)
     product = _module(to, source.backbone).export(source)
     with new_folder(folder) as temporary:
         for file, content in product.files.items():
-            _write(temporary / file, content)
+            (temporary / file).write_bytes(content)
         report = _prove(source, product, product.network(temporary), to)
         load = [line.replace(str(folder), folder.name) for line in report.load]  # no path of this machine
         record = {**asdict(report), **product.record, "folder": folder.name, "load": load}
         record["packages"] = environment()["packages"]
-        _write(temporary / RECORD, (json.dumps(record, indent=2) + "\n").encode())
+        (temporary / RECORD).write_text(json_text(record), encoding="utf-8")
     return report
 
 
@@ -210,9 +203,9 @@ def check_target(to: str, dtype: str | None = None) -> str:
     return dtype or dtypes[0]
 
 
-def read(path: Path, name: str, teacher: bool, dtype: str, out: Path) -> Source:
+def _source(path: Path, content: bytes | None, name: str, teacher: bool, dtype: str, out: Path) -> Source:
     """The network of the checkpoint at `path`, as it is exported."""
-    exact, config = load_encoder(path, teacher=teacher)
+    exact, config = load_encoder(path, teacher=teacher, content=content)
     tensors = {}
     for key, x in exact.state_dict().items():
         matrix = x.ndim > 1 and x.is_floating_point()
@@ -303,40 +296,3 @@ def _difference(ours: list[Tensor], theirs: list[Tensor]) -> float:
     """The largest difference, relative to the largest of ours; NaN if anything is not finite or all of ours are 0."""
     a, b = (torch.cat([x.flatten().double() for x in features]) for features in (ours, theirs))
     return ((a - b).abs().max() / a.abs().max()).item()
-
-
-# Writing.
-
-
-@contextmanager
-def new_folder(path: Path) -> Iterator[Path]:
-    """An empty folder beside `path`, which becomes `path` at the end, on the disk; on any error it goes.
-
-    Raises:
-        CheckpointError: it cannot be written, or `path` has come to be since.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    made = [parent for parent in path.parents if not os.path.lexists(parent)]
-    try:
-        for parent in reversed(made):
-            parent.mkdir(exist_ok=True)
-        temporary.mkdir()
-        yield temporary
-        sync_folder(temporary)
-        os.rename(temporary, path)
-        sync_folder(path.parent)
-    except BaseException as failure:
-        shutil.rmtree(temporary, ignore_errors=True)
-        for parent in made:
-            with suppress(OSError):
-                parent.rmdir()
-        if isinstance(failure, OSError):
-            raise CheckpointError(f"{path} cannot be written: {failure.strerror or failure}") from failure
-        raise
-
-
-def _write(path: Path, content: bytes) -> None:
-    with open(path, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())

@@ -91,8 +91,10 @@ def forward(weights: Mapping[str, Tensor], x: Tensor) -> Tensor:
     def conv(x: Tensor, name: str, stride: int = 1) -> Tensor:
         kernel = weights[f"{name}.weight"]
         x = F.conv2d(x, kernel, stride=stride, padding=kernel.shape[-1] // 2)
-        norm = (weights[f"{name}.norm.{tensor}"] for tensor in ("running_mean", "running_var", "weight", "bias"))
-        return F.batch_norm(x, *norm, eps=EPS)
+        mean, var, weight, bias = (
+            weights[f"{name}.norm.{x}"] for x in ("running_mean", "running_var", "weight", "bias")
+        )
+        return F.batch_norm(x, mean, var, weight, bias, eps=EPS)
 
     x = F.max_pool2d(conv(x, "stem.conv1", stride=2).relu(), kernel_size=3, stride=2, padding=1)
     blocks = {(int(match[1]), int(match[2])) for name in weights if (match := re.match(r"res(\d)\.(\d+)\.", name))}
@@ -111,7 +113,7 @@ def forward(weights: Mapping[str, Tensor], x: Tensor) -> Tensor:
 def feature_map(backbone: nn.Module, x: Tensor) -> Tensor:
     """What `layer4` of the backbone itself gives, in the mode it is in: what `forward` must equal in eval mode."""
     maps: list[Tensor] = []
-    with backbone.layer4.register_forward_hook(lambda _module, _inputs, output: maps.append(output)):
+    with backbone.get_submodule("layer4").register_forward_hook(lambda _module, _inputs, output: maps.append(output)):
         backbone(x)
     return maps[0]
 
@@ -153,7 +155,8 @@ def export(source: Source) -> Product:
     weights, file, settings = convert(source.tensors), f"{source.name}.pth", f"{source.name}.yaml"
     content = io.BytesIO()
     torch.save({"model": weights, "__author__": "solo_ext", "matching_heuristics": True}, content)
-    text = yaml(source.transform.mean, source.transform.std, depth, source.out.absolute() / file)
+    mean, std = source.transform.mean.tolist(), source.transform.std.tolist()
+    text = yaml(mean, std, depth, source.out.absolute() / file)
     with torch.device("meta"):
         want = convert(RESNETS[depth]().state_dict())
 

@@ -1,6 +1,7 @@
 """A folder for the Hugging Face Hub, which timm and `load_backbone` take: safetensors, config.json and a card."""
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -8,19 +9,21 @@ from typing import Any
 
 import timm.models
 import yaml
+from jinja2 import Template
 from timm.models._hub import save_config_for_hf
 from torch import nn
-from torchvision.models.resnet import ResNet
 
 from solo_ext.data.datasets import DATASETS
-from solo_ext.data.transforms import EvalTransform
+from solo_ext.data.transforms import Transform
 from solo_ext.files import read_json
-from solo_ext.zoo.export import Product, Source, safetensors, torchvision
+from solo_ext.zoo.export import RECORD, Product, Source, safetensors, torchvision
 from solo_ext.zoo.export import timm as timms
-from solo_ext.zoo.hub import CARD, CONFIG, REPOSITORY
+from solo_ext.zoo.hub import CONFIG, upload
 from solo_ext.zoo.index import figures_of
 from solo_ext.zoo.model import solo_ext_backbone
 
+CARD = "README.md"
+REPOSITORY = "OWNER/NAME"  # in a card, until it is pushed
 LICENSE = "mit"
 OURS = solo_ext_backbone.__name__
 
@@ -33,16 +36,19 @@ def supports(backbone: nn.Module) -> str | None:
 def architecture(source: Source) -> tuple[str, dict[str, Any]]:
     """Name and arguments of the `timm.create_model` call that builds the network: of timm itself, where it can."""
     backbone = source.backbone
-    if timms.supports(backbone) is None and not (isinstance(backbone, ResNet) and torchvision.replaced(backbone)):
+    if timms.supports(backbone) is None and not torchvision.replaced(backbone):
         return timms.architecture(source)
-    asked = source.config["backbone"]
-    kwargs = {key: value for key, value in (asked.get("kwargs") or {}).items() if key not in torchvision.IGNORED}
-    stem = "small" if torchvision.replaced(backbone) else "imagenet"
-    config = {"name": asked["name"], "kwargs": kwargs, "stem": stem, "last_norm": bool(asked.get("last_norm"))}
+    config = source.config["backbone"]
+    config = {
+        "name": config["name"],
+        "kwargs": torchvision.kwargs_of(config),
+        "stem": "small" if torchvision.replaced(backbone) else "imagenet",
+        "last_norm": bool(config.get("last_norm")),
+    }
     return OURS, {"num_classes": 0, "config": {"backbone": config}}
 
 
-def preprocessing(transform: EvalTransform) -> dict[str, Any]:
+def preprocessing(transform: Transform) -> dict[str, Any]:
     """What timm's `create_transform` takes to do the same."""
     size, shorter = transform.size, transform.shorter or transform.size
     share = size / shorter
@@ -78,7 +84,7 @@ def export(source: Source) -> Product:
         for classes in (kwargs["num_classes"], 0 if ours else 1000)
     )
     with TemporaryDirectory() as folder:
-        save_config_for_hf(model, Path(folder) / CONFIG, model_args=kwargs)
+        save_config_for_hf(model, f"{folder}/{CONFIG}", model_args=kwargs)
         config = (Path(folder) / CONFIG).read_bytes()
     base = safetensors.export(source)
     imports = ("import solo_ext.zoo.model",) if ours else ()
@@ -97,7 +103,7 @@ def export(source: Source) -> Product:
     )
 
 
-def card(source: Source, image: dict[str, Any], imports: tuple[str, ...]) -> str:
+def card(source: Source, image: Mapping[str, Any], imports: Sequence[str]) -> str:
     """README.md: what it is, how it is loaded, what it reached, what it comes from."""
     config, backbone = source.config, source.backbone
     method, dataset = config.get("method"), (config.get("data") or {}).get("dataset")
@@ -109,10 +115,11 @@ def card(source: Source, image: dict[str, Any], imports: tuple[str, ...]) -> str
         **({"datasets": [info.hub]} if (info := DATASETS.get(dataset)) and info.hub else {}),
     }
     name = config["backbone"]["name"]
-    stem = ", CIFAR stem" if isinstance(backbone, ResNet) and torchvision.replaced(backbone) else ""
+    stem = ", CIFAR stem" if torchvision.replaced(backbone) else ""
     parameters = sum(x.numel() for x in backbone.parameters())
-    trained = (read_json(source.path.with_name("environment.json")) or {}).get("data", {}).get("train") or {}
-    rows = {
+    environment = read_json(source.path.with_name(safetensors.ENVIRONMENT)) or {}
+    trained = environment.get("data", {}).get("train") or {}
+    facts = {
         "network": f"`{name}`{stem}: {parameters:,} parameters, {backbone.num_features} features, in {source.dtype}",
         "trained by": f"`{method}`, without labels" if method else "solo_ext, without labels",
         "trained on": f"`{dataset}`" + (f", {trained['images']:,} images" if "images" in trained else ""),
@@ -121,61 +128,28 @@ def card(source: Source, image: dict[str, Any], imports: tuple[str, ...]) -> str
         "images": f"RGB, {source.transform.size} x {source.transform.size} px ({image['crop_mode']}, "
         f"{image['interpolation']}), mean {list(image['mean'])}, std {list(image['std'])}",
     }
-    facts = "\n".join(f"| {key} | {value} |" for key, value in rows.items() if value is not None)
-    needs = "timm has no such network of its own: solo_ext has to be installed and imported.\n\n" if imports else ""
-    lines = "\n".join((*imports, "import timm"))
-    return f"""\
----
-{yaml.safe_dump(front, sort_keys=False)}---
-
-# {name} by {method or "solo_ext"} on {dataset}
-
-An image encoder, trained without labels with solo_ext. Its features are for kNN, linear classifiers and fine-tuning.
-
-| | |
-|---|---|
-{facts}
-
-## Use
-
-{needs}```python
-{lines}
-
-model = timm.create_model("hf-hub:{REPOSITORY}", pretrained=True).eval()  # a folder on the disk: local-dir:FOLDER
-transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
-features = model(transform(image.convert("RGB"))[None])  # [1, {backbone.num_features}]
-```
-
-```python
-import solo_ext
-
-model = solo_ext.load_backbone("hf://{REPOSITORY}")  # checks the SHA-256; a folder on the disk: its path
-features = model(model.transform(image)[None])
-```
-
-```bash
-solo-ext knn --run FOLDER  # and all other commands that take a run, with the folder on the disk
-```
-
-## Results
-
-{_results(source)}
-
-## References
-
-* Pham et al., On the Pros and Cons of Momentum Encoder in Self-Supervised Visual Representation Learning, 2022,
-  [arXiv:2208.05744](https://arxiv.org/abs/2208.05744)
-* Pham et al., Self-Supervised Visual Representation Learning via Residual Momentum, 2022,
-  [arXiv:2211.09861](https://arxiv.org/abs/2211.09861)
-* da Costa et al., solo-learn: A Library of Self-supervised Methods for Visual Representation Learning, JMLR, 2022,
-  [23(56)](https://jmlr.org/papers/v23/21-1155.html)
-"""
+    template = Path(__file__).with_name("card.md").read_text(encoding="utf-8")
+    return Template(template, keep_trailing_newline=True).render(
+        front=yaml.safe_dump(front, sort_keys=False),
+        name=name,
+        method=method,
+        dataset=dataset,
+        facts=facts,
+        imports=imports,
+        features=backbone.num_features,
+        figures=[] if source.teacher else figures_of(source.path.parent, source.path.name),
+        rounded="" if source.dtype == "float32" else f"; before the weights were rounded to {source.dtype}",
+        repository=REPOSITORY,
+    )
 
 
-def _results(source: Source) -> str:
-    figures = [] if source.teacher else figures_of(source.path.parent, source.path.name)
-    if not figures:
-        return "It has not been evaluated."
-    rounded = "" if source.dtype == "float32" else f"; before the weights were rounded to {source.dtype}"
-    rows = [f"| {figure.metric} | {figure.value:.2f} | {figure.protocol}{rounded} |" for figure in figures]
-    return "\n".join(["| | accuracy, percent | protocol |", "|---|---|---|", *rows])
+def push(folder: Path, repository: str) -> str:
+    """Uploads what `export` wrote into `folder`, in one commit, and returns the page's URL.
+
+    Raises:
+        CheckpointError: the Hub cannot be reached or refuses.
+    """
+    files = {file.name: file.read_bytes() for file in folder.iterdir() if file.name != RECORD}
+    files[CARD] = files[CARD].replace(REPOSITORY.encode(), repository.encode())
+    url, _ = upload(repository, files, "Encoder written by solo-ext export", f"{folder} is not pushed")
+    return str(url)

@@ -18,7 +18,7 @@ from solo_ext.zoo.export import Product, Source
 OPSET = 18
 LIMIT = 2**31  # bytes; a protobuf message cannot be larger
 INPUT, OUTPUT = "images", "features"
-NAMED = {"input_names": [INPUT], "output_names": [OUTPUT], "opset_version": OPSET}
+NAMED: dict[str, Any] = {"input_names": [INPUT], "output_names": [OUTPUT], "opset_version": OPSET}
 
 
 def supports(backbone: nn.Module) -> str | None:
@@ -77,12 +77,14 @@ def _graph(source: Source) -> Any:
 def _trace(backbone: nn.Module, images: Tensor) -> Any:
     """By PyTorch's exporter of today, built on torch.export; that of 2.5 fails at BatchNorm and fixes some batches."""
     batch = torch.export.Dim("batch")
-    return torch.onnx.export(backbone, (images,), dynamic_shapes=({0: batch},), dynamo=True, **NAMED).model_proto
+    program: Any = torch.onnx.export(backbone, (images,), dynamic_shapes=({0: batch},), dynamo=True, **NAMED)
+    return program.model_proto
 
 
 def _trace_as_before(backbone: nn.Module, images: Tensor) -> Any:
     """By the exporter before that one, built on TorchScript."""
-    file, axes = io.BytesIO(), {name: {0: "batch"} for name in (INPUT, OUTPUT)}
+    file: Any = io.BytesIO()
+    axes = {name: {0: "batch"} for name in (INPUT, OUTPUT)}
     torch.onnx.export(backbone, (images,), file, dynamic_axes=axes, dynamo=False, **NAMED)
     return _package("onnx").load_from_string(file.getvalue())
 

@@ -1,7 +1,6 @@
 """A run folder again, with the backbone alone in `model.safetensors`, and nothing private."""
 
 import hashlib
-import json
 import re
 import shlex
 from collections.abc import Mapping
@@ -12,12 +11,13 @@ import safetensors.torch
 from torch import nn
 
 from solo_ext.errors import CheckpointError
-from solo_ext.files import WEIGHTS, read_json
-from solo_ext.runs.checkpoints import RECORDS, load_checkpoint, records
+from solo_ext.files import RECORDS, WEIGHTS, json_text, read_json
+from solo_ext.runs.checkpoints import load_checkpoint, records
 from solo_ext.runs.encoder import load_encoder
 from solo_ext.zoo.export import Product, Source
 
-LOG, ENVIRONMENT = "metrics.csv", "environment.json"
+ARGS, LOG, ENVIRONMENT = "args.json", "metrics.csv", "environment.json"
+FILES = (WEIGHTS, ARGS, RECORDS, LOG, ENVIRONMENT)
 # the last word of a key whose text names a place, a person or a secret
 _PRIVATE = re.compile(
     r"(^|[._-])(path|dir|root|folder|file|checkpoint|extractor|url|entity|project|host|user|email|token|secret|password|key)$"
@@ -91,7 +91,7 @@ def export(source: Source) -> Product:
     record = {**place, "sha256": hashlib.sha256(weights).hexdigest(), "size": len(weights)}
     files = {
         WEIGHTS: weights,
-        "args.json": _json(public_config(source.config)),
+        ARGS: _json(public_config(source.config)),
         RECORDS: _json({WEIGHTS: record}),
     }
     if environment := read_json(run / ENVIRONMENT):
@@ -113,4 +113,4 @@ def export(source: Source) -> Product:
 
 
 def _json(value: Any) -> bytes:
-    return (json.dumps(value, indent=2) + "\n").encode()
+    return json_text(value).encode()

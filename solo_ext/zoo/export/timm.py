@@ -11,7 +11,7 @@ from torchvision.models.resnet import ResNet
 from solo_ext.networks.vit import MoCoViT
 from solo_ext.runs.encoder import FETCHING
 from solo_ext.zoo.export import Product, Source, torchvision
-from solo_ext.zoo.export.torchvision import call, give_stem, replaced
+from solo_ext.zoo.export.torchvision import call, give_stem, kwargs_of, replaced
 
 VITS = {f"vit_{size}": f"vit_{size}_patch16_224" for size in ("tiny", "small", "base", "large")}
 # what decides about the initial weights only
@@ -30,16 +30,16 @@ def supports(backbone: nn.Module) -> str | None:
 def architecture(source: Source) -> tuple[str, dict[str, Any]]:
     """Name and arguments of the `timm.create_model` call that builds the network, with num_classes."""
     config, backbone = source.config["backbone"], source.backbone
-    name, kwargs = config["name"], config.get("kwargs") or {}
+    name = config["name"]
     if isinstance(backbone, ResNet):
         widths = {"cardinality": backbone.groups, "base_width": backbone.base_width}
         plain = {"cardinality": 1, "base_width": 64}
         return name, {"num_classes": 0, **{key: value for key, value in widths.items() if value != plain[key]}}
-    kwargs = {"num_classes": 0, **{key: value for key, value in kwargs.items() if key not in IGNORED}}
+    kwargs = {"num_classes": 0, **kwargs_of(config, IGNORED)}
     if isinstance(backbone, MoCoViT):
         kwargs.pop("stop_grad_conv1", None)
     if name in VITS:
-        kwargs["num_heads"] = backbone.blocks[0].attn.num_heads
+        kwargs["num_heads"] = backbone.get_submodule("blocks.0.attn").num_heads
     return VITS.get(name, name.removeprefix("timm/")), kwargs
 
 

@@ -1,7 +1,7 @@
 """A `.pth` for torchvision's ResNets."""
 
 import io
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,11 @@ def supports(backbone: nn.Module) -> str | None:
     if not isinstance(backbone.fc, nn.Identity):
         return "its ResNets do not end in a BatchNorm (backbone.last_norm)"
     return None
+
+
+def kwargs_of(config: Mapping[str, Any], ignored: Collection[str] = IGNORED) -> dict[str, Any]:
+    """backbone.kwargs of the configuration `backbone`, without those that do not shape the network."""
+    return {key: value for key, value in (config.get("kwargs") or {}).items() if key not in ignored}
 
 
 def call(function: str, *args: Any, **kwargs: Any) -> str:
@@ -52,8 +57,7 @@ def give_stem(model: nn.Module, backbone: nn.Module) -> tuple[str, ...]:
 def export(source: Source) -> Product:
     """One file, for `load_state_dict(..., strict=False)`: the classifier is missing."""
     config, file = source.config["backbone"], f"{source.name}.pth"
-    name, kwargs = config["name"], config.get("kwargs") or {}
-    kwargs = {key: value for key, value in kwargs.items() if key not in IGNORED}
+    name, kwargs = config["name"], kwargs_of(config)
     content = io.BytesIO()
     torch.save(source.tensors, content)
     model = getattr(torchvision.models, name)(**kwargs)
