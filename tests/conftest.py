@@ -13,6 +13,7 @@ from omegaconf import OmegaConf
 
 from solo_ext.cli import main as cli
 from solo_ext.methods import METHODS
+from solo_ext.schema import plain
 
 SOLO_LEARN = os.environ.get("SOLO_LEARN")
 
@@ -78,6 +79,14 @@ def own_kwargs(method: str, **kwargs):
     """Of `kwargs`, those that the method has, as changes of `method_config`."""
     names = {field.name for field in dataclasses.fields(METHODS[method].Kwargs)}
     return {f"method_kwargs__{name}": value for name, value in kwargs.items() if name in names}
+
+
+def value_at(cfg, key: str):
+    """The value of a full key of a resolved configuration; None if it has no such key."""
+    node = plain(cfg)
+    for name in key.split("."):
+        node = node[int(name)] if isinstance(node, list) else (node or {}).get(name)
+    return node
 
 
 def own_backbones(method: str | None):

@@ -81,7 +81,6 @@ def test_the_ground_knows_nobody():
             assert {room(other) for other in imported(file)} <= GROUND, name
 
 
-@pytest.mark.xfail(reason="data.config and data.datasets; zoo.export, zoo.model and zoo.hub", strict=True)
 def test_no_two_files_import_each_other():
     """Not even inside functions or for type checkers, directly or around a corner."""
     graph = {name: imported(file) - {name} for name, file in MODULES.items()}

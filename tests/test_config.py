@@ -10,17 +10,18 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import value_at
 from omegaconf import OmegaConf
 
 from solo_ext.data.augmentations import PARTS_WITH_PROB
 from solo_ext.errors import ConfigError
 from solo_ext.methods import METHODS
-from solo_ext.momentum import IntraMomentum
-from solo_ext.schema import keys
+from solo_ext.schema import keys, plain
 from solo_ext.training import recipes
 from solo_ext.training.compose import assign, compose, overlay
 from solo_ext.training.config import resolve, run_values, to_yaml
 from solo_ext.training.hardware import check_hardware, device_count, trainer_devices
+from solo_ext.training.trainer_config import TrainerConfig
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 PLACES = sorted(place for kind in ("pretrain", "linear") for place in SCRIPTS.glob(f"{kind}/[!_]*"))
@@ -70,7 +71,7 @@ FOLDERS = ("fashion_mnist_mini", "cifar10", "cifar100", "imagenet-100", "imagene
 @functools.cache
 def recipe(kind: str, folder: str, name: str) -> dict:
     """{full key: value} of a shipped YAML, resolved."""
-    return leaves(OmegaConf.to_container(shipped(SCRIPTS / kind / folder / f"{name}.yaml")))
+    return leaves(plain(shipped(SCRIPTS / kind / folder / f"{name}.yaml")))
 
 
 def differing(one: dict, other: dict) -> set[str]:
@@ -122,11 +123,11 @@ def test_shipped_yaml_resolves_to_what_its_path_says(file):
 @pytest.mark.parametrize("kind", ["pretrain", "linear"])
 def test_parsing_again_changes_nothing(kind, name):
     cfg = shipped(SCRIPTS / kind / "imagenet-100" / f"{name}.yaml")
-    plain = OmegaConf.to_container(cfg)
+    values = plain(cfg)
     args_json = json.loads(json.dumps(plain))
     assert args_json == plain
-    assert OmegaConf.to_container(resolve(args_json, kind)) == plain
-    assert OmegaConf.to_container(resolve(OmegaConf.create(to_yaml(cfg)), kind)) == plain
+    assert plain(resolve(args_json, kind)) == values
+    assert plain(resolve(OmegaConf.create(to_yaml(cfg)), kind)) == values
 
 
 def table(text: str) -> dict[str, dict]:
@@ -415,7 +416,7 @@ def test_linear_recipe_is_solo_learns(folder, framework):
     ],
 )
 def test_overrides(override, key, value):
-    assert OmegaConf.select(cifar("byol", override), key) == value
+    assert value_at(cifar("byol", override), key) == value
 
 
 @pytest.mark.parametrize("text", ["a, (b) [c] {d: e}", "it's", r"C:\x\new", "x=1", "ends\\", "\\'", "null", "5", " a "])
@@ -616,9 +617,7 @@ def change(cfg: dict, key: str, value) -> None:
 
 def test_mutated_configurations_are_refused_by_name_and_the_nearest_key_is_right():
     rng = random.Random(0)
-    originals = [
-        OmegaConf.to_container(shipped(f)) for f in rng.sample([f for f in SHIPPED if "pretrain" in f.parts], 5)
-    ]
+    originals = [plain(shipped(f)) for f in rng.sample([f for f in SHIPPED if "pretrain" in f.parts], 5)]
     suggested = right = 0
     for _ in range(250):
         cfg = copy.deepcopy(rng.choice(originals))
@@ -655,7 +654,7 @@ def test_effective_lr_is_per_256_images_of_an_optimizer_step(overrides, images):
     assert cfg.optimizer.lr == 1.0 and cfg.optimizer.classifier_lr == 0.1
     assert cfg.optimizer.effective_lr == pytest.approx(images / 256)
     assert cfg.optimizer.effective_classifier_lr == pytest.approx(0.1 * images / 256)
-    assert resolve(OmegaConf.to_container(cfg)) == cfg
+    assert resolve(plain(cfg)) == cfg
 
 
 def test_linear_lr_leaves_the_accumulation_out():
@@ -669,7 +668,7 @@ def test_what_the_method_declares_is_in_the_configuration(method):
     cls = METHODS[method]
     cfg = cifar("mocov3", f"method={method}", "~method_kwargs")
     assert cfg.momentum.stages == cls.teacher_stages
-    assert IntraMomentum(**cfg.intra) == cls.intra
+    assert cfg.intra == cls.intra
     assert cfg.method_kwargs.loss_scale == cls.loss_scale
     own = cifar("mocov3", f"method={method}", "~method_kwargs", "momentum.stages=none", "intra.weight=0.5")
     assert own.momentum.stages == "none" and own.intra.weight == 0.5 and own.intra.distance == cls.intra.distance
@@ -685,7 +684,7 @@ def test_custom_data_counts_its_folders_or_waits_for_them(tmp_path):
     assert cfg.data.num_classes == 3
     assert cifar("byol", *custom, f"data.train_path={tmp_path / 'train'}", "data.no_labels=true").data.num_classes == 0
     assert cifar("byol", *custom, "data.train_path=/nowhere").data.num_classes is None
-    moved = OmegaConf.merge(cfg, {"data": {"train_path": "/nowhere"}})
+    moved = plain(cfg) | {"data": plain(cfg.data) | {"train_path": "/nowhere"}}
     assert resolve(moved).data.num_classes == 3
 
 
@@ -732,7 +731,7 @@ def gpus(monkeypatch):
 )
 def test_device_count(gpus, there, accelerator, devices, count):
     gpus(there)
-    cfg = OmegaConf.create({"accelerator": accelerator, "devices": devices})
+    cfg = TrainerConfig(accelerator=accelerator, devices=devices)
     assert device_count(cfg) == count
     on_gpu = accelerator != "cpu" and (there or accelerator == "gpu")
     assert trainer_devices(cfg) == (devices if on_gpu else count)
@@ -769,7 +768,7 @@ def test_hardware_is_asked_for_only_when_a_run_begins(gpus, there, overrides, wo
 @pytest.mark.parametrize("kind", ["linear", "knn"])
 def test_an_evaluation_takes_encoder_and_data_from_the_run(tmp_path, kind):
     run = cifar("byol", "data.train_path=/images", "data.fraction=0.1", "data.no_labels=true", "precision=bf16-mixed")
-    args = OmegaConf.to_container(run) | {"accelerator": "gpu", "devices": [0, 1]}
+    args = plain(run) | {"accelerator": "gpu", "devices": [0, 1]}
     args["data"]["format"] = "dali"  # as solo-learn's own runs may have
     (tmp_path / "args.json").write_text(json.dumps(args))
     torch.save({"state_dict": {"backbone.conv1.weight": torch.zeros(1)}, "epoch": 3}, tmp_path / "byol-x-ep=3.ckpt")

@@ -1,6 +1,7 @@
 """solo-learn's own YAMLs, unchanged, train here what they train there (SOLO_LEARN=<path of a checkout>)."""
 
 import copy
+import dataclasses
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -8,6 +9,7 @@ import pytest
 from conftest import SOLO_LEARN
 from omegaconf import OmegaConf
 
+from solo_ext import schema
 from solo_ext.methods import METHODS
 from solo_ext.training.compose import compose
 from solo_ext.training.config import resolve
@@ -42,7 +44,7 @@ def leaves(node, at: str = "") -> dict:
 
 
 def assert_every_value_is_read(raw, kind: str) -> None:
-    cfg, said = (leaves(OmegaConf.to_container(node)) for node in (resolve(raw, kind), raw))
+    cfg, said = (leaves(values) for values in (schema.plain(resolve(raw, kind)), OmegaConf.to_container(raw)))
     unused = METHODS[raw.method].unused_kwargs if kind == "pretrain" else ()
     unused = (*(f"method_kwargs.{key}" for key in unused), "hydra.", "augmentations_cfg", "wandb_cfg")
     said = {key: value for key, value in said.items() if not key.startswith(unused)}
@@ -82,10 +84,10 @@ def solo_learns(raw):
 
 
 def same_kwargs(theirs, ours) -> None:
-    kwargs = vars(ours.kwargs)
+    kwargs = dataclasses.asdict(ours.kwargs)
     attributes = {key: getattr(theirs, key) for key in kwargs if hasattr(theirs, key)}
     assert {key: kwargs[key] for key in attributes} == attributes
-    assert kwargs["loss_scale"] == "solo" and ours.intra.weight == 0 and ours.inter
+    assert kwargs["loss_scale"] == "solo" and ours.intra.weight == 0 and ours.cfg.momentum.inter
     kept_elsewhere = {key for key in kwargs if "temperature" in key} - attributes.keys()
     if kept_elsewhere:  # DINO's
         loss = theirs.dino_loss_func

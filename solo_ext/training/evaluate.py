@@ -17,7 +17,7 @@ from solo_ext.evaluation.linear import LinearModel, fit_cached_linear
 from solo_ext.files import write_json
 from solo_ext.methods import backbone_of
 from solo_ext.runs.checkpoints import find_checkpoint
-from solo_ext.runs.encoder import load_encoder
+from solo_ext.runs.encoder import load_encoder, run_config
 from solo_ext.runs.resume import RESULT, plain
 from solo_ext.training.precision import pick_precision
 from solo_ext.training.trainer import (
