@@ -124,8 +124,8 @@ def test_shipped_yaml_resolves_to_what_its_path_says(file):
 def test_parsing_again_changes_nothing(kind, name):
     cfg = shipped(SCRIPTS / kind / "imagenet-100" / f"{name}.yaml")
     values = plain(cfg)
-    args_json = json.loads(json.dumps(plain))
-    assert args_json == plain
+    args_json = json.loads(json.dumps(values))
+    assert args_json == values
     assert plain(resolve(args_json, kind)) == values
     assert plain(resolve(OmegaConf.create(to_yaml(cfg)), kind)) == values
 
@@ -509,7 +509,7 @@ def test_bad_override(override, words):
         (["accelerator=gup"], ["did you mean 'gpu'"]),
         (["strategy=dpp"], ["did you mean 'ddp'"]),
         (["precision=bf16-mix"], ["precision must be", "did you mean 'bf16-mixed'"]),
-        (["accumulate_grad_batches=0"], ["accumulate_grad_batches must be at least 1"]),
+        (["accumulate_grad_batches=0"], ["accumulate_grad_batches must be a whole number of at least 1"]),
         (["limit_train_batches=1.5"], ["limit_train_batches"]),
         (["gradient_clip_algorithm=nrm"], ["did you mean 'norm'"]),
         (["seed=-1"], ["seed"]),
@@ -673,7 +673,7 @@ def test_what_the_method_declares_is_in_the_configuration(method):
     own = cifar("mocov3", f"method={method}", "~method_kwargs", "momentum.stages=none", "intra.weight=0.5")
     assert own.momentum.stages == "none" and own.intra.weight == 0.5 and own.intra.distance == cls.intra.distance
     kwargs = {key.partition(".")[2] for key in keys(cls.Kwargs, "method_kwargs")}
-    assert set(own.method_kwargs) == kwargs
+    assert set(vars(own.method_kwargs)) - {"_section"} == kwargs
 
 
 def test_custom_data_counts_its_folders_or_waits_for_them(tmp_path):
@@ -692,7 +692,9 @@ def test_solo_learns_unused_keys_are_accepted_with_a_line(caplog, monkeypatch):
     monkeypatch.setattr(METHODS["byol"], "unused_kwargs", ("temperature",), raising=False)
     unused = ["auto_umap.enabled=false", "debug_augmentations=true", "dali.device=gpu", "method_kwargs.temperature=1"]
     cfg = cifar("byol", *unused)
-    assert not {"auto_umap", "debug_augmentations", "dali"} & set(cfg) and "temperature" not in cfg.method_kwargs
+    values = plain(cfg)
+    assert not {"auto_umap", "debug_augmentations", "dali"} & set(values)
+    assert "temperature" not in values["method_kwargs"]
     said = [record.getMessage() for record in caplog.records]
     assert [line.split()[0] for line in said] == [
         "auto_umap",
@@ -776,7 +778,7 @@ def test_an_evaluation_takes_encoder_and_data_from_the_run(tmp_path, kind):
     assert cfg.pretrained_feature_extractor == str(tmp_path / "byol-x-ep=3.ckpt")
     assert (cfg.pretrain_method, cfg.backbone.name, cfg.precision) == ("byol", "resnet18", "bf16-mixed")
     assert (cfg.data.train_path, cfg.data.format, cfg.data.num_workers) == ("/images", "auto", 0)
-    assert cfg.data.augmentations == {"crop_size": 32, "mean": None, "std": None}
+    assert plain(cfg.data.augmentations) == {"crop_size": 32, "mean": None, "std": None}
     assert (cfg.data.fraction, cfg.data.no_labels, cfg.data.num_classes) == (-1, False, 10)  # all labels
     assert (cfg.accelerator, cfg.devices) == ("auto", 1)  # this machine, not the run's
     assert resolve(cfg, kind) == cfg

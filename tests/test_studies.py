@@ -13,6 +13,7 @@ from conftest import fit, random_batches, value_at
 from omegaconf import OmegaConf
 
 from solo_ext.methods import METHODS
+from solo_ext.schema import plain
 from solo_ext.studies.study import load_study, load_table, read_text_yaml
 from solo_ext.training.compose import compose
 from solo_ext.training.config import resolve

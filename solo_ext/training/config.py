@@ -26,7 +26,7 @@ from solo_ext.optim import OptimizerConfig, SchedulerConfig, effective_lrs
 from solo_ext.runs.checkpoints import CheckpointConfig, find_checkpoint
 from solo_ext.runs.encoder import foreign_config, run_config
 from solo_ext.runs.resume import AutoResumeConfig
-from solo_ext.schema import Bounds, Config, Count, Positive, UnknownKey, build, keys, plain
+from solo_ext.schema import MISSING, Bounds, Config, Count, Positive, UnknownKey, build, keys, plain
 from solo_ext.text import hint
 from solo_ext.training.callbacks import MONITORS
 from solo_ext.training.compose import sentence
@@ -69,7 +69,7 @@ class TrainingConfig(RunConfig):
     callbacks: import path of a callback's class -> its arguments, such as `{my_module.MyCallback: {every: 3}}`.
     """
 
-    max_epochs: Count
+    max_epochs: Count = MISSING  # type: ignore[assignment]  # it has to be given
     backbone: BackboneConfig
     optimizer: OptimizerConfig
     scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
@@ -160,15 +160,15 @@ def schema(kind: str) -> type[RunConfig]:
     return {"linear": LinearConfig, "knn": KNNRunConfig}[kind]
 
 
-def resolve(raw: DictConfig | Mapping[str, Any], kind: str = "pretrain") -> Any:
+def resolve(raw: RunConfig | DictConfig | Mapping[str, Any], kind: str = "pretrain") -> Any:
     """The configuration that runs: checked, typed, with defaults filled in and derived keys added.
 
     Derived are `data.num_classes`, `data.num_large_crops`, `data.num_small_crops` and, by solo-learn's rule,
-    `optimizer.effective_lr` and `optimizer.effective_classifier_lr`. `resolve` of its `plain` values, or of the
-    args.json that holds them, is the same again.
+    `optimizer.effective_lr` and `optimizer.effective_classifier_lr`. `resolve` of its own result, or of the
+    args.json that holds it, is the same again.
 
     Args:
-        raw: what `compose` returned, or the content of an args.json.
+        raw: what `compose` returned, the content of an args.json, or a typed configuration.
         kind: `pretrain`, `linear` or `knn`.
 
     Returns:
@@ -180,23 +180,28 @@ def resolve(raw: DictConfig | Mapping[str, Any], kind: str = "pretrain") -> Any:
     given, derived = _given(raw)
     _warn_unused(given, UNUSED)
     cls = schema(kind)
-    for key in given:
-        if key in OWN:
-            raise ConfigError(f"{key} is set by solo-ext itself; {OWN[key]}")
-        if key not in cls.__dataclass_fields__:
-            raise UnknownKey(str(key), keys(cls))
-    if kind == "pretrain":
-        method = _method(given)
-        _warn_unused(given, [f"method_kwargs.{key}" for key in method.unused_kwargs])
-        given = with_defaults(method, given)
-    return _derive(build(cls, given), derived)
+    if own := [key for key in given if key in OWN]:
+        raise ConfigError(f"{own[0]} is set by solo-ext itself; {OWN[own[0]]}")
+    try:
+        if unknown := [key for key in given if key not in cls.__dataclass_fields__]:
+            raise UnknownKey(str(unknown[0]), ())
+        if kind == "pretrain":
+            method = _method(given)
+            _warn_unused(given, [f"method_kwargs.{key}" for key in method.unused_kwargs])
+            given = with_defaults(method, given)
+        return _derive(build(cls, given), derived)
+    except UnknownKey as error:  # the right key may be in another section
+        kwargs = keys(method.Kwargs, "method_kwargs") if error.key.startswith("method_kwargs.") else ()
+        raise UnknownKey(error.key, [*kwargs, *keys(cls)]) from None
 
 
-def _given(raw: DictConfig | Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+def _given(raw: RunConfig | DictConfig | Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """`raw` as plain values without Hydra's node and the derived keys, and the derived keys that it had.
 
     A Trainer argument that is null is Lightning's default, and so is not given.
     """
+    if isinstance(raw, RunConfig):
+        raw = plain(raw)
     try:
         unresolved = OmegaConf.to_container(raw if OmegaConf.is_config(raw) else OmegaConf.create(dict(raw)))
         unresolved.pop("hydra", None)
