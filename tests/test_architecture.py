@@ -8,7 +8,7 @@ import pytest
 import solo_ext
 
 ROOT = Path(solo_ext.__file__).parent
-GROUND = {"errors", "files", "schema", "text"}
+GROUND = {"errors", "files", "plugins", "schema", "text"}
 # room -> what it may import from this project, besides itself and the ground
 CORE = {"losses", "networks", "optim"}
 SCIENCE = CORE | {"momentum", "data", "evaluation", "methods"}

@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Sequence
 
-from solo_ext import __version__
+from solo_ext import __version__, plugins
 from solo_ext.cli.command import dispatch, overview
 from solo_ext.cli.commands import COMMANDS
 from solo_ext.errors import NonFiniteError, SoloExtError
@@ -34,11 +34,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     log.addHandler(handler)
     log.setLevel(logging.INFO if _first() else logging.ERROR)
     try:
+        argv = plugins.take(argv)
         if not argv or argv[0] in ("-h", "--help"):
             print(_help())
         elif argv[0] == "--version":
             print(f"solo-ext {__version__}")
         else:
+            if not {"-h", "--help"} & {*argv}:
+                plugins.load()
             dispatch(COMMANDS, argv)
     except SoloExtError as error:
         _let_the_first_speak()
@@ -70,7 +73,8 @@ def _let_the_first_speak() -> None:
 def _help() -> str:
     text = "Trains image encoders without labels, with projector-only and residual momentum."
     return f"""{overview("solo-ext", text, COMMANDS)}
-solo-ext --version says which version this is.
+solo-ext --version says which version this is; --import MODULE, with any command, registers methods, backbones, datasets
+and monitors of your own.
 
 examples:
   solo-ext demo

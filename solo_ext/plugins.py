@@ -1,0 +1,61 @@
+"""Modules from outside the package that register methods, backbones, datasets or monitors when they are imported.
+
+They are named by `solo-ext --import my_module`, which all child processes inherit, or by an entry point of the group
+`solo_ext` of an installed package.
+"""
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from functools import cache
+from importlib import metadata
+
+from solo_ext.errors import ConfigError
+
+VARIABLE = "SOLO_EXT_IMPORT"  # environment variable: module names, separated by commas
+OPTION = "--import"
+
+
+def take(argv: Sequence[str]) -> list[str]:
+    """`argv` without `--import MODULE`, whose modules are noted for this process and its children.
+
+    Raises:
+        ConfigError: the option without a module.
+    """
+    rest, names = [], [name for name in os.environ.get(VARIABLE, "").split(",") if name]
+    words = iter(argv)
+    for word in words:
+        option, given, name = word.partition("=")
+        if option != OPTION:
+            rest.append(word)
+            continue
+        name = name if given else next(words, "")
+        if not name or name.startswith("-"):
+            raise ConfigError(f"{OPTION} needs the name of a module")
+        names += [name] if name not in names else []
+    if names:
+        os.environ[VARIABLE] = ",".join(names)
+    return rest
+
+
+@cache
+def load() -> None:
+    """Imports them, once.
+
+    Raises:
+        ConfigError: a module that is not there or cannot be imported.
+    """
+    names = [name for name in os.environ.get(VARIABLE, "").split(",") if name]
+    if names and os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())  # where a script of the user's own lies
+    for name in names:
+        try:
+            importlib.import_module(name)
+        except ConfigError:
+            raise
+        except Exception as error:  # whatever the user's module raises
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise ConfigError(f"{OPTION} {name}: it cannot be imported ({reason})") from error
+    for point in metadata.entry_points(group="solo_ext"):
+        point.load()
