@@ -1,15 +1,16 @@
 """What solo-learn's linear evaluation has for fine-tuning: the options, mixup and cutmix, a learning rate per layer."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from timm.data.mixup import Mixup
-from timm.optim import param_groups_layer_decay
 from torch import nn
 
 from solo_ext.errors import ConfigError
 from solo_ext.optim import OptimizerConfig
 from solo_ext.schema import Config, NonNegative, Share
+
+if TYPE_CHECKING:
+    from timm.data.mixup import Mixup
 
 
 @dataclass
@@ -24,12 +25,14 @@ class LinearOptions(Config):
     mixup: NonNegative = 0.0
     cutmix: NonNegative = 0.0
 
-    def mixing(self, batch_size: int, classes: int) -> Mixup | None:
+    def mixing(self, batch_size: int, classes: int) -> "Mixup | None":
         """timm's (images, targets) -> (mixed images, soft targets), smoothed; None without mixup and cutmix."""
         if not (self.mixup or self.cutmix):
             return None
         if batch_size % 2:
             raise ConfigError(f"optimizer.batch_size must be even for mixup and cutmix, not {batch_size}")
+        from timm.data.mixup import Mixup
+
         smoothing = self.label_smoothing
         return Mixup(mixup_alpha=self.mixup, cutmix_alpha=self.cutmix, label_smoothing=smoothing, num_classes=classes)
 
@@ -44,6 +47,8 @@ def backbone_groups(backbone: nn.Module, cfg: OptimizerConfig, lr: float) -> lis
     """
     if not cfg.layer_decay:
         return [{"name": "backbone", "params": list(backbone.parameters())}]
+    from timm.optim import param_groups_layer_decay
+
     undecayed = getattr(backbone, "no_weight_decay", set)()
     layers = param_groups_layer_decay(backbone, cfg.weight_decay, undecayed, layer_decay=cfg.layer_decay)
     return [
