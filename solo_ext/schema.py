@@ -13,7 +13,7 @@ number of at least 1, not 0".
 import dataclasses
 import math
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from types import NoneType, UnionType
@@ -202,7 +202,7 @@ def _fit_arm(arm: Any, value: Any, key: str, convert: bool) -> Any:
             constraint.check(fitted, key)
         return fitted
     if dataclasses.is_dataclass(arm):
-        return build(arm, value, key)
+        return build(origin, value, key)
     if origin is Literal:
         exact = (choice for choice in args if choice == value and type(choice) is type(value))
         return next(exact, next((choice for choice in args if convert and str(choice) == str(value)), _MISFIT))
@@ -260,7 +260,7 @@ def check_integer(key: str, value: Any, low: int) -> None:
     Bounds(low).check(value, key)
 
 
-def keys(cls: type, at: str = "") -> Iterator[str]:
+def keys(cls: Any, at: str = "") -> Iterator[str]:
     """Every full key of the dataclass `cls`; a list of dataclasses counts as its first item."""
     for name, hint in _hints(cls).items():
         key = join(at, name)
@@ -300,11 +300,13 @@ def describe(hint: Any) -> str:
     return " or ".join(word for word in dict.fromkeys(words) if word)
 
 
-@lru_cache(maxsize=256)
-def _hints(cls: type) -> dict[str, Any]:
+def _types(cls: Any) -> dict[str, Any]:
     """Field name -> type, with its constraints."""
     hints = get_type_hints(cls, include_extras=True)
     return {field.name: hints[field.name] for field in dataclasses.fields(cls)}
+
+
+_hints: Callable[[Any], dict[str, Any]] = lru_cache(maxsize=256)(_types)
 
 
 def _check_names(cls: type, given: Iterable[Any], at: str) -> None:

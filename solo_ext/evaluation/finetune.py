@@ -44,7 +44,7 @@ def backbone_groups(backbone: nn.Module, cfg: OptimizerConfig, lr: float) -> lis
     """
     if not cfg.layer_decay:
         return [{"name": "backbone", "params": list(backbone.parameters())}]
-    undecayed = getattr(backbone, "no_weight_decay", set)()
+    undecayed: set[str] = getattr(backbone, "no_weight_decay", set)()
     layers = param_groups_layer_decay(backbone, cfg.weight_decay, undecayed, layer_decay=cfg.layer_decay)
     return [
         {

@@ -6,7 +6,6 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 import torch.nn.functional as F
-from omegaconf import DictConfig
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -27,13 +26,13 @@ class LinearModel(pl.LightningModule):
     Deviation from solo-learn: `label_smoothing` works without mixup too.
     """
 
-    def __init__(self, backbone: nn.Module, cfg: DictConfig):
+    def __init__(self, backbone: Any, cfg: Any):
         """Puts a new head on `backbone`.
 
         Args:
-            backbone: [B, 3, H, W] -> [B, D], with `num_features` = D.
-            cfg: `data.num_classes`, `optimizer`, `scheduler`, `performance.disable_channel_last` and the keys of
-                `LinearOptions`. `optimizer.lr` is taken as it stands, unless `optimizer.effective_lr` is given.
+            backbone: a module [B, 3, H, W] -> [B, D], with `num_features` = D.
+            cfg: has `data.num_classes`, `optimizer`, `scheduler`, `performance.disable_channel_last` and the keys of
+                `LinearOptions`. `optimizer.lr` is used unscaled, unless `optimizer.effective_lr` is given.
 
         Raises:
             ConfigError: a value that cannot work.
@@ -89,14 +88,14 @@ class LinearModel(pl.LightningModule):
 
     def _log(self, split: str, batch_size: int, **metrics: Tensor) -> None:
         named = {f"{split}_{name}": value for name, value in metrics.items()}
-        shown = {"on_step": False, "on_epoch": True, "prog_bar": split == "val"}
-        self.log_dict(named, sync_dist=True, batch_size=batch_size, **shown)
+        shown = split == "val"
+        self.log_dict(named, prog_bar=shown, on_step=False, on_epoch=True, sync_dist=True, batch_size=batch_size)
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> Any:
         groups = [{"name": "classifier", "params": list(self.classifier.parameters())}]
         if self.options.finetune:
             groups = backbone_groups(self.backbone, self.optimizer_cfg, learning_rate(self.optimizer_cfg)) + groups
-        steps, epochs = self.trainer.estimated_stepping_batches, self.trainer.max_epochs
+        steps, epochs = self.trainer.estimated_stepping_batches, self.trainer.max_epochs or 0
         optimizer, scheduler = _optimization(groups, self.optimizer_cfg, self.scheduler_cfg, steps, epochs)
         return {"optimizer": optimizer, **({"lr_scheduler": scheduler} if scheduler else {})}
 
