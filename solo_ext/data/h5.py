@@ -1,6 +1,6 @@
 """Format `h5`: encoded images in one HDF5 file.
 
-The layout is solo-learn's: a group for each class folder, in it a data set for each image with the bytes of its
+The layout is solo-learn's: a group for each class folder, in it an HDF5 dataset for each image with the bytes of its
 file. Files that `write_h5` made also list their images, in order, in the root's attribute `solo_ext_index`: a
 million names are then read at once instead of from all over the file. Whoever changes such a file has to remove it.
 """
