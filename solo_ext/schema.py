@@ -188,8 +188,7 @@ def fit(hint: Any, value: Any, key: str) -> Any:
             fitted = _fit_arm(arm, value, key, convert)
             if fitted is not _MISFIT:
                 return fitted
-    choices = [choice for arm in arms for choice in _choices(arm)]
-    raise ConfigError(f"{key} must be {describe(hint)}, not {show(value)}{nearest(value, choices)}")
+    raise ConfigError(f"{key} must be {describe(hint)}, not {show(value)}{nearest(value, _choices(arms))}")
 
 
 def _fit_arm(arm: Any, value: Any, key: str, convert: bool) -> Any:
@@ -295,7 +294,7 @@ def describe(hint: Any) -> str:
         return f"a mapping with the keys {', '.join(field.name for field in dataclasses.fields(hint))}"
     bare = [get_args(arm)[0] if get_origin(arm) is Annotated else arm for arm in _arms(hint)]
     words = [_WORDS.get(get_origin(arm) or arm, "") for arm in bare]
-    if choices := dict.fromkeys(str(choice) for arm in bare for choice in _choices(arm)):
+    if choices := dict.fromkeys(map(str, _choices(bare))):
         words.append(f"one of {', '.join(choices)}")
     return " or ".join(word for word in dict.fromkeys(words) if word)
 
@@ -324,8 +323,8 @@ def _arms(hint: Any) -> tuple:
     return get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
 
 
-def _choices(hint: Any) -> tuple:
-    return get_args(hint) if get_origin(hint) is Literal else ()
+def _choices(arms: Iterable[Any]) -> list[Any]:
+    return [choice for arm in arms if get_origin(arm) is Literal for choice in get_args(arm)]
 
 
 def show(value: Any) -> str:
