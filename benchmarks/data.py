@@ -44,7 +44,7 @@ from solo_ext.data.formats import make_loader
 from solo_ext.data.h5 import read_h5, write_h5
 from solo_ext.data.images import ArrayImages, ImageSet, read_folder
 from solo_ext.data.loader import EpochSampler, Resumable
-from solo_ext.data.transforms import build_view_transform
+from solo_ext.data.transforms import ViewTransform
 from solo_ext.methods import METHODS
 from solo_ext.runs.environment import environment
 from solo_ext.schema import build
@@ -150,7 +150,7 @@ def load(kind: str, name: str, folder: Path, args: argparse.Namespace) -> Iterat
 
 def ours(reader: str, images: ImageSet, views: list[AugmentationConfig], batch: int, args) -> Resumable:
     data = DataConfig(dataset="custom", format=reader, num_workers=args.workers)
-    transforms = [build_view_transform(aug, IMAGENET_MEAN, IMAGENET_STD) for aug in views]
+    transforms = [ViewTransform(aug, IMAGENET_MEAN, IMAGENET_STD) for aug in views]
     sampler = EpochSampler(len(images), seed=0)
     return make_loader(data, images, transforms, 0, sampler, batch, True, torch.device(args.device))
 

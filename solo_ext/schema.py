@@ -13,7 +13,7 @@ number of at least 1, not 0".
 import dataclasses
 import math
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from types import NoneType, UnionType
@@ -207,8 +207,7 @@ def fit(hint: Any, value: Any, key: str) -> Any:
             fitted = _fit_arm(arm, value, key, convert)
             if fitted is not _MISFIT:
                 return fitted
-    choices = [choice for arm in arms for choice in _choices(arm)]
-    raise ConfigError(f"{key} must be {describe(hint)}, not {show(value)}{nearest(value, choices)}")
+    raise ConfigError(f"{key} must be {describe(hint)}, not {show(value)}{nearest(value, _choices(arms))}")
 
 
 def _fit_arm(arm: Any, value: Any, key: str, convert: bool) -> Any:
@@ -221,7 +220,7 @@ def _fit_arm(arm: Any, value: Any, key: str, convert: bool) -> Any:
             constraint.check(fitted, key)
         return fitted
     if dataclasses.is_dataclass(arm):
-        return build(arm, value, key)
+        return build(origin, value, key)
     if origin is Literal:
         exact = (choice for choice in args if choice == value and type(choice) is type(value))
         return next(exact, next((choice for choice in args if convert and str(choice) == str(value)), _MISFIT))
@@ -279,7 +278,7 @@ def check_integer(key: str, value: Any, low: int) -> None:
     Bounds(low).check(value, key)
 
 
-def keys(cls: type, at: str = "") -> Iterator[str]:
+def keys(cls: Any, at: str = "") -> Iterator[str]:
     """Every full key of the dataclass `cls`; a list of dataclasses counts as its first item."""
     for name, hint in _hints(cls).items():
         key = join(at, name)
@@ -314,16 +313,18 @@ def describe(hint: Any) -> str:
         return f"a mapping with the keys {', '.join(field.name for field in dataclasses.fields(hint))}"
     bare = [get_args(arm)[0] if get_origin(arm) is Annotated else arm for arm in _arms(hint)]
     words = [_WORDS.get(get_origin(arm) or arm, "") for arm in bare]
-    if choices := dict.fromkeys(str(choice) for arm in bare for choice in _choices(arm)):
+    if choices := dict.fromkeys(map(str, _choices(bare))):
         words.append(f"one of {', '.join(choices)}")
     return " or ".join(word for word in dict.fromkeys(words) if word)
 
 
-@lru_cache(maxsize=256)
-def _hints(cls: type) -> dict[str, Any]:
+def _types(cls: Any) -> dict[str, Any]:
     """Field name -> type, with its constraints."""
     hints = get_type_hints(cls, include_extras=True)
     return {field.name: hints[field.name] for field in dataclasses.fields(cls)}
+
+
+_hints: Callable[[Any], dict[str, Any]] = lru_cache(maxsize=256)(_types)
 
 
 def _check_names(cls: type, given: Iterable[Any], at: str) -> None:
@@ -341,8 +342,8 @@ def _arms(hint: Any) -> tuple:
     return get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
 
 
-def _choices(hint: Any) -> tuple:
-    return get_args(hint) if get_origin(hint) is Literal else ()
+def _choices(arms: Iterable[Any]) -> list[Any]:
+    return [choice for arm in arms if get_origin(arm) is Literal for choice in get_args(arm)]
 
 
 def show(value: Any) -> str:

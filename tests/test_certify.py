@@ -193,6 +193,12 @@ def test_what_cannot_be_certified(folder):
         certify([SMALL], images=str(folder / "nowhere"))
 
 
+def test_without_a_checkout_it_is_one_sentence(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("solo_ext.__file__", str(tmp_path / "solo_ext" / "__init__.py"))
+    assert main(["data", "certify"]) == 2
+    assert capsys.readouterr().err.startswith("solo-ext: error: data certify needs a checkout of solo-ext")
+
+
 def test_values_are_held_against_their_bounds():
     assert (
         Check("", "rendered", "", "", "bias", -0.5, 0.5).ok and not Check("", "rendered", "", "", "bias", -0.6, 0.5).ok

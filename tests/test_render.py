@@ -26,7 +26,6 @@ from solo_ext.data.transforms import (
     ViewTransform,
     build_eval_transform,
     build_linear_train_transform,
-    build_view_transform,
 )
 from solo_ext.data.views import DRAWS, JITTER_ORDERS, Views, draw_boxes, draw_views
 
@@ -456,7 +455,7 @@ def test_without_a_random_crop_the_image_is_resized(width, height):
 
 
 def test_default_uniforms_come_from_torchs_global_generator():
-    transform = build_view_transform(replace(EVERYTHING, crop_size=20), (0.5,) * 3, (0.5,) * 3)
+    transform = ViewTransform(replace(EVERYTHING, crop_size=20), (0.5,) * 3, (0.5,) * 3)
     with torch.random.fork_rng(devices=[]):
         views = []
         for _ in range(2):

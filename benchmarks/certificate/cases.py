@@ -15,7 +15,7 @@ from solo_ext.data.formats import CAN, make_loader
 from solo_ext.data.h5 import write_h5
 from solo_ext.data.images import ArrayImages, FileImages, ImageSet, read_folder
 from solo_ext.data.loader import EpochSampler
-from solo_ext.data.transforms import build_view_transform
+from solo_ext.data.transforms import ViewTransform
 from solo_ext.errors import SoloExtError
 
 IMAGES = 64  # at most, of a set that the user names
@@ -40,7 +40,7 @@ class Case:
     def loader(self, format: str, augmentations: Sequence[AugmentationConfig], seed: int, device: torch.device):
         """A pass over all images in the order of an epoch; the views have values from 0 to 255."""
         data = DataConfig("custom", format=format, num_workers=0)
-        transforms = [build_view_transform(aug, *LEVELS) for aug in augmentations]
+        transforms = [ViewTransform(aug, *LEVELS) for aug in augmentations]
         sampler = EpochSampler(len(self.images), seed)
         return make_loader(data, self._as(format), transforms, seed, sampler, BATCH, False, device)
 

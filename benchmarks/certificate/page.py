@@ -4,8 +4,6 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from solo_ext.text import markdown_table
-
 
 @dataclass(frozen=True)
 class Check:
@@ -101,5 +99,7 @@ _TABLES = {
 def _table(checks: Iterable[Check], cell: Callable[[Check], str]) -> str:
     cells = {(check.operation, check.format): cell(check) for check in checks}
     columns, operations = (list(dict.fromkeys(key[i] for key in cells)) for i in (1, 0))
-    rows = [[name, *(cells.get((name, column), "-") for column in columns)] for name in operations]
-    return markdown_table(["", *columns], rows).rstrip()
+    rows = [["", *columns], *([name, *(cells.get((name, c), "-") for c in columns)] for name in operations)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    rows.insert(1, ["-" * width for width in widths])
+    return "\n".join(f"| {' | '.join(map(str.ljust, row, widths))} |" for row in rows)

@@ -79,7 +79,11 @@ def _certify(args: argparse.Namespace) -> None:
     if not (benchmarks / "certificate").is_dir():
         raise ConfigError("data certify needs a checkout of solo-ext: the certificate is no part of the package")
     sys.path.insert(0, str(benchmarks))
-    importlib.import_module("certificate").run(args)
+    try:
+        certificate = importlib.import_module("certificate")
+    except ImportError as error:
+        raise ConfigError(f"data certify needs {error.name}: pip install -e '.[dev]'") from error
+    certificate.run(args)
 
 
 _COMMANDS = (
@@ -89,7 +93,7 @@ _COMMANDS = (
         """\
 Copies the image files of a folder, unchanged, into one HDF5 file, which data.train_path and data.val_path take in
 the folder's place: one large file where a million small ones are slow. solo-learn reads it, too. Nothing is left
-behind if it fails, as it does at a file that is no image. It needs h5py: pip install 'solo-ext[h5]'.""",
+behind if it fails, as it does at a file that is not an image. It needs h5py: pip install 'solo-ext[h5]'.""",
         (
             "data to-h5 /data/imagenet/train /data/imagenet-train.h5",
             "data to-h5 images images.h5",
@@ -102,8 +106,8 @@ behind if it fails, as it does at a file that is no image. It needs h5py: pip in
         "make ImageNet-100 out of ImageNet, with links",
         """\
 Makes DST/train and DST/val with links to the class folders of ImageNet that make up ImageNet-100, for
-data.train_path and data.val_path. Nothing is copied, and SRC has to stay where it is. The same command again
-leaves DST as it is.""",
+data.train_path and data.val_path. Nothing is copied, and SRC has to stay where it is. Repeating the command
+changes nothing.""",
         (
             "data imagenet100 /data/imagenet /data/imagenet100",
             "data imagenet100 ILSVRC/Data/CLS-LOC datasets/imagenet100",
@@ -115,8 +119,8 @@ leaves DST as it is.""",
         "data fingerprint",
         "identify a set of images by its file names and labels",
         """\
-Prints the number of images and of classes that a run would read at PATH, and the SHA-256 of its file names and
-labels, which is also in the environment.json of each run (there of the pixels, for sets that lie in memory). A
+Prints the number of images and classes that a run would read at PATH, and the SHA-256 of its file names and
+labels, which is also in the environment.json of each run (for sets in memory, the SHA-256 of the pixels). A
 folder, links to it and an HDF5 file made from it have the same fingerprint; the contents of the files do not
 count.""",
         (
@@ -132,9 +136,9 @@ count.""",
         """\
 Compares the views of each data format with those of solo-learn's chain of Pillow and torchvision: the parameters
 that are drawn (Kolmogorov-Smirnov), every operation by the same numbers (mean difference, bias), and the whole
-chain by other numbers. Prints tables in Markdown, and exits 1 if a value is outside its bound.
+chain by other numbers. Prints tables in Markdown, and exits 1 if a value is outside its bound. It needs a checkout.
 
-Without a YAML, all operations, on photographs that scikit-learn brings along and on bundled Fashion-MNIST images.""",
+Without a YAML: all operations, on scikit-learn's two photographs and on bundled Fashion-MNIST images.""",
         (
             "data certify",
             "data certify scripts/pretrain/imagenet-100/byol.yaml --images /data/imagenet100/val --json parity.json",

@@ -6,15 +6,17 @@ operators would turn hues about the gray axis: on photographs 4.6 of 255 levels 
 itself changes 5.5; and on a CPU they take longer.
 """
 
+# mypy: disable-error-code="attr-defined, arg-type"
+# DALI makes its constants and operators at run time
+
 import io
 import re
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
-from dataclasses import replace
 from itertools import chain
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -45,6 +47,9 @@ class EncodedImages:
 
     def __init__(self, files: FileImages, jpeg: bool = True):
         self.files, self.jpeg = files, jpeg
+
+    def __len__(self) -> int:
+        return len(self.files)
 
     def __getitem__(self, i: int) -> Encoded:
         """Raises `DataError` as `files[i]` does."""
@@ -114,44 +119,45 @@ class DaliLoader(BatchLoader):
 
     def _read(self, indexes: np.ndarray, jpeg: bool = True) -> tuple[list[int], list[Encoded], list[tuple[int, str]]]:
         """The indexes that were read, their files, and (index, message) of each that could not be read."""
+        assert isinstance(self.images.images, FileImages)
         unreadable: list[tuple[int, str]] = []
-        images = replace(self.images, images=EncodedImages(self.images.images, jpeg))
+        images = EncodedImages(self.images.images, jpeg)
         rows = [read(images, index, unreadable) for index in indexes.tolist()]
         return [index for index, _ in rows], [file for _, file in rows], unreadable
 
-    def _render(self, indexes: np.ndarray, numbers: np.ndarray, shares: Iterable[tuple[list, list, list]]):
+    def _render(self, indexes: np.ndarray, numbers: np.ndarray, shares: Iterable[tuple[list, list, list]]) -> Any:
         """The batch, its views with their parts, and the images that could not be read."""
-        found, files, unreadable = (list(chain(*parts)) for parts in zip(*shares, strict=True))
+        rows, files, unreadable = (list(chain(*parts)) for parts in zip(*shares, strict=True))
         numbers = numbers.swapaxes(0, 1)
         with torch.cuda.stream(self.stream) if self.stream else nullcontext():
             try:
                 crops = self._crop(files, numbers)
             except RuntimeError:  # DALI cannot decode one of them, and does not say which
                 self._pipeline = None
-                found, files, unreadable = self._read(indexes, jpeg=False)
+                rows, files, unreadable = self._read(indexes, jpeg=False)
                 crops = self._crop(files, numbers)
             views = [self._finish(*view) for view in zip(self.transforms, crops, numbers, strict=True)]
-            indexes = torch.tensor(found, device=self.device)
-            targets = torch.from_numpy(self.images.targets[found]).to(self.device)
+            targets = torch.from_numpy(self.images.targets[rows]).to(self.device)
+            batch = torch.tensor(rows, device=self.device), views, targets, unreadable
         if self.stream:
             self.stream.synchronize()
-        return indexes, views, targets, unreadable
+        return batch
 
     def _crop(self, files: list[Encoded], numbers: np.ndarray) -> list[Tensor]:
         """The views of a batch before `Transform.finish`, uint8 [B, 3, size, size]."""
         if self._pipeline is None:
             self._pipeline = build(self.transforms, self.batch_size, self.threads, self.device)
-        sizes = np.array([file[1:] for file in files]).T
+        widths, heights = np.array([file[1:] for file in files]).T
         frames = {
-            f"frame{view}": frame(transform, *sizes, u)
+            f"frame{view}": frame(transform, widths, heights, u)
             for view, (transform, u) in enumerate(zip(self.transforms, numbers, strict=True))
         }
         outputs = self._pipeline.run(encoded=[np.frombuffer(file.data, np.uint8) for file in files], **frames)
         crops = []
         for output in outputs:
-            output = output.as_tensor()
-            crop = torch.empty(output.shape(), dtype=torch.uint8, device=self.device)
-            feed_ndarray(output, crop, cuda_stream=self.stream)  # copies: DALI uses its memory again
+            tensor: Any = output.as_tensor()
+            crop = torch.empty(tensor.shape(), dtype=torch.uint8, device=self.device)
+            feed_ndarray(tensor, crop, cuda_stream=self.stream)  # copies: DALI uses its memory again
             crops.append(crop.permute(0, 3, 1, 2).contiguous())
         return crops
 
@@ -195,7 +201,7 @@ def build(transforms: Sequence[Transform], batch_size: int, threads: int, device
     return pipeline
 
 
-def _view(images, transform: Transform, name: str):
+def _view(images: Any, transform: Transform, name: str) -> Any:
     frames = fn.external_source(name=name, dtype=types.INT32, ndim=1)
     resize = {"interp_type": INTERPOLATION[transform.mode], "antialias": True}
     size = [transform.size, transform.size]
@@ -207,6 +213,6 @@ def _view(images, transform: Transform, name: str):
 
 
 def _is_whole(jpeg: bytes, last_scan: int) -> bool:
-    """Whether the last scan's pixels go on to the end marker. If not, it depends on the decoder what comes out."""
+    """Whether the last scan's pixels reach the end marker; where they do not, every decoder makes its own of them."""
     marker = MARKER.search(jpeg, last_scan + len(SCAN))
     return marker is not None and marker[0] == END

@@ -6,7 +6,7 @@ from contextlib import suppress
 from dataclasses import KW_ONLY, dataclass, field, replace
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import numpy as np
 
@@ -109,7 +109,7 @@ class DataConfig(Config, section="data"):
 def dataset_info(data: DataConfig) -> DatasetInfo:
     """Facts about `data.dataset`; classes that are folders are counted at `data.train_path`.
 
-    Reads no image, and no file at all for the other sets. Takes the `data` node of a config as well.
+    Reads no image, and otherwise no file at all. Takes the `data` node of a config as well.
     """
     info = DATASETS[data.dataset]
     if data.no_labels:
@@ -155,9 +155,7 @@ def _fraction(images: ImageSet, fraction: float) -> ImageSet:
     labelled = images.targets.max() >= 0
     _, counts = np.unique(images.targets, return_counts=True)
     if not size or (labelled and (counts.min() < 2 or min(size, count - size) < len(counts))):
-        reason = (
-            f"each of {len(counts)} classes needs two images, and one in either part" if labelled else "that is none"
-        )
+        reason = f"each of {len(counts)} classes needs two images, one in either part" if labelled else "that is none"
         raise DataError(f"data.fraction: {fraction} of {count} images cannot be drawn ({reason})")
     if labelled:
         return images.subset(stratified_rows(images.targets, size))
@@ -182,18 +180,19 @@ def _load_fashion_mnist(data: DataConfig, split: str) -> ImageSet:
     prefix = "t10k" if split == "test" else "train"
 
     def find(kind: str) -> Path | None:
-        stem = f"{prefix}-{kind}-ubyte"
         folders = (root, root / "FashionMNIST" / "raw")
-        paths = [folder / (stem + suffix) for folder in folders for suffix in ("", ".gz")]
-        return next((path for path in paths if path.is_file()), None)
+        paths = (folder / f"{prefix}-{kind}-ubyte{suffix}" for folder in folders for suffix in ("", ".gz"))
+        return next(filter(Path.is_file, paths), None)
 
     if not (find("images-idx3") and find("labels-idx1")):
         from torchvision.datasets import FashionMNIST
 
         _torchvision(data, split, FashionMNIST, train=split != "test")
-    pixels, labels = read_idx(find("images-idx3")), read_idx(find("labels-idx1"))
+    images_path, labels_path = find("images-idx3"), find("labels-idx1")
+    assert images_path and labels_path
+    pixels, labels = read_idx(images_path), read_idx(labels_path)
     if pixels.shape[1:] != (28, 28) or labels.shape != pixels.shape[:1] or labels.max(initial=0) > 9:
-        raise DataError(f"{find('images-idx3')}: not Fashion-MNIST with its labels (shape {pixels.shape})")
+        raise DataError(f"{images_path}: not Fashion-MNIST with its labels (shape {pixels.shape})")
     return ImageSet(ArrayImages(pixels), labels.astype(np.int64))
 
 
@@ -235,8 +234,8 @@ def _root(data: DataConfig, split: str) -> Path:
     return Path((data.val_path or train) if split == "test" else train)
 
 
-def _torchvision(data: DataConfig, which: str, cls: type, **kwargs):
-    """The torchvision data set from disk, or else from its download, one process at a time."""
+def _torchvision(data: DataConfig, which: str, cls: type, **kwargs: Any) -> Any:
+    """The torchvision dataset from disk, or else from its download, one process at a time."""
     from filelock import FileLock  # a dependency of torch
 
     root = _root(data, which)

@@ -1,6 +1,6 @@
 """Format `h5`: encoded images in one HDF5 file.
 
-The layout is solo-learn's: a group for each class folder, in it a data set for each image with the bytes of its
+The layout is solo-learn's: a group for each class folder, in it an HDF5 dataset for each image with the bytes of its
 file. Files that `write_h5` made also list their images, in order, in the root's attribute `solo_ext_index`: a
 million names are then read at once instead of from all over the file. Whoever changes such a file has to remove it.
 """
@@ -13,7 +13,7 @@ from functools import partial
 from importlib.util import find_spec
 from io import BytesIO, FileIO
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
@@ -88,15 +88,14 @@ def read_h5(path: str | os.PathLike, key: str, labels: bool = True, only: Sequen
     if beside and labels:
         raise DataError(unlabelled_image(key, f"{path}: {os.fsdecode(beside)}"))
     if only and len(classes) > len(only):
-        wanted = sorted(map(os.fsencode, only))
-        if missing := sorted({*wanted} - {*classes}):
+        kept = {*map(os.fsencode, only)}
+        if missing := sorted(kept - {*classes}):
             raise DataError(
-                f"{key}: '{path}' has {len(classes)} classes, but {len(missing)} of the {len(only)} that the data set "
+                f"{key}: '{path}' has {len(classes)} classes, but {len(missing)} of the {len(only)} that the dataset "
                 f"takes are not among them (first: {os.fsdecode(missing[0])})"
             )
-        kept = {*wanted}
         names = [name for name, folder in zip(names, folders, strict=True) if folder in kept]
-        classes, folders = wanted, [folder for folder in folders if folder in kept]
+        classes, folders = sorted(kept), [folder for folder in folders if folder in kept]
     if not names:
         raise DataError(f"{key}: no image in '{path}'")
     images = ImageSet(H5Images(path, np.array(names)), np.full(len(names), -1))
@@ -128,7 +127,9 @@ def write_h5(
         raise DataError(f"'{destination}' exists; remove it, or give another name")
     images = read_folder(source, "SRC")
     files = images.images
+    assert isinstance(files, FileImages)
     with replacing(destination, DataError, partial(_Output, mode="w+")) as file:
+        assert isinstance(file, _Output)
         with h5py.File(file, "w") as h5:
             index = np.empty((), object)
             index[()] = np.frombuffer(b"\0".join(files.paths.tolist()), np.uint8)
@@ -146,7 +147,7 @@ def write_h5(
     return images
 
 
-def _h5py(key: str):
+def _h5py(key: str) -> Any:
     if find_spec("h5py") is None:
         raise ConfigError(f"{key}: HDF5 needs h5py; pip install 'solo-ext[h5]'")
     import h5py
@@ -191,11 +192,11 @@ def _complaint(path: Path, error: Exception) -> str:
 
 
 class _Output(FileIO):
-    """A new file that keeps the first error for us: told of one, HDF5 crashes the process when it closes the file."""
+    """A new file that keeps its first error for us: HDF5, told of it, crashes the process when it closes the file."""
 
     error: OSError | None = None
 
-    def write(self, data) -> int:
+    def write(self, data: Any) -> int:
         rest = memoryview(data)
         with self._kept():
             while rest and not self.error:
@@ -205,7 +206,7 @@ class _Output(FileIO):
     def truncate(self, size: int | None = None) -> int:
         with self._kept():
             super().truncate(size)
-        return size
+        return size or 0
 
     @contextmanager
     def _kept(self) -> Iterator[None]:

@@ -2,7 +2,6 @@
 
 import os
 import shutil
-from contextlib import suppress
 from pathlib import Path
 
 from solo_ext.data.images import ImageSet, class_folders, read_folder
@@ -17,7 +16,7 @@ SIZES = {"train": 126_689, "val": 5_000}
 def build_imagenet100(source: str | os.PathLike, destination: str | os.PathLike) -> dict[str, ImageSet]:
     """Makes `destination`/{train,val}/<class>, links to the class folders of an ImageNet folder.
 
-    The links are relative where possible. A `destination` that is already this is left as it is.
+    The links are relative. A `destination` that is already this is left as it is.
 
     Args:
         source: holds train/ and val/, both with class folders.
@@ -31,7 +30,9 @@ def build_imagenet100(source: str | os.PathLike, destination: str | os.PathLike)
             cannot be written.
     """
     source, destination = Path(source), Path(destination)
-    targets = {f"{split}/{name}": source / split / name for split in SPLITS for name in _classes(source, split)}
+    for split in SPLITS:
+        _check_source(source / split)
+    targets = {f"{split}/{name}": source / split / name for split in SPLITS for name in CLASSES}
     if destination.is_symlink() or destination.exists():
         _check_same(destination, targets)
         return _read(destination)
@@ -42,7 +43,7 @@ def build_imagenet100(source: str | os.PathLike, destination: str | os.PathLike)
         for link, target in targets.items():
             path = temporary / link
             path.parent.mkdir(exist_ok=True)
-            path.symlink_to(_relative(target, path.parent), target_is_directory=True)
+            path.symlink_to(os.path.relpath(target.absolute(), path.parent.resolve()), target_is_directory=True)
         sets = _read(temporary)
         temporary.rename(destination)
     except OSError as error:
@@ -52,37 +53,28 @@ def build_imagenet100(source: str | os.PathLike, destination: str | os.PathLike)
     return sets
 
 
-def _classes(source: Path, split: str) -> tuple[str, ...]:
-    """`CLASSES`, all of which `source` has."""
-    folder = source / split
+def _check_source(folder: Path) -> None:
+    """Raises `DataError` unless `folder` has all of the classes."""
     try:
-        found = class_folders(folder)
+        names = class_folders(folder)
     except OSError:
         raise DataError(f"there is no folder '{folder}'; SRC holds ImageNet's train/ and val/") from None
-    if not found:
+    if not names:
         raise DataError(
             f"'{folder}' has no class folders; images that lie beside each other, as in the download of ImageNet's "
             "validation set, have to be sorted into one folder for each class first"
         )
-    if missing := sorted({*CLASSES} - {*found}):
+    if missing := sorted({*CLASSES} - {*names}):
         raise DataError(f"'{folder}' lacks {len(missing)} of the {len(CLASSES)} classes: {', '.join(missing)}")
-    return CLASSES
-
-
-def _relative(target: Path, start: Path) -> str:
-    target = target.absolute()
-    with suppress(ValueError):  # on Windows, on another drive
-        return os.path.relpath(target, start.resolve())
-    return str(target)
 
 
 def _check_same(destination: Path, targets: dict[str, Path]) -> None:
     """Raises `DataError` unless `destination` holds these links and nothing else."""
     try:
-        found = {f"{split}/{name}" for split in os.listdir(destination) for name in os.listdir(destination / split)}
+        links = {f"{split}/{name}" for split in os.listdir(destination) for name in os.listdir(destination / split)}
     except OSError:
-        found = {"?"}
-    different = found ^ {*targets} or {
+        links = {"?"}
+    different = links ^ {*targets} or {
         link for link, target in targets.items() if not os.path.samefile(destination / link, target)
     }
     if different:

@@ -65,7 +65,7 @@ class ArrayImages:
     def hash(self, digest) -> None:
         """Adds what the images are to a hashlib digest."""
         digest.update(f"{self.pixels.shape}".encode())
-        digest.update(np.ascontiguousarray(self.pixels))
+        digest.update(np.ascontiguousarray(self.pixels).data)
 
 
 class FileImages:
@@ -139,7 +139,7 @@ class ImageSet:
         """
         digest = hashlib.sha256()
         self.images.hash(digest)
-        digest.update(np.ascontiguousarray(self.targets, dtype="<i8"))
+        digest.update(self.targets.astype("<i8").tobytes())
         return digest.hexdigest()
 
     def record(self) -> dict[str, Any]:
@@ -170,7 +170,7 @@ def _shares(counts: np.ndarray, total: int, rng: np.random.RandomState) -> np.nd
     return drawn.astype(int)
 
 
-def class_folders(root: str | os.PathLike) -> list[str]:
+def class_folders(root: str | os.PathLike[str]) -> list[str]:
     """Sorted names of the visible sub-folders of `root`. Raises `OSError` if it cannot be listed."""
     with os.scandir(root) as entries:
         return sorted(e.name for e in entries if e.is_dir() and not e.name.startswith("."))
@@ -181,7 +181,7 @@ def read_folder(root: str | os.PathLike, key: str, labels: bool = True) -> Image
 
     With class sub-folders each one is a class, in sorted order, searched at any depth (as torchvision's
     ImageFolder does). Without sub-folders, or with `labels` false, every image below `root` is unlabelled.
-    Hidden files and folders are passed over. Raises `DataError` for a folder that cannot be used, and for
+    Hidden files and folders are skipped. Raises `DataError` for a folder that cannot be used, and for
     images beside the class folders, which have no label.
     """
     root = Path(root)
@@ -192,8 +192,8 @@ def read_folder(root: str | os.PathLike, key: str, labels: bool = True) -> Image
         classes = tuple(class_folders(root)) if labels else ()
         files = [_image_files(root / name) for name in classes] or [_image_files(root)]
         beside = sorted({name for name in os.listdir(root) if _is_image(name)} - {*classes}) if classes else []
-        for name, found in zip(classes or (".",), files, strict=True):
-            if not found:
+        for name, inside in zip(classes or (".",), files, strict=True):
+            if not inside:
                 raise DataError(
                     f"{key}: no image in '{root / name}' (looked for {' '.join(EXTENSIONS)}; "
                     f"found {_what_is_in(root / name)})"
@@ -203,8 +203,8 @@ def read_folder(root: str | os.PathLike, key: str, labels: bool = True) -> Image
     if beside:
         raise DataError(unlabelled_image(key, root / beside[0]))
     start = len(os.path.join(root, ""))
-    paths = np.array([os.fsencode(path[start:].replace(os.sep, "/")) for found in files for path in found])
-    targets = np.repeat(np.arange(len(files)), [len(found) for found in files])
+    paths = np.array([os.fsencode(path[start:].replace(os.sep, "/")) for inside in files for path in inside])
+    targets = np.repeat(np.arange(len(files)), [len(inside) for inside in files])
     images = ImageSet(FileImages(root, paths), targets, classes)
     return images if classes else images.unlabelled()
 
@@ -213,7 +213,7 @@ def read_list(path: str | os.PathLike, key: str, labels: bool = True) -> ImageSe
     """The images that the text file `path` lists, one `path [label]` a line, given by the configuration's `key`.
 
     Paths are relative to the list's folder and may hold spaces: a label is the last word of all lines, a number
-    from 0. Blank lines, and those that begin with #, are passed over. The classes are the labels that occur, in
+    from 0. Blank lines, and those that begin with #, are skipped. The classes are the labels that occur, in
     order. Raises `DataError` with the first line whose file is missing or that has no label, unlike others.
     """
     path, root = Path(path), os.fsencode(Path(path).parent)
@@ -245,8 +245,8 @@ def read_list(path: str | os.PathLike, key: str, labels: bool = True) -> ImageSe
     images = ImageSet(FileImages(path.parent, np.array(paths)), np.full(len(paths), -1))
     if bare or not labels:
         return images
-    found, targets = np.unique(np.array([int(row[1]) for row in rows]), return_inverse=True)
-    return replace(images, targets=targets.astype(np.int64), classes=tuple(map(str, found.tolist())))
+    numbers, targets = np.unique(np.array([int(row[1]) for row in rows]), return_inverse=True)
+    return replace(images, targets=targets.astype(np.int64), classes=tuple(map(str, numbers.tolist())))
 
 
 def unlabelled_image(key: str, name: str | os.PathLike) -> str:
@@ -268,8 +268,8 @@ def read_idx(path: Path) -> np.ndarray:
 
 
 def _image_files(root: Path) -> list[str]:
-    def fail(error: OSError):
-        raise error  # os.walk would pass over what it may not list
+    def fail(error: OSError) -> None:
+        raise error  # os.walk would skip what it may not list
 
     tree = []
     for folder, folders, names in os.walk(root, followlinks=True, onerror=fail):

@@ -9,6 +9,7 @@ import logging
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from struct import pack
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -24,6 +25,15 @@ log = logging.getLogger("solo_ext")
 
 Batch = tuple[Tensor, list[Tensor], Tensor]
 Key = tuple[int, int] | int  # (epoch, index), or an index of epoch 0
+T_co = TypeVar("T_co", covariant=True)
+
+
+class Images(Protocol[T_co]):
+    """What `read` reads: image i by `images[i]`."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, i: int, /) -> T_co: ...
 
 
 def derive_seed(*numbers: int) -> int:
@@ -41,7 +51,8 @@ class Skipped:
     """The images that could not be read, by `data.corrupt` and `data.corrupt_limit`."""
 
     def __init__(self, size: int, policy: str = "error", limit: float = 0.01):
-        self.policy, self.size, self.limit, self.seen = policy, size, limit, set()
+        self.policy, self.size, self.limit = policy, size, limit
+        self.seen: set[int] = set()
 
     def add(self, unreadable: Iterable[tuple[int, str]]) -> None:
         """Counts and reports (index, message) of images that are new.
@@ -81,9 +92,9 @@ class ViewDataset(Dataset):
         epochs, indexes = split_keys(keys)
         unreadable: list[tuple[int, str]] = []
         numbers = uniforms(self.seed, epochs, indexes, len(self.transforms))
-        crops = [[] for _ in self.transforms]
+        crops: list[list[Tensor]] = [[] for _ in self.transforms]
         for row, index in enumerate(indexes.tolist()):
-            indexes[row], image = read(self.images, index, unreadable)
+            indexes[row], image = read(self.images.images, index, unreadable)
             for transform, view, u in zip(self.transforms, crops, numbers[row], strict=True):
                 view.append(transform.crop(image, u))
         rows = zip(self.transforms, crops, numbers.swapaxes(0, 1), strict=True)
@@ -91,11 +102,11 @@ class ViewDataset(Dataset):
         return (torch.from_numpy(indexes), views, torch.from_numpy(self.images.targets[indexes])), unreadable
 
 
-def read(images: ImageSet, index: int, unreadable: list[tuple[int, str]]) -> tuple[int, Tensor]:
+def read(images: Images[T_co], index: int, unreadable: list[tuple[int, str]]) -> tuple[int, T_co]:
     """The image `index`, or the first readable one after it; (index, message) of the others go to `unreadable`."""
     for i in range(index, index + len(images)):
         try:
-            return i % len(images), images.images[i % len(images)]
+            return i % len(images), images[i % len(images)]
         except DataError as error:
             unreadable.append((i % len(images), str(error)))
     raise DataError(f"none of {len(images)} images can be read; the last: {unreadable[-1][1]}")
@@ -106,7 +117,8 @@ class EpochSampler(DistributedSampler):
 
     def __init__(self, size: int, seed: int, world_size: int = 1, rank: int = 0):
         # torch adds the epoch to the seed: derived, neighbouring seeds share no epoch
-        super().__init__(range(size), world_size, rank, seed=derive_seed(seed), drop_last=True)
+        everything = range(size)  # whose length is all that torch reads
+        super().__init__(everything, world_size, rank, seed=derive_seed(seed), drop_last=True)  # type: ignore[arg-type]
         self.skip = 0  # samples of the next pass that were seen before a resume
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
@@ -120,12 +132,14 @@ class Resumable:
     A subclass has `sampler` and `batch_size`, and gives one pass of batches from `_batches()`.
     """
 
+    sampler: Any
+    batch_size: Any
     _progress = (0, 0)  # epoch, batches of it that were handed out, also before a resume
-    _resume: tuple[int, int] | None = None  # the progress of the run that is continued
+    _resume: tuple[int, int] | None = None  # the progress of the resumed run
 
     def __iter__(self) -> Iterator[Batch]:
-        # A generator, so that nothing is read before the first batch is asked for: on a resume Lightning
-        # makes the iterator before it sets the sampler's epoch, and workers would start on the wrong one.
+        # A generator, so that nothing is read before the first `next`: on a resume Lightning makes the iterator
+        # before it sets the sampler's epoch, and workers would start on the wrong one.
         epoch = getattr(self.sampler, "epoch", 0)  # Trainer(overfit_batches=...) puts in its own sampler
         start = self._resume[1] if self._resume and self._resume[0] == epoch else 0
         self._resume = None
@@ -173,10 +187,10 @@ class BatchLoader(Resumable):
         return len(self.batch_sampler)
 
 
-class EpochLoader(Resumable, DataLoader):
+class EpochLoader(Resumable, DataLoader):  # type: ignore[misc]  # an iterator of batches, as both have it
     """A `ViewDataset` read by workers. `skipped`: what to do about images that cannot be read."""
 
-    def __init__(self, dataset: ViewDataset, *, skipped: Skipped | None = None, **options):
+    def __init__(self, dataset: ViewDataset, *, skipped: Skipped | None = None, **options: Any):
         super().__init__(dataset, collate_fn=identity, **options)
         self.skipped = skipped or Skipped(len(dataset))
 
@@ -186,6 +200,6 @@ class EpochLoader(Resumable, DataLoader):
             yield batch
 
 
-def identity(batch):
-    """Collate function of batches that are complete."""
+def identity(batch: Any) -> Any:
+    """Collate function of complete batches."""
     return batch

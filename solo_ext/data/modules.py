@@ -1,4 +1,4 @@
-"""The data of a run as Lightning data modules; what a user can get wrong surfaces in `check()`."""
+"""The data of a run as Lightning data modules; what a user can get wrong is refused by `check()`."""
 
 import logging
 from collections.abc import Sequence
@@ -10,16 +10,16 @@ import lightning.pytorch as pl
 import torch
 from torch.utils.data import DistributedSampler, Sampler, SequentialSampler
 
-from solo_ext.data.augmentations import AugmentationConfig
+from solo_ext.data.augmentations import AugmentationConfig, ClassificationAugmentationConfig
 from solo_ext.data.datasets import DataConfig, DatasetInfo, dataset_info, load_dataset
 from solo_ext.data.formats import make_loader, pick_format
 from solo_ext.data.images import ImageSet
 from solo_ext.data.loader import EpochSampler, Resumable
 from solo_ext.data.transforms import (
     Transform,
+    ViewTransform,
     build_eval_transform,
     build_linear_train_transform,
-    build_view_transform,
 )
 from solo_ext.errors import ConfigError, DataError
 from solo_ext.schema import build, fit
@@ -71,10 +71,10 @@ class ImageData(pl.LightningDataModule):
     @property
     def num_classes(self) -> int:
         """0: without labels."""
-        return self.info.num_classes
+        return self.info.num_classes or 0
 
     def check(self, world_size: int | None = None) -> None:
-        """Raises `DataError` or `ConfigError` for all that would stop a run later on, and loads the sets.
+        """Loads the images; raises `DataError` or `ConfigError` for anything that would stop a run later.
 
         `world_size`: number of devices in all; by default that of the attached trainer, or 1.
         """
@@ -118,7 +118,8 @@ class ImageData(pl.LightningDataModule):
         if self.val_set is None:
             return []
         world_size, rank = self._shard()
-        sampler = DistributedSampler(range(len(self.val_set)), world_size, rank, shuffle=False)
+        size = range(len(self.val_set))
+        sampler: Sampler = DistributedSampler(size, world_size, rank, shuffle=False)  # type: ignore[arg-type]
         return self._in_order(self.val_set, sampler if world_size > 1 else None)
 
     def eval_transform(self) -> Transform:
@@ -132,8 +133,8 @@ class ImageData(pl.LightningDataModule):
         sampler = sampler or SequentialSampler(range(len(images)))
         return self._loader(images, [self.eval_transform()], sampler, drop_last=False)
 
-    def _loader(self, images: ImageSet, transforms: Sequence[Transform], sampler, drop_last: bool) -> Resumable:
-        return make_loader(self.data, images, transforms, self.seed, sampler, self.batch_size, drop_last, self.device)
+    def _loader(self, images: ImageSet, views: Sequence[Transform], sampler: Sampler, drop_last: bool) -> Resumable:
+        return make_loader(self.data, images, views, self.seed, sampler, self.batch_size, drop_last, self.device)
 
     def _shard(self) -> tuple[int, int]:
         return (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
@@ -164,16 +165,12 @@ class PretrainData(ImageData):
     def train_dataloader(self) -> Resumable:
         """All views, shuffled, without the last incomplete batch; this rank's share of them."""
         info = dataset_info(self.data)
-        return self._shuffled(
-            [
-                build_view_transform(aug, aug.mean or info.mean, aug.std or info.std)
-                for aug in self.augmentations
-                for _ in range(aug.num_crops)
-            ]
-        )
+        views = [aug for aug in self.augmentations for _ in range(aug.num_crops)]
+        return self._shuffled([ViewTransform(aug, aug.mean or info.mean, aug.std or info.std) for aug in views])
 
     def probe_dataloaders(self) -> tuple[Resumable, Resumable]:
         """For a kNN probe, the labelled training and the validation images: un-augmented, in order, all of them."""
+        assert self.val_set is not None
         return self._in_order(self.train_set.labelled()), self._in_order(self.val_set)
 
     def eval_transform(self) -> Transform:
@@ -193,11 +190,9 @@ class ClassificationData(ImageData):
 
     def __init__(self, data: DataConfig, crop_size: int | None, batch_size: int, seed: int, augment: bool = True):
         super().__init__(data, batch_size, seed)
-        options = self.data.augmentations
-        self.crop_size = (
-            crop_size or (options and options.crop_size) or dataset_info(self.data).image_size or DEFAULT_CROP
-        )
-        self.normalisation = (options.mean, options.std) if options else (None, None)
+        options = self.data.augmentations or ClassificationAugmentationConfig()
+        self.crop_size = crop_size or options.crop_size or dataset_info(self.data).image_size or DEFAULT_CROP
+        self.normalisation = options.mean, options.std
         self.augment = augment
 
     def check(self, world_size: int | None = None) -> None:

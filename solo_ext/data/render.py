@@ -1,7 +1,7 @@
 """Drawn views rendered on tensors, in batches with per-sample parameters, on any device.
 
 Values are floats from 0 to 255 between the operations. Each operation gives what Pillow's, as torchvision and
-solo-learn use it, gives before it rounds to 8 bits (`reference`).
+solo-learn use it, gives before it rounds to 8 bits (`benchmarks/certificate/reference.py`).
 """
 
 import math
@@ -121,11 +121,11 @@ def _on(x: Tensor, chosen: np.ndarray, function: Callable[..., Tensor], *argumen
     """`x`, in which the chosen rows become `function(x, *arguments)` of themselves, with their rows of `arguments`."""
     if not chosen.any():
         return x
-    arguments = [_tensor(argument[chosen], x) for argument in arguments]
+    theirs = [_tensor(argument[chosen], x) for argument in arguments]
     if chosen.all():
-        return function(x, *arguments)
+        return function(x, *theirs)
     rows = torch.from_numpy(np.flatnonzero(chosen)).to(x.device, non_blocking=True)
-    return x.index_copy_(0, rows, function(x[rows], *arguments))
+    return x.index_copy_(0, rows, function(x[rows], *theirs))
 
 
 def _tensor(array: np.ndarray, like: Tensor) -> Tensor:
@@ -171,7 +171,7 @@ def _blend(x: Tensor, keep: np.ndarray, contrast: np.ndarray, saturation: np.nda
     if (keep == 1).all():
         return
     shares = np.stack([keep, (1 - keep) * contrast, (1 - keep) * saturation])
-    keep, of_mean, of_gray = _tensor(shares, x).view(3, -1, 1, 1, 1)
+    of_image, of_mean, of_gray = _tensor(shares, x).view(3, -1, 1, 1, 1)
     others = []
     if contrast.any() or saturation.any():
         gray = _luma(x)
@@ -179,7 +179,7 @@ def _blend(x: Tensor, keep: np.ndarray, contrast: np.ndarray, saturation: np.nda
         others.append(gray.mean((2, 3), keepdim=True) * of_mean)
     if saturation.any():
         others.append(gray * of_gray)
-    x.mul_(keep).add_(sum(others)).clamp_(0, 255)
+    x.mul_(of_image).add_(sum(others)).clamp_(0, 255)
 
 
 def _luma(x: Tensor) -> Tensor:
@@ -210,7 +210,7 @@ def _hue(x: Tensor, shift: Tensor) -> None:
 
 
 def _blur(x: Tensor, taps: Tensor) -> Tensor:
-    """Both axes filtered with the symmetric kernels `taps` [B, radius + 1]; edge pixels go on outside."""
+    """Both axes filtered with the symmetric kernels `taps` [B, radius + 1]; edge pixels are repeated outside."""
     radius, taps = taps.shape[1] - 1, taps.T[:, :, None, None, None]
     for dim, margins in ((3, (radius, radius, 0, 0)), (2, (0, 0, radius, radius))):
         size, padded = x.shape[dim], pad(x, margins, mode="replicate")

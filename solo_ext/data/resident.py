@@ -46,12 +46,12 @@ def _load(images: ImageSet, device: torch.device, skipped: Skipped) -> Resident:
     if isinstance(images.images, ArrayImages):
         _check_memory(images.images.pixels.nbytes, device)
         return Resident(images.images.to(device), np.arange(count))
-    pixels, source, first = None, np.arange(count), None
+    source, first = np.arange(count), None
     for index in range(count):
         unreadable: list[tuple[int, str]] = []
-        source[index], image = read(images, index, unreadable)
+        source[index], image = read(images.images, index, unreadable)
         skipped.add(unreadable)
-        if pixels is None:
+        if first is None:
             _check_memory(count * image.numel(), device)
             first, pixels = index, torch.empty((count, *image.shape), dtype=torch.uint8)
         if image.shape != pixels.shape[1:]:
@@ -94,7 +94,7 @@ class ResidentLoader(BatchLoader):
         super().__init__(*shared)
         self.resident = resident(self.images, device, skipped)
         self.targets = torch.from_numpy(self.images.targets).to(device)
-        # so many small batches are rendered at once
+        # small batches that are rendered at once
         elements = max(t.size**2 for t in self.transforms) * self.resident.pixels.shape[1]
         self.together = max(1, (CHUNK if device.type == "cpu" else GPU_CHUNK) // (self.batch_size * elements))
 

@@ -66,10 +66,9 @@ class Transform:
 
         `u`: `DRAWS` numbers of U[0, 1), by default from torch's global generator.
         """
-        if isinstance(image, Image.Image):
-            image = pil_to_tensor(image)
+        pixels = pil_to_tensor(image) if isinstance(image, Image.Image) else image
         u = torch.rand(DRAWS, dtype=torch.float64).numpy() if u is None else np.asarray(u)
-        return self.finish(self.crop(image, u)[None], u[None])[0]
+        return self.finish(self.crop(pixels, u)[None], u[None])[0]
 
 
 class ViewTransform(Transform):
@@ -102,15 +101,8 @@ class EvalTransform(Transform):
         return super().crop_batch(images, u)
 
     def __call__(self, image: Image.Image | Tensor, u: np.ndarray | None = None) -> Tensor:
-        """Likewise, but without a random number; Pillow's images may be of any mode, and become RGB as files do."""
-        if isinstance(image, Image.Image):
-            image = image.convert("RGB")
-        return super().__call__(image, np.zeros(DRAWS))
-
-
-def build_view_transform(aug: AugmentationConfig, mean: Sequence[float], std: Sequence[float]) -> Transform:
-    """A random view for pre-training, float tensor [3, crop_size, crop_size]."""
-    return ViewTransform(aug, mean, std)
+        """Likewise, but without random numbers; Pillow's images may be of any mode, and become RGB as files do."""
+        return super().__call__(image.convert("RGB") if isinstance(image, Image.Image) else image, np.zeros(DRAWS))
 
 
 def build_linear_train_transform(
@@ -134,12 +126,14 @@ def build_eval_transform(
 ) -> Transform:
     """The whole image without randomness, float tensor [3, crop_size, crop_size].
 
-    Sets of one image size are only resized, and only if that size is another than `crop_size`; of others the
-    shorter side becomes 256/224 of `crop_size` (bilinear) and the centre is cropped.
+    Images of a dataset with one size are only resized, if that is not `crop_size` already; of others the shorter side
+    becomes 256/224 of `crop_size` (bilinear) and the centre is cropped.
     """
     shorter = round(crop_size / EVAL_CROP) if info.image_size is None else None
     return EvalTransform(crop_size, shorter, *_eval_normalisation(info, mean, std))
 
 
-def _eval_normalisation(info: DatasetInfo, mean, std) -> tuple[Sequence[float], Sequence[float]]:
+def _eval_normalisation(
+    info: DatasetInfo, mean: Sequence[float] | None, std: Sequence[float] | None
+) -> tuple[Sequence[float], Sequence[float]]:
     return mean or info.eval_mean or info.mean, std or info.eval_std or info.std

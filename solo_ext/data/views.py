@@ -5,7 +5,7 @@ that nothing has to be restored on a resume, and neither workers, shards nor the
 """
 
 from itertools import permutations
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -22,7 +22,7 @@ _GAMMA, _MIX1, _MIX2 = (np.uint64(n) for n in (0x9E3779B97F4A7C15, 0xBF58476D1CE
 
 
 class Views(NamedTuple):
-    """What was drawn for B views but for their boxes, in the order of application; arrays of length B."""
+    """What was drawn for B views, except their boxes, in the order of application; arrays of length B."""
 
     order: np.ndarray  # row of JITTER_ORDERS; -1: no colour jitter
     factors: np.ndarray  # [B, 4]: brightness, contrast, saturation; hue as a share of the colour circle
@@ -89,7 +89,8 @@ def draw_boxes(rrc: RandomResizedCropConfig, widths: np.ndarray, heights: np.nda
 def crop_sides(rrc: RandomResizedCropConfig, u: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Width and height of each try, as shares of sqrt(width x height) of the image: two of [B, CROP_ATTEMPTS]."""
     area = _between(rrc.crop_min_scale, rrc.crop_max_scale, u[:, 14::2])
-    ratio = np.exp(_between(*np.log(CROP_RATIO), u[:, 15::2]))
+    low, high = np.log(CROP_RATIO)
+    ratio = np.exp(_between(low, high, u[:, 15::2]))
     return np.sqrt(area * ratio), np.sqrt(area / ratio)
 
 
@@ -101,7 +102,7 @@ def _draw_factors(config: ColorJitterConfig, u: np.ndarray) -> np.ndarray:
     return np.concatenate([blends, hue[:, None]], axis=1)
 
 
-def _between(low, high, u):
+def _between(low: Any, high: Any, u: np.ndarray) -> np.ndarray:
     return low + (high - low) * u
 
 

@@ -1,1 +1,1 @@
-"""What the features are worth: kNN and linear evaluation, online and offline."""
+"""kNN and linear evaluation of features, online and offline."""

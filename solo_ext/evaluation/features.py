@@ -1,4 +1,4 @@
-"""What an encoder says of each image of a data set."""
+"""The features of all images of a dataset."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -38,12 +38,12 @@ def extract_features(
 ) -> tuple[Tensor, Tensor]:
     """The features of all images of `loader`, in its order.
 
-    Leaves the backbone's mode and the CPU's random state as they were, so that looking at features during
-    training does not change the training.
+    The backbone's mode and the CPU's random state stay as they are, so that an evaluation during training does not
+    change the training.
 
     Args:
         backbone: [B, 3, H, W] -> [B, D], on `device`.
-        loader: batches `(indexes, [view], targets)`; augmented or not is the loader's affair.
+        loader: batches `(indexes, [view], targets)`; whether the images are augmented is up to the loader.
         precision: one of Lightning's; the mixed ones run under autocast.
         channels_last: memory layout of the images.
 

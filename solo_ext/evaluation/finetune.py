@@ -49,7 +49,7 @@ def backbone_groups(backbone: nn.Module, cfg: OptimizerConfig, lr: float) -> lis
         return [{"name": "backbone", "params": list(backbone.parameters())}]
     from timm.optim import param_groups_layer_decay
 
-    undecayed = getattr(backbone, "no_weight_decay", set)()
+    undecayed: set[str] = getattr(backbone, "no_weight_decay", set)()
     layers = param_groups_layer_decay(backbone, cfg.weight_decay, undecayed, layer_decay=cfg.layer_decay)
     return [
         {

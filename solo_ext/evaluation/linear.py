@@ -96,14 +96,14 @@ class LinearModel(pl.LightningModule):
 
     def _log(self, split: str, batch_size: int, **metrics: Tensor) -> None:
         named = {f"{split}_{name}": value for name, value in metrics.items()}
-        shown = {"on_step": False, "on_epoch": True, "prog_bar": split == "val"}
-        self.log_dict(named, sync_dist=True, batch_size=batch_size, **shown)
+        shown = split == "val"
+        self.log_dict(named, prog_bar=shown, on_step=False, on_epoch=True, sync_dist=True, batch_size=batch_size)
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> Any:
         groups = [{"name": "classifier", "params": list(self.classifier.parameters())}]
         if self.options.finetune:
             groups = backbone_groups(self.backbone, self.optimizer_cfg, self.optimizer_cfg.rates()[0]) + groups
-        steps, epochs = self.trainer.estimated_stepping_batches, self.trainer.max_epochs
+        steps, epochs = self.trainer.estimated_stepping_batches, self.trainer.max_epochs or 0
         optimizer, scheduler = _optimization(groups, self.optimizer_cfg, self.scheduler_cfg, steps, epochs)
         return {"optimizer": optimizer, **({"lr_scheduler": scheduler} if scheduler else {})}
 
