@@ -22,7 +22,8 @@ else:
 ROOT = Path(solo_ext.__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 EXTRAS = PROJECT["optional-dependencies"]
-ELSEWHERE = {"solo": "a checkout of solo-learn", "detectron2": "has no release on PyPI"}
+ELSEWHERE = {"solo": "a checkout of solo-learn", "detectron2": "has no release on PyPI", "tomli": "pytest's own"}
+OWN = {"solo_ext", "recipes", *(path.stem for folder in ("tests", "benchmarks") for path in (ROOT / folder).iterdir())}
 TOOLS = {"mypy", "pre-commit", "pytest-xdist", "ruff", "setuptools"}
 INDIRECT = {
     "tensorboard": "lightning's TensorBoardLogger",
@@ -33,16 +34,15 @@ INDIRECT = {
 
 
 def imported(folder: str) -> set[str]:
-    """The top-level modules that the files of a folder import, inside functions, too, and that are not their own."""
-    files = [*(ROOT / folder).rglob("*.py")]
+    """The top-level modules of others that the files of a folder import, inside functions, too."""
     names = set()
-    for node in (node for file in files for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))):
+    trees = (ast.parse(file.read_text(encoding="utf-8")) for file in (ROOT / folder).rglob("*.py"))
+    for node in (node for tree in trees for node in ast.walk(tree)):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and not node.level:
             names.add(node.module)
-    own = {"solo_ext", *(file.stem for file in files), *(file.parent.name for file in files)}
-    return {name.partition(".")[0] for name in names} - own - set(sys.stdlib_module_names)
+    return {name.partition(".")[0] for name in names} - OWN - set(sys.stdlib_module_names) - ELSEWHERE.keys()
 
 
 def package(requirement: str) -> str:
@@ -60,7 +60,7 @@ def providers(module: str) -> set[str]:
 
 def test_every_import_of_the_package_is_declared_and_nothing_else_is():
     runtime = declared(PROJECT["dependencies"], *(group for extra, group in EXTRAS.items() if extra != "dev"))
-    modules = imported("solo_ext") - ELSEWHERE.keys()
+    modules = imported("solo_ext")
     assert {module for module in modules if not providers(module) & runtime} == set()
     used = set().union(*map(providers, modules)) | INDIRECT.keys()
     assert {name for name in runtime if name not in used and not name.startswith("nvidia-dali")} == set()
@@ -68,7 +68,7 @@ def test_every_import_of_the_package_is_declared_and_nothing_else_is():
 
 def test_the_dev_extra_is_what_tests_and_benchmarks_need():
     every = declared(PROJECT["dependencies"], *EXTRAS.values())
-    modules = (imported("tests") | imported("benchmarks")) - ELSEWHERE.keys() - {"recipes", "tomli"}
+    modules = imported("tests") | imported("benchmarks")
     assert {module for module in modules if not providers(module) & every} == set()
     [own] = [requirement for requirement in EXTRAS["dev"] if requirement.startswith("solo-ext[")]
     assert {*own.partition("[")[2].strip("]").split(",")} == EXTRAS.keys() - {"dev", "dali-cuda13"}
