@@ -28,6 +28,12 @@ def solo_learn():
     sys.path.remove(SOLO_LEARN)
 
 
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if "solo_learn" in item.fixturenames:
+            item.add_marker("solo_learn")
+
+
 FRAMEWORKS = ["byol", "dino", "mocov2plus", "mocov3", "ressl", "simclr", "simsiam"]
 METHOD_KWARGS = {  # beside proj_hidden_dim and proj_output_dim
     "byol": {"pred_hidden_dim": 16},

@@ -174,6 +174,7 @@ def test_every_operation_is_image_folders(images):
         assert off.mean() <= bound, name
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 def test_a_gpu_makes_the_same_views(images):
     transforms = [transform for transform, *_ in CROPS.values()]

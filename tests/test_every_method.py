@@ -24,6 +24,7 @@ def config(kind, method, *overrides):
     return resolve(compose(SCRIPTS / kind / "fashion_mnist_mini", f"{method}.yaml", [*TINY, *overrides]), kind)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", [name for name in METHODS if name != "res_moco"])
 def test_trains_stops_resumes_and_is_evaluated(method, tmp_path):
     folder = f"checkpoint.dir={tmp_path}"

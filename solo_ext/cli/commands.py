@@ -103,6 +103,11 @@ def _plan(args: argparse.Namespace) -> None:
     print(json.dumps(dataclasses.asdict(found), indent=1) if args.json else found)
 
 
+def _linear_arguments(parser: argparse.ArgumentParser) -> None:
+    _run_argument(parser, required=False)
+    _yaml_arguments(parser)
+
+
 def _linear(args: argparse.Namespace) -> None:
     from solo_ext.training.compose import assign, overlay
     from solo_ext.training.config import resolve, run_values
@@ -270,7 +275,7 @@ says both, and --run PATH stands for pretrained_feature_extractor=PATH.
             "linear --run trained_models/byol/RUN data.num_workers=8",
             "linear cifar10/byol --run trained_models/byol/RUN optimizer.lr=0.1",
         ),
-        lambda parser: (_run_argument(parser, required=False), _yaml_arguments(parser)),
+        _linear_arguments,
         _linear,
     ),
     Command(

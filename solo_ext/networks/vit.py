@@ -19,7 +19,8 @@ class MoCoViT(VisionTransformer):
         super().__init__(**kwargs)
         if self.cls_token is None or self.num_prefix_tokens != 1 or self.no_embed_class:
             raise ValueError("MoCo v3's ViT has a class token with a position and no other extra tokens")
-        grid = sincos_positions(*self.patch_embed.grid_size, self.embed_dim)
+        rows, columns = self.patch_embed.grid_size
+        grid = sincos_positions(rows, columns, self.embed_dim)
         self.pos_embed = nn.Parameter(torch.cat([torch.zeros(1, self.embed_dim), grid])[None], requires_grad=False)
 
         for name, module in self.named_modules():

@@ -68,7 +68,7 @@ def build_scheduler(
         return None
     interval = cfg.interval if cfg.name == "warmup_cosine" else "epoch"
     if cfg.name == "step":
-        schedule = partial(multi_step_lr, milestones=cfg.lr_decay_steps)
+        schedule = partial(multi_step_lr, milestones=cfg.lr_decay_steps or ())
     else:
         if not (math.isfinite(total_steps) and max_epochs > 0):
             raise ConfigError("scheduler.name: warmup_cosine needs to know the run's length; set max_epochs")

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -64,7 +65,7 @@ class LARS(Optimizer):
         super().add_param_group(param_group)
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One update of all parameters; returns the closure's loss, if one is given."""
         loss = None
         if closure is not None:
@@ -95,12 +96,12 @@ class LARS(Optimizer):
             torch._foreach_mul_(running, momentum)
             torch._foreach_add_(running, new, alpha=1 - group["dampening"])
         buffers = [self.state[p]["momentum_buffer"] for p in params]
-        return torch._foreach_add(updates, buffers, alpha=momentum) if group["nesterov"] else buffers
+        return list(torch._foreach_add(updates, buffers, alpha=momentum)) if group["nesterov"] else buffers
 
 
 def _adapted_gradients(params: list[Tensor], group: dict) -> list[Tensor]:
     """The gradients, scaled and decayed by the group's rules: new tensors, or the gradients themselves."""
-    out = [p.grad for p in params]
+    out = [p.grad for p in params if p.grad is not None]  # all of them: `step` leaves out the others
     adapted = [i for i, p in enumerate(params) if p.ndim != 1 or not group["exclude_bias_n_norm"]]
     if not adapted:
         return out
@@ -114,11 +115,11 @@ def _adapted_gradients(params: list[Tensor], group: dict) -> list[Tensor]:
     active = (weight_norm != 0) & (grad_norm != 0)
     trust = torch.where(active, trust, 1)
     if decay == 0:
-        updates = torch._foreach_mul(grads, trust.unbind())
+        updates = torch._foreach_mul(grads, list(trust.unbind()))
     else:
-        updates = torch._foreach_mul(weights, (decay * active.to(trust.dtype)).unbind())
+        updates = torch._foreach_mul(weights, list((decay * active.to(trust.dtype)).unbind()))
         torch._foreach_add_(updates, grads)
-        torch._foreach_mul_(updates, trust.unbind())
+        torch._foreach_mul_(updates, list(trust.unbind()))
     for i, update in zip(adapted, updates, strict=True):
         out[i] = update
     return out

@@ -4,6 +4,7 @@ import math
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 
+from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -50,9 +51,9 @@ class ClosedFormLR(LRScheduler):
         self.static = [group.get("static_lr", False) for group in optimizer.param_groups]
         super().__init__(optimizer)
 
-    def get_lr(self) -> list[float]:
+    def get_lr(self) -> list[float | Tensor]:
         return [
-            base if static else self.schedule(self.last_epoch, base)
+            base if static else self.schedule(self.last_epoch, float(base))
             for base, static in zip(self.base_lrs, self.static, strict=True)
         ]
 
