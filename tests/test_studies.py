@@ -13,7 +13,8 @@ from conftest import fit, random_batches
 from omegaconf import OmegaConf
 
 from solo_ext.methods import METHODS
-from solo_ext.studies.study import load_study, load_table, read_text_yaml
+from solo_ext.studies.printed import load_table, read_text_yaml
+from solo_ext.studies.study import load_study
 from solo_ext.training.config import compose, resolve
 
 STUDIES = Path(__file__).parents[1] / "scripts" / "studies"

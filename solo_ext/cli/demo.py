@@ -7,7 +7,8 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 import solo_ext
-from solo_ext.analysis.report import main_report, print_table, table_rows
+from solo_ext.analysis.report import main_report
+from solo_ext.analysis.table import print_table, table_rows
 from solo_ext.errors import ConfigError
 from solo_ext.runs.run import load_run
 from solo_ext.training.config import compose, overlay, resolve, run_values
