@@ -17,8 +17,9 @@ pytest.importorskip("matplotlib")
 from matplotlib.figure import Figure
 from rich.console import Console
 
-from solo_ext.analysis import figures
-from solo_ext.analysis.report import cell, main_report, print_table, table_rows
+from solo_ext.analysis import drawing, figures
+from solo_ext.analysis.report import main_report
+from solo_ext.analysis.table import cell, print_table, table_rows
 from solo_ext.errors import CheckpointError, ConfigError, DataError
 from solo_ext.runs.run import compare, find_runs, flatten, load_run
 from solo_ext.training.loggers import CSVMetrics
@@ -342,7 +343,7 @@ def test_gap_axis_is_two_minus_two_cosines(runs):
     panel = next(panel for section in figures.sections(shown) for panel in section.panels if panel.metric == "gap_sim")
     figure = Figure()
     ax = figure.subplots()
-    figures._draw(ax, panel, 3)
+    drawing._draw(ax, panel, 3)
     figure.savefig(io.BytesIO())
     for similarity in (0.85, 0.9):
         height = ax.transData.transform((0, similarity))[1]
@@ -469,8 +470,8 @@ def test_nothing_is_left_of_a_report_that_fails(runs, tmp_path, monkeypatch):
     def fail(*args):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(figures, "svg", fail)
-    monkeypatch.setattr(figures, "png", lambda panels, legend, last, path: path.write_bytes(b""))
+    monkeypatch.setattr(drawing, "svg", fail)
+    monkeypatch.setattr(drawing, "png", lambda panels, legend, last, path: path.write_bytes(b""))
     with pytest.raises(ConfigError, match=r"--out: .*report cannot be written: No space left on device"):
         main_report([runs], tmp_path / "report")
     assert [path.name for path in tmp_path.iterdir()] == ["trained_models"]

@@ -31,7 +31,7 @@ from solo_ext.runs.environment import environment
 from solo_ext.runs.resume import RunLock, differences, find_resumable
 from solo_ext.training import precision
 from solo_ext.training.callbacks.checkpointer import NonFiniteError, check_finite
-from solo_ext.training.callbacks.progress import Throughput
+from solo_ext.training.callbacks.throughput import Throughput
 from solo_ext.training.config import resolve
 from solo_ext.training.evaluate import knn, linear
 from solo_ext.training.loggers import CSVMetrics, TensorboardConfig, reachable

@@ -14,9 +14,11 @@ import yaml
 import solo_ext.cli.main as cli
 from solo_ext.errors import ConfigError
 from solo_ext.runs.resume import RunLock
-from solo_ext.studies.run import check, jobs_of
-from solo_ext.studies.study import load_study, short_labels
-from solo_ext.studies.table import scores, warning, write_tables
+from solo_ext.studies.jobs import check, jobs_of
+from solo_ext.studies.printed import short_labels
+from solo_ext.studies.scores import scores, warning
+from solo_ext.studies.study import load_study
+from solo_ext.studies.table import write_tables
 from solo_ext.training.config import resolve
 from solo_ext.training.pretrain import pretrain
 

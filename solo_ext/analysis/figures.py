@@ -1,18 +1,14 @@
-"""The figures of a report: first as data (sections of panels of curves), then drawn, as inline SVG and as PNG."""
+"""The figures of a report as data: sections of panels of curves, and what there is to say about each section."""
 
-import html
-import io
-import math
-import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-import solo_ext
 from solo_ext.runs.run import Run, flatten, is_number, show
+from solo_ext.text import Metric
+from solo_ext.training.metrics import metric_of, metrics
 
 # Light and dark, for a white and a black page: told apart by people with any colour blindness (smallest CIELAB
 # distance 19 under Machado's simulations), 3:1 against the page but for the light page's fifth.
@@ -27,23 +23,23 @@ PALETTE = (
 DASHES = ((), (5, 2), (1.2, 1.4), (6, 1.6, 1.2, 1.6))  # after six runs the colours come again, dashed
 FLOOR = (1, 2)  # dashes of a line of reference
 PAPER = {"ink": ("#1c1e21", "#e4e6e8"), "muted": ("#5f646a", "#9ba1a8"), "rule": ("#dfe1e4", "#34383d")}
-INK, MUTED, RULE = (light for light, _ in PAPER.values())
 
-FILES = ("losses", "accuracies", "gap", "weight_distance", "tau", "lr", "throughput", "other")  # .png
-LOSSES = {
-    "train_loss": "Total loss",
-    "train_neg_cos_sim": "Framework loss: negative cosine",
-    "train_contrastive_loss": "Framework loss: contrastive",
-    "train_intra_loss": "Intra-momentum loss, unweighted",
-    "train_class_loss": "Online classifier, cross-entropy",
+# section of a metric -> its heading; these are always in a report, in this order, then those of a user's own metrics
+HEADINGS = {
+    "losses": "Losses",
+    "accuracies": "Accuracies",
+    "gap": "Student-teacher gap",
+    "weight distance": "Weight distance per stage",
+    "schedules": "Schedules and throughput",
 }
-CLASSIFIERS = {
-    "val_acc1": "Online classifier, top-1 (%)",
-    "momentum_val_acc1": "Teacher's online classifier, top-1 (%)",
+EXPECTED = {  # section -> metrics whose absence is worth a word
+    "losses": ("train_loss", "train_intra_loss", "train_class_loss"),
+    "accuracies": ("val_acc1", "val_knn*"),
+    "gap": ("gap_sim", "gap_sim_feats"),
+    "schedules": ("tau", "lr", "images_per_s"),
 }
-GAPS = {"gap_sim": "Outputs, cosine similarity", "gap_sim_feats": "Backbone features, cosine similarity"}
-DISTANCE = "weight_distance/"
-STAGES = ("conv1", "block1", "block2", "block3", "block4", "backbone", "projector", "predictor")
+OTHER = "other"
+FILES = ("losses", "accuracies", "gap", "weight_distance", "tau", "lr", "throughput", OTHER)  # .png
 
 
 @dataclass(frozen=True)
@@ -97,17 +93,29 @@ class Panel:
 
 @dataclass
 class Section:
-    """Figures under one heading: file name -> panels. The caption is HTML; a folded section opens on request."""
+    """Figures under one heading: file name -> panels.
 
-    title: str
-    caption: str
+    name: the metrics' section, which chooses the caption. facts: what the caption says of these runs.
+    """
+
+    name: str
     figures: dict[str, list[Panel]]
     legend: list[Style]
-    folded: bool = False
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def title(self) -> str:
+        return HEADINGS.get(self.name, "Other metrics" if self.name == OTHER else self.name.capitalize())
 
     @property
     def panels(self) -> list[Panel]:
         return [panel for panels in self.figures.values() for panel in panels]
+
+    @property
+    def last_epoch(self) -> float:
+        """At which the curves end, 1 at least."""
+        ends = [curve.epochs[-1] for panel in self.panels for curve in panel.curves]
+        return max([1.0, *(float(end) for end in ends if np.isfinite(end))])
 
 
 Shown = Sequence[tuple[Run, Style]]
@@ -134,119 +142,101 @@ def styles(names: Sequence[str]) -> list[Style]:
 
 def sections(shown: Shown, untrained: Sequence[Run] = ()) -> list[Section]:
     """All figures of the trained runs `shown`; `untrained` encoders are lines of reference."""
-    made = [
-        _losses(shown),
-        _accuracies(shown, untrained),
-        _gap(shown),
-        _weight_distance(shown),
-        _schedules(shown),
-    ]
-    drawn = {panel.metric for section in made for panel in section.panels}
-    rest = sorted({c for c in _columns(shown) if c not in drawn and not c.startswith(DISTANCE)})
-    other = _panels(shown, dict.fromkeys(rest, ""))
-    caption = "Whatever else <code>metrics.csv</code> holds, as it was logged."
-    return made + [Section("Other metrics", caption, {"other": other}, _looks(shown), folded=True)] * bool(other)
+    logged = _logged(shown)
+    known: dict[str, dict[str, Metric]] = {name: {} for name in HEADINGS}
+    for column in sorted(logged, key=_rank):
+        metric = metric_of(column)
+        known.setdefault(metric.section, {})[column] = metric
+    rest = known.pop(OTHER, None)
+    made = [_section(name, members, shown, untrained) for name, members in known.items()]
+    return [*made, _section(OTHER, rest, shown)] if rest else made
 
 
-def _losses(shown: Shown) -> Section:
-    frameworks = sorted(c for c in _columns(shown) if c not in LOSSES and _is_framework_loss(c))
-    first, *rest = LOSSES.items()
-    metrics = dict([first, *((c, f"Framework loss: {c}") for c in frameworks), *rest])
-    caption = (
-        "Training losses: means over each epoch; faint, for up to six runs, single steps. Total = framework loss + "
-        "<code>intra.weight</code> &times; intra-momentum loss + cross-entropy of the online classifier. "
-        "Losses of different frameworks have different scales and do not compare."
-    )
-    scales = by_value(shown, "method_kwargs.loss_scale")
-    if len(scales) > 1:
-        caption += f" <strong>Loss scales differ</strong> (<code>method_kwargs.loss_scale</code>): {say(scales)}."
-    caption += _not_logged(shown, ("train_loss", "train_intra_loss", "train_class_loss"))
-    return Section("Losses", caption, {"losses": _panels(shown, metrics)}, _looks(shown))
+def _logged(shown: Shown) -> list[str]:
+    """The metrics of all runs in the order in which they were logged."""
+    return list(dict.fromkeys(column for run, _ in shown for column in run.columns))
 
 
-def _is_framework_loss(column: str) -> bool:
-    probes = "class_loss", "momentum_class_loss"
-    name = re.fullmatch(r"(?:train_)?(\w+_loss|\w+_sim)", column)
-    return bool(name) and name[1] not in probes and not name[1].startswith(("val_", "gap_", "momentum_val_"))
+def _rank(column: str) -> float:
+    """The place of a metric among all; equal for those of one pattern, and of none, which stay as they were logged."""
+    order = {name: i for i, name in enumerate(metrics())}
+    return order.get(metric_of(column).name, len(order))
 
 
-def _accuracies(shown: Shown, untrained: Sequence[Run]) -> Section:
-    ks = sorted(int(c[7:]) for c in _columns(shown) if re.fullmatch(r"val_knn\d+", c))
-    knn = {f"val_knn{k}": f"Online kNN, k = {k} (%)" for k in ks}
-    classifier_panels, knn_panels = _panels(shown, CLASSIFIERS), _panels(shown, knn)
-    distances = by_value(shown, "knn_eval.distance_func")
-    if len(distances) == 1:  # the untrained encoder's accuracy compares if it was measured in the same way
+def _section(name: str, members: Mapping[str, Metric], shown: Shown, untrained: Sequence[Run] = ()) -> Section:
+    if name == "weight distance":
+        return _weight_distance(members, shown)
+    panels = _panels(shown, members)
+    section = Section(name, {name.replace(" ", "_"): panels}, [look for _, look in shown])
+    section.facts["missing"] = _missing(EXPECTED.get(name, ()), shown)
+    if name == "losses":
+        section.facts["scales"] = by_value(shown, "method_kwargs.loss_scale")
+    elif name == "accuracies":
+        _accuracies(section, shown, untrained)
+    elif name == "gap":
+        section.facts["places"] = by_value(shown, "gap.at")
+        for panel in panels:
+            panel.gap_axis = True
+    elif name == "schedules":
+        names = [_schedule_file(members[panel.metric].name) for panel in panels]
+        section.figures = {file: [p for p, n in zip(panels, names, strict=True) if n == file] for file in names}
+    return section
+
+
+def _schedule_file(name: str) -> str:
+    return {"images_per_s": "throughput", "lr-*": "lr"}.get(name, name)
+
+
+def _accuracies(section: Section, shown: Shown, untrained: Sequence[Run]) -> None:
+    """Lines of reference for the kNN, measured as it was, and one scale for each kind of accuracy."""
+    knn = [panel for panel in section.panels if panel.metric.removeprefix("val_knn").isdigit()]
+    section.facts["distances"] = distances = by_value(shown, "knn_eval.distance_func")
+    if len(distances) == 1:
         distance = next(iter(distances))
-        for panel in knn_panels:
-            results = [run.knn_result(int(panel.metric[7:]), distance) or {} for run in untrained]
+        for panel in knn:
+            results = [run.knn_result(int(panel.metric.removeprefix("val_knn")), distance) or {} for run in untrained]
             scores = [result.get("acc1") for result in results if result.get("distance") == distance]
             panel.floor = [score for score in scores if is_number(score)]
-    _share_y(classifier_panels)
-    _share_y(knn_panels)
-    caption = (
-        "Top-1 on the validation set, one view without augmentation. The online classifier is a linear layer trained "
-        "along on the student's features, without gradient to them. kNN: training images vote, by features of the "
-        "student's backbone in eval mode, without augmentation"
-    )
-    if len(distances) == 1:
-        caption += f"; distance {next(iter(distances))}"
-    elif distances:
-        caption += f"; <strong>distances differ</strong>: {say(distances)}"
-    caption += "; a cosine vote weighs exp(cos / 0.07)." if "cosine" in distances else "."
-    legend = _looks(shown)
-    if any(panel.floor for panel in knn_panels):
-        legend.append(Style("untrained encoder, offline kNN", "muted", *PAPER["muted"], FLOOR))
-    caption += _not_logged(shown, ("val_acc1", *(knn or ("val_knn1", "val_knn20"))))
-    return Section("Accuracies", caption, {"accuracies": classifier_panels + knn_panels}, legend)
+    _share_y([panel for panel in section.panels if panel not in knn])
+    _share_y(knn)
+    if any(panel.floor for panel in knn):
+        section.legend.append(Style("untrained encoder, offline kNN", "muted", *PAPER["muted"], FLOOR))
 
 
-def _gap(shown: Shown) -> Section:
-    panels = _panels(shown, GAPS)
-    for panel in panels:
-        panel.gap_axis = True
-    caption = (
-        "Cosine similarity of the student's and the teacher's outputs on the same view, mean over training batches; "
-        "lines are means over each epoch; faint, for up to six runs, single steps. Right axis: the gap as paper B "
-        f"measures it, 2 &minus; 2 cos (Eq. 5).{gap_place(shown)}{_not_logged(shown, GAPS)}"
-    )
-    return Section("Student-teacher gap", caption, {"gap": panels}, _looks(shown))
-
-
-def gap_place(shown: Shown) -> str:
-    """A sentence, as HTML, on where `gap_sim` was measured; empty if no configuration says it."""
-    places = by_value(shown, "gap.at")
-    if not places:
-        return ""
-    text = f" Measured at <code>gap.at</code> = {next(iter(places))}"
-    if len(places) > 1:
-        text = f" <strong>Measured at different places</strong> (<code>gap.at</code>), not comparable: {say(places)}"
-    auto = "; auto is the predictor where the intra-momentum term gives the teacher one, else the projector"
-    return text + auto * ("auto" in places) + "."
-
-
-def _weight_distance(shown: Shown) -> Section:
-    order = {stage: i for i, stage in enumerate(STAGES)}
-    names = {c.removeprefix(DISTANCE) for c in _columns(shown) if c.startswith(DISTANCE)}
-    stages = sorted(names, key=lambda name: (order.get(name.split(".")[0], len(order)), name))
-    dashes = {"projector": DASHES[1], "predictor": DASHES[2]}
-    ramp = [
-        Style(stage, f"stage{i}", *_depth_colours(i, len(stages)), dashes.get(stage.split(".")[0], ()))
-        for i, stage in enumerate(stages)
-    ]
+def _weight_distance(members: Mapping[str, Metric], shown: Shown) -> Section:
+    """A panel for each run, with a curve for each stage; the colour is its depth, and each head has its own dashes."""
+    columns = _merged([[column for column in run.columns if column in members] for run, _ in shown])
+    stages = {column: column.removeprefix(members[column].name.removesuffix("*")) for column in columns}
+    heads = list(dict.fromkeys(stage.partition(".")[0] for stage in stages.values() if "." in stage))
+    dashes = {head: DASHES[1 + i % (len(DASHES) - 1)] for i, head in enumerate(heads)}
+    ramp = {
+        column: Style(stage, f"stage{i}", *_depth_colours(i, len(stages)), dashes.get(stage.partition(".")[0], ()))
+        for i, (column, stage) in enumerate(stages.items())
+    }
     panels = []
     for run, look in shown:
-        series = [(stage, *run.series(DISTANCE + stage.label)[1:]) for stage in ramp]
+        series = [(stage, *run.series(column)[1:]) for column, stage in ramp.items()]
         curves = [Curve(stage, *thin(epochs, values)) for stage, epochs, values in series if len(values)]
         panels += [Panel(look.label, "", curves, run=look)] if curves else []
     _share_y(panels)
-    caption = (
-        "&Vert;student &minus; teacher&Vert; / &Vert;student&Vert; over the parameters of each stage that the "
-        "teacher owns, at the end of each epoch. One panel per run, one scale; colours go with depth, heads are dashed."
-    )
     owners = [panel.run for panel in panels]
-    without = [html.escape(look.label) for _, look in shown if look not in owners]
-    caption += f" Not logged by {names_of(without, shown)}." if without else ""
-    return Section("Weight distance per stage", caption, {"weight_distance": panels}, ramp)
+    without = [look.label for _, look in shown if look not in owners]
+    facts = {"without": names_of(without, shown)}
+    return Section("weight distance", {"weight_distance": panels}, list(ramp.values()), facts)
+
+
+def _merged(rows: Sequence[Sequence[str]]) -> list[str]:
+    """What stands in any of the rows, in an order that agrees with each."""
+    merged: list[str] = []
+    for row in sorted(rows, key=len, reverse=True):
+        at = next((merged.index(item) for item in row if item in merged), len(merged))
+        for item in row:
+            if item in merged:
+                at = merged.index(item)
+            else:
+                merged.insert(at, item)
+            at += 1
+    return merged
 
 
 def _depth_colours(i: int, n: int) -> tuple[str, str]:
@@ -258,32 +248,18 @@ def _depth_colours(i: int, n: int) -> tuple[str, str]:
     return to_hex(colormaps["viridis"](0.82 * x)), to_hex(colormaps["viridis"](0.3 + 0.7 * x))
 
 
-def _schedules(shown: Shown) -> Section:
-    # `lr` is the backbone's; Lightning's LearningRateMonitor calls it lr-<optimizer>[/<group>]
-    rates = sorted(c for c in _columns(shown) if c == "lr" or c.startswith("lr-"))[:1] or ["lr"]
-    metrics = {
-        "tau": {"tau": "EMA coefficient of the teacher"},
-        "lr": {rates[0]: "Learning rate of the backbone"},
-        "throughput": {"images_per_s": "Training throughput (images/s)"},
-    }
-    figures = {file: _panels(shown, names) for file, names in metrics.items()}
-    caption = "As used by the step that it was logged at; throughput is the mean over each epoch's training steps."
-    caption += _not_logged(shown, [name for names in metrics.values() for name in names])
-    return Section("Schedules and throughput", caption, figures, _looks(shown))
-
-
-def _panels(shown: Shown, metrics: Mapping[str, str]) -> list[Panel]:
-    """One panel per metric -> title that any run has logged."""
+def _panels(shown: Shown, members: Mapping[str, Metric]) -> list[Panel]:
+    """One panel for each metric that any run has logged."""
     panels = []
-    for metric, title in metrics.items():
+    for column, metric in members.items():
         curves = []
         for run, look in shown:
-            _, epochs, values = run.series(metric)
+            _, epochs, values = run.series(column)
             if len(values):
-                both = len(shown) <= 6 and {f"{metric}_step", f"{metric}_epoch"} <= run.metrics.keys()
-                steps = thin(*run.series(f"{metric}_step")[1:]) if both else None
+                both = len(shown) <= 6 and {f"{column}_step", f"{column}_epoch"} <= run.metrics.keys()
+                steps = thin(*run.series(f"{column}_step")[1:]) if both else None
                 curves.append(Curve(look, *thin(epochs, values), steps))
-        panels += [Panel(title, metric, curves)] if curves else []
+        panels += [Panel(metric.title, column, curves)] if curves else []
     return panels
 
 
@@ -291,13 +267,13 @@ def thin(epochs: np.ndarray, values: np.ndarray, most: int = 400) -> tuple[np.nd
     """At most `most` points: means of neighbouring ones."""
     if len(values) <= most:
         return epochs, values
-    return tuple(np.array([part.mean() for part in np.array_split(x, most)]) for x in (epochs, values))
+    thinned = [np.array([part.mean() for part in np.array_split(x, most)]) for x in (epochs, values)]
+    return thinned[0], thinned[1]
 
 
 def _share_y(panels: Sequence[Panel]) -> None:
     """Gives all panels the y range of the values of all."""
-    values = [np.concatenate([*(c.values for c in panel.curves), panel.floor]) for panel in panels]
-    values = np.concatenate([*values, []])
+    values = np.concatenate([[], *(v for panel in panels for v in (*(c.values for c in panel.curves), panel.floor))])
     values = values[np.isfinite(values)]
     if len(values):
         pad = 0.05 * (values.max() - values.min()) or 0.5
@@ -305,27 +281,17 @@ def _share_y(panels: Sequence[Panel]) -> None:
             panel.ylim = float(values.min() - pad), float(values.max() + pad)
 
 
-def _columns(shown: Shown) -> set[str]:
-    return {column for run, _ in shown for column in run.columns}
-
-
-def _looks(shown: Shown) -> list[Style]:
-    return [look for _, look in shown]
+# What a caption says of the runs.
 
 
 def by_value(shown: Shown, key: str) -> dict[str, list[str]]:
-    """Value of a full configuration key -> labels of the runs that have it; both as HTML."""
+    """Value of a full configuration key -> labels of the runs that have it."""
     groups: dict[str, list[str]] = {}
     for run, look in shown:
         args = flatten(run.args)
         if key in args:
-            groups.setdefault(html.escape(show(args[key])), []).append(html.escape(look.label))
+            groups.setdefault(show(args[key]), []).append(look.label)
     return groups
-
-
-def say(groups: Mapping[str, Sequence[str]]) -> str:
-    """`value: run, run; value: run`."""
-    return "; ".join(f"{value}: {', '.join(names)}" for value, names in groups.items())
 
 
 def names_of(some: Sequence[str], shown: Shown) -> str:
@@ -333,127 +299,13 @@ def names_of(some: Sequence[str], shown: Shown) -> str:
     return "all runs" if len(some) == len(shown) > 1 else ", ".join(some)
 
 
-def _not_logged(shown: Shown, metrics: Iterable[str]) -> str:
+def _missing(expected: Sequence[str], shown: Shown) -> dict[str, list[str]]:
+    """Runs -> those of the metrics `expected` that they have not logged; a `*` stands for what any run has logged."""
     groups: dict[str, list[str]] = {}
-    for name in metrics:
-        without = [html.escape(look.label) for run, look in shown if run.metrics and name not in run.columns]
-        if without:
-            groups.setdefault(names_of(without, shown), []).append(f"<code>{html.escape(name)}</code>")
-    parts = [f"{', '.join(names)} by {runs}" for runs, names in groups.items()]
-    return f" Not logged: {'; '.join(parts)}." if parts else ""
-
-
-# Drawing.
-
-RC = {
-    "font.size": 8,
-    "axes.titlesize": 8.5,
-    "axes.titlelocation": "left",
-    "axes.linewidth": 0.6,
-    "axes.edgecolor": MUTED,
-    "axes.labelcolor": MUTED,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.grid.axis": "y",
-    "axes.axisbelow": True,
-    "axes.formatter.useoffset": False,
-    "axes.formatter.limits": (-4, 6),
-    "grid.color": RULE,
-    "grid.linewidth": 0.6,
-    "xtick.color": MUTED,
-    "ytick.color": MUTED,
-    "xtick.major.width": 0.6,
-    "ytick.major.width": 0.6,
-    "xtick.major.size": 2.5,
-    "ytick.major.size": 2.5,
-    "text.color": INK,
-    "lines.linewidth": 1.4,
-    "svg.fonttype": "none",
-    "svg.hashsalt": "solo_ext",
-}
-
-
-def _draw(ax: Any, panel: Panel, last_epoch: float) -> None:
-    """Draws `panel` in its light colours."""
-    for curve in panel.curves:
-        if curve.steps:
-            ax.plot(*curve.steps, color=curve.style.light, linewidth=0.5, alpha=0.4)
-        if curve.band is not None:
-            edges = curve.values - curve.band, curve.values + curve.band
-            ax.fill_between(curve.epochs, *edges, color=curve.style.light, alpha=0.15, linewidth=0)
-        marker = "o" if len(curve.values) <= 2 else None
-        dashes = curve.style.dash or (None, None)
-        look = {"color": curve.style.light, "dashes": dashes, "marker": marker, "markersize": 3}
-        ax.plot(curve.epochs, curve.values, clip_on=False, **look)
-    for value in panel.floor:
-        ax.axhline(value, color=MUTED, linewidth=1.0, dashes=FLOOR)
-    ax.set_xlim(0, last_epoch)
-    ax.xaxis.get_major_locator().set_params(integer=True, nbins=6)
-    ax.yaxis.get_major_locator().set_params(nbins=5)
-    ax.set_xlabel("epoch")
-    if panel.ylim:
-        ax.set_ylim(*panel.ylim)
-    if panel.gap_axis:
-        right = ax.secondary_yaxis("right", functions=(lambda sim: 2 - 2 * sim, lambda gap: 1 - gap / 2))
-        right.yaxis.get_major_locator().set_params(nbins=5)
-        right.set_ylabel("gap  2 − 2 cos")
-        right.spines["right"].set_visible(False)
-
-
-def svg(panel: Panel, last_epoch: float, colours: Mapping[str, str]) -> str:
-    """The panel as an inline SVG in the page's font and, by `colours` (light colour -> variable), in its colours."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(3.6, 2.4))
-    ax = figure.subplots()
-    figure.subplots_adjust(left=0.14, right=0.845 if panel.gap_axis else 0.975, bottom=0.18, top=0.93)
-    _draw(ax, panel, last_epoch)
-    ends = "; ".join(f"{curve.style.label} {curve.values[-1]:.4g}" for curve in panel.curves)
-    return inline(figure, colours, f"{panel.title} {panel.metric}, last values: {ends}")
-
-
-def inline(figure: Any, colours: Mapping[str, str], label: str) -> str:
-    """A matplotlib figure as an inline SVG in the page's font, its colours replaced by `colours`; `label` names it."""
-    out = io.StringIO()
-    figure.savefig(out, format="svg", transparent=True, metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
-    text = out.getvalue()
-    text = text[text.index("<svg") :]
-    text = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", text, flags=re.DOTALL)
-    text = re.sub(r' id="[a-z]\w*_\d+"', "", text)  # axes_1 and the like, which would come once per panel
-    text = re.sub(r"font: ([\d.]+)px [^;\"]*", r"font-size: \1px", text)
-    text = re.sub(r"#[0-9a-f]{6}(?=[;\"])", lambda match: colours.get(match[0], match[0]), text)
-    box = re.search(r'viewBox="[^"]*"', text)[0]
-    return re.sub(r"<svg[^>]*>", lambda _: f'<svg role="img" aria-label="{html.escape(label)}" {box}>', text, count=1)
-
-
-def png(panels: Sequence[Panel], legend: Sequence[Style], last_epoch: float, path: Path) -> None:
-    """The panels, three to a row, under one legend, as the PNG or SVG file `path`."""
-    from matplotlib.figure import Figure
-    from matplotlib.lines import Line2D
-
-    wide = min(3, len(panels))
-    rows = math.ceil(len(panels) / wide)
-    figure = Figure(figsize=(max(4.8, 3.6 * wide), 2.7 * rows + 0.35), layout="constrained", dpi=160)
-    axes = list(figure.subplots(rows, wide, squeeze=False).flat)
-    for ax, panel in zip(axes, panels, strict=False):
-        _draw(ax, panel, last_epoch)
-        every = f" ({panel.same})" if panel.same.startswith("the same in") and not panel.run else ""
-        ax.set_title((panel.title or panel.metric) + every, parse_math=False)
-    for ax in axes[len(panels) :]:
-        ax.set_axis_off()
-    keys = [Line2D([], [], color=look.light, dashes=look.dash or (None, None)) for look in legend]
-    ncols = 4 if wide > 1 else 2
-    box = figure.legend(keys, [""] * len(keys), loc="outside upper left", ncols=ncols, frameon=False)
-    for text, look in zip(box.get_texts(), legend, strict=True):  # a name may look like mathematics
-        text.set_parse_math(False)
-        text.set_text(look.label)
-    save(figure, path)
-
-
-def save(figure: Any, path: Path) -> None:
-    """Writes a matplotlib figure as the PNG or SVG file `path`."""
-    author = {".png": {"Software": f"solo_ext {solo_ext.__version__}"}, ".svg": {"Date": None}}[path.suffix]
-    out = io.BytesIO()
-    figure.savefig(out, format=path.suffix[1:], metadata=author)
-    path.write_bytes(out.getvalue())
+    for pattern in expected:
+        logged = [column for column in _logged(shown) if column.startswith(pattern.removesuffix("*"))]
+        for name in (logged or [pattern]) if pattern.endswith("*") else [pattern]:
+            without = [look.label for run, look in shown if run.metrics and name not in run.columns]
+            if without:
+                groups.setdefault(names_of(without, shown), []).append(name)
+    return groups

@@ -22,9 +22,27 @@ from solo_ext.momentum import IntraMomentum, Teacher, weight_distance
 from solo_ext.networks import BackboneConfig, build_backbone, kept_outputs, stage_row
 from solo_ext.optim import build_optimizer, build_scheduler
 from solo_ext.schema import Config
-from solo_ext.text import hint
+from solo_ext.text import Metric, hint
 
 PARTS = ("backbone", "projector", "predictor")
+TOTAL = Metric("train_loss", "Total loss", "loss", "{:.4f}", "losses", progress=True)
+METRICS = (
+    Metric("train_intra_loss", "Intra-momentum loss, unweighted", section="losses"),
+    Metric("train_class_loss", "Online classifier, cross-entropy", section="losses"),
+    Metric("val_acc1", "Online classifier, top-1 (%)", "val acc", "{:.2f}", "accuracies", progress=True),
+    Metric("momentum_val_acc1", "Teacher's online classifier, top-1 (%)", form="{:.2f}", section="accuracies"),
+    Metric("weight_distance/*", "Weight distance, *", section="weight distance"),
+    Metric("tau", "EMA coefficient of the teacher", section="schedules"),
+    Metric("train_acc1", "Online classifier, top-1 in training (%)", form="{:.2f}"),
+    Metric("train_acc5", "Online classifier, top-5 in training (%)", form="{:.2f}"),
+    Metric("train_momentum_acc1", "Teacher's online classifier, top-1 in training (%)", form="{:.2f}"),
+    Metric("train_momentum_acc5", "Teacher's online classifier, top-5 in training (%)", form="{:.2f}"),
+    Metric("train_momentum_class_loss", "Teacher's online classifier, cross-entropy"),
+    Metric("val_acc5", "Online classifier, top-5 (%)", form="{:.2f}"),
+    Metric("momentum_val_acc5", "Teacher's online classifier, top-5 (%)", form="{:.2f}"),
+    Metric("val_loss", "Online classifier, cross-entropy in validation"),
+    Metric("momentum_val_loss", "Teacher's online classifier, cross-entropy in validation"),
+)
 
 
 class Method(pl.LightningModule):
@@ -51,7 +69,8 @@ class Method(pl.LightningModule):
     teacher_stages: ClassVar[Any] = "full"
     intra: IntraMomentum = IntraMomentum()
     loss_scale: ClassVar[str] = "solo"
-    loss_name: ClassVar[str] = "train_ssl_loss"
+    loss_name: ClassVar[str] = "train_ssl_loss"  # under which the loss is logged
+    loss_title: ClassVar[str] = ""  # of its plot
     # places of the views that the loss takes from the student (None: all) and from the target branch, and on which the
     # online probe learns (None: all large ones)
     query_views: Sequence[int] | None = None

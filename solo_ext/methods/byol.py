@@ -22,7 +22,7 @@ class BYOL(Method):
         pred_hidden_dim: Count = 4096
         proj_last_norm: bool = False
 
-    loss_name = "train_neg_cos_sim"
+    loss_name, loss_title = "train_neg_cos_sim", "negative cosine"
     paper_distance = staticmethod(negative_cosine)  # paper A, Eq. 5
 
     def build_heads(self, features: int) -> None:

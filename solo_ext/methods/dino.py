@@ -39,7 +39,7 @@ class DINO(Method):
         warmup_teacher_temperature: Positive = 0.04
         warmup_teacher_temperature_epochs: Annotated[int, Bounds(0)] = 0
 
-    loss_name = "dino_loss"
+    loss_name, loss_title = "dino_loss", "DINO"
     attributes: ClassVar = {"projector": "head"}
 
     def build_heads(self, features: int) -> None:

@@ -20,7 +20,7 @@ class MoCoV2Plus(QueuedMethod):
         proj_output_dim: Count = 256
         temperature: Positive = 0.2
 
-    loss_name = "train_nce_loss"
+    loss_name, loss_title = "train_nce_loss", "InfoNCE"
 
     def build_heads(self, features: int) -> None:
         k = self.kwargs

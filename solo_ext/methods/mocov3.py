@@ -20,7 +20,7 @@ class MoCoV3(Method):
         pred_hidden_dim: Count = 4096
         temperature: Positive = 0.2
 
-    loss_name = "train_contrastive_loss"
+    loss_name, loss_title = "train_contrastive_loss", "contrastive"
     backbones = MOCO_VITS
 
     def build_heads(self, features: int) -> None:

@@ -52,7 +52,7 @@ class Gap(Monitor):
     on_step: bool = True
     metrics = (
         Metric("gap_sim", "Outputs, cosine similarity", "similarity to teacher", "{:.4f}", "gap", progress=True),
-        Metric("gap_sim_feats", "Backbone features, cosine similarity", section="gap"),
+        Metric("gap_sim_feats", "Backbone features, cosine similarity", form="{:.4f}", section="gap"),
     )
 
     def __call__(self, step: Step) -> dict[str, Tensor]:

@@ -28,7 +28,7 @@ class ReSSL(QueuedMethod):
         temperature_k: Positive = 0.04
         weak_probe: bool = True
 
-    loss_name = "train_ressl_loss"
+    loss_name, loss_title = "train_ressl_loss", "ReSSL"
     unused_kwargs = ("base_tau_momentum", "final_tau_momentum", "momentum_classifier")
     query_views = (0,)
     target_views = (1,)

@@ -29,7 +29,7 @@ class SimCLR(Method):
 
     teacher_stages = "none"
     own_targets = True
-    loss_name = "train_nce_loss"
+    loss_name, loss_title = "train_nce_loss", "InfoNCE"
 
     def build_heads(self, features: int) -> None:
         k = self.kwargs

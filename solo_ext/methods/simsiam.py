@@ -20,7 +20,7 @@ class SimSiam(Method):
         pred_hidden_dim: Count = 512
 
     teacher_stages = "none"
-    loss_name = "train_neg_cos_sim"
+    loss_name, loss_title = "train_neg_cos_sim", "negative cosine"
     unused_kwargs = ("temperature",)
     static_lr = ("predictor",)
 

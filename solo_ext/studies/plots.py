@@ -1,20 +1,24 @@
 """A study's figure in its paper's form: bars of ours beside the paper's, or curves over epochs."""
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 
-from solo_ext.analysis.figures import CLASSIFIERS, GAPS, LOSSES, MUTED, Curve, Panel, Section, Style, gap_place, thin
+from solo_ext.analysis.drawing import MUTED
+from solo_ext.analysis.figures import Curve, Panel, Section, Style, by_value, thin
 from solo_ext.runs.run import Run
-from solo_ext.studies.study import Cell, Study, short_labels
+from solo_ext.studies.cells import Cell
+from solo_ext.studies.printed import short_labels
+from solo_ext.studies.scores import Results, Scores
+from solo_ext.studies.study import Study
+from solo_ext.training.metrics import metric_of
 
-TITLES = {**LOSSES, **CLASSIFIERS, **GAPS}
 PALE = 0.35  # opacity of the paper's bars
 
 
-def bars(study: Study, rows: Sequence[tuple[Any, Mapping[str, Any]]], looks: Mapping[str, Style]) -> Any:
+def bars(study: Study, rows: Scores, looks: Mapping[str, Style]) -> Any:
     """A matplotlib figure: for each row ours, with standard deviation, above the paper's, paler; a panel per metric."""
     from matplotlib.figure import Figure
     from matplotlib.patches import Patch
@@ -64,19 +68,19 @@ def bars(study: Study, rows: Sequence[tuple[Any, Mapping[str, Any]]], looks: Map
     return figure
 
 
-def curves(study: Study, results: Mapping[str, Mapping[str, Run]], looks: Mapping[str, Style]) -> Section:
+def curves(study: Study, results: Results, looks: Mapping[str, Style]) -> Section:
     """`study.curves` over epochs: for each cell the mean over its finished runs, in a band of their deviation."""
     panels = []
-    for metric in study.curves:
-        drawn = [curve for name, look in looks.items() if (curve := _mean(results[name].values(), metric, look))]
-        panels += [Panel(TITLES.get(metric, ""), metric, drawn, gap_axis=metric in GAPS)] if drawn else []
+    for column in study.curves:
+        metric = metric_of(column)
+        drawn = [curve for name, look in looks.items() if (curve := _mean(results[name].values(), column, look))]
+        panels += [Panel(metric.title, column, drawn, gap_axis=metric.section == "gap")] if drawn else []
     shown = [(run, looks[name]) for name, runs in results.items() for run in runs.values()]
-    caption = "Mean over the seeds; band: their standard deviation (n - 1)."
-    caption += gap_place(shown) if any(panel.gap_axis for panel in panels) else ""
-    return Section("Curves", caption, {"curves": panels}, list(looks.values()))
+    places = by_value(shown, "gap.at") if any(panel.gap_axis for panel in panels) else {}
+    return Section("curves", {"curves": panels}, list(looks.values()), {"places": places})
 
 
-def _mean(runs: Any, metric: str, look: Style) -> Curve | None:
+def _mean(runs: Iterable[Run], metric: str, look: Style) -> Curve | None:
     """The mean of `metric` over `runs` at the epochs that all of them have."""
     series = [dict(zip(epochs.round(6), values, strict=True)) for _, epochs, values in (r.series(metric) for r in runs)]
     epochs = sorted(set.intersection(*(set(one) for one in series))) if series else []

@@ -1,48 +1,47 @@
-"""Where the runs of a study are processed: on this machine, or by Hydra's submitit launcher on a cluster."""
+"""Where the runs of a study are processed: on this machine, or by submitit on a cluster."""
 
 import contextlib
-import json
 import os
 import shutil
 import signal
 import subprocess
-import sys
-import time
 from collections import deque
 from collections.abc import Iterator, Sequence
-from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from solo_ext.errors import ConfigError
-from solo_ext.files import write_json
-from solo_ext.runs.resume import RunLock
+from solo_ext.runs.resume import RunLock, plain
 from solo_ext.schema import check_choice
-from solo_ext.studies.sweep import JOBS, STOP, start
-from solo_ext.training.compose import assign
+from solo_ext.studies.command import STOPPED, Command, start
+from solo_ext.studies.jobs import Job
+from solo_ext.text import nearest
+from solo_ext.training.compose import overlay
 
-LAUNCHERS = ("submitit_slurm", "submitit_local")
-NFS = 60  # seconds until a shared file system shows what another machine has written
+LAUNCHERS = {"submitit_slurm": "slurm", "submitit_local": "local", "slurm": "slurm", "local": "local"}
+LAUNCHER = "hydra.launcher."  # begins the keys of a launcher's settings
+REQUEUES = 100  # of a run that is out of time: it is resumable
 
 
 class LocalPool:
-    """Runs `jobs` (with `words` and `log`), `size` at a time.
+    """Runs `jobs`, `size` at a time.
 
     A process holds the study's lock as well, so that the folder stays in use while any of them lives; and it has a
     session of its own, so that Ctrl-C reaches it only through `stop`.
     """
 
-    def __init__(self, jobs: Sequence[Any], size: int, lock: RunLock):
+    pause = 0.1  # seconds between two looks
+
+    def __init__(self, jobs: Sequence[Job], size: int, lock: RunLock):
         self.total, self.waiting, self.lock = len(jobs), deque(jobs), lock
-        self.slots: list[tuple[Any, subprocess.Popen] | None] = [None] * min(size, len(jobs))
+        self.slots: list[tuple[Job, subprocess.Popen] | None] = [None] * min(size, len(jobs))
 
     @property
     def busy(self) -> bool:
         return bool(self.waiting) or any(self.slots)
 
-    def poll(self) -> Iterator[tuple[Any, int | None]]:
+    def poll(self) -> Iterator[tuple[Job, int | None]]:
         """(job, None) for each that was started, (job, exit status) for each that has ended since the last call."""
         for i, slot in enumerate(self.slots):
             if slot and (code := slot[1].poll()) is not None:
@@ -57,6 +56,8 @@ class LocalPool:
 
     def _share(self, slot: int) -> dict[str, str]:
         """The cores and GPUs of a slot, as environment variables."""
+        import torch
+
         n = len(self.slots)
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         share = {} if "OMP_NUM_THREADS" in os.environ else {"OMP_NUM_THREADS": str(max(1, cores // n))}
@@ -78,99 +79,115 @@ class LocalPool:
                 process.terminate()
 
 
-class ClusterPool:
-    """Hands all `jobs` to Hydra's launcher at once: `solo_ext.studies.sweep`, whose parameter is the job's number."""
+class SubmititPool:
+    """Hands all `jobs` to submitit at once; its own files are in `<out>/submitit/<id of the job>`."""
 
-    def __init__(self, jobs: Sequence[Any], out: Path, lock: RunLock, launcher: str, settings: Sequence[str]):
-        self.total, self.jobs, self.launcher = len(jobs), dict(enumerate(jobs)), launcher
-        self.folder = out.absolute() / "sweep"
-        shutil.rmtree(self.folder, ignore_errors=True)
-        self.folder.mkdir()
-        self.started: set[int] = set()
-        self.patience: float | None = None
-        write_json(self.folder / JOBS, [{"words": job.words, "log": str(job.log.absolute())} for job in jobs])
-        # runs are resumable, so one that is out of time is queued again
-        again = ["hydra.launcher.max_num_timeout=100"] if launcher == "submitit_slurm" else []
-        words = [
-            "--multirun",
-            f"hydra/launcher={launcher}",
-            assign("hydra.sweep.dir", self.folder),
-            assign("folder", self.folder),
-            *again,
-            *settings,
-            f"job={','.join(map(str, self.jobs))}",
-        ]
-        self.log = self.folder / "launcher.log"
-        with open(self.log, "wb") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "solo_ext.studies.sweep", *words],
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-                pass_fds=[lock.file.fileno()],
-            )
+    pause = 1.0
+
+    def __init__(self, jobs: Sequence[Job], out: Path, launcher: str, settings: Sequence[str]):
+        from submitit.core.utils import FailedJobError, FailedSubmissionError
+
+        self.cluster, self.total, self.stopped = LAUNCHERS[launcher], len(jobs), False
+        folder = out.absolute() / "submitit"
+        for place in folder.iterdir() if folder.is_dir() else ():
+            if self._alive(place):
+                raise ConfigError(f"--out: {out} is in use by job {place.name} of an earlier study process")
+        shutil.rmtree(folder, ignore_errors=True)
+        try:
+            executor = self._executor(folder / "%j", settings)
+            words, logs = [job.words for job in jobs], [str(job.log.absolute()) for job in jobs]
+            with _ignoring(signal.SIGINT):  # local jobs inherit it: Ctrl-C reaches them only through `stop`
+                submitted = executor.map_array(Command(), words, logs)
+        except (FailedJobError, FailedSubmissionError, RuntimeError, OSError) as error:
+            raise ConfigError(f"--launcher {launcher}: {' '.join(str(error).split())}") from error
+        self.jobs = list(zip(submitted, jobs, strict=True))
+        self.started: set[str] = set()
+
+    def _alive(self, place: Path) -> bool:
+        """Whether the job of this folder waits or runs, though the study process that submitted it was killed."""
+        from submitit import SlurmJob
+
+        if any(place.glob("*_result.pkl")):
+            return False
+        if self.cluster == "slurm":
+            return SlurmJob(place.with_name("%j"), place.name).state in ("PENDING", "RUNNING", "REQUEUED", "COMPLETING")
+        with contextlib.suppress(OSError):
+            return b"submitit" in Path("/proc", place.name, "cmdline").read_bytes()
+        return False
+
+    def _executor(self, folder: Path, settings: Sequence[str]) -> Any:
+        from submitit import AutoExecutor
+
+        given = plain(overlay({}, [text.lstrip("+").removeprefix(LAUNCHER) for text in settings]))
+        parameters = {"name": "solo-ext-study", "timeout_min": 60, **given}
+        timeouts = {f"{self.cluster}_max_num_timeout": parameters.pop("max_num_timeout", REQUEUES)}
+        executor = AutoExecutor(folder, cluster=self.cluster, **timeouts)
+        general, special = AutoExecutor._valid_parameters(), type(executor._executor)._valid_parameters()
+        for name in parameters:
+            if name not in general | special:
+                raise ConfigError(f"{LAUNCHER}{name}: submitit has no such parameter{nearest(name, general | special)}")
+        named = {name if name in general else f"{self.cluster}_{name}": value for name, value in parameters.items()}
+        try:
+            executor.update_parameters(**named)
+        except (AssertionError, NameError, ValueError, TypeError) as error:
+            raise ConfigError(f"{LAUNCHER}*: {' '.join(str(error).split())}") from error
+        return executor
 
     @property
     def busy(self) -> bool:
-        return bool(self.jobs) or self.process.poll() is None
+        return bool(self.jobs)
 
-    def poll(self) -> Iterator[tuple[Any, int | None]]:
+    def poll(self) -> Iterator[tuple[Job, int | None]]:
         """As `LocalPool.poll`."""
-        over = self.process.poll()
-        said = {path.name for path in self.folder.iterdir()}
-        for i, job in list(self.jobs.items()):
-            if f"{i}.json" not in said:
-                continue
-            if i not in self.started:
-                self.started.add(i)
+        for pair in list(self.jobs):
+            submitted, job = pair
+            if submitted.job_id not in self.started and submitted.paths.stdout.exists():
+                self.started.add(submitted.job_id)
                 yield job, None
-            code = json.loads((self.folder / f"{i}.json").read_text(encoding="utf-8"))
-            if code is not None:
-                del self.jobs[i]
-                yield job, code
-        if over is not None and self.jobs:
-            if over and not self.started and not (self.folder / STOP).exists():
-                raise ConfigError(f"--launcher {self.launcher}: {self._said()} (see {self.log})")
-            now = time.monotonic()
-            self.patience = self.patience or now + (NFS if over == 0 else 0)
-            if now >= self.patience:  # the launcher waits for its jobs, so nobody will finish these
-                yield from ((job, self._lost(job)) for job in self.jobs.values())
-                self.jobs.clear()
+            if submitted.done():
+                self.jobs.remove(pair)
+                yield job, self._status(submitted, job)
 
-    def _lost(self, job: Any) -> int:
-        job.log.parent.mkdir(parents=True, exist_ok=True)
-        with open(job.log, "a", encoding="utf-8") as log:
-            log.write(f"the launcher ended before this run did, and said in {self.log}: {self._said()}\n")
-        return 143 if (self.folder / STOP).exists() else 1
+    def _status(self, submitted: Any, job: Job) -> int:
+        from submitit.core.utils import UncompletedJobError
 
-    def _said(self) -> str:
-        """What the launcher said last, without Hydra's advice and the details of its messages."""
-        lines = reversed(self.log.read_text(encoding="utf-8", errors="replace").split("\n"))
-        told = (x for x in lines if x.strip() and not x.startswith((" ", "Set the environment variable")))
-        return next(told, "nothing").strip().rstrip(".")
+        if self.stopped and not submitted.paths.result_pickle.exists():
+            return STOPPED
+        try:
+            return next((code for code in submitted.results() if code), 0)
+        except UncompletedJobError:  # out of memory, out of time too often, cancelled by somebody
+            job.log.parent.mkdir(parents=True, exist_ok=True)
+            with open(job.log, "a", encoding="utf-8") as log:
+                log.write(
+                    f"submitit's job {submitted.job_id} ended before this run did; see {submitted.paths.folder}\n"
+                )
+            return 1
 
     def stop(self, kill: bool = False) -> None:
-        """Cancels the jobs; those that run save and end."""
-        (self.folder / STOP).touch()
-        self.jobs = {i: job for i, job in self.jobs.items() if i in self.started}
-        folder = self.folder / ".submitit"  # a folder for each job
-        ids = [path.name for path in folder.iterdir() if path.is_dir()] if folder.is_dir() else []
-        if self.launcher == "submitit_slurm" and ids:
+        """Cancels the jobs; those that run save and end, or are killed."""
+        self.stopped = True
+        ids = [submitted.job_id for submitted, _ in self.jobs]
+        self.jobs = [pair for pair in self.jobs if pair[0].job_id in self.started]
+        if self.cluster == "slurm" and ids:
             subprocess.run(["scancel", *(["--signal=KILL"] if kill else []), *ids], check=False)
-        elif self.launcher == "submitit_local":
-            for name in filter(str.isdigit, ids):
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(int(name), signal.SIGKILL if kill else signal.SIGTERM)
-        if kill or not ids:
-            self.process.terminate()
+        for name in ids if self.cluster == "local" else ():  # the process that looks after the job; twice kills
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int(name), signal.SIGTERM)
+
+
+@contextlib.contextmanager
+def _ignoring(number: signal.Signals) -> Iterator[None]:
+    before = signal.signal(number, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(number, before)
 
 
 def check_launcher(launcher: str) -> None:
     """Raises ConfigError unless `launcher` is one that is installed."""
     check_choice("--launcher", launcher, LAUNCHERS)
-    try:
-        metadata.version("hydra-submitit-launcher")
-    except metadata.PackageNotFoundError:
+    if not find_spec("submitit"):
         raise ConfigError(
-            f"--launcher {launcher} needs hydra-submitit-launcher, not installed here: pip install 'solo-ext[slurm]'"
-        ) from None
+            f"--launcher {launcher} needs submitit, which is not installed: pip install 'solo-ext[slurm]'"
+        )

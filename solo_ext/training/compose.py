@@ -1,5 +1,6 @@
 """From a YAML, or values at hand, and overrides in Hydra's grammar to one configuration, not yet checked."""
 
+import copy
 import difflib
 import re
 from collections.abc import Mapping, Sequence
@@ -8,6 +9,7 @@ from typing import Any
 
 from hydra import compose as hydra_compose
 from hydra import initialize, initialize_config_dir
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -46,6 +48,23 @@ def overlay(values: Mapping[str, Any], overrides: Sequence[str] = ()) -> DictCon
     """`compose` with the mapping `values` in place of a YAML."""
     ConfigStore.instance().store("solo_ext_values", dict(values))
     return _compose("solo_ext_values", overrides)
+
+
+def override(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
+    """What `compose` gives with `overrides`, from the `cfg` that it gave without: a copy, in a hundredth of the time.
+
+    Raises:
+        ConfigError: an override that makes no sense. Choosing another config group is not possible here.
+    """
+    cfg, parsed = copy.deepcopy(cfg), [_parse(_quoted(text)) for text in overrides]
+    for change in parsed:
+        if change.type == OverrideType.CHANGE:
+            change.type = OverrideType.FORCE_ADD
+    try:
+        ConfigLoaderImpl._apply_overrides_to_config(parsed, cfg)
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
+        raise ConfigError(sentence(error)) from error
+    return cfg
 
 
 def assign(key: str, text: Any) -> str:

@@ -32,12 +32,13 @@ from solo_ext.runs.run import flatten
 from solo_ext.training.callbacks.checkpointer import Checkpointer, CheckpointIO
 from solo_ext.training.callbacks.exact_resume import ExactResume
 from solo_ext.training.callbacks.non_finite import StopOnNonFinite
-from solo_ext.training.callbacks.progress import RunProgress, Throughput
+from solo_ext.training.callbacks.throughput import Throughput
 from solo_ext.training.distributed.ranks import StopTogether, cluster_environment, die_with
 from solo_ext.training.distributed.sync_bn import SyncNorms
 from solo_ext.training.hardware import check_hardware, device_count, on_gpu, trainer_devices
 from solo_ext.training.loggers import close, make_loggers
 from solo_ext.training.precision import pick_precision
+from solo_ext.training.progress import RunProgress
 from solo_ext.training.trainer_config import TrainerConfig
 
 log = logging.getLogger("solo_ext")

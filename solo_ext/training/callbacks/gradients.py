@@ -41,7 +41,7 @@ class GradientMonitor(MonitorCallback):
 
     key = "gradients"
     Config = GradientsConfig
-    metrics = (Metric("grad_linf/*", "Largest gradient at the output of *", section="Gradients"),)
+    metrics = (Metric("grad_linf/*", "Largest gradient at *"),)
 
     def __init__(self, cfg: GradientsConfig | None = None):
         self.every = (cfg or GradientsConfig()).every

@@ -1,0 +1,135 @@
+"""The runs of a study: each cell with each seed, where it lies, and how far it is."""
+
+import contextlib
+import fnmatch
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from solo_ext.errors import CheckpointError, ConfigError
+from solo_ext.files import read_json
+from solo_ext.runs.checkpoints import checkpoints_in
+from solo_ext.runs.resume import RESULT, RunLock, differences, plain
+from solo_ext.runs.run import Run, load_run
+from solo_ext.studies.cells import Cell
+from solo_ext.studies.study import Study
+from solo_ext.text import hint
+from solo_ext.training.compose import assign
+
+FOREVER = 1e6  # hours
+
+
+@dataclass
+class Job:
+    """One run of a study: a cell with a seed."""
+
+    cell: Cell
+    seed: int
+    out: Path
+
+    @property
+    def name(self) -> str:
+        return f"{self.cell.name}-seed{self.seed}"
+
+    @property
+    def folder(self) -> Path:
+        """The `checkpoint.dir` of the run."""
+        return self.out / "runs" / self.name
+
+    @property
+    def log(self) -> Path:
+        return self.out / "logs" / f"{self.name}.log"
+
+    @property
+    def words(self) -> list[str]:
+        """What follows `solo-ext`."""
+        own = {
+            "seed": self.seed,
+            "checkpoint.enabled": True,
+            "auto_resume.enabled": True,
+            "auto_resume.max_hours": FOREVER,
+            "enable_progress_bar": False,
+        }
+        settings = [assign("checkpoint.dir", self.folder), *(f"{key}={value}" for key, value in own.items())]
+        return ["pretrain", str(self.cell.recipe), *self.cell.overrides, *settings]
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        return plain(self.cell.config(self.seed))
+
+    def differs(self, args: dict[str, Any]) -> list[str]:
+        """The keys in which a run with these `args.json` is not this job."""
+        now = self.config
+        if now["data"]["num_classes"] is None:  # known once the images are read
+            now = {**now, "data": {**now["data"], "num_classes": args.get("data", {}).get("num_classes")}}
+        return differences(args, now)
+
+    def tries(self) -> list[tuple[Path, dict[str, Any]]]:
+        """The run folders, newest first, each with its `args.json`; also those of another configuration."""
+        files = sorted(self.folder.glob("*/*/args.json"), key=lambda file: file.stat().st_mtime, reverse=True)
+        found = []
+        for file in files:
+            with contextlib.suppress(CheckpointError):
+                found.append((file.parent, read_json(file) or {}))
+        return found
+
+    def runs(self) -> Iterator[Path]:
+        """The run folders of this very configuration, newest first."""
+        return (folder for folder, args in self.tries() if not self.differs(args))
+
+    def state(self) -> str:
+        """`done`, `running` (by another process), `begun` or `missing`."""
+        runs = list(self.runs())
+        if any((run / RESULT).is_file() for run in runs):
+            return "done"
+        if any(not RunLock(run).free() for run in runs):
+            return "running"
+        return "begun" if any(checkpoints_in(run) for run in runs) else "missing"
+
+    def result(self) -> Run | None:
+        """The finished run, if there is one."""
+        return next((load_run(run) for run in self.runs() if (run / RESULT).is_file()), None)
+
+
+def jobs_of(study: Study, out: Path) -> list[Job]:
+    """A job for each run of the study, seed by seed, so that one of each cell comes first."""
+    return [Job(cell, seed, out) for seed, cell in itertools.product(study.seeds, study.runs)]
+
+
+def pick(study: Study, patterns: Sequence[str]) -> set[str]:
+    """The names of the cells that match one of `patterns`, in which * stands for anything; all without patterns.
+
+    Raises:
+        ConfigError: a pattern that matches no cell.
+    """
+    names = [cell.name for cell in study.runs]
+    for pattern in patterns:
+        if not fnmatch.filter(names, pattern):
+            raise ConfigError(f"--only: {study.file} has no cell '{pattern}'{hint(pattern, names)}")
+    return {name for name in names if not patterns or any(fnmatch.fnmatch(name, p) for p in patterns)}
+
+
+def check(study: Study, build: bool = True) -> None:
+    """Refuses, before anything is trained, cells that cannot work and cells that are the same run.
+
+    Args:
+        build: whether to build each cell's network as well, which finds stages that it lacks, and takes a while.
+
+    Raises:
+        ConfigError: with the cell.
+    """
+    configs: dict[str, dict[str, Any]] = {}
+    for cell in study.runs:
+        try:
+            values = plain(cell.config(study.seeds[0]))
+            if build:
+                cell.method(study.seeds[0])
+        except ConfigError as error:
+            raise ConfigError(f"{study.file}: the cell {cell.name}: {error}") from error
+        for name, other in configs.items():
+            if not differences(other, values):
+                raise ConfigError(f"{study.file}: the cells {name} and {cell.name} are the same run")
+        configs[cell.name] = values

@@ -1,0 +1,167 @@
+"""What the runs of a study have given so far, beside what its paper prints, and how the two settings differ."""
+
+import math
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from solo_ext.runs.resume import plain
+from solo_ext.runs.run import Run, flatten, show
+from solo_ext.studies.cells import Cell
+from solo_ext.studies.jobs import Job
+from solo_ext.studies.printed import Row
+from solo_ext.studies.study import Reading, Study
+from solo_ext.text import nearest
+
+FACTS = ("teacher_layers", "parameters_millions", "forwards_per_view")  # of the method, whatever the run did
+MINUTES = "minutes_per_epoch"
+SETTING = {  # where these differ from the paper's, the numbers do not compare
+    "data.dataset": "data set",
+    "max_epochs": "epochs",
+    "backbone.name": "backbone",
+    "data.fraction": "share of the data",
+    "limit_train_batches": "steps an epoch",
+}
+
+
+@dataclass(frozen=True)
+class Score:
+    """The values of a cell's runs, one per seed, for one printed column; failed: the runs that have none."""
+
+    values: tuple[float, ...] = ()
+    paper: float | None = None
+    failed: int = 0
+    fact: bool = False
+
+    @property
+    def n(self) -> int:
+        return len(self.values)
+
+    @property
+    def mean(self) -> float | None:
+        return statistics.fmean(self.values) if self.values else None
+
+    @property
+    def std(self) -> float | None:
+        """The standard deviation between seeds, by n - 1; None for one run."""
+        finite = all(map(math.isfinite, self.values))
+        return (statistics.stdev(self.values) if finite else math.nan) if self.n > 1 else None
+
+    @property
+    def difference(self) -> float | None:
+        return None if self.mean is None or self.paper is None else self.mean - self.paper
+
+    def texts(self, decimals: int | None) -> tuple[str, str, str]:
+        """Ours, the paper's, and the difference, as the tables show them; `decimals` None: four digits."""
+        form = "{:.4g}" if decimals is None else f"{{:.{decimals}f}}"
+        ours = "-"
+        if self.mean is not None:
+            ours = form.format(self.mean)
+            ours += f" ± {form.format(self.std)}" if self.std is not None else ""
+            ours += "" if self.fact else f" ({self.n})"
+        if self.failed:
+            ours = "failed" if self.mean is None else f"{ours}, {self.failed} failed"
+        sign = form.replace("{:", "{:+")
+        return (
+            ours,
+            "-" if self.paper is None else form.format(self.paper),
+            "-" if self.difference is None else sign.format(self.difference),
+        )
+
+
+Results = dict[str, dict[str, Run]]  # name of the cell's runs -> name of the job -> run
+Scores = list[tuple[Cell | Row, dict[str, Score]]]
+
+
+def results_of(study: Study, jobs: Sequence[Job]) -> Results:
+    """The finished runs."""
+    results: Results = {cell.name: {} for cell in study.runs}
+    for job in jobs:
+        if run := job.result():
+            results[job.cell.name][job.name] = run
+    return results
+
+
+def scores(study: Study, results: Results, failed: Mapping[str, str] | None = None) -> Scores:
+    """The study's rows, each with {column: Score}; a cited row has no values of ours.
+
+    Args:
+        failed: the names of the jobs that failed.
+    """
+    rows: Scores = []
+    for row in study.rows:
+        printed = row.printed if isinstance(row, Cell) else row.values
+        found = {}
+        for column, reading in study.metrics.items():
+            paper = printed.get(column)
+            if isinstance(row, Row):
+                found[column] = Score(paper=paper)
+            elif reading.metric in FACTS:
+                found[column] = Score((reading.times * row.anatomy[reading.metric],), paper, fact=True)
+            else:
+                values = [read(run, reading, row) for run in results[row.name].values()]
+                lost = sum(name.startswith(f"{row.name}-seed") for name in failed or ())
+                found[column] = Score(tuple(v for v in values if v is not None), paper, lost)
+        rows.append((row, found))
+    return rows
+
+
+def read(run: Run, reading: Reading, cell: Cell) -> float | None:
+    """The value at the end of the run, or at the cell's epoch; None if it was not logged until then.
+
+    The epoch is the paper's share of the run: with half the epochs, half of the printed one.
+    """
+    if reading.metric == MINUTES:
+        seconds = (run.summary or {}).get("seconds")
+        whole = seconds is not None and not (run.environment or {}).get("before")  # not resumed
+        return reading.times * seconds / 60 / run.args["max_epochs"] if whole else None
+    _, epochs, values = run.series(reading.metric)
+    if cell.epoch is not None:
+        values = values[epochs <= scaled_epoch(cell, run.args["max_epochs"]) + 1e-6]
+    return reading.times * float(values[-1]) if len(values) else None
+
+
+def scaled_epoch(cell: Cell, max_epochs: int) -> int:
+    """The epoch of a run of `max_epochs` that stands for the one at which the paper reads out."""
+    epochs = cell.printed_config.max_epochs
+    return max(1, round((cell.epoch or epochs) * max_epochs / epochs))
+
+
+def setting(study: Study, printed: bool = False) -> dict[str, str]:
+    """What the runs, or `printed` those of the paper, have in the keys of `SETTING`; empty where they have nothing."""
+    configs = [flatten(plain(cell.printed_config if printed else cell.config(study.seeds[0]))) for cell in study.runs]
+    trivial = {"data.fraction": (None, -1, 1.0)}
+    texts = {}
+    for key, name in SETTING.items():
+        values = [config.get(key) for config in configs]
+        texts[name] = ", ".join(dict.fromkeys(show(v) for v in values if v not in trivial.get(key, (None,))))
+    return texts
+
+
+def warning(study: Study) -> str:
+    """How the setting differs from the paper's, or from the study's own; empty if it does not."""
+    ours, theirs = setting(study), setting(study, printed=True)
+    parts = [f"{k} {ours[k] or 'all'} instead of {theirs[k] or 'all'}" for k in ours if ours[k] != theirs[k]]
+    whose = "the paper's" if study.paper else "the study's"
+    return f"Another setting than {whose}: {'; '.join(parts)}. Only directions compare." if parts else ""
+
+
+def remarks(study: Study, results: Results) -> Iterator[str]:
+    """What a reader of the table has to know."""
+    runs = [run for some in results.values() for run in some.values()]
+    logged = dict.fromkeys(column for run in runs for column in run.columns)
+    for metric in dict.fromkeys(reading.metric for reading in study.metrics.values()):
+        if metric == MINUTES:
+            if any((run.environment or {}).get("before") for run in runs):
+                yield f"{MINUTES} is left out for runs that were resumed: their seconds are the last part's."
+        elif metric not in FACTS:
+            without = [name for some in results.values() for name, run in some.items() if metric not in run.columns]
+            if without:
+                yield f"{metric} was not logged by {', '.join(without)}{nearest(metric, logged)}"
+    if study.readout:
+        at = {cell.epoch: scaled_epoch(cell, cell.config(study.seeds[0]).max_epochs) for cell in study.cells}
+        moved = {printed: epoch for printed, epoch in at.items() if printed != epoch}
+        if moved:
+            yield f"{study.readout} read out at: {', '.join(f'{k} at {v}' for k, v in moved.items())}."
+    for note in study.table.notes if study.table else ():
+        yield f"In print: {note}"

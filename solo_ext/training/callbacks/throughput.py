@@ -1,0 +1,80 @@
+"""How fast: images per second, and the learning rate, as metrics."""
+
+import statistics
+import time
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+
+from solo_ext.text import Metric
+
+METRICS = (
+    Metric("lr", "Learning rate of the backbone", section="schedules"),
+    Metric("lr-*", "Learning rate, *", section="schedules"),  # as Lightning's LearningRateMonitor names it
+    Metric("images_per_s", "Training throughput (images/s)", "images/s", "{:,.0f}", "schedules", progress=True),
+)
+
+
+class Throughput(pl.Callback):
+    """Logs `images_per_s` for each epoch, and `lr` (of the backbone, as the step used it) at the logging steps.
+
+    Images are samples of all ranks, whatever the number of views. The first steps of an epoch, in which loader workers
+    start and kernels are chosen, and validation do not count. The device is waited for twice an epoch, not each step.
+
+    Args:
+        warm_up: steps of an epoch that do not count; at most a fifth of it.
+    """
+
+    def __init__(self, warm_up: int = 5):
+        self.warm_up = warm_up
+        self.epochs: list[float] = []
+
+    @property
+    def median(self) -> float | None:
+        """Images per second, the median over this process' epochs."""
+        return statistics.median(self.epochs) if self.epochs else None
+
+    def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        self.on_train_epoch_start(trainer, module)  # which Lightning leaves out on a resume inside an epoch
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        batches = trainer.num_training_batches
+        self.skip = self.warm_up if batches == float("inf") else min(self.warm_up, int(batches) // 5)
+        self.images, self.seconds, self.since, self.step = 0, 0.0, None, 0
+
+    def on_train_batch_start(self, trainer: pl.Trainer, module: pl.LightningModule, batch: Any, i: int) -> None:
+        self.lr = trainer.optimizers[0].param_groups[0]["lr"]  # before the scheduler moves it
+        if self.since is None and self.step >= self.skip:
+            self.since = _now(module.device)
+
+    def on_train_batch_end(self, trainer: pl.Trainer, module: pl.LightningModule, out: Any, batch: Any, i: int) -> None:
+        self.step += 1
+        if self.since is not None:
+            self.images += len(batch[0]) * trainer.world_size
+        if trainer.is_last_batch:
+            self._pause(module)
+        if trainer.is_last_batch or trainer.global_step % trainer.log_every_n_steps == 0:
+            for logger in trainer.loggers:
+                logger.log_metrics({"lr": float(self.lr)}, step=max(trainer.global_step - 1, 0))
+
+    def on_validation_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        if not trainer.sanity_checking:
+            self._pause(module)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        self._pause(module)
+        if self.seconds:
+            self.epochs.append(self.images / self.seconds)
+            module.log("images_per_s", self.epochs[-1])
+
+    def _pause(self, module: pl.LightningModule) -> None:
+        if self.since is not None:
+            self.seconds += _now(module.device) - self.since
+            self.since = None
+
+
+def _now(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()

@@ -1,0 +1,38 @@
+"""The metrics that a run logs, and how each is shown: in figures, tables, and on the progress line.
+
+What a metric is stands in the file that computes it; here they are gathered.
+"""
+
+import dataclasses
+from fnmatch import fnmatchcase
+
+from solo_ext.methods import METHODS
+from solo_ext.methods.base import METRICS, TOTAL
+from solo_ext.methods.monitors import Gap, Spread
+from solo_ext.text import Metric
+from solo_ext.training.callbacks import MONITORS, throughput
+
+OTHER_LOSSES = tuple(Metric(f"train_*_{kind}", "Framework loss: *", section="losses") for kind in ("loss", "sim"))
+
+
+def metrics() -> dict[str, Metric]:
+    """Name or pattern -> metric, in the order in which they are shown; of two patterns that fit, the first counts."""
+    named = {cls.loss_name: cls.loss_title for cls in METHODS.values() if cls.loss_title}
+    losses = [Metric(name, f"Framework loss: {title}", section="losses") for name, title in named.items()]
+    monitored = [metric for monitor in (Gap, Spread, *MONITORS.values()) for metric in monitor.metrics]
+    known = (TOTAL, *losses, *METRICS, *monitored, *throughput.METRICS, *OTHER_LOSSES)
+    return {metric.name: metric for metric in known}
+
+
+def metric_of(column: str) -> Metric:
+    """The metric that the column of `metrics.csv` holds, with what its pattern's `*` stands for in title and label.
+
+    Its name remains the pattern. A column that nobody has declared belongs to the section `other`, without a title.
+    """
+    known = metrics()
+    metric = known.get(column) or next((m for pattern, m in known.items() if fnmatchcase(column, pattern)), None)
+    if metric is None:
+        return Metric(column, "")
+    before, star, after = metric.name.partition("*")
+    rest = column[len(before) : len(column) - len(after)] if star else ""
+    return dataclasses.replace(metric, title=metric.title.replace("*", rest), label=metric.label.replace("*", rest))
