@@ -9,13 +9,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import fit, random_batches
+from conftest import fit, random_batches, value_at
 from omegaconf import OmegaConf
 
 from solo_ext.methods import METHODS
+from solo_ext.schema import plain
 from solo_ext.studies.printed import load_table, read_text_yaml
 from solo_ext.studies.study import load_study
-from solo_ext.training.config import compose, resolve
+from solo_ext.training.compose import compose
+from solo_ext.training.config import resolve
 
 STUDIES = Path(__file__).parents[1] / "scripts" / "studies"
 RESULTS = STUDIES / "paper_results.yaml"
@@ -150,12 +152,12 @@ SHARED = [  # which tables print the same run
 
 def run_of(cfg) -> str:
     """What is trained, without what is only watched."""
-    plain = OmegaConf.to_container(cfg)
-    plain["momentum"].pop("classifier")
-    if plain["method"] == "res_byol" and not plain["intra"]["weight"]:
-        plain["intra"] = None
+    values = plain(cfg)
+    values["momentum"].pop("classifier")
+    if values["method"] == "res_byol" and not values["intra"]["weight"]:
+        values["intra"] = None
     watched = ("name", "gap", "gradients", "knn_eval")
-    return json.dumps({key: value for key, value in plain.items() if key not in watched}, sort_keys=True)
+    return json.dumps({key: value for key, value in values.items() if key not in watched}, sort_keys=True)
 
 
 def test_one_run_has_one_result_in_all_tables():
@@ -357,7 +359,8 @@ def test_each_run_is_what_its_labels_say(file):
     for cell in study(file).cells:
         expected = said(file, cell.labels)
         cfg = printed(cell)
-        assert {key: OmegaConf.select(cfg, key) for key in expected} == expected, cell.labels
+        assert {key: value_at(cfg, key) for key in expected} == expected, cell.labels
+        cfg = plain(cfg)
         wanted = {metric.metric for metric in study(file).metrics.values()} | set(study(file).curves)
         assert cfg["knn_eval"]["enabled"] or not any("knn" in metric for metric in wanted)
         assert cfg["gradients"]["enabled"] == any("grad_linf" in metric for metric in wanted)
@@ -375,7 +378,7 @@ TERM = ("method", "name", "intra", "momentum.inter", "momentum.stages")
 def test_a_baseline_and_its_residual_twin_differ_in_the_term_only(file):
     runs = defaultdict(list)
     for cell in study(file).cells:
-        cfg = OmegaConf.to_container(printed(cell))
+        cfg = plain(printed(cell))
         rest = tuple(v for k, v in cell.labels.items() if k not in ("Method", "Inter-M", "Intra-M"))
         loss = METHODS[cfg["method"]].loss, getattr(METHODS[cfg["method"]], "paper_distance", None)
         for key in TERM:
