@@ -19,7 +19,6 @@ from solo_ext.zoo.export import RECORD, export, safetensors
 from solo_ext.zoo.export.safetensors import ENVIRONMENT, LOG
 from solo_ext.zoo.index import Entry, Recipe, ZooFile, editing, figures_of, markdown, read_index, short, within
 
-LICENCE = "MIT"
 # where a run lies and how it is shown, not what is trained
 OF_THE_MACHINE = (
     *("checkpoint.", "auto_resume.", "wandb", "tensorboard", "enable_progress_bar", "name=", "knn_eval."),
@@ -27,7 +26,7 @@ OF_THE_MACHINE = (
 )
 
 
-def add(run: str | Path, zoo: Path, name: str | None = None, licence: str = LICENCE) -> Entry:
+def add(run: str | Path, zoo: Path, name: str | None = None, licence: str = "MIT") -> Entry:
     """Puts the student's backbone of `run` and its log into the folder `zoo`, and them and its results into the index.
 
     Args:
@@ -104,8 +103,11 @@ def recipe_from(command: Sequence[str], root: Path) -> Recipe | None:
     folder, name = (
         named.get(long) or named.get(brief) for long, brief in (("--config-path", "-cp"), ("--config-name", "-cn"))
     )
-    named_yamls = [PurePath(w) for w in words if w.endswith((".yaml", ".yml")) and "=" not in w]
-    yamls = [PurePath(folder or "", name)] if name else named_yamls
+    yamls = (
+        [PurePath(folder or "", name)]
+        if name
+        else [PurePath(w) for w in words if w.endswith((".yaml", ".yml")) and "=" not in w]
+    )
     for yaml in yamls:
         parts = yaml.parts
         inside = PurePath(*parts[parts.index("scripts") :]) if "scripts" in parts else yaml

@@ -25,7 +25,7 @@ CARD = "README.md"
 REPOSITORY = "OWNER/NAME"  # in a card, until it is pushed
 LICENSE = "mit"
 OURS = solo_ext_backbone.__name__
-ON_THE_HUB = {  # dataset -> its id there
+ON_THE_HUB = {  # data set -> its id there
     "fashion_mnist_mini": "zalando-datasets/fashion_mnist",
     "fashion_mnist": "zalando-datasets/fashion_mnist",
     "cifar10": "uoft-cs/cifar10",
