@@ -119,7 +119,7 @@ def feature_map(backbone: nn.Module, x: Tensor) -> Tensor:
 
 
 def settings(source: Source, depth: int, weights: Path) -> str:
-    """The YAML that a detectron2 configuration needs for these weights; a relative path is looked for where it starts."""
+    """The YAML that detectron2 needs for these weights; it looks for a relative path where it starts."""
     transform = source.transform
     mean, std = ([round(255 * x, 4) for x in values.tolist()] for values in (transform.mean, transform.std))
     path = json.dumps(str(weights), ensure_ascii=False)
