@@ -283,7 +283,7 @@ def test_mutated_indexes_are_read_or_refused():
 
 def test_an_entry_is_used_where_it_lies(monkeypatch):
     monkeypatch.setattr(store, "hub", None)  # nobody is asked
-    path, content = store.fetch(SAMPLE)
+    path, content = store.fetch(store.find(SAMPLE))
     assert path == ZOO / ENTRIES[SAMPLE].folder / "model.safetensors" and content == path.read_bytes()
     assert {state for _, state in store.verify(ENTRIES[SAMPLE])} == {"ok"}
 
@@ -318,8 +318,9 @@ def test_a_zoo_of_ones_own_goes_first(trained, tmp_path, own, monkeypatch):
     added = adding.add(trained, own, name=next(name for name in RECIPES if name.endswith("cifar10-r18")))
     assert not ENTRIES[added.name].files
     assert store.entries().keys() == ENTRIES.keys() and store.find(added.name) == added
-    assert store.fetch(SAMPLE)[0].is_relative_to(own) and store.fetch(WEIGHTS[1])[0].is_relative_to(ZOO)
-    assert load_encoder(store.fetch(added.name)[0])[1]["method"] == "byol"
+    for name, zoo in ((SAMPLE, own), (WEIGHTS[1], ZOO)):
+        assert store.fetch(store.find(name))[0].is_relative_to(zoo)
+    assert load_encoder(store.fetch(store.find(added.name))[0])[1]["method"] == "byol"
 
 
 @pytest.mark.parametrize("value", ["nowhere", "https://x.org/zoo", "{tmp}"])
@@ -549,7 +550,7 @@ def test_the_bash_script(tmp_path):
 def test_a_wheel_has_the_zoo(tmp_path):
     words = ["-q", "egg_info", "--egg-base", tmp_path, "build_py", "--build-lib", tmp_path / "lib"]
     subprocess.run([sys.executable, "setup.py", *map(str, words)], cwd=ROOT, check=True, capture_output=True)
-    code = f"from solo_ext.zoo import store; print(store.installed()); store.fetch({SAMPLE!r})"
+    code = f"from solo_ext.zoo import store; print(store.installed()); store.fetch(store.find({SAMPLE!r}))"
     done = subprocess.run(
         [sys.executable, "-c", code],
         env={**os.environ, "PYTHONPATH": str(tmp_path / "lib")},

@@ -56,7 +56,7 @@ def cache(published, tmp_path):
 
 
 def fetched(cache: Path) -> None:
-    path, content = store.fetch(NAME)
+    path, content = store.fetch(store.find(NAME))
     assert path == cache / "model.safetensors" and content == CONTENTS[WEIGHTS]
     assert {file.name: file.read_bytes() for file in cache.iterdir()} == {
         Path(path).name: content for path, content in CONTENTS.items()
@@ -65,7 +65,7 @@ def fetched(cache: Path) -> None:
 
 def refused(message: str) -> str:
     with pytest.raises(CheckpointError, match=message) as caught:
-        store.fetch(NAME)
+        store.fetch(store.find(NAME))
     assert str(caught.value).isprintable()
     return str(caught.value)
 
@@ -195,22 +195,23 @@ def test_a_damaged_file_in_the_cache_is_fetched_again_once(spoil, cache, hub):
 
 
 def test_a_damaged_file_of_the_zoo_comes_from_the_hub_or_is_refused(zoo, hub, monkeypatch, caplog):
-    (path, content), (weights, _) = store.fetch(NAME), (zoo / WEIGHTS, None)
+    weights = zoo / WEIGHTS
+    path, content = store.fetch(store.find(NAME))
     assert path == weights and content == CONTENTS[WEIGHTS] and not hub.seen
     weights.write_bytes(OTHER)
     assert refused("is missing or damaged: it is not what the index says$").startswith(str(weights))
     weights.write_bytes(content)
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     publish(zoo, REPOSITORY, [NAME])
-    assert store.fetch(NAME) == (weights, content)
+    assert store.fetch(store.find(NAME)) == (weights, content)
     (zoo / FOLDER / "args.json").write_bytes(b"{ }")
-    path, again = store.fetch(NAME)
+    path, again = store.fetch(store.find(NAME))
     assert again == content and path.parent != weights.parent and "args.json is missing or damaged" in caplog.text
 
 
 def test_eight_processes_at_once(cache, hub):
     hub.send_file = answers(sends(cut=CUT))
-    code = f"import sys; sys.stdin.read(); from solo_ext.zoo.store import fetch; print(fetch({NAME!r})[0])"
+    code = f"import sys; sys.stdin.read(); from solo_ext.zoo.store import fetch, find; print(fetch(find({NAME!r}))[0])"
     environment = {**os.environ, "PYTHONPATH": str(Path(solo_ext.__file__).parents[1])}
     environment |= {"HF_ENDPOINT": hub.url, "HF_HUB_CACHE": str(cache.parents[4]), "HF_HUB_DISABLE_XET": "1"}
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}

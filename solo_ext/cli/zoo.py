@@ -87,12 +87,14 @@ def _download_arguments(parser: argparse.ArgumentParser) -> None:
 def _download(args: argparse.Namespace) -> None:
     from solo_ext.zoo.store import entries, fetch
 
-    for name in _chosen(args, "download", entries()):
-        print(fetch(name)[0].parent)
+    for entry in _chosen(args, "download", entries()):
+        print(fetch(entry)[0].parent)
 
 
-def _chosen(args: argparse.Namespace, command: str, known: Mapping[str, "Entry"]) -> list[str]:
-    """The names that the command line asks for; of `known`, where it does not say them."""
+def _chosen(args: argparse.Namespace, command: str, known: Mapping[str, "Entry"]) -> list["Entry"]:
+    """The entries of `known` that the command line asks for."""
+    from solo_ext.zoo.store import find
+
     dataset = getattr(args, "dataset", None)
     every = "--all" if args.all else "--dataset" if dataset else ""
     if not args.names and not every:
@@ -100,7 +102,7 @@ def _chosen(args: argparse.Namespace, command: str, known: Mapping[str, "Entry"]
     if args.names:
         if every:
             raise ConfigError(f"'{args.names[0]}' and {every} are two ways to say it")
-        return args.names
+        return [find(name, known) for name in args.names]
     of = f" of {dataset}" if dataset else ""
     rows = [entry for entry in known.values() if dataset in (None, entry.dataset)]
     if not rows:
@@ -110,14 +112,14 @@ def _chosen(args: argparse.Namespace, command: str, known: Mapping[str, "Entry"]
             f"the zoo has no weights{of}, only {len(rows)} recipes, such as solo-ext pretrain "
             f"{rows[0].recipe and rows[0].recipe.path}: neither paper published any"
         )
-    return [entry.name for entry in rows if entry.files]
+    return [entry for entry in rows if entry.files]
 
 
 def _verify(args: argparse.Namespace) -> None:
-    from solo_ext.zoo.store import entries, find, verify
+    from solo_ext.zoo.store import entries, verify
 
     bad, seen = [], 0
-    for entry in map(find, _chosen(args, "verify", entries())):
+    for entry in _chosen(args, "verify", entries()):
         states = verify(entry)
         if not states:
             raise CheckpointError(f"'{entry.name}' is a recipe without weights: there is nothing to verify")
@@ -167,7 +169,7 @@ def _publish(args: argparse.Namespace) -> None:
     from solo_ext.zoo.store import installed
 
     zoo = args.zoo or installed()
-    print(publish(zoo, args.repo, _chosen(args, "publish", read_index(zoo))))
+    print(publish(zoo, args.repo, [entry.name for entry in _chosen(args, "publish", read_index(zoo))]))
 
 
 _COMMANDS = (

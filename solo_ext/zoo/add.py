@@ -20,7 +20,6 @@ from solo_ext.zoo.export import RECORD, export, safetensors
 from solo_ext.zoo.export.safetensors import ENVIRONMENT, LOG
 from solo_ext.zoo.index import Entry, Recipe, ZooFile, editing, figures_of, markdown, read_index, short, within
 
-LICENCE = "MIT"
 # where a run lies and how it is shown, not what is trained
 OF_THE_MACHINE = (
     *("checkpoint.", "auto_resume.", "wandb", "tensorboard", "enable_progress_bar", "name=", "knn_eval."),
@@ -28,7 +27,7 @@ OF_THE_MACHINE = (
 )
 
 
-def add(run: str | Path, zoo: Path, name: str | None = None, licence: str = LICENCE) -> Entry:
+def add(run: str | Path, zoo: Path, name: str | None = None, licence: str = "MIT") -> Entry:
     """Puts the student's backbone of `run` and its log into the folder `zoo`, and them and its results into the index.
 
     Args:

@@ -6,23 +6,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import (
-    CommitOperationAdd,
-    HfApi,
-    RepoUrl,
-    constants,
-    get_token,
-    hf_hub_download,
-    snapshot_download,
-    try_to_load_from_cache,
-)
-from huggingface_hub.utils import (
-    GatedRepoError,
-    HfHubHTTPError,
-    LocalEntryNotFoundError,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
+import huggingface_hub as hf
+from huggingface_hub import utils
 
 from solo_ext import __version__
 from solo_ext.errors import CheckpointError, ConfigError
@@ -47,10 +32,10 @@ def fetch(source: str) -> Path:
         raise CheckpointError(f"'{source}' is not of the form hf://owner/name or hf://owner/name@revision")
     repository, revision = match.groups()
     with _explained(source):
-        folder = Path(snapshot_download(repository, revision=revision, allow_patterns=list(FILES), **_AGENT))
-    recorded = ((read_json(folder / RECORDS) or {}).get(WEIGHTS) or {}).get("sha256")
+        folder = Path(hf.snapshot_download(repository, revision=revision, allow_patterns=list(FILES), **_AGENT))
+    record = (read_json(folder / RECORDS) or {}).get(WEIGHTS)
     missing = [name for name in FILES[:2] if not (folder / name).is_file()]
-    if missing or not isinstance(recorded, str):
+    if missing or not isinstance(record, dict) or not isinstance(record.get("sha256"), str):
         lacks = missing[0] if missing else f"SHA-256 of {WEIGHTS} in {RECORDS}"
         timms = "architecture" in (read_json(folder / CONFIG) or {})
         hint = f"; timm.create_model('hf-hub:{source[5:]}', pretrained=True) may load it" if timms else ""
@@ -62,7 +47,7 @@ def cached(entry: Entry, file: ZooFile) -> Path | None:
     """Where the cache has this file of `entry`, whatever its content."""
     if entry.repository is None:
         return None
-    path = try_to_load_from_cache(entry.repository, file.path, revision=entry.revision)
+    path = hf.try_to_load_from_cache(entry.repository, file.path, revision=entry.revision)
     return Path(path) if isinstance(path, str) else None
 
 
@@ -78,7 +63,7 @@ def read(entry: Entry, file: ZooFile) -> tuple[Path, bytes]:
     source = f"hf://{entry.repository}/{file.path}"
     with _explained(source):
         for _ in range(2):
-            path = Path(hf_hub_download(entry.repository, file.path, revision=entry.revision, **_AGENT))
+            path = Path(hf.hf_hub_download(entry.repository, file.path, revision=entry.revision, **_AGENT))
             if entry.revision in path.parts and (content := file.read(path)) is not None:
                 return path, content
             for name in (path.resolve(), path):  # the content, and the link to it
@@ -90,11 +75,11 @@ def check_upload(option: str, repository: str) -> None:
     """Raises ConfigError if nothing can be uploaded to `repository`: it is not OWNER/NAME, or there is no token."""
     if not REPOSITORY.fullmatch(repository):
         raise ConfigError(f"{option} takes OWNER/NAME of a repository on the Hugging Face Hub, not '{repository}'")
-    if not get_token():
+    if not hf.get_token():
         raise ConfigError(f"{option} needs a token of the Hugging Face Hub: log in with hf auth login, or set HF_TOKEN")
 
 
-def upload(repository: str, files: Mapping[str, bytes | Path], message: str, failure: str) -> tuple[RepoUrl, str]:
+def upload(repository: str, files: Mapping[str, bytes | Path], message: str, failure: str) -> tuple[hf.RepoUrl, str]:
     """Puts files into a repository, which is made if need be, in one commit.
 
     Args:
@@ -108,9 +93,9 @@ def upload(repository: str, files: Mapping[str, bytes | Path], message: str, fai
     Raises:
         CheckpointError: the Hub cannot be reached or refuses.
     """
-    api = HfApi(**_AGENT)
+    api = hf.HfApi(**_AGENT)
     with _explained(f"{failure}: {repository}"):
-        operations = [CommitOperationAdd(name, x if isinstance(x, bytes) else str(x)) for name, x in files.items()]
+        operations = [hf.CommitOperationAdd(name, x if isinstance(x, bytes) else str(x)) for name, x in files.items()]
         url = api.create_repo(repository, exist_ok=True)
         return url, api.create_commit(url.repo_id, operations, commit_message=message).oid
 
@@ -126,18 +111,17 @@ def _explained(subject: str) -> Iterator[None]:
 
 def _reason(error: Exception) -> str:
     """What went wrong with a repository, as the end of a sentence."""
-    if isinstance(error, GatedRepoError):
+    address = hf.constants.ENDPOINT
+    if isinstance(error, utils.GatedRepoError):
         return "wants its terms to be accepted, on its page and logged in (hf auth login, or HF_TOKEN)"
-    if isinstance(error, RepositoryNotFoundError):
+    if isinstance(error, utils.RepositoryNotFoundError):
         return "is not on the Hugging Face Hub, or is private and needs hf auth login or HF_TOKEN"
-    if isinstance(error, RevisionNotFoundError):
+    if isinstance(error, utils.RevisionNotFoundError):
         return "has no such revision"
-    if isinstance(error, LocalEntryNotFoundError):
-        offline = (
-            "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else f"{constants.ENDPOINT} cannot be reached or fails"
-        )
-        return f"is not in the cache ({constants.HF_HUB_CACHE}), and {offline}"
-    if isinstance(error, HfHubHTTPError) and error.response is not None:
-        said = f" ({error.server_message})" if getattr(error, "server_message", None) else ""
-        return f"is refused by {constants.ENDPOINT}: status {error.response.status_code}{said}"
+    if isinstance(error, utils.LocalEntryNotFoundError):
+        why = "HF_HUB_OFFLINE is set" if hf.constants.HF_HUB_OFFLINE else f"{address} cannot be reached or fails"
+        return f"is not in the cache ({hf.constants.HF_HUB_CACHE}), and {why}"
+    if isinstance(error, utils.HfHubHTTPError) and error.response is not None:
+        detail = f" ({error.server_message})" if getattr(error, "server_message", None) else ""
+        return f"is refused by {address}: status {error.response.status_code}{detail}"
     return f"fails: {(str(error) or type(error).__name__).splitlines()[0]}"

@@ -172,12 +172,12 @@ def parse_index(text: str | bytes, where: str) -> dict[str, Entry]:
             raise ConfigError(f"it has more than {LIMIT >> 20} MiB")
         values = yaml.load(text, _Loader)
         entries = build(_Index, values, "").entries
+        named = {entry.name: entry for entry in entries}
+        if len(named) < len(entries):
+            twice = next(e.name for e in entries if named[e.name] is not e)
+            raise ConfigError(f"it has '{twice}' twice")
     except (yaml.YAMLError, ConfigError, ValueError, TypeError, RecursionError, OverflowError) as error:
         raise CheckpointError(f"{where} is not an index of a zoo: {' '.join(str(error).split())[:300]}") from None
-    named = {entry.name: entry for entry in entries}
-    if len(named) < len(entries):
-        twice = next(e.name for e in entries if sum(other.name == e.name for other in entries) > 1)
-        raise CheckpointError(f"{where} is not an index of a zoo: it has '{twice}' twice")
     return named
 
 

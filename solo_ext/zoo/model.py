@@ -74,7 +74,7 @@ def read(source: str | os.PathLike) -> tuple[Path, bytes | None]:
     known = entries()
     if name not in known:
         raise CheckpointError(f"there is no '{name}', neither here nor in the zoo{nearest(name, known)}")
-    return fetch(name)
+    return fetch(known[name])
 
 
 def results_folder(source: str | os.PathLike) -> Path | None:

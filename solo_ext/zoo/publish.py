@@ -6,9 +6,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from solo_ext.errors import CheckpointError
-from solo_ext.text import nearest
 from solo_ext.zoo.hub import check_upload, upload
 from solo_ext.zoo.index import INDEX, editing
+from solo_ext.zoo.store import find
 
 
 def publish(zoo: Path, repository: str, names: Sequence[str]) -> str:
@@ -31,9 +31,7 @@ def publish(zoo: Path, repository: str, names: Sequence[str]) -> str:
             raise CheckpointError(f"{zoo / INDEX} cannot be written, so nothing is published")
     with editing(zoo) as known:
         for name in names:
-            if name not in known:
-                raise CheckpointError(f"the zoo in {zoo} has no '{name}'{nearest(name, known)}")
-            if not known[name].files:
+            if not find(name, known).files:
                 raise CheckpointError(f"'{name}' is a recipe without weights: there is nothing to publish")
         chosen = [known[name] for name in names]
         files = [file for entry in chosen for file in entry.files]

@@ -2,6 +2,7 @@
 
 import logging
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 import solo_ext
@@ -47,31 +48,30 @@ def entries() -> dict[str, Entry]:
     return {name: entry for folder in reversed(folders()) for name, entry in read_index(folder).items()}
 
 
-def find(name: str) -> Entry:
-    """The entry `name`.
+def find(name: str, known: Mapping[str, Entry] | None = None) -> Entry:
+    """The entry `name` of `known`, by default of `entries()`.
 
     Raises:
         CheckpointError: there is none; the nearest name is said.
     """
-    known = entries()
+    known = entries() if known is None else known
     if name not in known:
         close = nearest(name, known) or " (solo-ext zoo list says which there are)"
         raise CheckpointError(f"the zoo has no '{name}'{close}")
     return known[name]
 
 
-def fetch(name: str) -> tuple[Path, bytes]:
-    """The weights of the entry `name` and their content, with the run's other files beside them, all verified.
+def fetch(entry: Entry) -> tuple[Path, bytes]:
+    """The weights of `entry` and their content, with the run's other files beside them, all verified.
 
     They are used in place where a zoo on the disk has them, and are downloaded into the Hub's cache elsewhere.
 
     Raises:
-        CheckpointError: no such entry, an entry without weights, or files that are not what the index says.
+        CheckpointError: an entry without weights, or files that are not what the index says.
     """
-    entry = find(name)
     if not entry.files:
         train = f"; it is trained by solo-ext pretrain {entry.recipe.path}" if entry.recipe else ""
-        raise CheckpointError(f"'{name}' is a recipe without weights: the paper published none{train}")
+        raise CheckpointError(f"'{entry.name}' is a recipe without weights: the paper published none{train}")
     if folder := _on_disk(entry):
         contents = {file.name: file.read(folder / file.name) for file in entry.files}
         bad = next((folder / name for name, content in contents.items() if content is None), None)
@@ -79,9 +79,9 @@ def fetch(name: str) -> tuple[Path, bytes]:
             return folder / WEIGHTS, weights
         if not entry.repository:
             raise CheckpointError(f"{bad} is missing or damaged: it is not what the index says")
-        log.warning("%s is missing or damaged; '%s' is taken from the Hugging Face Hub", bad, name)
+        log.warning("%s is missing or damaged; '%s' is taken from the Hugging Face Hub", bad, entry.name)
     if not entry.repository:
-        raise CheckpointError(f"the files of '{name}' are neither in {' nor in '.join(map(str, folders()))}")
+        raise CheckpointError(f"the files of '{entry.name}' are neither in {' nor in '.join(map(str, folders()))}")
     downloads = [hub.read(entry, file) for file in entry.files]
     return next((path, content) for path, content in downloads if path.name == WEIGHTS)
 

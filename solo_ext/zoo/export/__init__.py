@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from jinja2 import Template
 from torch import Tensor, nn
 
 from solo_ext.data.transforms import Transform
@@ -231,6 +232,12 @@ def _module(to: str, backbone: nn.Module) -> ModuleType:
         others = [name for name, why in supporting(backbone).items() if why is None]
         raise ConfigError(f"--to {to} has no place for this network: {reason}; possible: {', '.join(others)}")
     return module
+
+
+def render(template: str, **values: Any) -> str:
+    """The file `template` of this folder with `values` in their places."""
+    text = Path(__file__).with_name(template).read_text(encoding="utf-8")
+    return Template(text, keep_trailing_newline=True).render(values)
 
 
 def _name(path: Path) -> str:

@@ -8,7 +8,7 @@ its place in the backbone (FPN) and in the box head (C4) alike.
 import io
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import cache, partial
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torchvision.models import resnet18, resnet34, resnet50, resnet101, resnet152
 
 from solo_ext.runs.checkpoints import load_checkpoint
-from solo_ext.zoo.export import Product, Source
+from solo_ext.zoo.export import Product, Source, render
 
 RESNETS = {18: resnet18, 34: resnet34, 50: resnet50, 101: resnet101, 152: resnet152}
 EPS = 1e-5  # of all of detectron2's BatchNorms, frozen or not
@@ -118,45 +118,22 @@ def feature_map(backbone: nn.Module, x: Tensor) -> Tensor:
     return maps[0]
 
 
-def yaml(mean: Sequence[float], std: Sequence[float], depth: int, weights: Path) -> str:
-    """The settings that a detectron2 configuration has to have for these weights.
-
-    Args:
-        mean, std: per RGB channel, of pixels in [0, 1].
-        depth: as `depth_of` says.
-        weights: their file; detectron2 looks for a relative one where it is started.
-    """
-    basic = depth < 50
-    pixel_mean, pixel_std = ([round(255 * float(value), 4) for value in values] for values in (mean, std))
-    note = "# C4 heads (Res5ROIHeads) are made of bottleneck blocks: take an FPN configuration.\n" if basic else ""
-    return f"""\
-# For a whole detector, add its configuration as a line: _BASE_: <path>
-{note}VERSION: 2
-MODEL:
-  WEIGHTS: {json.dumps(str(weights), ensure_ascii=False)}
-  PIXEL_MEAN: {pixel_mean}
-  PIXEL_STD: {pixel_std}
-  BACKBONE:
-    FREEZE_AT: 0
-  RESNETS:
-    DEPTH: {depth}
-    NORM: SyncBN
-    STRIDE_IN_1X1: False
-    RES2_OUT_CHANNELS: {64 if basic else 256}
-INPUT:
-  FORMAT: RGB
-"""
+def settings(source: Source, depth: int, weights: Path) -> str:
+    """The YAML that detectron2 needs for these weights; it looks for a relative path where it starts."""
+    transform = source.transform
+    mean, std = ([round(255 * x, 4) for x in values.tolist()] for values in (transform.mean, transform.std))
+    path = json.dumps(str(weights), ensure_ascii=False)
+    return render("detectron2.yaml.j2", weights=path, mean=mean, std=std, depth=depth)
 
 
 def export(source: Source) -> Product:
-    """The weights, and the `yaml` that names them with their full path. The proof compares maps, before the mean."""
+    """The weights, and the `settings` that name them with their full path. The proof compares maps, before the mean."""
     depth = depth_of(source.backbone)
     assert depth, "supports() lets no other through"
-    weights, file, settings = convert(source.tensors), f"{source.name}.pth", f"{source.name}.yaml"
+    weights, file, yaml = convert(source.tensors), f"{source.name}.pth", f"{source.name}.yaml"
     content = io.BytesIO()
     torch.save({"model": weights, "__author__": "solo_ext", "matching_heuristics": True}, content)
-    mean, std = source.transform.mean.tolist(), source.transform.std.tolist()
-    text = yaml(mean, std, depth, source.out.absolute() / file)
+    text = settings(source, depth, source.out.absolute() / file)
     with torch.device("meta"):
         want = convert(RESNETS[depth]().state_dict())
 
@@ -164,13 +141,13 @@ def export(source: Source) -> Product:
         return partial(forward, load_checkpoint(folder / file)["model"])
 
     return Product(
-        {file: content.getvalue(), settings: text.encode()},
+        {file: content.getvalue(), yaml: text.encode()},
         network,
         f"detectron2's ResNet-{depth}",
         have=weights,
         want=want,
         load=(
-            f'config.merge_from_file("{settings}")  # after the detector\'s own',
+            f'config.merge_from_file("{yaml}")  # after the detector\'s own',
             "DetectionCheckpointer(build_model(config)).load(config.MODEL.WEIGHTS)",
         ),
         reference=feature_map,

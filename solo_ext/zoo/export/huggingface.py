@@ -9,14 +9,13 @@ from typing import Any
 
 import timm.models
 import yaml
-from jinja2 import Template
 from timm.models._hub import save_config_for_hf
 from torch import nn
 
 from solo_ext.data.datasets import DATASETS
 from solo_ext.data.transforms import Transform
 from solo_ext.files import read_json
-from solo_ext.zoo.export import RECORD, Product, Source, safetensors, torchvision
+from solo_ext.zoo.export import RECORD, Product, Source, render, safetensors, torchvision
 from solo_ext.zoo.export import timm as timms
 from solo_ext.zoo.hub import CONFIG, upload
 from solo_ext.zoo.index import figures_of
@@ -128,8 +127,8 @@ def card(source: Source, image: Mapping[str, Any], imports: Sequence[str]) -> st
         "images": f"RGB, {source.transform.size} x {source.transform.size} px ({image['crop_mode']}, "
         f"{image['interpolation']}), mean {list(image['mean'])}, std {list(image['std'])}",
     }
-    template = Path(__file__).with_name("card.md").read_text(encoding="utf-8")
-    return Template(template, keep_trailing_newline=True).render(
+    return render(
+        "card.md.j2",
         front=yaml.safe_dump(front, sort_keys=False),
         name=name,
         method=method,
