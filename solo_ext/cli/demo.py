@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 from omegaconf import DictConfig
@@ -18,15 +19,12 @@ from solo_ext.training.recipes import find
 METHODS = ("mocov3", "res_mocov3", "byol", "projector_ema_byol")
 
 
-def demo(overrides: Sequence[str] = (), out: str | Path = "demo") -> Path:
-    """Trains, evaluates, prints the table and writes the report.
+def demo(overrides: Sequence[str] = (), out: str | Path = "demo") -> None:
+    """Trains, evaluates, prints the table and, where matplotlib is installed, writes the report.
 
     Args:
         overrides: Hydra overrides of all four configurations, such as `seed=1` or `max_epochs=5`.
         out: a folder; runs go to `<out>/runs`, the report to `<out>/report`.
-
-    Returns:
-        The path of the report.
 
     Raises:
         ConfigError: an override that makes no sense.
@@ -50,9 +48,11 @@ def demo(overrides: Sequence[str] = (), out: str | Path = "demo") -> Path:
     folders.append(untrained_folder(cfg))
 
     print_table(table_rows([load_run(folder) for folder in folders]))
+    if find_spec("matplotlib") is None:
+        print(f"no report: it needs pip install 'solo-ext[viz]', then solo-ext report {' '.join(map(str, folders))}")
+        return
     report = main_report(folders, Path(out) / "report")
     print(f"report: {report.resolve()}   ({time.perf_counter() - began:.0f} s)")
-    return report
 
 
 def _evaluate(folder: Path, overrides: Sequence[str]) -> DictConfig:
