@@ -61,8 +61,8 @@ def _composed(file: Path | None, overrides: Sequence[str]):
     return compose(file.parent, file.name, overrides)
 
 
-def _start(cfg, args: argparse.Namespace, run: str) -> None:
-    """Prints `cfg` or runs it."""
+def _start(cfg, args: argparse.Namespace, run: str, **options) -> None:
+    """Prints `cfg` or runs it, with `options`."""
     if args.cfg:
         from solo_ext.training.config import to_yaml
 
@@ -70,7 +70,7 @@ def _start(cfg, args: argparse.Namespace, run: str) -> None:
     else:
         from solo_ext.training import evaluate, pretrain
 
-        {"pretrain": pretrain.pretrain, "linear": evaluate.linear, "knn": evaluate.knn}[run](cfg)
+        {"pretrain": pretrain.pretrain, "linear": evaluate.linear, "knn": evaluate.knn}[run](cfg, **options)
 
 
 def _pretrain(args: argparse.Namespace) -> None:
@@ -99,14 +99,14 @@ def _plan(args: argparse.Namespace) -> None:
 def _linear(args: argparse.Namespace) -> None:
     from solo_ext.training.compose import assign, overlay
     from solo_ext.training.config import resolve, run_values
-    from solo_ext.zoo.model import locate
+    from solo_ext.zoo.model import open_source
 
     file, overrides = _yaml_and_overrides(args)
-    args.run = args.run and locate(args.run)
-    if args.run and file:
-        overrides.append(assign("pretrained_feature_extractor", args.run))
-    raw = _composed(file, overrides) if file or not args.run else overlay(run_values(args.run, "linear"), overrides)
-    _start(resolve(raw, "linear"), args, "linear")
+    encoder = open_source(args.run) if args.run else None
+    if encoder and file:
+        overrides.append(assign("pretrained_feature_extractor", encoder.path))
+    raw = overlay(run_values(encoder.path, "linear"), overrides) if encoder and not file else _composed(file, overrides)
+    _start(resolve(raw, "linear"), args, "linear", encoder=encoder)
 
 
 def _knn_arguments(parser: argparse.ArgumentParser) -> None:
@@ -121,7 +121,7 @@ def _knn_arguments(parser: argparse.ArgumentParser) -> None:
 def _knn(args: argparse.Namespace) -> None:
     from solo_ext.training.compose import overlay
     from solo_ext.training.config import resolve, run_values
-    from solo_ext.zoo.model import locate
+    from solo_ext.zoo.model import open_source
 
     file, overrides = _yaml_and_overrides(args)
     if file:
@@ -132,7 +132,8 @@ def _knn(args: argparse.Namespace) -> None:
         overrides += [word for word in getattr(args, option) if "=" in word]
         if values:
             overrides.append(f"knn_eval.{key}=[{','.join(values)}]")
-    _start(resolve(overlay(run_values(locate(args.run), "knn"), overrides), "knn"), args, "knn")
+    encoder = open_source(args.run)
+    _start(resolve(overlay(run_values(encoder.path, "knn"), overrides), "knn"), args, "knn", encoder=encoder)
 
 
 def _report_arguments(parser: argparse.ArgumentParser) -> None:

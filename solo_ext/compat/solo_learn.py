@@ -17,8 +17,8 @@ from typing import Any
 
 import torch
 
+from solo_ext.compat.registry import register
 from solo_ext.errors import ConfigError
-from solo_ext.methods import register
 from solo_ext.runs.checkpoints import refuses_objects
 from solo_ext.runs.layouts import STAND_INS
 from solo_ext.text import hint

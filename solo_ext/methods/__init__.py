@@ -1,12 +1,5 @@
 """The registry: every method by the name that its YAML gives."""
 
-from collections.abc import Callable
-from functools import partial
-from typing import Any
-
-import timm
-from torch import nn
-
 from solo_ext.methods.base import Method
 from solo_ext.methods.byol import BYOL
 from solo_ext.methods.dino import DINO
@@ -33,7 +26,6 @@ from solo_ext.methods.residual import (
 from solo_ext.methods.ressl import ReSSL
 from solo_ext.methods.simclr import SimCLR
 from solo_ext.methods.simsiam import SimSiam
-from solo_ext.networks.backbones import BACKBONES, MOCOV3_BACKBONES, build_backbone, is_mocov3
 
 METHODS: dict[str, type[Method]] = {
     "byol": BYOL,
@@ -60,34 +52,4 @@ METHODS: dict[str, type[Method]] = {
     "res_simsiam": ResSimSiam,
 }
 
-__all__ = ["METHODS", "Method", "register"]
-
-
-def register() -> list[str]:
-    """Puts the methods that solo-learn lacks into `solo.methods.METHODS`, and the backbones into its `BaseMethod`;
-    solo-learn must be importable.
-
-    Returns:
-        The names of the methods added.
-    """
-    from solo.methods import METHODS as registry
-    from solo.methods.base import BaseMethod
-
-    added = [name for name in METHODS if name not in registry]
-    registry.update({name: METHODS[name] for name in added})
-    backbones = BaseMethod._BACKBONES
-    for name in [*BACKBONES, *(f"timm/{model}" for model in timm.list_models())]:
-        backbones.setdefault(name, partial(_backbone, name))
-    for name in MOCOV3_BACKBONES if added else ():
-        backbones[name] = partial(_vit, backbones[name])
-    return added
-
-
-def _backbone(name: str, method: str | None = None, **kwargs: Any) -> nn.Module:
-    """`build_backbone`, as solo-learn calls its constructors."""
-    return build_backbone(name, kwargs, method=method)
-
-
-def _vit(solo_learns: Callable[..., nn.Module], method: str | None = None, *args: Any, **kwargs: Any) -> nn.Module:
-    """solo-learn's ViT, with MoCo v3's own for all methods of that family: its heads are others at the same shapes."""
-    return solo_learns("mocov3" if is_mocov3(method) else method, *args, **kwargs)
+__all__ = ["METHODS", "Method"]

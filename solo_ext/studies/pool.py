@@ -18,7 +18,7 @@ import torch
 
 from solo_ext.errors import ConfigError
 from solo_ext.files import write_json
-from solo_ext.runs.resume import RunLock
+from solo_ext.runs.lock import RunLock
 from solo_ext.schema import check_choice
 from solo_ext.studies.sweep import JOBS, STOP, start
 from solo_ext.training.compose import assign

@@ -3,7 +3,6 @@
 import contextlib
 import fnmatch
 import itertools
-import json
 import shlex
 import signal
 import time
@@ -14,10 +13,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from solo_ext.errors import ConfigError
-from solo_ext.runs.checkpoints import checkpoints_in
-from solo_ext.runs.resume import RESULT, RunLock, differences, plain
-from solo_ext.runs.run import Run, load_run
+from solo_ext.errors import CheckpointError, ConfigError
+from solo_ext.runs.comparison import differences, plain
+from solo_ext.runs.lock import RunLock
+from solo_ext.runs.run import ARGS, Run, saved_at
 from solo_ext.studies.pool import ClusterPool, LocalPool, check_launcher
 from solo_ext.studies.study import Cell, Study
 from solo_ext.studies.table import check_matplotlib, write_tables
@@ -68,32 +67,32 @@ class Job:
 
     def differs(self, args: dict[str, Any]) -> list[str]:
         """The keys in which a run with these `args.json` is not this job."""
-        now = self.config
-        if now["data"]["num_classes"] is None:  # known once the images are read
-            now = {**now, "data": {**now["data"], "num_classes": args.get("data", {}).get("num_classes")}}
-        return differences(args, now)
+        return differences(args, self.config)
 
-    def runs(self) -> Iterator[Path]:
-        """The run folders of this very configuration, newest first."""
-        found = sorted(self.folder.glob("*/*/args.json"), key=lambda file: file.stat().st_mtime, reverse=True)
-        for file in found:
-            with contextlib.suppress(OSError, ValueError):
-                args = json.loads(file.read_text(encoding="utf-8"))
-                if isinstance(args, dict) and not self.differs(args):
-                    yield file.parent
+    def begun(self) -> list[Run]:
+        """The runs in this job's folder, newest first."""
+        files = sorted(self.folder.glob(f"*/*/{ARGS}"), key=saved_at, reverse=True)
+        return [Run(file.parent) for file in files]
+
+    def runs(self) -> Iterator[Run]:
+        """Those of this very configuration."""
+        for run in self.begun():
+            with contextlib.suppress(CheckpointError):
+                if not self.differs(run.args):
+                    yield run
 
     def state(self) -> str:
         """`done`, `running` (by another process), `begun` or `missing`."""
         runs = list(self.runs())
-        if any((run / RESULT).is_file() for run in runs):
+        if any(run.finished for run in runs):
             return "done"
-        if any(not RunLock(run).free() for run in runs):
+        if any(run.running for run in runs):
             return "running"
-        return "begun" if any(checkpoints_in(run) for run in runs) else "missing"
+        return "begun" if any(run.checkpoints for run in runs) else "missing"
 
     def result(self) -> Run | None:
         """The finished run, if there is one."""
-        return next((load_run(run) for run in self.runs() if (run / RESULT).is_file()), None)
+        return next((run for run in self.runs() if run.finished), None)
 
 
 def jobs_of(study: Study, out: Path) -> list[Job]:
@@ -231,8 +230,7 @@ def _reason(job: Job, code: int) -> str:
     if code == 0:
         if job.state() == "done":
             return ""
-        newest = max(job.folder.glob("*/*/args.json"), key=lambda file: file.stat().st_mtime, default=None)
-        changed = job.differs(json.loads(newest.read_text(encoding="utf-8"))) if newest else []
+        changed = job.differs(job.begun()[0].args) if job.begun() else []
         return f"it ran with another configuration: {', '.join(changed[:3])}" if changed else "it left no result"
     lines = job.log.read_text(encoding="utf-8", errors="replace").split("\n") if job.log.is_file() else []
     last = next((line.strip() for line in reversed(lines) if line.strip() and not line.startswith("$ ")), "")

@@ -26,15 +26,14 @@ from solo_ext.methods import METHODS, Method
 from solo_ext.momentum import GapConfig, IntraMomentum, MomentumConfig
 from solo_ext.networks import BackboneConfig
 from solo_ext.optim import OptimizerConfig, SchedulerConfig, effective_lrs
-from solo_ext.runs.checkpoints import CheckpointConfig, find_checkpoint
-from solo_ext.runs.encoder import foreign_config, run_config
+from solo_ext.runs.checkpoints import CheckpointConfig, find_checkpoint, foreign_config, run_config
 from solo_ext.runs.resume import AutoResumeConfig
 from solo_ext.schema import UnknownKey, build, check_choice, check_integer, fit, keys, nearest_key
 from solo_ext.text import hint
 from solo_ext.training.callbacks.gradients import GradientsConfig
 from solo_ext.training.compose import compose, overlay, sentence
 from solo_ext.training.hardware import check_hardware, device_count, parse_devices, trainer_devices
-from solo_ext.training.loggers import TensorboardConfig, WandbConfig
+from solo_ext.training.logger_config import TensorboardConfig, WandbConfig
 
 __all__ = [
     "check_hardware",

@@ -1,9 +1,9 @@
 """What `devices` and `accelerator` ask for, and whether this machine has it."""
 
 import re
+from typing import Any
 
 import torch
-from omegaconf import DictConfig, OmegaConf
 
 from solo_ext.errors import ConfigError
 
@@ -33,35 +33,48 @@ def parse_devices(devices: int | str | list[int]) -> int | list[int] | None:
     return list(devices)
 
 
-def device_count(cfg: DictConfig) -> int:
+def device_count(cfg: Any) -> int:
     """Devices of a node that `cfg` runs on; `auto` and -1 ask this machine, the other values do not."""
-    devices = parse_devices(OmegaConf.to_container(cfg)["devices"])
+    devices = parse_devices(cfg.devices)
     if devices is None:
         return max(1, torch.cuda.device_count()) if cfg.accelerator in ("auto", "gpu", "cuda") else 1
     return devices if isinstance(devices, int) else len(devices)
 
 
-def on_gpu(cfg: DictConfig) -> bool:
+def on_gpu(cfg: Any) -> bool:
     return cfg.accelerator in ("gpu", "cuda") or (cfg.accelerator == "auto" and torch.cuda.is_available())
 
 
-def trainer_devices(cfg: DictConfig) -> int | str | list[int]:
+def trainer_devices(cfg: Any) -> int | str | list[int]:
     """`devices` as Lightning takes it on this machine: without GPUs a number, not indices or -1."""
-    return OmegaConf.to_container(cfg)["devices"] if on_gpu(cfg) else device_count(cfg)
+    if not on_gpu(cfg):
+        return device_count(cfg)
+    return cfg.devices if isinstance(cfg.devices, int | str) else list(cfg.devices)
 
 
-def check_hardware(cfg: DictConfig) -> None:
+def devices_text(cfg: Any) -> str:
+    """Where `cfg` runs, for a reader: `cpu`, `cuda:0 (NVIDIA H100)`, `cuda:0,1 (NVIDIA A100), 2 nodes`."""
+    devices, count = parse_devices(cfg.devices), device_count(cfg)
+    nodes = f", {cfg.num_nodes} nodes" if cfg.num_nodes > 1 else ""
+    if not (on_gpu(cfg) and torch.cuda.is_available()):
+        kind = cfg.accelerator if cfg.accelerator not in ("auto", "gpu") else "mps" if on_gpu(cfg) else "cpu"
+        return (kind if count == 1 else f"{count} processes on the {kind}") + nodes
+    indices = devices if isinstance(devices, list) else list(range(count))
+    names = dict.fromkeys(torch.cuda.get_device_name(index) for index in indices)
+    return f"cuda:{','.join(map(str, indices))} ({', '.join(names)}){nodes}"
+
+
+def check_hardware(cfg: Any) -> None:
     """Raises ConfigError if `cfg` asks for an accelerator, or for more of them, than this machine has."""
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     mps = torch.backends.mps.is_available()
-    asked = {"gpu": gpus or mps, "cuda": gpus, "mps": mps}.get(cfg.accelerator, True)
-    if not asked:
+    if not {"gpu": gpus or mps, "cuda": gpus, "mps": mps}.get(cfg.accelerator, True):
         raise ConfigError(
             f"accelerator={cfg.accelerator} asks for a GPU, but PyTorch {torch.__version__} finds none here; "
             "use accelerator=cpu"
         )
     if cfg.accelerator == "cuda" or (cfg.accelerator in ("auto", "gpu") and gpus):
-        devices = parse_devices(OmegaConf.to_container(cfg)["devices"])
+        devices = parse_devices(cfg.devices)
         most = devices if isinstance(devices, int) else max(devices or [0]) + 1
         if most > gpus:
             raise ConfigError(f"devices={cfg.devices} asks for {most} GPUs, but there are {gpus}; use devices={gpus}")

@@ -1,39 +1,87 @@
-"""Pre-training: trains an encoder without labels."""
+"""Pre-training: trains an encoder without labels.
 
-import lightning.pytorch as pl
+What takes seconds to import is imported after the first line about the run is out.
+"""
+
+import copy
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, TypeAlias
+
 import torch
-from omegaconf import DictConfig
 from torch import nn
 
-from solo_ext.data.modules import PretrainData
 from solo_ext.errors import ConfigError
-from solo_ext.methods import METHODS
-from solo_ext.training.callbacks.gradients import GradientMonitor
-from solo_ext.training.callbacks.knn import OnlineKNN
-from solo_ext.training.trainer import RunResult, fit, prepare, print_result, runs_folder
+from solo_ext.runs.run import RunResult
+from solo_ext.text import hint
+from solo_ext.training.start import begin, runs_folder
+
+if TYPE_CHECKING:
+    import lightning.pytorch as pl
+
+    AnyMethod: TypeAlias = str | type[pl.LightningModule] | pl.LightningModule
 
 
-def pretrain(cfg: DictConfig) -> RunResult:
+def pretrain(
+    cfg: Any,
+    *,
+    method: "AnyMethod | None" = None,
+    data: "pl.LightningDataModule | None" = None,
+    callbacks: "Sequence[pl.Callback]" = (),
+) -> RunResult:
     """Trains an encoder without labels, as the resolved `cfg` says.
+
+    Args:
+        method: in place of the one that `cfg` names: a registered name, a class that is built from `cfg`, or a module
+            that is built. Its name is what args.json and the path of the run folder say.
+        data: in place of the images that `cfg` names. Batches are `(indexes, [view, ...], targets)`; they are not
+            checked, and there is no kNN probe.
+        callbacks: beside those that follow from `cfg`.
 
     Raises:
         SoloExtError: something in the configuration, the data or the checkpoint to resume; nothing is written then.
         NonFiniteError: the loss or a weight became NaN or infinite.
     """
-    data = PretrainData(cfg.data, cfg.augmentations, cfg.optimizer.batch_size, cfg.seed)
+    if method is not None:
+        cfg = copy.deepcopy(cfg)
+        cfg.method = _name(method)
+    start = begin(cfg, runs_folder(cfg) / cfg.method)
+
+    from solo_ext.data.modules import ImageData, PretrainData
+    from solo_ext.methods import METHODS, Method
+    from solo_ext.training.callbacks.gradients import GradientMonitor
+    from solo_ext.training.callbacks.knn import OnlineKNN
+    from solo_ext.training.trainer import fit, prepare, print_result
+
+    if data is None:
+        data = PretrainData(cfg.data, cfg.augmentations, cfg.optimizer.batch_size, cfg.seed)
     cfg = prepare(cfg, data)
-    method = METHODS[cfg.method](cfg)
-    check_sizes(method.backbone, cfg)
-    callbacks: list[pl.Callback] = [GradientMonitor(cfg.gradients.every)] if cfg.gradients.enabled else []
-    if cfg.knn_eval.enabled and data.val_set is not None:
-        callbacks.append(OnlineKNN(data.probe_dataloaders, cfg.knn_eval, not cfg.performance.disable_channel_last))
-    result = fit(cfg, method, data, runs_folder(cfg) / cfg.method, callbacks)
+    if method is None or isinstance(method, str):
+        method = METHODS[cfg.method]
+    module = method(cfg) if isinstance(method, type) else method
+    if isinstance(module, Method):
+        check_sizes(module.backbone, cfg)
+    monitors: list[pl.Callback] = [GradientMonitor(cfg.gradients.every)] if cfg.gradients.enabled else []
+    if cfg.knn_eval.enabled and isinstance(data, ImageData) and data.val_set is not None:
+        monitors.append(OnlineKNN(data.probe_dataloaders, cfg.knn_eval, not cfg.performance.disable_channel_last))
+    result = fit(cfg, module, data, start, [*monitors, *callbacks])
     print_result(result, ("val_acc1", "val_knn1", "val_knn20", "gap_sim"))
     return result
 
 
+def _name(method: "AnyMethod") -> str:
+    """The registered name, or else that of the class."""
+    from solo_ext.methods import METHODS
+
+    if isinstance(method, str):
+        if method not in METHODS:
+            raise ConfigError(f"method: there is no method '{method}'{hint(method, METHODS)}")
+        return method
+    cls = method if isinstance(method, type) else type(method)
+    return next((name for name, known in METHODS.items() if known is cls), cls.__name__)
+
+
 @torch.no_grad()
-def check_sizes(backbone: nn.Module, cfg: DictConfig) -> None:
+def check_sizes(backbone: nn.Module, cfg: Any) -> None:
     """Raises ConfigError if the backbone cannot take one of the crop sizes: too small for it, or not a ViT's own."""
     backbone.eval()
     for size in dict.fromkeys(view.crop_size for view in cfg.augmentations):

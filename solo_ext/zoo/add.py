@@ -12,9 +12,9 @@ from filelock import FileLock
 from omegaconf import OmegaConf
 
 from solo_ext.errors import CheckpointError
-from solo_ext.files import WEIGHTS, read_json, sha256, write_text
-from solo_ext.runs.checkpoints import RECORDS, find_checkpoint
-from solo_ext.runs.encoder import foreign_config, run_config
+from solo_ext.files import read_json, sha256, write_text
+from solo_ext.runs.checkpoints import find_checkpoint, foreign_config, run_config
+from solo_ext.runs.run import ARGS, RECORDS, WEIGHTS
 from solo_ext.training.compose import compose
 from solo_ext.zoo.export import RECORD, export
 from solo_ext.zoo.export.safetensors import ENVIRONMENT, LOG
@@ -107,7 +107,7 @@ def _fill(folder: Path, checkpoint: Path) -> None:
         (folder / RECORD).unlink()  # it names the checkpoint
         return
     folder.mkdir(parents=True)
-    for name in (WEIGHTS, "args.json", RECORDS, LOG, ENVIRONMENT):
+    for name in (WEIGHTS, ARGS, RECORDS, LOG, ENVIRONMENT):
         if (source := checkpoint.with_name(name)).is_file():
             shutil.copyfile(source, folder / name)
 

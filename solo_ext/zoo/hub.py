@@ -14,12 +14,12 @@ from huggingface_hub.utils import (
 
 from solo_ext import __version__
 from solo_ext.errors import CheckpointError, ConfigError
-from solo_ext.files import WEIGHTS, read_json
-from solo_ext.runs.checkpoints import RECORDS, records
+from solo_ext.files import read_json
+from solo_ext.runs.run import ARGS, RECORDS, WEIGHTS, Run
 from solo_ext.zoo.export import RECORD as REPORT
 
 CONFIG, CARD = "config.json", "README.md"
-FILES = (WEIGHTS, "args.json", RECORDS, CONFIG)  # no other file of a repository is looked at
+FILES = (WEIGHTS, ARGS, RECORDS, CONFIG)  # no other file of a repository is looked at
 REPOSITORY = "OWNER/NAME"  # what a card says until it is pushed
 _ID = r"[\w.-]+/[\w.-]+"
 _AGENT = {"library_name": "solo_ext", "library_version": __version__}
@@ -42,7 +42,7 @@ def fetch(source: str) -> Path:
         folder = Path(snapshot_download(repository, revision=revision, allow_patterns=list(FILES), **_AGENT))
     except Exception as error:  # of the HTTP library, which differs between versions
         raise CheckpointError(f"{source} {_reason(error)}") from error
-    recorded = records(folder).get(WEIGHTS, {}).get("sha256")
+    recorded = Run(folder).records.get(WEIGHTS, {}).get("sha256")
     missing = [name for name in FILES[:2] if not (folder / name).is_file()]
     if missing or not isinstance(recorded, str):
         lacks = missing[0] if missing else f"SHA-256 of {WEIGHTS} in {RECORDS}"

@@ -10,7 +10,8 @@ from urllib.parse import urlsplit
 import yaml
 
 from solo_ext.errors import CheckpointError, ConfigError
-from solo_ext.files import WEIGHTS, read_json, replacing
+from solo_ext.files import read_json, replacing
+from solo_ext.runs.run import KNN, LINEAR, WEIGHTS
 from solo_ext.schema import build
 
 INDEX = "index.yaml"
@@ -184,15 +185,15 @@ def _plain(value: Any) -> Any:
 def figures_of(run: Path, checkpoint: str) -> list[Figure]:
     """What `knn` and `linear` found in the folder `run` for the file `checkpoint` in it: top-1, in percent."""
     figures, results = [], {}
-    for name in ("knn.json", "linear.json"):
+    for name in (KNN, LINEAR):
         result = read_json(run / name) or {}  # a run that goes on leaves results of an older one behind
         results[name] = result if result.get("protocol", {}).get("checkpoint") == checkpoint else {}
-    if linear := results["linear.json"]:
+    if linear := results[LINEAR]:
         protocol, optimizer = linear["protocol"], linear["protocol"]["optimizer"]
         views = "random crops and flips" if protocol["augmented"] else "features extracted once, not augmented"
         text = f"offline linear, {linear['epochs']} epochs, {optimizer['name']}, lr {optimizer['lr']:g}, {views}"
         figures.append(Figure("linear top-1", round(linear["acc1"], 2), f"{text}, seed {protocol['seed']}"))
-    for row in results["knn.json"].get("results", []):
+    for row in results[KNN].get("results", []):
         if row["distance"] == "cosine" and row["T"] == 0.07:
             text = "offline, cosine, T 0.07, not augmented"
             figures.append(Figure(f"kNN-{row['k']}", round(row["acc1"], 2), text))

@@ -12,8 +12,8 @@ from solo_ext.data.datasets import DATASETS
 from solo_ext.data.modules import DEFAULT_CROP
 from solo_ext.data.transforms import Transform, build_eval_transform
 from solo_ext.errors import CheckpointError, ConfigError
-from solo_ext.runs.checkpoints import find_checkpoint
-from solo_ext.runs.encoder import bare_backbone, foreign_config, load_encoder
+from solo_ext.runs.checkpoints import Checkpoint, foreign_config, open_checkpoint
+from solo_ext.runs.encoder import bare_backbone, load_encoder
 from solo_ext.text import nearest
 from solo_ext.zoo.store import entries, fetch
 
@@ -36,9 +36,9 @@ def load_backbone(source: str | os.PathLike, teacher: bool = False) -> nn.Module
         CheckpointError: no such entry or file, a damaged one, one of another network, or one without the teacher.
         ConfigError: the run's args.json asks for what does not exist.
     """
-    path = locate(source)
-    backbone, backbone.config = load_encoder(path, teacher=teacher)
-    with foreign_config(path):
+    checkpoint = open_source(source)
+    backbone, backbone.config = load_encoder(checkpoint, teacher=teacher)
+    with foreign_config(checkpoint.path):
         backbone.transform = eval_transform(backbone.config)
     return backbone
 
@@ -52,8 +52,8 @@ def eval_transform(config: Mapping[str, Any] | None) -> Transform:
     return build_eval_transform(info, size, view.get("mean"), view.get("std"))
 
 
-def locate(source: str | os.PathLike) -> Path:
-    """The file of weights that `source`, as `load_backbone` takes it, names; downloaded if need be.
+def open_source(source: str | os.PathLike) -> Checkpoint:
+    """The checkpoint that `source`, as `load_backbone` takes it, names; downloaded if need be, and read once.
 
     Raises:
         CheckpointError: there is none.
@@ -63,13 +63,18 @@ def locate(source: str | os.PathLike) -> Path:
         if source.startswith("hf://"):
             from solo_ext.zoo import hub
 
-            return hub.fetch(source)
+            return open_checkpoint(hub.fetch(source))
         if path.name == source and not path.exists():
             known = entries()
             if source not in known:
                 raise CheckpointError(f"there is no '{source}', neither here nor in the zoo{nearest(source, known)}")
             path = fetch(source)
-    return find_checkpoint(path)
+    return open_checkpoint(path)
+
+
+def locate(source: str | os.PathLike) -> Path:
+    """The file that `open_source` reads."""
+    return open_source(source).path
 
 
 def _build(config: Mapping[str, Any], num_classes: int = 0, in_chans: int = 3, global_pool: str = "avg") -> nn.Module:

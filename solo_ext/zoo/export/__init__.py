@@ -10,9 +10,7 @@ import hashlib
 import json
 import os
 import re
-import shutil
-from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Collection, Mapping
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field
 from importlib import import_module
@@ -26,10 +24,11 @@ from torch import Tensor, nn
 
 from solo_ext.data.transforms import Transform
 from solo_ext.errors import CheckpointError, ConfigError
-from solo_ext.files import WEIGHTS, sync_folder
+from solo_ext.files import new_folder
 from solo_ext.runs.checkpoints import find_checkpoint
 from solo_ext.runs.encoder import load_encoder
 from solo_ext.runs.environment import environment
+from solo_ext.runs.run import WEIGHTS
 from solo_ext.text import hint
 from solo_ext.zoo.model import eval_transform
 
@@ -303,36 +302,6 @@ def _difference(ours: list[Tensor], theirs: list[Tensor]) -> float:
     """The largest difference, relative to the largest of ours; NaN if anything is not finite or all of ours are 0."""
     a, b = (torch.cat([x.flatten().double() for x in features]) for features in (ours, theirs))
     return ((a - b).abs().max() / a.abs().max()).item()
-
-
-# Writing.
-
-
-@contextmanager
-def new_folder(path: Path) -> Iterator[Path]:
-    """An empty folder beside `path`, which becomes `path` at the end, on the disk; on any error it goes.
-
-    Raises:
-        CheckpointError: it cannot be written, or `path` has come to be since.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    made = [parent for parent in path.parents if not os.path.lexists(parent)]
-    try:
-        for parent in reversed(made):
-            parent.mkdir(exist_ok=True)
-        temporary.mkdir()
-        yield temporary
-        sync_folder(temporary)
-        os.rename(temporary, path)
-        sync_folder(path.parent)
-    except BaseException as failure:
-        shutil.rmtree(temporary, ignore_errors=True)
-        for parent in made:
-            with suppress(OSError):
-                parent.rmdir()
-        if isinstance(failure, OSError):
-            raise CheckpointError(f"{path} cannot be written: {failure.strerror or failure}") from failure
-        raise
 
 
 def _write(path: Path, content: bytes) -> None:

@@ -14,6 +14,7 @@ from torchvision.models.resnet import ResNet
 
 from solo_ext.data.transforms import EvalTransform
 from solo_ext.files import read_json
+from solo_ext.runs.run import ENVIRONMENT
 from solo_ext.zoo.export import Product, Source, safetensors, torchvision
 from solo_ext.zoo.export import timm as timms
 from solo_ext.zoo.hub import CARD, CONFIG, REPOSITORY
@@ -118,7 +119,7 @@ def card(source: Source, image: dict[str, Any], imports: tuple[str, ...]) -> str
     name = config["backbone"]["name"]
     stem = ", CIFAR stem" if isinstance(backbone, ResNet) and torchvision.replaced(backbone) else ""
     parameters = sum(x.numel() for x in backbone.parameters())
-    trained = (read_json(source.path.with_name("environment.json")) or {}).get("data", {}).get("train") or {}
+    trained = (read_json(source.path.with_name(ENVIRONMENT)) or {}).get("data", {}).get("train") or {}
     rows = {
         "network": f"`{name}`{stem}: {parameters:,} parameters, {backbone.num_features} features, in {source.dtype}",
         "trained by": f"`{method}`, without labels" if method else "solo_ext, without labels",

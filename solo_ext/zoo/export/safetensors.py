@@ -12,12 +12,13 @@ import safetensors.torch
 from torch import nn
 
 from solo_ext.errors import CheckpointError
-from solo_ext.files import WEIGHTS, read_json
-from solo_ext.runs.checkpoints import RECORDS, load_checkpoint, records
+from solo_ext.files import read_json
+from solo_ext.runs.checkpoints import load_checkpoint
 from solo_ext.runs.encoder import load_encoder
+from solo_ext.runs.run import ARGS, ENVIRONMENT, RECORDS, WEIGHTS, Run
+from solo_ext.runs.run import METRICS as LOG
 from solo_ext.zoo.export import Product, Source
 
-LOG, ENVIRONMENT = "metrics.csv", "environment.json"
 # the last word of a key whose text names a place, a person or a secret
 _PRIVATE = re.compile(
     r"(^|[._-])(path|dir|root|folder|file|checkpoint|extractor|url|entity|project|host|user|email|token|secret|password|key)$"
@@ -84,14 +85,14 @@ def export(source: Source) -> Product:
     """`model.safetensors`, args.json, the record of its SHA-256, and the run's log and environment if there are any."""
     run = source.path.parent
     weights = safetensors.torch.save(source.tensors, {"format": "pt"})
-    place = records(run).get(source.path.name)
+    place = Run(run).records.get(source.path.name)
     if place is None:
         checkpoint = load_checkpoint(source.path)
         place = {"epoch": checkpoint.get("epoch"), "step": checkpoint.get("global_step")}
     record = {**place, "sha256": hashlib.sha256(weights).hexdigest(), "size": len(weights)}
     files = {
         WEIGHTS: weights,
-        "args.json": _json(public_config(source.config)),
+        ARGS: _json(public_config(source.config)),
         RECORDS: _json({WEIGHTS: record}),
     }
     if environment := read_json(run / ENVIRONMENT):

@@ -1,0 +1,54 @@
+"""Our methods and backbones in solo-learn's registry."""
+
+from collections.abc import Callable
+from functools import cache, partial
+from typing import Any
+
+import timm
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
+
+from solo_ext.methods import METHODS, Method
+from solo_ext.networks.backbones import BACKBONES, MOCOV3_BACKBONES, build_backbone, is_mocov3
+
+
+def register() -> list[str]:
+    """Puts the methods that solo-learn lacks into `solo.methods.METHODS`, and the backbones into its `BaseMethod`;
+    solo-learn must be importable.
+
+    Returns:
+        The names of the methods added.
+    """
+    from solo.methods import METHODS as registry
+    from solo.methods.base import BaseMethod
+
+    added = [name for name in METHODS if name not in registry]
+    registry.update({name: _registered(METHODS[name]) for name in added})
+    backbones = BaseMethod._BACKBONES
+    for name in [*BACKBONES, *(f"timm/{model}" for model in timm.list_models())]:
+        backbones.setdefault(name, partial(_backbone, name))
+    for name in MOCOV3_BACKBONES if added else ():
+        backbones[name] = partial(_vit, backbones[name])
+    return added
+
+
+@cache
+def _registered(method: type[Method]) -> type[Method]:
+    """`method` as solo-learn's script takes it, which reads `performance` off the configuration that it handed in."""
+
+    def __init__(self: Method, cfg: DictConfig) -> None:
+        if "performance" not in cfg:
+            OmegaConf.update(cfg, "performance", {"disable_channel_last": False}, force_add=True)
+        method.__init__(self, cfg)
+
+    return type(method.__name__, (method,), {"__init__": __init__, "__module__": method.__module__})
+
+
+def _backbone(name: str, method: str | None = None, **kwargs: Any) -> nn.Module:
+    """`build_backbone`, as solo-learn calls its constructors."""
+    return build_backbone(name, kwargs, method=method)
+
+
+def _vit(solo_learns: Callable[..., nn.Module], method: str | None = None, *args: Any, **kwargs: Any) -> nn.Module:
+    """solo-learn's ViT, with MoCo v3's own for all methods of that family: its heads are others at the same shapes."""
+    return solo_learns("mocov3" if is_mocov3(method) else method, *args, **kwargs)
