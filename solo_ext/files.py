@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and what their bytes sum up to."""
+"""Files and folders that are written whole or not at all, JSON, and what bytes sum up to."""
 
 import hashlib
 import json
@@ -11,9 +11,6 @@ from typing import Any, BinaryIO
 
 from solo_ext.errors import CheckpointError, SoloExtError
 
-WEIGHTS = "model.safetensors"  # what the folder of an exported run has in place of checkpoints
-RECORDS = "checkpoints.json"  # SHA-256 and place in the training of the checkpoints beside it
-
 
 @contextmanager
 def replacing(
@@ -21,7 +18,7 @@ def replacing(
     error: type[SoloExtError] = CheckpointError,
     opener: Callable[[Path], BinaryIO] | None = None,
 ) -> Iterator[BinaryIO]:
-    """A file beside `path`, which becomes `path` at the end, on the disk, and goes on any error.
+    """A file beside `path`, which becomes `path` at the end, on the disk; removed if anything fails.
 
     Args:
         path: of the file that is replaced.
@@ -97,24 +94,35 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json_text(value))
 
 
-def read_json(path: Path) -> dict[str, Any] | None:
-    """The JSON object in the file `path`; None if there is no file.
+def read_json(path: Path, **parts: type) -> dict[str, Any] | None:
+    """The JSON object in the file `path`, in which `parts`, where it has them, have these types; None if there is none.
 
     Raises:
         CheckpointError: it cannot be read, or is something else.
     """
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, TypeError, RecursionError) as error:
-        raise CheckpointError(f"{path} is not a JSON object: {error}") from error
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} is damaged: it is not JSON ({str(error).splitlines()[0]})") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} is damaged: it holds a {type(content).__name__}, not an object")
+    for key, kind in parts.items():
+        if key in content and not isinstance(content[key], kind):
+            actual = type(content[key]).__name__
+            raise CheckpointError(f"{path} is damaged: its {key} is a {actual}, not a {kind.__name__}")
+    return content
 
 
-def sha256(path: str | Path) -> str:
-    """SHA-256 of a file's bytes, in hexadecimal."""
+def sha256(source: str | Path | BinaryIO) -> str:
+    """SHA-256, in hexadecimal, of the bytes of a file; of an open one, from where it stands."""
+    if isinstance(source, str | Path):
+        with open(source, "rb") as file:
+            return sha256(file)
     digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
+    while block := source.read(1 << 20):
+        digest.update(block)
     return digest.hexdigest()

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from solo_ext.methods import METHODS
-from solo_ext.runs.checkpoints import checkpoints_in, load_checkpoint
+from solo_ext.runs.checkpoints import load_checkpoint
+from solo_ext.runs.run import Run
 from solo_ext.training.compose import compose
 from solo_ext.training.config import resolve
 from solo_ext.training.evaluate import knn, linear
@@ -32,7 +33,7 @@ def test_trains_stops_resumes_and_is_evaluated(method, tmp_path):
     run = pretrain(config("pretrain", method, *options))
     assert run.metrics["tau"] >= 0.95 if METHODS[method].teacher_stages != "none" else "tau" not in run.metrics
     assert math.isfinite(run.metrics["train_loss"]) and 0 <= run.metrics["val_acc1"] <= 100
-    last, first = checkpoints_in(run.dir)
+    last, first = Run(run.dir).checkpoints
     whole = load_checkpoint(last)
     assert whole["global_step"] == 4
     last.unlink()  # as if it had been stopped after the first epoch

@@ -16,10 +16,11 @@ import torchvision
 from PIL import Image
 
 from solo_ext.errors import CheckpointError, ConfigError
-from solo_ext.files import WEIGHTS, sha256, write_json
+from solo_ext.files import sha256, write_json
 from solo_ext.methods import backbone_of
-from solo_ext.runs.checkpoints import RECORDS, save_checkpoint
+from solo_ext.runs.checkpoints import save_checkpoint
 from solo_ext.runs.encoder import load_encoder
+from solo_ext.runs.run import RECORDS, WEIGHTS
 from solo_ext.zoo import export as zoo
 from solo_ext.zoo.export import BATCHES, RECORD, TARGETS, export, onnx, supporting
 from solo_ext.zoo.export.safetensors import public_config, public_environment

@@ -311,7 +311,7 @@ def test_what_is_not_ours_or_damaged(hub, exported):
         "flipped": ({"model_safetensors": flipped}, "damaged: it differs from its SHA-256 in checkpoints.json"),
         "cut": ({"model_safetensors": weights[:-9]}, "damaged: it differs from its SHA-256 in checkpoints.json"),
         "mixed": ({"args_json": b'{"backbone": {"name": "resnet18"}, "data": {}}'}, "does not hold the resnet18"),
-        "garbled": ({"args_json": b"{"}, "args.json is not a JSON object"),
+        "garbled": ({"args_json": b"{"}, "args.json is damaged: it is not JSON"),
     }
     for name, (changes, message) in repos.items():
         hub.repos[f"jane/{name}"] = spoiled(exported, **changes)

@@ -25,16 +25,20 @@ from torch import nn
 from solo_ext.errors import CheckpointError, ConfigError, SoloExtError
 from solo_ext.methods import METHODS
 from solo_ext.networks import build_backbone
-from solo_ext.runs.checkpoints import RECORDS, CheckpointConfig, find_checkpoint, load_checkpoint, save_checkpoint
+from solo_ext.runs.checkpoints import CheckpointConfig, find_checkpoint, load_checkpoint, save_checkpoint
+from solo_ext.runs.comparison import differences
 from solo_ext.runs.encoder import load_encoder
 from solo_ext.runs.environment import environment
-from solo_ext.runs.resume import RunLock, differences, find_resumable
+from solo_ext.runs.lock import RunLock
+from solo_ext.runs.resume import find_resumable
+from solo_ext.runs.run import RECORDS
 from solo_ext.training import precision
 from solo_ext.training.callbacks.checkpointer import NonFiniteError, check_finite
 from solo_ext.training.callbacks.throughput import Throughput
 from solo_ext.training.config import resolve
 from solo_ext.training.evaluate import knn, linear
-from solo_ext.training.loggers import CSVMetrics, TensorboardConfig, reachable
+from solo_ext.training.logger_config import TensorboardConfig
+from solo_ext.training.loggers import CSVMetrics, reachable
 from solo_ext.training.pretrain import pretrain
 
 AUGMENTATION = {"rrc": {"enabled": True}, "horizontal_flip": {"prob": 0.5}, "crop_size": 12, "num_crops": 2}
@@ -436,7 +440,7 @@ def test_auto_resume_leaves_old_and_running_runs_alone(tmp_path, monkeypatch, ca
             pretrain(cfg)
     base = tmp_path / "byol"
     [folder] = base.iterdir()
-    assert find_resumable(cfg, base).parent == folder
+    assert find_resumable(cfg, base).path.parent == folder
     lock = RunLock(folder)
     assert lock.take() and find_resumable(cfg, base) is None and "is running" in caplog.text
     lock.release()

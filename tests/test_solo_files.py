@@ -16,7 +16,7 @@ from torch import nn
 from solo_ext.errors import CheckpointError
 from solo_ext.runs.checkpoints import load_checkpoint
 from solo_ext.runs.encoder import load_encoder
-from solo_ext.runs.layouts import Inert
+from solo_ext.runs.layouts import Placeholder
 from solo_ext.training.config import run_values
 
 
@@ -135,7 +135,7 @@ def test_objects_beside_the_tensors_are_passed_over(tmp_path, solos_function, op
     assert all(torch.equal(x, network.state_dict()[name]) for name, x in loaded["state_dict"].items())
     assert loaded["optimizer_states"][0]["param_groups"][0]["betas"] == [0.9, 0.95]
     assert loaded["lr_schedulers"][0]["last_epoch"] == 0
-    assert isinstance(loaded["lr_schedulers"][0]["get_lr"], Inert)
+    assert isinstance(loaded["lr_schedulers"][0]["get_lr"], Placeholder)
 
 
 class Reached:

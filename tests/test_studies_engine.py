@@ -13,7 +13,7 @@ import yaml
 
 import solo_ext.cli.main as cli
 from solo_ext.errors import ConfigError
-from solo_ext.runs.resume import RunLock
+from solo_ext.runs.lock import RunLock
 from solo_ext.studies.jobs import check, jobs_of
 from solo_ext.studies.printed import short_labels
 from solo_ext.studies.scores import scores, warning

@@ -26,8 +26,8 @@ from solo_ext.compat import solo_learn as runner
 from solo_ext.evaluation.knn import knn_accuracy
 from solo_ext.methods import METHODS
 from solo_ext.networks import build_backbone
-from solo_ext.runs.checkpoints import load_checkpoint, refuses_objects
-from solo_ext.runs.encoder import load_encoder, state_of
+from solo_ext.runs.checkpoints import load_checkpoint, open_checkpoint, refuses_objects
+from solo_ext.runs.encoder import load_encoder
 from solo_ext.training.config import resolve, run_values
 from solo_ext.training.evaluate import knn
 from solo_ext.training.pretrain import pretrain
@@ -318,7 +318,7 @@ def test_our_run_folders_are_read_whole(solo, linear_backbone, method):
     assert [name for name in os.listdir(run.dir) if name.endswith(".ckpt")] == [run.checkpoint.name]  # they take any
     cfg = OmegaConf.create(json.loads((run.dir / "args.json").read_text()))
     theirs = registry[method].load_from_checkpoint(run.checkpoint, strict=False, cfg=cfg)
-    assert (type(theirs) is METHODS[method]) == (method not in FRAMEWORKS)
+    assert isinstance(theirs, METHODS[method]) == (method not in FRAMEWORKS)
     saved, state = load_checkpoint(run.checkpoint)["state_dict"], theirs.state_dict()
     assert state.keys() == saved.keys() and all(torch.equal(x, saved[name]) for name, x in state.items())
     assert same_features(theirs.backbone, ours)
@@ -376,7 +376,7 @@ def test_its_script_trains_and_we_read_what_it_wrote(solo, linear_backbone, meth
     name = "resnet18" if method == "byol" else "resnet10_w16"
     solo("main_pretrain.py", pretraining(method, name, knn_eval__enabled=method == "byol"))
     [checkpoint] = (tmp_path / "trained_models" / method).rglob("*.ckpt")
-    saved = state_of(load_checkpoint(checkpoint), checkpoint)
+    saved = open_checkpoint(checkpoint).state
     ours, config = load_encoder(checkpoint.parent)
     assert config["method"] == method
     METHODS[method](OmegaConf.create(config)).load_state_dict(saved, strict=True)

@@ -111,15 +111,15 @@ def _linear_arguments(parser: argparse.ArgumentParser) -> None:
 def _linear(args: argparse.Namespace) -> None:
     from solo_ext.training.compose import assign, overlay
     from solo_ext.training.config import resolve, run_values
-    from solo_ext.zoo.model import locate, results_folder
+    from solo_ext.zoo.model import open_source, results_folder
 
     file, overrides = _yaml_and_overrides(args, "linear")
+    encoder = open_source(args.run) if args.run else None
+    if encoder and file:
+        overrides.append(assign("pretrained_feature_extractor", encoder.path))
+    raw = overlay(run_values(encoder.path, "linear"), overrides) if encoder and not file else _composed(file, overrides)
     results = args.run and results_folder(args.run)
-    args.run = args.run and locate(args.run)
-    if args.run and file:
-        overrides.append(assign("pretrained_feature_extractor", args.run))
-    raw = _composed(file, overrides) if file or not args.run else overlay(run_values(args.run, "linear"), overrides)
-    _start(resolve(raw, "linear"), args, "linear", results=results)
+    _start(resolve(raw, "linear"), args, "linear", encoder=encoder, results=results)
 
 
 def _knn_arguments(parser: argparse.ArgumentParser) -> None:
@@ -134,7 +134,7 @@ def _knn_arguments(parser: argparse.ArgumentParser) -> None:
 def _knn(args: argparse.Namespace) -> None:
     from solo_ext.training.compose import overlay
     from solo_ext.training.config import resolve, run_values
-    from solo_ext.zoo.model import locate, results_folder
+    from solo_ext.zoo.model import open_source, results_folder
 
     file, overrides = _yaml_and_overrides(args)
     if file:
@@ -145,8 +145,9 @@ def _knn(args: argparse.Namespace) -> None:
         overrides += [word for word in getattr(args, option) if "=" in word]
         if values:
             overrides.append(f"knn_eval.{key}=[{','.join(values)}]")
-    cfg = resolve(overlay(run_values(locate(args.run), "knn"), overrides), "knn")
-    _start(cfg, args, "knn", results=results_folder(args.run))
+    encoder = open_source(args.run)
+    cfg = resolve(overlay(run_values(encoder.path, "knn"), overrides), "knn")
+    _start(cfg, args, "knn", encoder=encoder, results=results_folder(args.run))
 
 
 def _report_arguments(parser: argparse.ArgumentParser) -> None:

@@ -1,13 +1,14 @@
 """Our methods and backbones in solo-learn's registry."""
 
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import timm
+from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from solo_ext.methods import METHODS
+from solo_ext.methods import METHODS, Method
 from solo_ext.networks import BACKBONES, MOCO_VITS, build_backbone
 
 
@@ -22,7 +23,7 @@ def register() -> list[str]:
     from solo.methods.base import BaseMethod
 
     added = [name for name in METHODS if name not in registry]
-    registry.update({name: METHODS[name] for name in added})
+    registry.update({name: _registered(METHODS[name]) for name in added})
     backbones = BaseMethod._BACKBONES
     for name in [*BACKBONES, *(f"timm/{model}" for model in timm.list_models())]:
         backbones.setdefault(name, partial(_backbone, name))
@@ -33,6 +34,18 @@ def register() -> list[str]:
 
 def _own(method: str | None) -> Any:
     return METHODS[method].backbones if method in METHODS else None
+
+
+@cache
+def _registered(method: type[Method]) -> type[Method]:
+    """`method` as solo-learn's script takes it, which reads `performance` off the configuration that it handed in."""
+
+    def __init__(self: Method, cfg: DictConfig) -> None:
+        if "performance" not in cfg:
+            OmegaConf.update(cfg, "performance", {"disable_channel_last": False}, force_add=True)
+        method.__init__(self, cfg)
+
+    return type(method.__name__, (method,), {"__init__": __init__, "__module__": method.__module__})
 
 
 def _backbone(name: str, method: str | None = None, **kwargs: Any) -> nn.Module:

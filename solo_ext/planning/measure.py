@@ -21,8 +21,8 @@ from solo_ext.data.loader import identity
 from solo_ext.errors import ConfigError
 from solo_ext.methods import Method
 from solo_ext.planning.anatomy import synthetic_batch
+from solo_ext.runs.comparison import plain
 from solo_ext.runs.environment import environment
-from solo_ext.runs.resume import plain
 from solo_ext.training.precision import pick_precision
 from solo_ext.training.trainer import explained, make_trainer, quietly
 from solo_ext.training.trainer_config import TrainerConfig

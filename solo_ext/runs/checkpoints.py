@@ -1,46 +1,132 @@
-"""Checkpoint files: saved whole with their SHA-256, found, and read without running code."""
+"""Checkpoints: found, read once without running code, compared with their SHA-256, and saved whole."""
 
 import functools
 import hashlib
 import io
-import json
 import logging
 import pickle
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import safetensors.torch
 import torch
+from torch import Tensor
 
-from solo_ext.errors import CheckpointError, ConfigError
-from solo_ext.files import RECORDS, WEIGHTS, replacing, sha256, write_json
-from solo_ext.runs.layouts import STAND_INS
+from solo_ext.errors import CheckpointError, ConfigError, SoloExtError
+from solo_ext.files import replacing, sha256
+from solo_ext.runs.layouts import STAND_INS, current_names
+from solo_ext.runs.run import ARGS, RECORDS, WEIGHTS, Run
+from solo_ext.schema import Config, Count
 from solo_ext.text import nearest
 
 log = logging.getLogger("solo_ext")
 
 SUFFIXES = (".ckpt", ".pth", ".pt", ".safetensors")
-_PLACE = re.compile(r"-ep=(\d+)(?:-step=(\d+))?\.ckpt$")
 
 
-def records(folder: Path) -> dict[str, dict[str, Any]]:
-    """File name -> {epoch, step, sha256, size} of the folder's checkpoints, as far as they were recorded and exist."""
-    try:
-        recorded = json.loads((folder / RECORDS).read_text(encoding="utf-8"))
-        return {name: dict(entry) for name, entry in recorded.items() if (folder / name).is_file()}
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError, AttributeError, TypeError):
-        log.warning("%s is damaged; the checkpoints beside it are read without their checksums", folder / RECORDS)
-        return {}
+@dataclass
+class CheckpointConfig(Config, section="checkpoint"):
+    """The YAML's `checkpoint`.
+
+    dir: base folder of the runs; a run lies in `<dir>/<method>/<run id>`.
+    frequency: epochs between two checkpoints; the last epoch is always saved.
+    keep_prev: keep every checkpoint, not only the newest.
+    """
+
+    enabled: bool = False
+    dir: str = "trained_models"
+    frequency: Count = 1
+    keep_prev: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.dir:
+            raise ConfigError("checkpoint.dir is empty; the default is trained_models")
+
+
+@dataclass
+class Checkpoint:
+    """A checkpoint that has been read.
+
+    Attributes:
+        path: of its file.
+        content: on the CPU.
+        config: of its run, under the current keys; None for a bare file.
+    """
+
+    path: Path
+    content: dict[str, Any]
+    config: dict[str, Any] | None
+
+    @property
+    def state(self) -> dict[str, Tensor]:
+        """The network's tensors, under their current names.
+
+        Raises:
+            CheckpointError: there are none.
+        """
+        state = self.content.get("state_dict", self.content)
+        if not isinstance(state, dict) or not state or not all(isinstance(x, Tensor) for x in state.values()):
+            raise CheckpointError(f"{self.path} is not a checkpoint of a network: it has no state_dict of tensors")
+        return current_names(state)
+
+    def take(self) -> dict[str, Any]:
+        """The content, for a trainer that needs it once: this object no longer keeps it in memory."""
+        content, self.content = self.content, {}
+        return content
+
+
+def open_checkpoint(path: str | Path, content: bytes | None = None) -> Checkpoint:
+    """The checkpoint at `path`, or the newest undamaged one of the run folder there.
+
+    Args:
+        content: of a .safetensors, where it has been read and verified already.
+
+    Raises:
+        CheckpointError: none there, none undamaged, or a file of another kind.
+    """
+    file, loaded = _find(path)
+    return Checkpoint(file, load_checkpoint(file, content) if loaded is None else loaded, run_config(file))
+
+
+def find_checkpoint(path: str | Path) -> Path:
+    """The file that `open_checkpoint` reads; raises CheckpointError as that does."""
+    return _find(path)[0]
+
+
+def _find(path: str | Path) -> tuple[Path, dict[str, Any] | None]:
+    """The file, and its content if it was read in order to choose it."""
+    path = Path(path).expanduser()
+    if not path.is_dir():
+        if not path.exists():
+            raise CheckpointError(f"{path} does not exist{_nearest_file(path)}")
+        if path.suffix not in SUFFIXES:
+            raise CheckpointError(f"{path} is neither a run folder nor a {', '.join(SUFFIXES)} file")
+        return path, None
+    candidates = Run(path).checkpoints
+    if not candidates and (path / WEIGHTS).is_file():
+        return path / WEIGHTS, None
+    for candidate in candidates:
+        try:
+            return candidate, load_checkpoint(candidate)
+        except CheckpointError as error:
+            if len(candidates) == 1:
+                raise
+            if candidate == candidates[-1]:
+                raise CheckpointError(f"{path} holds no undamaged checkpoint: {error}") from error
+            log.warning("%s; trying the one before it", error)
+    inner = sorted(folder.name for folder in path.iterdir() if folder.is_dir() and any(folder.glob("*.ckpt")))
+    hint = f"; did you mean {path / inner[-1]}?" if inner else ""
+    raise CheckpointError(f"{path} holds no checkpoint (*.ckpt, {WEIGHTS}){hint}")
 
 
 def load_checkpoint(path: str | Path, content: bytes | None = None) -> dict[str, Any]:
-    """The checkpoint at `path` on the CPU: tensors and plain values only; nothing in the file is executed.
+    """What the file at `path` holds, on the CPU: tensors and plain values only; nothing in it is executed.
 
     Args:
         content: of a .safetensors, where it has been read and verified already.
@@ -49,17 +135,17 @@ def load_checkpoint(path: str | Path, content: bytes | None = None) -> dict[str,
         CheckpointError: missing, damaged (the recorded SHA-256 differs, or it does not load), or not a checkpoint.
     """
     path = Path(path)
-    recorded = records(path.parent).get(path.name, {}).get("sha256")
     try:
-        if path.suffix == ".safetensors":
-            if content is None:
-                content = path.read_bytes()
-                _check_sum(path, recorded, hashlib.sha256(content).hexdigest())
-            return {"state_dict": safetensors.torch.load(content)}
-        _check_sum(path, recorded, recorded and sha256(path))
-        with warnings.catch_warnings(), torch.serialization.safe_globals(STAND_INS):
-            warnings.simplefilter("ignore")
-            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        with open(path, "rb") if content is None else io.BytesIO(content) as file:
+            recorded = Run(path.parent).records.get(path.name, {}).get("sha256") if content is None else None
+            if recorded and recorded != sha256(file):
+                raise CheckpointError(f"{path} is damaged: it differs from its SHA-256 in {RECORDS}")
+            file.seek(0)
+            if path.suffix == ".safetensors":
+                return {"state_dict": safetensors.torch.load(file.read())}
+            with warnings.catch_warnings(), torch.serialization.safe_globals(STAND_INS):
+                warnings.simplefilter("ignore")
+                loaded = torch.load(file, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise CheckpointError(f"{path} does not exist{_nearest_file(path)}") from None
     except CheckpointError:
@@ -68,14 +154,9 @@ def load_checkpoint(path: str | Path, content: bytes | None = None) -> dict[str,
         raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
     except Exception as error:  # zip, pickle and tensor errors of many types
         raise CheckpointError(f"{path} {_diagnosis(path, error)}") from error
-    if not isinstance(checkpoint, dict):
-        raise CheckpointError(f"{path} is not a checkpoint: it holds a {type(checkpoint).__name__}, not a dictionary")
-    return checkpoint
-
-
-def _check_sum(path: Path, recorded: str | None, found: str | None) -> None:
-    if recorded and recorded != found:
-        raise CheckpointError(f"{path} is damaged: it differs from its SHA-256 in {RECORDS}")
+    if not isinstance(loaded, dict):
+        raise CheckpointError(f"{path} is not a checkpoint: it holds a {type(loaded).__name__}, not a dictionary")
+    return loaded
 
 
 def _diagnosis(path: Path, error: Exception) -> str:
@@ -97,46 +178,23 @@ def _nearest_file(path: Path) -> str:
     return nearest(path.name, names) or (f"; {path.parent} holds {', '.join(sorted(names)[:3])}" if names else "")
 
 
-def place_of(path: Path) -> tuple[int, float]:
-    """(N, step inside the epoch) of `...-ep=N.ckpt` (the end of epoch N: step infinity) or `...-ep=N-step=S.ckpt`."""
-    match = _PLACE.search(path.name)
-    return (int(match[1]), float(match[2] or "inf")) if match else (-1, 0.0)
+def run_config(checkpoint: Path) -> dict[str, Any] | None:
+    """The configuration of the run of `checkpoint`, ours or solo-learn's; None if there is none."""
+    return Run(Path(checkpoint).parent).config
 
 
-def checkpoints_in(folder: Path) -> list[Path]:
-    """The checkpoints of a run folder, newest first."""
-    return sorted(folder.glob("*.ckpt"), key=lambda file: (place_of(file), file.stat().st_mtime), reverse=True)
-
-
-def find_checkpoint(path: str | Path) -> Path:
-    """The checkpoint file that `path` names, or the newest undamaged one if it is a run folder.
-
-    Raises:
-        CheckpointError: none there, none undamaged, or a file of another kind.
-    """
-    path = Path(path).expanduser()
-    if not path.is_dir():
-        if not path.exists():
-            raise CheckpointError(f"{path} does not exist{_nearest_file(path)}")
-        if path.suffix not in SUFFIXES:
-            raise CheckpointError(f"{path} is neither a run folder nor a {', '.join(SUFFIXES)} file")
-        return path
-    found = checkpoints_in(path)
-    if not found and (path / WEIGHTS).is_file():
-        return path / WEIGHTS
-    for candidate in found:
-        try:
-            load_checkpoint(candidate)
-            return candidate
-        except CheckpointError as error:
-            if len(found) == 1:
-                raise
-            if candidate == found[-1]:
-                raise CheckpointError(f"{path} holds no undamaged checkpoint: {error}") from error
-            log.warning("%s; trying the one before it", error)
-    inner = sorted(folder.name for folder in path.iterdir() if folder.is_dir() and any(folder.glob("*.ckpt")))
-    hint = f"; did you mean {path / inner[-1]}?" if inner else ""
-    raise CheckpointError(f"{path} holds no checkpoint (*.ckpt, {WEIGHTS}){hint}")
+@contextmanager
+def foreign_config(checkpoint: Path) -> Iterator[None]:
+    """Whatever is wrong with the values of the args.json beside `checkpoint`, which may come from anywhere, as a
+    CheckpointError."""
+    try:
+        yield
+    except SoloExtError:
+        raise
+    except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        path = Path(checkpoint).with_name(ARGS)
+        raise CheckpointError(f"{path} is not a run's configuration: {reason}") from error
 
 
 def refuses_objects() -> bool:
@@ -149,27 +207,6 @@ def refuses_objects() -> bool:
     except pickle.UnpicklingError:
         return True
     return False
-
-
-@dataclass
-class CheckpointConfig:
-    """The YAML's `checkpoint`.
-
-    dir: base folder of the runs; a run lies in `<dir>/<method>/<run id>`.
-    frequency: epochs between two checkpoints; the last epoch is always saved.
-    keep_prev: keep every checkpoint, not only the newest.
-    """
-
-    enabled: bool = False
-    dir: str = "trained_models"
-    frequency: int = 1
-    keep_prev: bool = False
-
-    def __post_init__(self):
-        if self.frequency < 1:
-            raise ConfigError(f"checkpoint.frequency must be at least 1 epoch, not {self.frequency}")
-        if not self.dir:
-            raise ConfigError("checkpoint.dir is empty; the default is trained_models")
 
 
 class _Hashed:
@@ -189,12 +226,12 @@ class _Hashed:
 
 def save_checkpoint(checkpoint: Mapping[str, Any], path: Path) -> None:
     """Writes `checkpoint` and records its epoch, step, SHA-256 and size in the folder's `checkpoints.json`."""
-    record = {"epoch": checkpoint.get("epoch"), "step": checkpoint.get("global_step")}
-    recorded = records(path.parent)
+    run, record = Run(path.parent), {"epoch": checkpoint.get("epoch"), "step": checkpoint.get("global_step")}
+    recorded = run.records
     if recorded.pop(path.name, None):  # killed between the two files, the new one must not be held against the old sum
-        write_json(path.with_name(RECORDS), recorded)
+        run.records = recorded
     with replacing(path) as file:
         hashed = _Hashed(file)
         torch.save(checkpoint, hashed)
     record.update(sha256=hashed.sha256.hexdigest(), size=hashed.size)
-    write_json(path.with_name(RECORDS), {**recorded, path.name: record})
+    run.records = {**recorded, path.name: record}

@@ -1,40 +1,17 @@
-"""A trained encoder: the configuration of its run, its weights under today's names, and the network that they fit."""
+"""A trained encoder: the network that a run's configuration names, with the weights of its checkpoint."""
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
-from solo_ext.errors import CheckpointError, SoloExtError
-from solo_ext.files import read_json
+from solo_ext.errors import CheckpointError
 from solo_ext.methods import backbone_of
-from solo_ext.runs.checkpoints import find_checkpoint, load_checkpoint
-from solo_ext.runs.layouts import todays_config, todays_names
+from solo_ext.runs.checkpoints import Checkpoint, foreign_config, open_checkpoint
 
 # of backbone.kwargs, those by which timm and torchvision fetch weights to begin with
 FETCHING = {"pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir", "weights"}
-
-
-def run_config(checkpoint: Path) -> dict[str, Any] | None:
-    """The configuration (`args.json`) of the run of `checkpoint`, ours or solo-learn's; None if there is none."""
-    args = read_json(Path(checkpoint).with_name("args.json"))
-    return args and todays_config(args)
-
-
-@contextmanager
-def foreign_config(checkpoint: Path) -> Iterator[None]:
-    """Whatever is wrong with the values of the `args.json` beside `checkpoint`, which may come from anywhere, as a
-    CheckpointError."""
-    try:
-        yield
-    except SoloExtError:
-        raise
-    except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        path = Path(checkpoint).with_name("args.json")
-        raise CheckpointError(f"{path} is not a run's configuration: {reason}") from error
 
 
 def explain_mismatch(have: Mapping[str, Tensor], want: Mapping[str, Tensor]) -> str:
@@ -49,20 +26,8 @@ def explain_mismatch(have: Mapping[str, Tensor], want: Mapping[str, Tensor]) -> 
     return ", ".join(parts)
 
 
-def state_of(checkpoint: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
-    """The network's tensors under today's names.
-
-    Raises:
-        CheckpointError: there are none.
-    """
-    state = checkpoint.get("state_dict", checkpoint)
-    if not isinstance(state, dict) or not state or not all(isinstance(x, Tensor) for x in state.values()):
-        raise CheckpointError(f"{path} is not a checkpoint of a network: it has no state_dict of tensors")
-    return todays_names(state)
-
-
 def load_encoder(
-    path: str | Path,
+    source: str | Path | Checkpoint,
     asked: Mapping[str, Any] | None = None,
     teacher: bool = False,
     content: bytes | None = None,
@@ -70,22 +35,21 @@ def load_encoder(
     """The trained backbone of a run.
 
     Args:
-        path: a run folder, a checkpoint file, or an export; ours or solo-learn's.
+        source: a run folder, a checkpoint file, or an export, ours or solo-learn's; or a checkpoint that is open.
         asked: a configuration with `backbone` (and `data.dataset`, for the stem), as solo-learn's linear YAMLs have.
-            The run's own `args.json` goes first; `asked` has to agree with it, and stands in where there is none.
+            The run's own args.json takes precedence; `asked` has to agree with it, and replaces it if there is none.
         teacher: the momentum encoder in place of the student; before its first stage it is the student.
-        content: of the file, as `load_checkpoint` takes it.
+        content: of the file, as `open_checkpoint` takes it.
 
     Returns:
-        The backbone in eval mode and the run's configuration (None without `args.json`).
+        The backbone in eval mode and the run's configuration (None without args.json).
 
     Raises:
         CheckpointError: missing, damaged, made for another network, or without the teacher that is asked for.
     """
-    path = find_checkpoint(path)
-    state = state_of(load_checkpoint(path, content), path)
-    run = run_config(path)
-    wanted = (asked or {}).get("backbone") or {}
+    checkpoint = source if isinstance(source, Checkpoint) else open_checkpoint(source, content)
+    path, run, state = checkpoint.path, checkpoint.config, checkpoint.state
+    expected = (asked or {}).get("backbone") or {}
     config = run if run and run.get("backbone") else asked
     if not config or not config.get("backbone"):
         raise CheckpointError(f"{path} has no args.json beside it, so backbone.name has to say which network it holds")
@@ -93,8 +57,8 @@ def load_encoder(
         name = config["backbone"]["name"]
         backbone = bare_backbone(config)
     network = f"{name} (features {backbone.num_features})"
-    if config is run and wanted.get("name") not in (None, name):
-        raise CheckpointError(f"{path} holds a {network}, but backbone.name is {wanted['name']}")
+    if config is run and expected.get("name") not in (None, name):
+        raise CheckpointError(f"{path} holds a {network}, but backbone.name is {expected['name']}")
     weights = _part(state, "backbone.") or state
     if teacher:
         own = _part(state, "momentum_backbone.")

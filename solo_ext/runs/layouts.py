@@ -1,30 +1,27 @@
-"""What solo-learn's releases wrote into run folders, in today's terms."""
+"""Readers of what solo-learn's releases and older ones wrote into run folders: keys, names and objects."""
 
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from torch import Tensor
-
-from solo_ext.data.datasets import CUSTOM, DATASETS
-from solo_ext.networks.backbones import BACKBONES, MOCO_VITS
+T = TypeVar("T")
 
 
-class Inert:
+class Placeholder:
     """Stands for a class or function that a checkpoint names: takes what is stored for it, and does nothing."""
 
-    def __new__(cls, *_args, **_kwargs):
+    def __new__(cls, *_args: Any, **_kwargs: Any) -> "Placeholder":
         return super().__new__(cls)
 
-    def __init__(self, *_args, **_kwargs):
+    def __init__(self, *_args: Any, **_kwargs: Any):
         pass
 
     def __setstate__(self, state: Any) -> None:
         pass
 
 
-class _Value(Inert):
+class _Value(Placeholder):
     def __setstate__(self, state: Mapping[str, Any]) -> None:
         self.value = state.get("_val")
 
@@ -35,11 +32,11 @@ class _List(list):
 
 
 class _Dict(dict):
-    def __new__(cls, *_args):  # a plain one, which is all that may be filled
+    def __new__(cls, *_args: Any) -> dict:  # type: ignore[misc]  # a plain one, which is all that may be filled
         return {}
 
 
-def _stand_in(path: str, base: type = Inert) -> type:
+def _stand_in(path: str, base: type = Placeholder) -> type:
     module, _, name = path.rpartition(".")
     return type(name, (base,), {"__module__": module})
 
@@ -73,17 +70,19 @@ STAND_INS = [
 ]
 
 
-def todays_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors under the names since solo-learn 1.0.3: `encoder.*` is `backbone.*` now."""
+def current_names(state: Mapping[str, T]) -> dict[str, T]:
+    """The tensors under the names since solo-learn 1.0.3, in which `encoder.*` has become `backbone.*`."""
     return {re.sub(r"^(momentum_)?encoder\.", r"\1backbone.", name): x for name, x in state.items()}
 
 
-def todays_config(args: dict[str, Any]) -> dict[str, Any]:
-    """An `args.json` with today's keys. Until solo-learn 1.0.5 it was a flat list of command-line options, of which the
-    network, the data and the size of the crops are taken; a nested one is returned as it is."""
+def current_config(args: dict[str, Any]) -> dict[str, Any]:
+    """An args.json under the current keys. Until solo-learn 1.0.5 it was a flat list of command-line options, of which
+    the network, the data and the size of the crops are taken; a nested one is returned as it is."""
     name = args.get("backbone") or args.get("encoder")
     if not isinstance(name, str):
         return args
+    from solo_ext.networks.backbones import BACKBONES, MOCO_VITS
+
     options = args.get("backbone_args") or args  # until 0.9 they were options like the others
     kwargs = {}  # that change the network's form
     if name.startswith("vit"):
@@ -99,10 +98,9 @@ def todays_config(args: dict[str, Any]) -> dict[str, Any]:
 
     data = {"dataset": args.get("dataset"), "train_path": images("train"), "val_path": images("val")}
     views = []
-    info = DATASETS.get(data["dataset"])
-    if info and info.image_size is None:  # for the others the option had no effect
+    if data["dataset"] in ("imagenet", "imagenet100", "custom"):  # for the others the option had no effect
         sizes = args.get("crop_size") or args.get("size")
-        statistics = {key: args[key] for key in ("mean", "std") if key in args and info is CUSTOM}
+        statistics = {key: args[key] for key in ("mean", "std") if key in args and data["dataset"] == "custom"}
         views = [{"crop_size": size, **statistics} for size in sizes or ()]
     return {
         "name": args.get("name") or args.get("method"),

@@ -1,11 +1,17 @@
-"""Run folders read back, as far as their files are there: configuration, metrics, evaluations, environment."""
+"""The run folder, `<dir>/<method>/<run id>`: what its files are called, and how they are read, written and compared.
 
-import csv
-import json
-import math
+Nothing here imports torch.
+"""
+
+import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+import re
+import secrets
+import shutil
+import string
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
@@ -13,37 +19,65 @@ from typing import Any
 
 import numpy as np
 
-from solo_ext.errors import CheckpointError, DataError
+from solo_ext.errors import CheckpointError, ConfigError, SoloExtError
+from solo_ext.files import read_json, write_json
+from solo_ext.runs.comparison import compare as compare
+from solo_ext.runs.comparison import flatten as flatten
+from solo_ext.runs.comparison import show as show
+from solo_ext.runs.layouts import current_config
+from solo_ext.runs.lock import RunLock
+from solo_ext.runs.metrics import Metrics, is_number
 from solo_ext.text import nearest
 
-RUN_FILES = ("args.json", "metrics.csv")
+log = logging.getLogger("solo_ext")
+
+ARGS, METRICS, RESULT, ENVIRONMENT = "args.json", "metrics.csv", "result.json", "environment.json"
+LINEAR, KNN, SUMMARY = "linear.json", "knn.json", "summary.json"
+RECORDS = "checkpoints.json"  # epoch, step, SHA-256 and size of the checkpoints beside it
+WEIGHTS = "model.safetensors"  # what the folder of an exported run has in place of checkpoints
+
 UNTRAINED = "untrained"  # <dir>/untrained/<id>: the evaluations of an encoder as it was initialised
-LINEAR = "linear"  # <dir>/linear/<id>: linear classifiers, whose accuracies are in their encoder's linear.json
+CLASSIFIERS = "linear"  # <dir>/linear/<id>: linear classifiers, whose accuracies are in their encoder's linear.json
+_PLACE = re.compile(r"-ep=(\d+)(?:-step=(\d+))?\.ckpt$")
 
 
-@dataclass
-class Run:
-    """One run folder, `<dir>/<method>/<run id>`.
+@dataclass(frozen=True)
+class RunResult:
+    """What a run left behind.
 
     Attributes:
-        dir: the folder.
-        args: the resolved configuration (`args.json`); empty if it is missing.
-        metrics: column of `metrics.csv` -> [(step, value), ...], steps ascending; cells without a number left out.
-        epoch_ends: epoch -> the last step logged in it; both count from 0.
-        linear: `linear.json`: {"protocol", "acc1", ...}, accuracies in %.
-        knn: `knn.json`: {"protocol", "results": [{"features", "distance", "k", "T", "acc1", ...}, ...]}.
-        environment: `environment.json`.
-        summary: `summary.json`, or `result.json`: {"seconds", "images_per_s", ...}.
+        dir: the run folder.
+        checkpoint: the newest checkpoint in it, if any.
+        metrics: the last value of everything logged.
+        seconds: wall-clock time of the fit, of this process only.
+        images_per_s: training throughput, the median over this process' epochs.
     """
 
     dir: Path
-    args: dict[str, Any] = field(default_factory=dict)
-    metrics: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
-    epoch_ends: dict[float, float] = field(default_factory=dict)
-    linear: dict[str, Any] | None = None
-    knn: dict[str, Any] | None = None
-    environment: dict[str, Any] | None = None
-    summary: dict[str, Any] | None = None
+    checkpoint: Path | None
+    metrics: dict[str, float]
+    seconds: float
+    images_per_s: float | None
+
+
+class Run:
+    """One run folder. Its files are read when they are first asked for.
+
+    Raises:
+        CheckpointError: on reading, a file that is damaged.
+    """
+
+    def __init__(self, folder: str | Path):
+        self.dir = Path(folder)
+
+    @classmethod
+    def new(cls, base: Path) -> "Run":
+        """A run below `base` with an id that is free; its folder is not made yet."""
+        # not from the seeded generators: two runs of one seed are two runs
+        letters = string.ascii_lowercase + string.digits
+        while (folder := base / "".join(secrets.choice(letters) for _ in range(8))).exists():
+            pass
+        return cls(folder)
 
     @property
     def id(self) -> str:
@@ -63,25 +97,64 @@ class Run:
         name = self.args.get("name")
         return None if name is None else str(name)
 
+    # What the files say.
+
+    @cached_property
+    def args(self) -> dict[str, Any]:
+        """The resolved configuration, as args.json has it; empty without one."""
+        return read_json(self.dir / ARGS) or {}
+
+    @property
+    def config(self) -> dict[str, Any] | None:
+        """The same under the keys of today, also of solo-learn's runs; None without args.json."""
+        return current_config(self.args) if self.args else None
+
+    @cached_property
+    def linear(self) -> dict[str, Any] | None:
+        """{"protocol", "acc1", ...} of the linear evaluation, accuracies in %."""
+        return read_json(self.dir / LINEAR, protocol=dict)
+
+    @cached_property
+    def knn(self) -> dict[str, Any] | None:
+        """{"protocol", "results": [{"features", "distance", "k", "T", "acc1", ...}, ...]} of the kNN evaluation."""
+        return read_json(self.dir / KNN, protocol=dict, results=list)
+
+    @cached_property
+    def environment(self) -> dict[str, Any] | None:
+        """What it ran on, and `before`: what the processes ran on that the last one continued."""
+        return read_json(self.dir / ENVIRONMENT)
+
+    @cached_property
+    def summary(self) -> dict[str, Any] | None:
+        """{"seconds", "images_per_s", ...} of a run that has ended."""
+        return read_json(self.dir / SUMMARY) or read_json(self.dir / RESULT)
+
+    @property
+    def finished(self) -> bool:
+        return (self.dir / RESULT).is_file()
+
+    @property
+    def running(self) -> bool:
+        """Whether a process works in it."""
+        return not RunLock(self.dir).free()
+
+    @cached_property
+    def _metrics(self) -> Metrics:
+        return Metrics.read(self.dir / METRICS)
+
+    @property
+    def metrics(self) -> dict[str, list[tuple[float, float]]]:
+        """Column of metrics.csv -> [(step, value), ...], steps ascending; cells without a number are left out."""
+        return self._metrics.points
+
     @cached_property
     def columns(self) -> list[str]:
         """The logged metrics by their own names, without Lightning's `_step` and `_epoch`."""
         return list(dict.fromkeys(c.removesuffix("_step").removesuffix("_epoch") for c in self.metrics))
 
     def series(self, name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """What was logged as `name`, or else as `name_epoch`, or else as `name_step`.
-
-        Returns:
-            Three arrays [n]: steps, counted from 0; the epochs done after these steps, with fractions (NaN if no
-            epoch was logged); values. Empty if there are none.
-        """
-        column = next((c for c in (name, f"{name}_epoch", f"{name}_step") if c in self.metrics), None)
-        steps, values = np.array(self.metrics.get(column, []), dtype=float).reshape(-1, 2).T
-        if not self.epoch_ends:
-            return steps, np.full_like(steps, np.nan), values
-        epochs = sorted(self.epoch_ends)
-        ends = np.maximum.accumulate([self.epoch_ends[epoch] + 1 for epoch in epochs])
-        return steps, np.interp(steps + 1, [0, *ends], [0, *(epoch + 1 for epoch in epochs)]), values
+        """Steps, epochs and values of what was logged as `name`, see `Metrics.series`."""
+        return self._metrics.series(name)
 
     def last(self, name: str) -> float | None:
         """The last value of `series(name)`, which may be NaN; None if there is none."""
@@ -89,15 +162,111 @@ class Run:
         return float(values[-1]) if len(values) else None
 
     def knn_result(self, k: int, distance: str = "cosine") -> dict[str, Any] | None:
-        """The result of `knn.json` for k neighbours: backbone features, `distance`, T = 0.07, if there is a choice."""
+        """The result for k neighbours: backbone features, `distance`, T = 0.07, if there is a choice."""
 
         def strangeness(result: Mapping[str, Any]) -> tuple[bool, bool, float]:
             T = result.get("T")
-            far = abs(T - 0.07) if is_number(T) else math.inf
+            far = abs(T - 0.07) if is_number(T) else float("inf")
             return result.get("features", "backbone") != "backbone", result.get("distance") != distance, far
 
         results = [x for x in (self.knn or {}).get("results", []) if isinstance(x, dict) and x.get("k") == k]
         return min(results, key=strangeness, default=None)
+
+    # Checkpoints.
+
+    @property
+    def checkpoints(self) -> list[Path]:
+        """The checkpoint files, newest first."""
+        return sorted(self.dir.glob("*.ckpt"), key=lambda file: (place_of(file), saved_at(file)), reverse=True)
+
+    def checkpoint_path(self, name: str, epoch: int, step: int | None = None) -> Path:
+        """Of a checkpoint at the end of an epoch, which counts from 0, or after a batch of it."""
+        return self.dir / f"{name}-{self.id}-ep={epoch}{'' if step is None else f'-step={step}'}.ckpt"
+
+    @property
+    def records(self) -> dict[str, dict[str, Any]]:
+        """File name -> {epoch, step, sha256, size} of the checkpoints, as far as they were recorded and exist."""
+        path = self.dir / RECORDS
+        try:
+            recorded = read_json(path) or {}
+            return {name: dict(entry) for name, entry in recorded.items() if (self.dir / name).is_file()}
+        except (CheckpointError, ValueError, TypeError):
+            log.warning("%s is damaged; the checkpoints beside it are read without their checksums", path)
+            return {}
+
+    @records.setter
+    def records(self, entries: Mapping[str, Mapping[str, Any]]) -> None:
+        write_json(self.dir / RECORDS, entries)
+
+    # Writing.
+
+    @contextmanager
+    def in_use(
+        self, args: Mapping[str, Any], environment: Mapping[str, Any], begun: Callable[[], bool] = lambda: False
+    ) -> Iterator[None]:
+        """Makes the folder, or takes the one that is there, locks it, and writes what it holds from the start.
+
+        A new folder is removed if the run fails before `begun()`, or by a mistake of the user's before a checkpoint.
+
+        Raises:
+            ConfigError: it cannot be made, or another process works in it.
+        """
+        made = [path for path in (self.dir, *self.dir.parents) if not path.exists()]
+        lock = RunLock(self.dir)
+        try:
+            self.dir.mkdir(parents=True, exist_ok=True)
+            ours = lock.take()
+        except OSError as error:
+            raise ConfigError(f"checkpoint.dir: {self.dir} cannot be made: {error.strerror}") from error
+        if not ours:
+            raise ConfigError(f"resume_from_checkpoint: {self.dir} is in use by a run that has not ended")
+        try:
+            write_json(self.dir / ARGS, args)
+            write_json(self.dir / ENVIRONMENT, {**environment, **self._before()})
+            (self.dir / RESULT).unlink(missing_ok=True)
+            yield
+        except BaseException as error:
+            # what the user has to mend leaves nothing behind that could not be resumed; other failures their metrics
+            if made and not (begun() and (self.checkpoints or not isinstance(error, SoloExtError))):
+                shutil.rmtree(self.dir, ignore_errors=True)
+                with suppress(OSError):
+                    for parent in made[1:]:
+                        parent.rmdir()
+            raise
+        finally:
+            lock.release()
+
+    def _before(self) -> dict[str, Any]:
+        """The environments of the processes that this one continues, as far as they are known."""
+        with suppress(CheckpointError):
+            if before := read_json(self.dir / ENVIRONMENT):
+                return {"before": [*before.pop("before", []), before]}
+        return {}
+
+    def finish(self, result: RunResult) -> None:
+        """Marks the run as finished."""
+        write_json(self.dir / RESULT, asdict(result))
+
+    def record(self, name: str, content: Mapping[str, Any], args: Mapping[str, Any] | None = None) -> None:
+        """Writes the evaluation `LINEAR` or `KNN` of the encoder; with `args`, into a folder that may be new."""
+        if args is not None:
+            self.dir.mkdir(parents=True, exist_ok=True)
+            write_json(self.dir / ARGS, args)
+        write_json(self.dir / name, content)
+
+
+def place_of(path: Path) -> tuple[int, float]:
+    """(N, step inside the epoch) of `...-ep=N.ckpt` (the end of epoch N: step infinity) or `...-ep=N-step=S.ckpt`."""
+    match = _PLACE.search(path.name)
+    return (int(match[1]), float(match[2] or "inf")) if match else (-1, 0.0)
+
+
+def saved_at(path: Path) -> float:
+    """When the file was written, in seconds; 0 if it has been removed since it was found."""
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return 0.0
 
 
 def load_run(path: str | Path) -> Run:
@@ -105,23 +274,11 @@ def load_run(path: str | Path) -> Run:
 
     Raises:
         CheckpointError: `path` is not a run folder.
-        DataError: one of its files is damaged.
     """
     path = Path(path)
     if not _is_run(path):
         raise CheckpointError(_no_run(path))
-    metrics, epoch_ends = _read_metrics(path / "metrics.csv")
-    summary = _read_json(path / "summary.json")
-    return Run(
-        dir=path,
-        args=_read_json(path / "args.json") or {},
-        metrics=metrics,
-        epoch_ends=epoch_ends,
-        linear=_read_json(path / "linear.json", protocol=dict),
-        knn=_read_json(path / "knn.json", protocol=dict, results=list),
-        environment=_read_json(path / "environment.json"),
-        summary=_read_json(path / "result.json") if summary is None else summary,
-    )
+    return Run(path)
 
 
 def find_runs(path: str | Path) -> list[Path]:
@@ -131,14 +288,14 @@ def find_runs(path: str | Path) -> list[Path]:
         CheckpointError: there is none.
     """
     path = Path(path)
-    found = [path] if _is_run(path) else [run for run in _walk(path) if run.parent.name != LINEAR]
-    if not found:
+    runs = [path] if _is_run(path) else [run for run in _walk(path) if run.parent.name != CLASSIFIERS]
+    if not runs:
         raise CheckpointError(_no_run(path))
-    return found
+    return runs
 
 
 def _is_run(path: Path) -> bool:
-    return any((path / name).is_file() for name in RUN_FILES)
+    return any((path / name).is_file() for name in (ARGS, METRICS))
 
 
 def _walk(root: Path, depth: int | None = None) -> Iterator[Path]:
@@ -146,7 +303,7 @@ def _walk(root: Path, depth: int | None = None) -> Iterator[Path]:
     for folder, children, files in os.walk(root):
         here = Path(folder)
         children[:] = sorted(child for child in children if not child.startswith("."))
-        if any(name in files for name in RUN_FILES):
+        if ARGS in files or METRICS in files:
             yield here
             children.clear()
         elif len(here.relative_to(root).parts) == depth:
@@ -158,95 +315,8 @@ def _no_run(path: Path) -> str:
     if path.is_file():
         what = "is a file, not a run folder"
     elif path.is_dir():
-        what = "holds no run folder, which would have args.json and metrics.csv"
+        what = f"holds no run folder, which would have {ARGS} and {METRICS}"
     else:
         what = "does not exist"
     runs = list(islice(_walk(near, depth=3), 1000)) if near != Path(near.anchor) else []
     return f"{path} {what}{nearest(str(path), runs) or (f'; the nearest run is {runs[0]}' if runs else '')}"
-
-
-def _read_json(path: Path, **parts: type) -> dict[str, Any] | None:
-    """The object in `path`, in which `parts`, where they are given, have these types; None without the file."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{path} is damaged: it is not JSON ({str(error).splitlines()[0]})") from error
-    if not isinstance(content, dict):
-        raise DataError(f"{path} is damaged: it holds a {type(content).__name__}, not an object")
-    for key, kind in parts.items():
-        if key in content and not isinstance(content[key], kind):
-            found = type(content[key]).__name__
-            raise DataError(f"{path} is damaged: its {key} is a {found}, not a {kind.__name__}")
-    return content
-
-
-def _read_metrics(path: Path) -> tuple[dict[str, list[tuple[float, float]]], dict[float, float]]:
-    metrics: dict[str, dict[float, float]] = {}
-    epoch_ends: dict[float, float] = {}
-    try:
-        with open(path, newline="", encoding="utf-8", errors="replace") as file:
-            # a machine that lost its power leaves NUL bytes, which Python 3.10's reader refuses
-            for number, row in enumerate(csv.DictReader(line.replace("\0", "") for line in file)):
-                epoch, step = _number(row.pop("epoch", None)), _number(row.pop("step", None))
-                if not is_number(step):
-                    step = float(number)
-                if is_number(epoch):
-                    epoch_ends[epoch] = max(step, epoch_ends.get(epoch, step))
-                for column, cell in row.items():
-                    if column and (value := _number(cell)) is not None:
-                        metrics.setdefault(column, {})[step] = value  # a resumed run may log a step again
-    except FileNotFoundError:
-        pass
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}") from error
-    except csv.Error as error:
-        raise DataError(f"{path} is damaged: it is not a table ({error})") from error
-    return {column: sorted(points.items()) for column, points in metrics.items()}, epoch_ends
-
-
-def _number(cell: Any) -> float | None:
-    """A number, NaN and infinity included, for a diverged run has to show; None for anything else."""
-    try:
-        return float(cell)
-    except (TypeError, ValueError):
-        return None
-
-
-def is_number(value: Any) -> bool:
-    """Whether `value` is a finite number."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-# Configurations side by side.
-
-
-def flatten(config: Any, at: str = "") -> dict[str, Any]:
-    """{full key: value} of nested dictionaries and lists of dictionaries; other lists are values."""
-    if isinstance(config, list) and any(isinstance(item, dict) for item in config):
-        config = dict(enumerate(config))
-    if not isinstance(config, dict) or not config:
-        return {at: config} if at else {}
-    items = (flatten(item, f"{at}.{name}" if at else str(name)) for name, item in config.items())
-    return {key: value for item in items for key, value in item.items()}
-
-
-def compare(configs: Sequence[Mapping[str, Any]]) -> tuple[dict[str, str], dict[str, list[str]]]:
-    """What nested dictionaries have alike and where they differ, by full key.
-
-    Returns:
-        ({key: value}, {key: [value of each, `-` where it has no such key]}), values as text.
-    """
-    flat = [flatten(config) for config in configs]
-    keys = dict.fromkeys(key for config in flat for key in config)
-    values = {key: [show(config[key]) if key in config else "-" for config in flat] for key in keys}
-    same = {key: texts[0] for key, texts in values.items() if len(set(texts)) == 1}
-    return same, {key: texts for key, texts in values.items() if key not in same}
-
-
-def show(value: Any) -> str:
-    """A value as a YAML file has it."""
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

@@ -10,10 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from solo_ext.errors import CheckpointError, ConfigError
-from solo_ext.files import read_json
-from solo_ext.runs.checkpoints import checkpoints_in
-from solo_ext.runs.resume import RESULT, RunLock, differences, plain
-from solo_ext.runs.run import Run, load_run
+from solo_ext.runs.comparison import differences, plain
+from solo_ext.runs.run import ARGS, Run, saved_at
 from solo_ext.studies.cells import Cell
 from solo_ext.studies.study import Study
 from solo_ext.text import hint
@@ -60,38 +58,36 @@ class Job:
     def config(self) -> dict[str, Any]:
         return plain(self.cell.config(self.seed))
 
-    def differs(self, args: dict[str, Any]) -> list[str]:
-        """The keys in which a run with these `args.json` is not this job."""
-        now = self.config
-        if now["data"]["num_classes"] is None:  # known once the images are read
-            now = {**now, "data": {**now["data"], "num_classes": args.get("data", {}).get("num_classes")}}
-        return differences(args, now)
+    def differs(self, run: Run) -> list[str]:
+        """The keys in which a run is not this job."""
+        return differences(run.args, self.config)
 
-    def tries(self) -> list[tuple[Path, dict[str, Any]]]:
-        """The run folders, newest first, each with its `args.json`; also those of another configuration."""
-        files = sorted(self.folder.glob("*/*/args.json"), key=lambda file: file.stat().st_mtime, reverse=True)
-        found = []
-        for file in files:
+    def tries(self) -> list[Run]:
+        """The runs in its folder, newest first; also those of another configuration."""
+        files = sorted(self.folder.glob(f"*/*/{ARGS}"), key=saved_at, reverse=True)
+        readable = []
+        for run in (Run(file.parent) for file in files):
             with contextlib.suppress(CheckpointError):
-                found.append((file.parent, read_json(file) or {}))
-        return found
+                if run.args:
+                    readable.append(run)
+        return readable
 
-    def runs(self) -> Iterator[Path]:
-        """The run folders of this very configuration, newest first."""
-        return (folder for folder, args in self.tries() if not self.differs(args))
+    def runs(self) -> Iterator[Run]:
+        """The runs of this very configuration, newest first."""
+        return (run for run in self.tries() if not self.differs(run))
 
     def state(self) -> str:
         """`done`, `running` (by another process), `begun` or `missing`."""
         runs = list(self.runs())
-        if any((run / RESULT).is_file() for run in runs):
+        if any(run.finished for run in runs):
             return "done"
-        if any(not RunLock(run).free() for run in runs):
+        if any(run.running for run in runs):
             return "running"
-        return "begun" if any(checkpoints_in(run) for run in runs) else "missing"
+        return "begun" if any(run.checkpoints for run in runs) else "missing"
 
     def result(self) -> Run | None:
         """The finished run, if there is one."""
-        return next((load_run(run) for run in self.runs() if (run / RESULT).is_file()), None)
+        return next((run for run in self.runs() if run.finished), None)
 
 
 def jobs_of(study: Study, out: Path) -> list[Job]:

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from solo_ext.errors import ConfigError
-from solo_ext.runs.resume import RunLock, plain
+from solo_ext.runs.comparison import plain
+from solo_ext.runs.lock import RunLock
 from solo_ext.schema import check_choice
 from solo_ext.studies.command import STOPPED, Command, start
 from solo_ext.studies.jobs import Job

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from solo_ext.analysis.drawing import require_matplotlib
 from solo_ext.errors import ConfigError
-from solo_ext.runs.resume import RunLock
+from solo_ext.runs.lock import RunLock
 from solo_ext.studies.command import STOPPED
 from solo_ext.studies.jobs import Job, check, jobs_of, pick
 from solo_ext.studies.pool import LocalPool, SubmititPool, check_launcher
@@ -122,7 +122,7 @@ def _reason(job: Job, code: int) -> str:
     if code == 0:
         if job.state() == "done":
             return ""
-        changed = next((job.differs(args) for _, args in job.tries()), [])
+        changed = next(map(job.differs, job.tries()), [])
         return f"it ran with another configuration: {', '.join(changed[:3])}" if changed else "it left no result"
     lines = job.log.read_text(encoding="utf-8", errors="replace").split("\n") if job.log.is_file() else []
     last = next((line.strip() for line in reversed(lines) if line.strip() and not line.startswith("$ ")), "")

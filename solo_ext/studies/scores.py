@@ -5,7 +5,7 @@ import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from solo_ext.runs.resume import plain
+from solo_ext.runs.comparison import plain
 from solo_ext.runs.run import Run, flatten, show
 from solo_ext.studies.cells import Cell
 from solo_ext.studies.jobs import Job

@@ -23,15 +23,14 @@ from solo_ext.methods import METHODS, Method
 from solo_ext.methods.config import MethodConfig, PerformanceConfig, with_defaults
 from solo_ext.networks import BackboneConfig
 from solo_ext.optim import OptimizerConfig, SchedulerConfig, effective_lrs
-from solo_ext.runs.checkpoints import CheckpointConfig, find_checkpoint
-from solo_ext.runs.encoder import foreign_config, run_config
+from solo_ext.runs.checkpoints import CheckpointConfig, find_checkpoint, foreign_config, run_config
 from solo_ext.runs.resume import AutoResumeConfig
 from solo_ext.schema import MISSING, Bounds, Config, Count, Positive, UnknownKey, build, keys, plain
 from solo_ext.text import hint
 from solo_ext.training.callbacks import MONITORS
 from solo_ext.training.compose import sentence
 from solo_ext.training.hardware import device_count
-from solo_ext.training.loggers import TensorboardConfig, WandbConfig
+from solo_ext.training.logger_config import TensorboardConfig, WandbConfig
 from solo_ext.training.trainer_config import OWN, TrainerConfig
 
 log = logging.getLogger("solo_ext")

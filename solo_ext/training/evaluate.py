@@ -1,12 +1,10 @@
 """Offline evaluation of a frozen encoder: linear and kNN."""
 
 import time
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch import Tensor, nn
 
 from solo_ext.data.modules import ClassificationData
@@ -14,44 +12,41 @@ from solo_ext.errors import ConfigError
 from solo_ext.evaluation.features import extract_features
 from solo_ext.evaluation.knn import knn_accuracy
 from solo_ext.evaluation.linear import LinearModel, fit_cached_linear
-from solo_ext.files import write_json
 from solo_ext.methods import backbone_of
-from solo_ext.runs.checkpoints import find_checkpoint
-from solo_ext.runs.encoder import load_encoder, run_config
-from solo_ext.runs.resume import RESULT, plain
+from solo_ext.runs.checkpoints import Checkpoint, open_checkpoint
+from solo_ext.runs.comparison import plain
+from solo_ext.runs.encoder import load_encoder
+from solo_ext.runs.run import CLASSIFIERS, KNN, LINEAR, UNTRAINED, Run, RunResult
+from solo_ext.training.distributed.ranks import is_first
 from solo_ext.training.precision import pick_precision
-from solo_ext.training.trainer import (
-    RunResult,
-    Start,
-    fit,
-    new_folder,
-    prepare,
-    print_result,
-    run_folder,
-    runs_folder,
-)
+from solo_ext.training.start import begin, runs_folder
+from solo_ext.training.trainer import fit, prepare, print_result, surroundings
 
 KNN_BATCH = 256  # images per forward pass; it does not change a result
 
 
-def linear(cfg: Any, results: Path | None = None) -> RunResult:
+def linear(cfg: Any, results: Path | None = None, encoder: Checkpoint | None = None) -> RunResult:
     """Trains a linear classifier on the frozen encoder `cfg.pretrained_feature_extractor`, in solo-learn's protocol.
 
     `untrained` takes a freshly initialised encoder of `cfg.seed` instead: the one that a pre-training of that seed
     starts from. `cache_features` trains on features of un-augmented images, extracted once.
 
     Args:
-        results: the folder that gets `linear.json` and the encoder's `args.json`; default: where the latter lies.
+        results: the folder that gets linear.json and the encoder's args.json; default: where the latter lies.
+        encoder: the checkpoint that `cfg` names, if it has been read already.
 
     Returns:
-        The run; `metrics` has val_acc1 and val_acc5, as `linear.json` has them.
+        The run; `metrics` has val_acc1 and val_acc5, as linear.json has them.
     """
-    cached = cfg.cache_features
+    cached, base = cfg.cache_features, runs_folder(cfg) / CLASSIFIERS
+    start = None if cached else begin(cfg, base)
     data = ClassificationData(cfg.data, None, cfg.optimizer.batch_size, cfg.seed, augment=not cached)
     cfg = prepare(cfg, data)
-    backbone, source = _encoder(cfg)
-    base = runs_folder(cfg) / "linear"
-    result = _fit_cached(cfg, backbone, data, base) if cached else fit(cfg, _linear_model(cfg, backbone), data, base)
+    backbone, source = _encoder(cfg, encoder)
+    if cached:
+        result = _fit_cached(cfg, backbone, data, Run.new(base))
+    else:
+        result = fit(cfg, _linear_model(cfg, backbone), data, start)
     values = plain(cfg)
     protocol = {
         "augmented": not cached,
@@ -69,32 +64,33 @@ def linear(cfg: Any, results: Path | None = None) -> RunResult:
         "epochs": cfg.max_epochs,
         "seconds": result.seconds,
     }
-    _record("linear.json", cfg, source, content, results)
+    _record(LINEAR, content, cfg, source, results)
     print_result(result, ("val_acc1", "val_acc5"))
     return result
 
 
-def knn(cfg: Any, results: Path | None = None) -> list[dict[str, Any]]:
+def knn(cfg: Any, results: Path | None = None, encoder: Checkpoint | None = None) -> list[dict[str, Any]]:
     """Classifies the test images by their nearest training images, by the features of the frozen encoder.
 
     Args:
-        results: the folder that gets `knn.json` and the encoder's `args.json`; default: where the latter lies.
+        results: the folder that gets knn.json and the encoder's args.json; default: where the latter lies.
+        encoder: the checkpoint that `cfg` names, if it has been read already.
 
     Returns:
-        {"features", "distance", "k", "T", "acc1", "acc5"} for every combination in `cfg.knn_eval`, as in `knn.json`.
+        {"features", "distance", "k", "T", "acc1", "acc5"} for every combination in `cfg.knn_eval`, as in knn.json.
     """
     data = ClassificationData(cfg.data, None, KNN_BATCH, cfg.seed, augment=False)
     cfg = prepare(cfg, data)
-    backbone, source = _encoder(cfg)
+    backbone, source = _encoder(cfg, encoder)
     sides = _features(cfg, backbone, data)
-    asked, rows = plain(cfg)["knn_eval"], []
-    for distance in asked["distance_func"]:
-        for temperature in asked["T"] if distance == "cosine" else [None]:
-            scores = knn_accuracy(*sides, k=asked["k"], distance=distance, temperature=temperature or 0.07)
+    options, rows = plain(cfg)["knn_eval"], []
+    for distance in options["distance_func"]:
+        for temperature in options["T"] if distance == "cosine" else [None]:
+            scores = knn_accuracy(*sides, k=options["k"], distance=distance, temperature=temperature or 0.07)
             for k, score in scores.items():
                 rows.append({"features": "backbone", "distance": distance, "k": k, "T": temperature, **score})
     protocol = {"augmented": False, "dataset": cfg.data.dataset, "checkpoint": source and source.name}
-    _record("knn.json", cfg, source, {"protocol": protocol, "results": rows}, results)
+    _record(KNN, {"protocol": protocol, "results": rows}, cfg, source, results)
     for row in rows:
         temperature = "" if row["T"] is None else f"  T {row['T']}"
         print(f"{row['distance']:9}  k {row['k']:<4}{temperature}  acc@1 {row['acc1']:.2f}  acc@5 {row['acc5']:.2f}")
@@ -106,7 +102,7 @@ def _linear_model(cfg: Any, backbone: nn.Module) -> LinearModel:
     return LinearModel(backbone, cfg.data.num_classes, cfg.optimizer, cfg.scheduler, cfg, layout)
 
 
-def _encoder(cfg: Any) -> tuple[nn.Module, Path | None]:
+def _encoder(cfg: Any, opened: Checkpoint | None) -> tuple[nn.Module, Path | None]:
     """The frozen encoder to evaluate, and its checkpoint; None if it is untrained."""
     if cfg.untrained:
         return backbone_of(cfg).eval(), None
@@ -114,14 +110,17 @@ def _encoder(cfg: Any) -> tuple[nn.Module, Path | None]:
         raise ConfigError(
             "pretrained_feature_extractor is missing: a run folder or checkpoint, or untrained=true without one"
         )
-    path = find_checkpoint(cfg.pretrained_feature_extractor)
-    return load_encoder(path, plain(cfg))[0], path
+    if opened is None or str(opened.path) != cfg.pretrained_feature_extractor:
+        opened = open_checkpoint(cfg.pretrained_feature_extractor)
+    backbone, _ = load_encoder(opened, plain(cfg))
+    opened.take()  # the memory
+    return backbone, opened.path
 
 
 def _features(cfg: Any, backbone: nn.Module, data: ClassificationData) -> list[Tensor]:
     """Features and labels of the training and the test images, on the device."""
     on_gpu = cfg.accelerator in ("gpu", "cuda", "auto") and torch.cuda.is_available()
-    index = cfg.devices[0] if isinstance(cfg.devices, list) else 0
+    index = 0 if isinstance(cfg.devices, int | str) else cfg.devices[0]
     device = torch.device("cuda", index) if on_gpu else torch.device("cpu")
     layout = not cfg.performance.disable_channel_last
     backbone = backbone.to(device, memory_format=torch.channels_last if layout else torch.preserve_format)
@@ -132,7 +131,7 @@ def _features(cfg: Any, backbone: nn.Module, data: ClassificationData) -> list[T
     return sides
 
 
-def _fit_cached(cfg: Any, backbone: nn.Module, data: ClassificationData, base: Path) -> RunResult:
+def _fit_cached(cfg: Any, backbone: nn.Module, data: ClassificationData, run: Run) -> RunResult:
     began = time.perf_counter()
     scores = fit_cached_linear(
         *_features(cfg, backbone, data),
@@ -142,25 +141,22 @@ def _fit_cached(cfg: Any, backbone: nn.Module, data: ClassificationData, base: P
         seed=cfg.seed,
     )
     metrics = {name if "_" in name else f"val_{name}": value for name, value in scores.items()}
-    with run_folder(cfg, data, Start(new_folder(base))) as folder:
-        result = RunResult(folder, None, metrics, time.perf_counter() - began, None)
-        write_json(folder / RESULT, asdict(result))
+    with run.in_use(plain(cfg), surroundings(data, data.device)):
+        result = RunResult(run.dir, None, metrics, time.perf_counter() - began, None)
+        run.finish(result)
     return result
 
 
 def untrained_folder(cfg: Any) -> Path:
     """Where the evaluations of the untrained encoder of `cfg` are kept."""
-    return runs_folder(cfg) / "untrained" / f"{cfg.backbone.name.replace('/', '-')}-seed{cfg.seed}"
+    return runs_folder(cfg) / UNTRAINED / f"{cfg.backbone.name.replace('/', '-')}-seed{cfg.seed}"
 
 
-@rank_zero_only
-def _record(name: str, cfg: Any, source: Path | None, content: dict[str, Any], results: Path | None) -> None:
+def _record(name: str, content: dict[str, Any], cfg: Any, source: Path | None, results: Path | None) -> None:
     """Writes an evaluation's result into `results`, or else into the run folder of the encoder, where there is one."""
-    folder = results or (source.parent if source else untrained_folder(cfg))
-    args = run_config(source) if source else plain(cfg)
-    if args is None:
+    encoder = Run(source.parent) if source else None
+    args = encoder.config if encoder else plain(cfg)
+    if args is None or not is_first():
         return
-    if folder != (source and source.parent):
-        folder.mkdir(parents=True, exist_ok=True)
-        write_json(folder / "args.json", args)
-    write_json(folder / name, content)
+    target = Run(results or (encoder.dir if encoder else untrained_folder(cfg)))
+    target.record(name, content, None if encoder and target.dir == encoder.dir else args)

@@ -47,15 +47,28 @@ def on_gpu(cfg: Any) -> bool:
 
 def trainer_devices(cfg: Any) -> int | str | list[int]:
     """`devices` as Lightning takes it on this machine: without GPUs a number, not indices or -1."""
-    return cfg.devices if on_gpu(cfg) else device_count(cfg)
+    if not on_gpu(cfg):
+        return device_count(cfg)
+    return cfg.devices if isinstance(cfg.devices, int | str) else list(cfg.devices)
+
+
+def devices_text(cfg: Any) -> str:
+    """Where `cfg` runs, for a reader: `cpu`, `cuda:0 (NVIDIA H100)`, `cuda:0,1 (NVIDIA A100), 2 nodes`."""
+    devices, count = parse_devices(cfg.devices), device_count(cfg)
+    nodes = f", {cfg.num_nodes} nodes" if cfg.num_nodes > 1 else ""
+    if not (on_gpu(cfg) and torch.cuda.is_available()):
+        kind = cfg.accelerator if cfg.accelerator not in ("auto", "gpu") else "mps" if on_gpu(cfg) else "cpu"
+        return (kind if count == 1 else f"{count} processes on the {kind}") + nodes
+    indices = devices if isinstance(devices, list) else list(range(count))
+    names = dict.fromkeys(torch.cuda.get_device_name(index) for index in indices)
+    return f"cuda:{','.join(map(str, indices))} ({', '.join(names)}){nodes}"
 
 
 def check_hardware(cfg: Any) -> None:
     """Raises ConfigError if `cfg` asks for an accelerator, or for more of them, than this machine has."""
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     mps = torch.backends.mps.is_available()
-    asked = {"gpu": gpus or mps, "cuda": gpus, "mps": mps}.get(cfg.accelerator, True)
-    if not asked:
+    if not {"gpu": gpus or mps, "cuda": gpus, "mps": mps}.get(cfg.accelerator, True):
         raise ConfigError(
             f"accelerator={cfg.accelerator} asks for a GPU, but PyTorch {torch.__version__} finds none here; "
             "use accelerator=cpu"

@@ -1,14 +1,11 @@
-"""Where metrics go: always to `metrics.csv`; to wandb and TensorBoard if asked."""
+"""Where metrics go: always to `metrics.csv`; also to wandb and TensorBoard if the YAML says so."""
 
 import contextlib
-import csv
-import io
 import logging
 import os
 import socket
 import threading
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -17,40 +14,12 @@ from urllib.request import getproxies, proxy_bypass
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from solo_ext.errors import ConfigError
-from solo_ext.files import write_text
-from solo_ext.schema import plain
+from solo_ext.runs.comparison import plain
+from solo_ext.runs.metrics import read_table, write_table
+from solo_ext.runs.run import METRICS
+from solo_ext.training.logger_config import WandbConfig
 
 log = logging.getLogger("solo_ext")
-
-
-@dataclass
-class WandbConfig:
-    """The YAML's `wandb`. The API key is wandb's own business (`wandb login`, WANDB_API_KEY) and has no key here.
-
-    offline: log to the run folder; `wandb sync` uploads it later.
-    """
-
-    enabled: bool = False
-    entity: str | None = None
-    project: str = "solo-ext"
-    offline: bool = False
-
-
-@dataclass
-class TensorboardConfig:
-    """The YAML's `tensorboard`: event files in `<run folder>/tensorboard`."""
-
-    enabled: bool = False
-
-    def __post_init__(self):
-        if self.enabled:
-            try:
-                import torch.utils.tensorboard  # noqa: F401
-            except ImportError:
-                raise ConfigError(
-                    "tensorboard.enabled is true but TensorBoard is not installed: pip install 'solo-ext[viz]'"
-                ) from None
 
 
 class CSVMetrics(Logger):
@@ -66,14 +35,11 @@ class CSVMetrics(Logger):
 
     def __init__(self, folder: Path, resume_at: int = 0, every: int = 50):
         super().__init__()
-        self.path, self.every = Path(folder) / "metrics.csv", every
-        self.columns, self.rows, self.unsaved = ["epoch", "step"], {}, 0
-        if resume_at and self.path.exists():
-            with open(self.path, newline="", encoding="utf-8") as file:
-                reader = csv.DictReader(file)
-                self.columns = list(reader.fieldnames or self.columns)
-                rows = {int(row["step"]): row for row in reader if (row.get("step") or "").isdigit()}
-            self.rows = {step: row for step, row in rows.items() if step < resume_at}
+        self.path, self.every, self.unsaved = Path(folder) / METRICS, every, 0
+        columns, rows = read_table(self.path) if resume_at else ([], [])
+        self.columns = columns or ["epoch", "step"]
+        steps = {int(row["step"]): row for row in rows if (row.get("step") or "").isdigit()}
+        self.rows: dict[int, dict[str, Any]] = {step: row for step, row in steps.items() if step < resume_at}
 
     name = "csv"
     version = ""
@@ -96,11 +62,7 @@ class CSVMetrics(Logger):
     @rank_zero_only
     def save(self) -> None:
         """Writes the whole table atomically: a few MB at most, every `every` rows."""
-        text = io.StringIO()
-        writer = csv.DictWriter(text, self.columns, restval="", lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(self.rows[step] for step in sorted(self.rows))
-        write_text(self.path, text.getvalue())
+        write_table(self.path, self.columns, (self.rows[step] for step in sorted(self.rows)))
         self.unsaved = 0
 
     @rank_zero_only
@@ -164,7 +126,7 @@ def wandb_logger(cfg: WandbConfig, name: str, folder: Path) -> WandbLogger | Non
         run.define_metric("trainer/global_step")
         run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
     except Exception as error:
-        log.warning("wandb: %s; going on without it", _first_line(error))
+        log.warning("wandb: %s; continuing without it", _first_line(error))
         return None
     if mode == "online" and getattr(run, "url", None):
         log.warning("wandb: logging to %s", run.url)

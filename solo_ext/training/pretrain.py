@@ -1,60 +1,112 @@
-"""Pre-training: trains an encoder without labels."""
+"""Pre-training: trains an encoder without labels.
 
+What takes seconds to import is imported after the first line about the run is out.
+"""
+
+import copy
 import importlib
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, TypeAlias
 
-import lightning.pytorch as pl
 import torch
 from torch import nn
 
-from solo_ext.data.modules import PretrainData
 from solo_ext.errors import ConfigError
-from solo_ext.methods import METHODS
-from solo_ext.training.callbacks import MONITORS
-from solo_ext.training.config import PretrainConfig
-from solo_ext.training.trainer import RunResult, fit, prepare, print_result, runs_folder
+from solo_ext.runs.run import RunResult
+from solo_ext.text import hint
+from solo_ext.training.start import begin, runs_folder
+
+if TYPE_CHECKING:
+    import lightning.pytorch as pl
+
+    AnyMethod: TypeAlias = str | type[pl.LightningModule] | pl.LightningModule
 
 
-def pretrain(cfg: PretrainConfig) -> RunResult:
+def pretrain(
+    cfg: Any,
+    *,
+    method: "AnyMethod | None" = None,
+    data: "pl.LightningDataModule | None" = None,
+    callbacks: "Sequence[pl.Callback]" = (),
+) -> RunResult:
     """Trains an encoder without labels, as the resolved `cfg` says.
+
+    Args:
+        method: in place of the one that `cfg` names: a registered name, a class that is built from `cfg`, or a module
+            that is built. Its name is what args.json and the path of the run folder say.
+        data: in place of the images that `cfg` names. Batches are `(indexes, [view, ...], targets)`; they are not
+            checked, and there is no kNN probe.
+        callbacks: beside those that follow from `cfg`.
 
     Raises:
         SoloExtError: something in the configuration, the data or the checkpoint to resume; nothing is written then.
         NonFiniteError: the loss or a weight became NaN or infinite.
     """
-    data = PretrainData(cfg.data, cfg.augmentations, cfg.optimizer.batch_size, cfg.seed)
+    if method is not None:
+        cfg = copy.deepcopy(cfg)
+        cfg.method = _name(method)
+    start = begin(cfg, runs_folder(cfg) / cfg.method)
+
+    from solo_ext.data.modules import ImageData, PretrainData
+    from solo_ext.methods import METHODS, Method
+    from solo_ext.training.trainer import fit, prepare, print_result
+
+    if data is None:
+        data = PretrainData(cfg.data, cfg.augmentations, cfg.optimizer.batch_size, cfg.seed)
     cfg = prepare(cfg, data)
-    method = METHODS[cfg.method](cfg)
-    check_sizes(method.backbone, cfg)
-    result = fit(cfg, method, data, runs_folder(cfg) / cfg.method, callbacks_of(cfg, data))
+    if method is None or isinstance(method, str):
+        method = METHODS[cfg.method]
+    module = method(cfg) if isinstance(method, type) else method
+    if isinstance(module, Method):
+        check_sizes(module.backbone, cfg)
+    own = callbacks_of(cfg, data if isinstance(data, ImageData) else None)
+    result = fit(cfg, module, data, start, [*own, *callbacks])
     print_result(result, ("val_acc1", "val_knn1", "val_knn20", "gap_sim"))
     return result
 
 
-def callbacks_of(cfg: PretrainConfig, data: PretrainData) -> list[pl.Callback]:
+def _name(method: "AnyMethod") -> str:
+    """The registered name, or else that of the class."""
+    from solo_ext.methods import METHODS
+
+    if isinstance(method, str):
+        if method not in METHODS:
+            raise ConfigError(f"method: there is no method '{method}'{hint(method, METHODS)}")
+        return method
+    cls = method if isinstance(method, type) else type(method)
+    return next((name for name, known in METHODS.items() if known is cls), cls.__name__)
+
+
+def callbacks_of(cfg: Any, data: Any) -> "list[pl.Callback]":
     """The monitors that `cfg` switches on, and the user's own callbacks that it names.
+
+    data: the run's `PretrainData`; None: the images are not ours, and what needs them is left out.
 
     Raises:
         ConfigError: `callbacks` names what cannot be imported, or gives arguments that do not fit.
     """
+    from solo_ext.training.callbacks import MONITORS
+
     sections = [(monitor, getattr(cfg, key)) for key, monitor in MONITORS.items()]
     made = [monitor.make(section, cfg, data) for monitor, section in sections if section.enabled]
-    return [callback for callback in made if callback] + [_import(*item) for item in (cfg.callbacks or {}).items()]
+    return [callback for callback in made if callback] + [_imported(*item) for item in (cfg.callbacks or {}).items()]
 
 
-def _import(path: str, arguments: Any) -> pl.Callback:
+def _imported(path: str, arguments: Any) -> "pl.Callback":
+    from lightning.pytorch import Callback
+
     module, _, name = path.rpartition(".")
     try:
         callback = getattr(importlib.import_module(module), name)(**(arguments or {}))
     except (ImportError, AttributeError, ValueError, TypeError) as error:
         raise ConfigError(f"callbacks.{path}: {error}") from error
-    if not isinstance(callback, pl.Callback):
+    if not isinstance(callback, Callback):
         raise ConfigError(f"callbacks.{path} is not a callback of Lightning's, but a {type(callback).__name__}")
     return callback
 
 
 @torch.no_grad()
-def check_sizes(backbone: nn.Module, cfg: PretrainConfig) -> None:
+def check_sizes(backbone: nn.Module, cfg: Any) -> None:
     """Raises ConfigError if the backbone cannot take one of the crop sizes: too small for it, or not a ViT's own."""
     backbone.eval()
     for size in dict.fromkeys(view.crop_size for view in cfg.augmentations):

@@ -11,9 +11,9 @@ from pathlib import Path, PurePath
 from omegaconf import OmegaConf
 
 from solo_ext.errors import CheckpointError
-from solo_ext.files import WEIGHTS, new_folder, read_json, sha256, write_text
-from solo_ext.runs.checkpoints import find_checkpoint
-from solo_ext.runs.encoder import foreign_config, run_config
+from solo_ext.files import new_folder, read_json, sha256, write_text
+from solo_ext.runs.checkpoints import find_checkpoint, foreign_config, run_config
+from solo_ext.runs.run import WEIGHTS
 from solo_ext.training.compose import compose
 from solo_ext.training.recipes import derived
 from solo_ext.zoo.export import RECORD, export, safetensors

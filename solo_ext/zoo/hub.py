@@ -11,7 +11,8 @@ from huggingface_hub import utils
 
 from solo_ext import __version__
 from solo_ext.errors import CheckpointError, ConfigError
-from solo_ext.files import RECORDS, WEIGHTS, read_json
+from solo_ext.files import read_json
+from solo_ext.runs.run import RECORDS, WEIGHTS
 from solo_ext.zoo.index import REPOSITORY, Entry, ZooFile
 
 CONFIG = "config.json"  # timm's

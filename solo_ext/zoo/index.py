@@ -12,7 +12,8 @@ import yaml
 from filelock import FileLock
 
 from solo_ext.errors import CheckpointError, ConfigError
-from solo_ext.files import WEIGHTS, read_json, write_text
+from solo_ext.files import read_json, write_text
+from solo_ext.runs.run import WEIGHTS
 from solo_ext.schema import build
 from solo_ext.text import markdown_table
 

@@ -13,8 +13,8 @@ from solo_ext.data.datasets import CUSTOM, DATASETS
 from solo_ext.data.modules import DEFAULT_CROP
 from solo_ext.data.transforms import Transform, build_eval_transform
 from solo_ext.errors import CheckpointError, ConfigError
-from solo_ext.runs.checkpoints import CheckpointConfig, find_checkpoint
-from solo_ext.runs.encoder import bare_backbone, foreign_config, load_encoder
+from solo_ext.runs.checkpoints import Checkpoint, CheckpointConfig, foreign_config, open_checkpoint
+from solo_ext.runs.encoder import bare_backbone, load_encoder
 from solo_ext.text import nearest
 from solo_ext.zoo import hub
 from solo_ext.zoo.store import entries, fetch
@@ -38,10 +38,10 @@ def load_backbone(source: str | os.PathLike, teacher: bool = False) -> nn.Module
         CheckpointError: no such entry or file, a damaged one, one of another network, or one without the teacher.
         ConfigError: the run's args.json asks for what does not exist.
     """
-    path, content = read(source)
+    checkpoint = open_source(source)
     backbone: Any  # nn.Module's own attributes are tensors and modules
-    backbone, backbone.config = load_encoder(path, teacher=teacher, content=content)
-    with foreign_config(path):
+    backbone, backbone.config = load_encoder(checkpoint, teacher=teacher)
+    with foreign_config(checkpoint.path):
         backbone.transform = eval_transform(backbone.config)
     return backbone
 
@@ -55,26 +55,21 @@ def eval_transform(config: Mapping[str, Any] | None) -> Transform:
     return build_eval_transform(info, size, view.get("mean"), view.get("std"))
 
 
-def locate(source: str | os.PathLike) -> Path:
-    """The file of weights that `source`, as `load_backbone` takes it, names; downloaded if need be.
+def open_source(source: str | os.PathLike) -> Checkpoint:
+    """What `source`, as `load_backbone` takes it, names: read once, verified, downloaded if need be.
 
     Raises:
         CheckpointError: there is none.
     """
-    return read(source)[0]
-
-
-def read(source: str | os.PathLike) -> tuple[Path, bytes | None]:
-    """What `locate` gives, and the content of the file where it has been read, to verify an entry of the zoo."""
     if _is_path(source):
-        return find_checkpoint(Path(source)), None
+        return open_checkpoint(Path(source))
     name = str(source)
     if name.startswith("hf://"):
-        return hub.fetch(name), None
+        return open_checkpoint(hub.fetch(name))
     known = entries()
     if name not in known:
         raise CheckpointError(f"there is no '{name}', neither here nor in the zoo{nearest(name, known)}")
-    return fetch(known[name])
+    return open_checkpoint(*fetch(known[name]))
 
 
 def results_folder(source: str | os.PathLike) -> Path | None:

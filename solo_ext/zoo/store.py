@@ -7,7 +7,7 @@ from pathlib import Path
 
 import solo_ext
 from solo_ext.errors import CheckpointError
-from solo_ext.files import WEIGHTS
+from solo_ext.runs.run import WEIGHTS
 from solo_ext.text import nearest
 from solo_ext.zoo import hub
 from solo_ext.zoo.index import INDEX, Entry, read_index

@@ -26,7 +26,7 @@ class OnlineKNN(MonitorCallback):
 
     @classmethod
     def make(cls, section: KNNConfig, cfg: Any, data: Any) -> "OnlineKNN | None":
-        if data.val_set is None:  # nothing to classify
+        if data is None or data.val_set is None:  # nothing to classify
             return None
         return cls(data.probe_dataloaders, section, not cfg.performance.disable_channel_last)
 

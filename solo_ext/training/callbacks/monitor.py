@@ -33,6 +33,6 @@ class MonitorCallback(pl.Callback):
         Args:
             section: the `Config` of the run; it is enabled.
             cfg: the whole configuration.
-            data: the run's `PretrainData`.
+            data: the run's `PretrainData`; None where the images are the caller's own.
         """
         return cls(section)

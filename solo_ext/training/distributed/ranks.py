@@ -1,25 +1,31 @@
-"""The processes of one run: they stop together, and none outlives the one that started it."""
+"""The processes of one run: which is the first, who starts them, what all have to know, and when they end.
+
+Lightning is imported only where it is needed: the first process says at once what it is going to do.
+"""
 
 import contextlib
 import ctypes
+import json
 import os
 import signal
-from typing import Any
-
-import lightning.pytorch as pl
-import torch
-import torch.distributed as dist
-from lightning.fabric.plugins.environments import (
-    ClusterEnvironment,
-    LightningEnvironment,
-    SLURMEnvironment,
-    TorchElasticEnvironment,
-)
+from typing import TYPE_CHECKING, Any
 
 from solo_ext.errors import ConfigError
 
+if TYPE_CHECKING:
+    import lightning.pytorch as pl
+    from lightning.fabric.plugins.environments import ClusterEnvironment
 
-def cluster_environment(devices: int, nodes: int) -> ClusterEnvironment | None:
+_CHOICE = "SOLO_EXT_START"  # how the processes that Lightning starts learn what the first one chose
+
+
+def is_first() -> bool:
+    """Whether this is the first process of a run, or the only one."""
+    ranks = (os.environ[name] for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID") if name in os.environ)
+    return next(ranks, "0") == "0" and ("RANK" in os.environ or os.environ.get("NODE_RANK", "0") == "0")
+
+
+def cluster_environment(devices: int, nodes: int) -> "ClusterEnvironment | None":
     """Who starts the processes: torchrun, SLURM's srun, or Lightning; None leaves it to Lightning to find out.
 
     devices: of each node.
@@ -27,24 +33,48 @@ def cluster_environment(devices: int, nodes: int) -> ClusterEnvironment | None:
     Raises:
         ConfigError: torchrun or srun started another number of processes than there are devices.
     """
-    if TorchElasticEnvironment.detect():
-        found, who = TorchElasticEnvironment(), "torchrun (--nnodes, --nproc-per-node)"
-    elif not SLURMEnvironment.detect():
+    from lightning.fabric.plugins import environments
+
+    if environments.TorchElasticEnvironment.detect():
+        launcher, who = environments.TorchElasticEnvironment(), "torchrun (--nnodes, --nproc-per-node)"
+    elif not environments.SLURMEnvironment.detect():
         return None
     elif "SLURM_STEP_ID" not in os.environ:  # in a job, but not under srun: nobody started the others
-        return LightningEnvironment()
+        return environments.LightningEnvironment()
     else:
         try:
             # requeueing is left to the job: Lightning's own would resume whichever run wrote last into a shared folder
-            found, who = SLURMEnvironment(auto_requeue=False), "srun (--nodes, --ntasks-per-node)"
+            launcher, who = environments.SLURMEnvironment(auto_requeue=False), "srun (--nodes, --ntasks-per-node)"
         except RuntimeError as error:
             raise ConfigError(f"SLURM: {error}") from error
-    if found.world_size() != devices * nodes:
+    if launcher.world_size() != devices * nodes:
         raise ConfigError(
-            f"{who} started {found.world_size()} processes, but devices={devices} and num_nodes={nodes} need "
+            f"{who} started {launcher.world_size()} processes, but devices={devices} and num_nodes={nodes} need "
             f"{devices * nodes}: one for each device"
         )
-    return found
+    return launcher
+
+
+def agree(trainer: "pl.Trainer", choice: Any) -> Any:
+    """What the first process chose, on all of them; a value that JSON holds.
+
+    Raises:
+        ConfigError: nobody started the processes of the other nodes.
+    """
+    if trainer.world_size == 1:
+        return choice
+    if not trainer.strategy.cluster_environment.creates_processes_externally:
+        if trainer.global_rank:
+            raise ConfigError(f"num_nodes={trainer.num_nodes}: torchrun or srun has to start the processes")
+        # Lightning starts the others, with this environment, when the fit begins
+        os.environ[_CHOICE] = json.dumps([choice, os.getpid()])
+        return choice
+    if trainer.global_rank and (message := os.environ.pop(_CHOICE, None)):
+        choice, parent = json.loads(message)
+        die_with(parent)
+        return choice
+    trainer.strategy.setup_environment()
+    return trainer.strategy.broadcast(choice)
 
 
 def die_with(parent: int) -> None:
@@ -53,40 +83,3 @@ def die_with(parent: int) -> None:
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
         if os.getppid() != parent:  # it ended before
             os.kill(os.getpid(), signal.SIGKILL)
-
-
-class StopTogether(pl.Callback):
-    """After a SIGTERM to any process of a run, all stop after the same step, where the checkpointer can save.
-
-    Lightning alone broadcasts from its signal handler, in between whatever the processes are exchanging, and hangs;
-    and before each step it waits for the device to ask rank 0. Here every step sends the question along, and the answer
-    is read one step later, when the device has it already.
-    """
-
-    def __init__(self):
-        self.asked = self.stopping = False
-        self.answer, self.arrived = torch.zeros(1), None  # on the CPU; the event after which it is there
-
-    def setup(self, trainer: pl.Trainer, module: pl.LightningModule, stage: str) -> None:
-        if trainer.world_size > 1:
-            trainer._signal_connector._sigterm_notifier_fn = self._ask
-            trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None
-
-    def _ask(self, signum: int, frame: Any) -> None:
-        self.asked = True
-
-    def on_train_batch_end(self, trainer: pl.Trainer, module: pl.LightningModule, out: Any, batch: Any, i: int) -> None:
-        if trainer.world_size == 1:
-            return
-        if self.arrived:
-            self.arrived.synchronize()
-        self.stopping |= bool(self.answer)
-        asked = torch.full((1,), float(self.asked), device=module.device)
-        dist.all_reduce(asked, dist.ReduceOp.MAX)
-        self.answer = asked.to("cpu", non_blocking=True)
-        if asked.is_cuda:
-            self.arrived = torch.cuda.Event()
-            self.arrived.record()
-        # not where validation follows, whose batches may differ in number; nor between accumulated batches
-        if self.stopping and not trainer.is_last_batch and (i + 1) % trainer.accumulate_grad_batches == 0:
-            trainer._signal_connector.received_sigterm = True

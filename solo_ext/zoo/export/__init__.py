@@ -24,11 +24,13 @@ from torch import Tensor, nn
 
 from solo_ext.data.transforms import Transform
 from solo_ext.errors import CheckpointError, ConfigError
-from solo_ext.files import WEIGHTS, json_text, new_folder
+from solo_ext.files import json_text, new_folder
+from solo_ext.runs.checkpoints import Checkpoint
 from solo_ext.runs.encoder import load_encoder
 from solo_ext.runs.environment import environment
+from solo_ext.runs.run import WEIGHTS
 from solo_ext.text import hint
-from solo_ext.zoo.model import eval_transform, read
+from solo_ext.zoo.model import eval_transform, open_source
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 BATCHES = (1, 2, 5)  # images in each of the proof's forward passes
@@ -176,12 +178,12 @@ def export(
             Nothing is left behind.
     """
     dtype = check_target(to, dtype)
-    path, content = read(checkpoint)
-    name = _name(path) + ("-teacher" if teacher else "")
+    opened = open_source(checkpoint)
+    name = _name(opened.path) + ("-teacher" if teacher else "")
     folder = Path(out).expanduser() if out is not None else Path("exports") / f"{name}-{to}"
     if os.path.lexists(folder):
         raise ConfigError(f"--out: {folder} exists; name another folder, or remove it")
-    source = _source(path, content, name, teacher, dtype, folder)
+    source = _source(opened, name, teacher, dtype, folder)
     product = _module(to, source.backbone).export(source)
     with new_folder(folder) as temporary:
         for file, content in product.files.items():
@@ -204,9 +206,10 @@ def check_target(to: str, dtype: str | None = None) -> str:
     return dtype or dtypes[0]
 
 
-def _source(path: Path, content: bytes | None, name: str, teacher: bool, dtype: str, out: Path) -> Source:
-    """The network of the checkpoint at `path`, as it is exported."""
-    exact, config = load_encoder(path, teacher=teacher, content=content)
+def _source(checkpoint: Checkpoint, name: str, teacher: bool, dtype: str, out: Path) -> Source:
+    """The network of a checkpoint, as it is exported."""
+    path = checkpoint.path
+    exact, config = load_encoder(checkpoint, teacher=teacher)
     tensors = {}
     for key, x in exact.state_dict().items():
         matrix = x.ndim > 1 and x.is_floating_point()

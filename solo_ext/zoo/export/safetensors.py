@@ -11,12 +11,13 @@ import safetensors.torch
 from torch import nn
 
 from solo_ext.errors import CheckpointError
-from solo_ext.files import RECORDS, WEIGHTS, json_text, read_json
-from solo_ext.runs.checkpoints import load_checkpoint, records
+from solo_ext.files import json_text, read_json
+from solo_ext.runs.checkpoints import load_checkpoint
 from solo_ext.runs.encoder import load_encoder
+from solo_ext.runs.run import ARGS, ENVIRONMENT, RECORDS, WEIGHTS, Run
+from solo_ext.runs.run import METRICS as LOG
 from solo_ext.zoo.export import Product, Source
 
-ARGS, LOG, ENVIRONMENT = "args.json", "metrics.csv", "environment.json"
 FILES = (WEIGHTS, ARGS, RECORDS, LOG, ENVIRONMENT)
 # the last word of a key whose text names a place, a person or a secret
 _PRIVATE = re.compile(
@@ -84,7 +85,7 @@ def export(source: Source) -> Product:
     """`model.safetensors`, args.json, the record of its SHA-256, and the run's log and environment if there are any."""
     run = source.path.parent
     weights = safetensors.torch.save(source.tensors, {"format": "pt"})
-    place = records(run).get(source.path.name)
+    place = Run(run).records.get(source.path.name)
     if place is None:
         checkpoint = load_checkpoint(source.path)
         place = {"epoch": checkpoint.get("epoch"), "step": checkpoint.get("global_step")}

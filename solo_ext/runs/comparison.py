@@ -1,0 +1,83 @@
+"""Configurations as plain values, and side by side."""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from solo_ext import schema
+
+# A run continues another one if their whole resolved configurations agree, but for:
+IGNORED = (
+    # where and how often something is written, and who watches
+    "checkpoint",
+    "wandb",
+    "tensorboard",
+    "log_every_n_steps",
+    "enable_progress_bar",
+    "enable_model_summary",
+    "auto_resume",
+    "resume_from_checkpoint",
+    # how the batches are loaded, not what they hold
+    "data.num_workers",
+    # which devices: their number times the batch size is compared in optimizer.effective_lr, which it scales
+    "devices",
+    "num_nodes",
+)
+_ABSENT = object()
+
+
+def plain(cfg: Any) -> dict[str, Any]:
+    """A configuration, typed or not, as args.json holds it."""
+    if OmegaConf.is_config(cfg):
+        cfg = OmegaConf.to_container(cfg, resolve=True)
+    return json.loads(json.dumps(cfg if isinstance(cfg, Mapping) else schema.plain(cfg), default=str))
+
+
+def flatten(config: Any, at: str = "") -> dict[str, Any]:
+    """{full key: value} of nested dictionaries and lists of dictionaries; other lists are values."""
+    if isinstance(config, list) and any(isinstance(item, dict) for item in config):
+        config = dict(enumerate(config))
+    if not isinstance(config, dict) or not config:
+        return {at: config} if at else {}
+    items = (flatten(item, f"{at}.{name}" if at else str(name)) for name, item in config.items())
+    return {key: value for item in items for key, value in item.items()}
+
+
+def _aligned(configs: Sequence[Any]) -> dict[str, list[Any]]:
+    """Full key -> the value of each configuration, `_ABSENT` where it has no such key."""
+    flat = [flatten(config) for config in configs]
+    keys = dict.fromkeys(key for config in flat for key in config)
+    return {key: [config.get(key, _ABSENT) for config in flat] for key in keys}
+
+
+def compare(configs: Sequence[Mapping[str, Any]]) -> tuple[dict[str, str], dict[str, list[str]]]:
+    """What nested dictionaries have alike and where they differ, by full key.
+
+    Returns:
+        ({key: value}, {key: [value of each, `-` where it has no such key]}), values as text.
+    """
+    texts = {key: [show(value) for value in values] for key, values in _aligned(configs).items()}
+    same = {key: values[0] for key, values in texts.items() if len(set(values)) == 1}
+    return same, {key: values for key, values in texts.items() if key not in same}
+
+
+def differences(saved: Any, now: Any) -> list[str]:
+    """The full keys, outside `IGNORED`, at which two resolved configurations differ: `key: old -> new`.
+
+    A `data.num_classes` of null in `now` is not known before the images are read, and differs from nothing.
+    """
+    pairs = _aligned([plain(saved), plain(now)])
+    if pairs.get("data.num_classes", [0, 0])[1] is None:
+        del pairs["data.num_classes"]
+    counted = (key for key in pairs if not any(f"{key}.".startswith(f"{name}.") for name in IGNORED))
+    keys = [key for key in counted if pairs[key][0] != pairs[key][1]]
+    return [f"{key}: {show(pairs[key][0])} -> {show(pairs[key][1])}" for key in keys]
+
+
+def show(value: Any) -> str:
+    """A value as a YAML file has it; `-` for one that is not there."""
+    if value is _ABSENT:
+        return "-"
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

@@ -1,0 +1,99 @@
+"""`metrics.csv`: a row for each optimizer step, and a column for every metric that was ever logged."""
+
+import csv
+import io
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from solo_ext.errors import CheckpointError
+from solo_ext.files import write_text
+
+
+def read_table(path: Path) -> tuple[list[str], list[dict[str, Any]]]:
+    """The names of the columns, and the rows as the file has them; both empty without a file.
+
+    Raises:
+        CheckpointError: it cannot be read, or is no table.
+    """
+    try:
+        with open(path, newline="", encoding="utf-8", errors="replace") as file:
+            # a machine that lost its power leaves NUL bytes, which Python 3.10's reader refuses
+            reader = csv.DictReader(line.replace("\0", "") for line in file)
+            return list(reader.fieldnames or ()), list(reader)
+    except FileNotFoundError:
+        return [], []
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
+    except csv.Error as error:
+        raise CheckpointError(f"{path} is damaged: it is not a table ({error})") from error
+
+
+def write_table(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
+    """Replaces the whole file, which has a few MB at most."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, restval="", extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(path, text.getvalue())
+
+
+@dataclass
+class Metrics:
+    """What was logged.
+
+    Attributes:
+        points: column -> [(step, value), ...], steps ascending; cells without a number are left out.
+        epoch_ends: epoch -> the last step logged in it; both count from 0.
+    """
+
+    points: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
+    epoch_ends: dict[float, float] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, path: Path) -> "Metrics":
+        """What the file at `path` holds."""
+        points: dict[str, dict[float, float]] = {}
+        epoch_ends: dict[float, float] = {}
+        for number, row in enumerate(read_table(path)[1]):
+            epoch, step = _number(row.pop("epoch", None)), _number(row.pop("step", None))
+            if not is_number(step):
+                step = float(number)
+            if is_number(epoch):
+                epoch_ends[epoch] = max(step, epoch_ends.get(epoch, step))
+            for column, cell in row.items():
+                if column and (value := _number(cell)) is not None:
+                    points.setdefault(column, {})[step] = value  # a resumed run may log a step again
+        return cls({column: sorted(values.items()) for column, values in points.items()}, epoch_ends)
+
+    def series(self, name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """What was logged as `name`, or else as `name_epoch`, or else as `name_step`.
+
+        Returns:
+            Three arrays [n]: steps, counted from 0; the epochs done after these steps, with fractions (NaN if no
+            epoch was logged); values. Empty if there are none.
+        """
+        column = next((c for c in (name, f"{name}_epoch", f"{name}_step") if c in self.points), name)
+        steps, values = np.array(self.points.get(column, []), dtype=float).reshape(-1, 2).T
+        if not self.epoch_ends:
+            return steps, np.full_like(steps, np.nan), values
+        epochs = sorted(self.epoch_ends)
+        ends = np.maximum.accumulate([self.epoch_ends[epoch] + 1 for epoch in epochs])
+        return steps, np.interp(steps + 1, [0, *ends], [0, *(epoch + 1 for epoch in epochs)]), values
+
+
+def is_number(value: Any) -> bool:
+    """Whether `value` is a finite number."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _number(cell: Any) -> float | None:
+    """A number, NaN and infinity included, which a diverged run has to show; None for anything else."""
+    try:
+        return float(cell)
+    except (TypeError, ValueError):
+        return None
