@@ -2,19 +2,20 @@
 
 import copy
 import json
+from collections import Counter
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import method_config, tiny_config
+from conftest import method_config, random_batches, tiny_config
 
 import solo_ext.cli.main as cli
 from solo_ext.methods import METHODS
 from solo_ext.planning import measure
-from solo_ext.planning.anatomy import anatomy, synthetic_batch
-from solo_ext.planning.plan import plan
-from solo_ext.training.compose import compose
-from solo_ext.training.config import resolve
+from solo_ext.planning.anatomy import anatomy
+from solo_ext.planning.measure import measure_steps, synthetic_batch
+from solo_ext.planning.plan import describe, plan
+from solo_ext.training.config import compose, resolve
 from solo_ext.training.pretrain import pretrain
 
 PRETRAIN = Path(__file__).parents[1] / "scripts" / "pretrain"
@@ -76,8 +77,7 @@ def test_anatomy_of_byol_by_hand(stages, parameters, layers, backbones, forwards
     assert found["teacher_layers"] == layers
     assert found["parameters_millions"] == pytest.approx(backbones / 1e6)
     assert found["forwards_per_view"] == pytest.approx(forwards) and found["student_forwards"] == 1
-    taus = {stage: tau["base"] for stage, tau in found["teacher_tau"].items()}
-    assert taus == {**dict.fromkeys(averaged, 0.9), **dict.fromkeys(shared, 0.0)}
+    assert found["teacher_tau"] == {**dict.fromkeys(averaged, "0.9 to 1, cosine"), **dict.fromkeys(shared, "0")}
     assert list(found["teacher_tensors"]) == [*averaged, *shared]
 
 
@@ -132,6 +132,39 @@ def test_anatomy_of_every_method_leaves_it_alone(method):
     assert found["student_forwards"] <= 1 and found["teacher_forwards"] <= (scope == "full")
 
 
+@pytest.mark.parametrize("stages", [None, "block4", "none"])
+@pytest.mark.parametrize("method", METHODS)
+def test_a_step_makes_as_many_passes(method, stages):
+    changes = {"momentum__stages": stages} if stages and not METHODS[method].intra.weight else {}
+    model, images = METHODS[method](small(method, gap__enabled=False, **changes)), Counter()
+    found = anatomy(model)
+    for who in ("backbone", "momentum_backbone"):
+        if hasattr(model, who):
+            layer = getattr(model, who).layer4
+            layer.register_forward_pre_hook(lambda _, inputs, who=who: images.update({who: len(inputs[0])}))
+    model.training_step(random_batches(1, batch=4)[0], 0)
+    share = len(found["teacher_backbone_stages"]) / len(found["backbone_stages"])
+    assert found["student_forwards"] == pytest.approx(images["backbone"] / 8)
+    assert found["teacher_forwards"] == pytest.approx(share * images["momentum_backbone"] / 8)
+
+
+def test_a_tau_of_ones_own():
+    class Steps:
+        def __call__(self, step, total_steps):
+            return 0.9 if step < 10 else 1.0
+
+        def always(self, value):
+            return False
+
+        def __str__(self):
+            return "0.9, then 1"
+
+    model = METHODS["byol"](small("byol"))
+    model.teacher.taus |= {"conv1": Steps()}
+    found = anatomy(model)
+    assert found["teacher_tau"]["conv1"] == "0.9, then 1" and json.dumps(found) and found["teacher_layers"] > 5
+
+
 # How long it is.
 
 
@@ -154,10 +187,10 @@ def test_anatomy_of_every_method_leaves_it_alone(method):
 )
 def test_steps_and_learning_rate(overrides, per_epoch, steps, lr):
     found = plan(configured(BYOL, *SLIM, *overrides), measure=False)
-    assert (found.steps_per_epoch, found.steps, found.effective_lr, found.lr) == (per_epoch, steps, lr, 1.0)
-    assert found.measured is None and found.seconds is None
-    assert found.warmup_steps == (steps and pytest.approx(10 * steps / found.epochs))
-    assert ("there is no folder 'nowhere'" in str(found)) == (steps is None)
+    names = ("steps_per_epoch", "steps", "effective_lr", "lr", "measured", "seconds")
+    assert [found[name] for name in names] == [per_epoch, steps, lr, 1.0, None, None]
+    assert found["warmup_steps"] == (steps and pytest.approx(10 * steps / found["epochs"]))
+    assert ("there is no folder 'nowhere'" in describe(found)) == (steps is None)
 
 
 def test_a_folder_is_counted(tmp_path):
@@ -168,7 +201,7 @@ def test_a_folder_is_counted(tmp_path):
         Image.new("RGB", (4, 4)).save(tmp_path / str(i % 2) / f"{i}.png")
     changes = [*TINY, "data.dataset=custom", f"data.train_path={tmp_path}"]
     found = plan(configured(MINI, *changes), measure=False)
-    assert (found.images, found.steps_per_epoch) == (41, 2)
+    assert (found["images"], found["steps_per_epoch"]) == (41, 2)
 
 
 def test_a_real_run_has_as_many_steps(tmp_path):
@@ -179,7 +212,7 @@ def test_a_real_run_has_as_many_steps(tmp_path):
     expected = plan(cfg, measure=False)
     result = pretrain(cfg)
     [record] = json.loads((result.dir / "checkpoints.json").read_text()).values()
-    assert (expected.steps, expected.steps_per_epoch) == (record["step"], 3)
+    assert (expected["steps"], expected["steps_per_epoch"]) == (record["step"], 3)
 
 
 # Warnings.
@@ -187,7 +220,7 @@ def test_a_real_run_has_as_many_steps(tmp_path):
 
 @pytest.mark.parametrize("file", ["byol", "projector_ema_byol", "mocov2plus", "dino", "res_mocov3", "ressl"])
 def test_the_recipes_have_none(file):
-    assert plan(configured(PRETRAIN / "cifar10" / f"{file}.yaml", *SLIM), measure=False).warnings == []
+    assert plan(configured(PRETRAIN / "cifar10" / f"{file}.yaml", *SLIM), measure=False)["warnings"] == []
 
 
 @pytest.mark.parametrize(
@@ -217,19 +250,25 @@ def test_warnings(recipe, fires, silent):
         "data.dataset": "optimizer.kwargs.eta",
         "accelerator": "sync_batchnorm",
     }.get(key, key)
-    [warning] = plan(configured(file, *SLIM, *fires), measure=False).warnings
+    [warning] = plan(configured(file, *SLIM, *fires), measure=False)["warnings"]
     assert warning.startswith(f"{key}: ") and "\n" not in warning
-    assert plan(configured(file, *SLIM, *silent), measure=False).warnings == []
+    assert plan(configured(file, *SLIM, *silent), measure=False)["warnings"] == []
 
 
 def test_memory_that_is_not_there_is_a_warning(monkeypatch):
     cfg = configured(MINI, *TINY)
-    assert plan(cfg).warnings == []
+    assert plan(cfg)["warnings"] == []
     monkeypatch.setattr(measure, "_free_memory", lambda: 2**20)
     found = plan(cfg)
-    assert found.measured.images == measure.PROBE < cfg.optimizer.batch_size and not found.measured.fits
-    assert "optimizer.batch_size" in found.warnings[0]
-    assert f"measured with {measure.PROBE} images and scaled to 20" in str(found)
+    assert not found["measured"]["fits"] and "optimizer.batch_size" in found["warnings"][0]
+
+
+def test_a_large_batch_is_measured_with_fewer_images():
+    small, large = (plan(configured(MINI, *TINY, f"optimizer.batch_size={n}"))["measured"] for n in (50, 5000))
+    assert small["images"] == 50 and large["images"] == measure.CPU_PIXELS // (2 * 28**2)
+    assert 20 < large["seconds"] / small["seconds"] < 300
+    found = plan(configured(MINI, *TINY, "optimizer.batch_size=5000"))
+    assert f"measured with {large['images']} images and scaled to 5000" in describe(found)
 
 
 # Time and memory.
@@ -238,43 +277,41 @@ def test_memory_that_is_not_there_is_a_warning(monkeypatch):
 def test_a_measured_step_is_a_real_one():
     method = METHODS["byol"](configured(MINI, *TINY))
     before = copy.deepcopy(method.state_dict())
-    trial = measure._try(method.cfg, method, 4, 3, "cpu", "32")
-    assert len(trial.seconds) == 3 and min(trial.seconds) > 0
+    measured = measure_steps(method.cfg, method)
+    assert measure.LEAST <= measured["steps"] <= measure.STEPS and measured["seconds"] > 0
     moved = {name for name, tensor in method.state_dict().items() if not torch.equal(tensor, before[name])}
     assert {"backbone.conv1.weight", "predictor.0.weight", "classifier.weight"} <= moved  # optimizer
     assert {"momentum_backbone.conv1.weight", "momentum_projector.0.weight"} <= moved  # teacher
-    # AdamW: weights, their gradients, two moments; the teacher and all buffers only once
-    learnt = [p for p in method.parameters() if p.requires_grad]
-    once = sum(t.numel() * t.element_size() for t in method.state_dict().values())
-    assert trial.lasting == once + sum(12 * p.numel() + 4 for p in learnt)
 
 
-def test_memory_holds_what_backward_needs():
-    cfg = configured(MINI, *TINY)
+@pytest.mark.parametrize("images", [20, 500])
+def test_memory_holds_weights_optimizer_and_what_backward_needs(images):
+    cfg = configured(MINI, *TINY, f"optimizer.batch_size={images}")
     method, saved = METHODS["byol"](cfg), {}
+    measured = measure_steps(cfg, copy.deepcopy(method))
+    tensors = method.state_dict().values()
 
     def pack(tensor):
         saved[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
         return tensor
 
-    images = 100
     batch = synthetic_batch(cfg, images, torch.device("cpu"))
-    student = copy.deepcopy(method)
-    student.log = student.log_dict = lambda *_, **__: None
+    method.log = method.log_dict = lambda *_, **__: None
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        student.training_step(batch, 0)
-    trial = measure._try(cfg, method, images, 2, "cpu", "32")
-    if trial.peak is None:
-        pytest.skip("no /proc")
-    assert 0.7 * sum(saved.values()) < trial.peak - trial.lasting < 3 * sum(saved.values()) + 2**26
+        loss = method.training_step(batch, 0)  # keeps what was saved
+    activations = sum(saved.values()) - sum(saved.get(tensor.data_ptr(), 0) for tensor in tensors)
+    # AdamW: weights, their gradients, two moments and a step count; the teacher and all buffers only once
+    learnt = [p for p in method.parameters() if p.requires_grad]
+    weights = sum(tensor.nbytes for tensor in tensors) + sum(12 * p.numel() + 4 for p in learnt)
+    assert loss.requires_grad and measured["memory"] == pytest.approx(weights + activations, rel=0.01)
 
 
 def test_an_accumulated_step_takes_the_time_of_all_its_batches():
     changes = [*TINY, "optimizer.batch_size=8"]
-    plain, accumulated = (plan(configured(MINI, *changes, f"accumulate_grad_batches={n}")).measured for n in (1, 9))
-    assert 2 < accumulated.seconds / plain.seconds < 30
-    low, high = accumulated.quartiles
-    assert 0 < low <= accumulated.seconds <= high and measure.LEAST <= accumulated.steps <= measure.STEPS
+    plain, accumulated = (plan(configured(MINI, *changes, f"accumulate_grad_batches={n}"))["measured"] for n in (1, 9))
+    assert 2 < accumulated["seconds"] / plain["seconds"] < 30
+    low, high = accumulated["quartiles"]
+    assert 0 < low <= accumulated["seconds"] <= high and measure.LEAST <= accumulated["steps"] <= measure.STEPS
 
 
 # The command.
@@ -319,7 +356,7 @@ def test_json_says_the_same(run):
     assert found["anatomy"]["teacher_tensors"]["projector.fc2"] == [
         f"momentum_projector.3.{t}" for t in ("weight", "bias")
     ]
-    assert found["anatomy"]["teacher_tau"]["conv1"] == {"base": 0.95, "final": 1.0, "schedule": "cosine"}
+    assert found["anatomy"]["teacher_tau"]["conv1"] == "0.95 to 1, cosine"
 
 
 def test_run_time_is_steps_times_step_time(run):

@@ -93,14 +93,13 @@ def _plan_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _plan(args: argparse.Namespace) -> None:
-    import dataclasses
     import json
 
-    from solo_ext.planning.plan import plan
+    from solo_ext.planning.plan import describe, plan
     from solo_ext.training.config import resolve
 
-    found = plan(resolve(_composed(*_yaml_and_overrides(args, "pretrain"))), measure=not args.no_measure)
-    print(json.dumps(dataclasses.asdict(found), indent=1) if args.json else found)
+    made = plan(resolve(_composed(*_yaml_and_overrides(args, "pretrain"))), measure=not args.no_measure)
+    print(json.dumps(made, indent=1) if args.json else describe(made))
 
 
 def _linear_arguments(parser: argparse.ArgumentParser) -> None:

@@ -20,6 +20,9 @@ class Tau:
     final: float = 1.0
     schedule: str = "cosine"
 
+    def __str__(self) -> str:
+        return f"{self.base:g}" if self.schedule == "constant" else f"{self.base:g} to {self.final:g}, {self.schedule}"
+
     def always(self, value: float) -> bool:
         """Whether it is `value` from the first update to the last."""
         return self.base == value and (self.schedule == "constant" or self.final == value)
