@@ -162,15 +162,6 @@ def build(cls: type[T], values: Any, at: str = "") -> T:
     return made
 
 
-def section(cls: type[T], node: Any, at: str = "") -> T:
-    """`build` from those keys of `node` that `cls` declares; the others are another's."""
-    if OmegaConf.is_config(node):
-        node = OmegaConf.to_container(node, resolve=True)
-    if isinstance(node, Mapping):
-        node = {key: value for key, value in node.items() if key in _hints(cls)}
-    return build(cls, node, at)
-
-
 def plain(config: Any) -> dict[str, Any]:
     """The values of a dataclass, as JSON holds them.
 
@@ -256,26 +247,6 @@ def _fit_scalar(arm: Any, value: Any, key: str, convert: bool) -> Any:
     if arm is float:
         return float(value) if convert or isinstance(value, float) else _MISFIT
     return int(value) if isinstance(value, int) or (convert and value == int(value)) else _MISFIT
-
-
-def check_choice(key: str, value: Any, choices: Iterable[str]) -> None:
-    """Raises ConfigError unless `value` is one of `choices`."""
-    OneOf(list(choices)).check(value, key)
-
-
-def check_number(key: str, value: Any, low: float = 0.0, high: float = math.inf) -> None:
-    """Raises ConfigError unless `value` is a finite number in [low, high]."""
-    number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    if not number:
-        raise ConfigError(f"{key} must be a finite number, not {value}")
-    Bounds(low, high).check(float(value), key)
-
-
-def check_integer(key: str, value: Any, low: int) -> None:
-    """Raises ConfigError unless `value` is an integer of at least `low`."""
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise ConfigError(f"{key} must be a whole number, not {value}")
-    Bounds(low).check(value, key)
 
 
 def keys(cls: Any, at: str = "") -> Iterator[str]:

@@ -24,7 +24,7 @@ from solo_ext.optim import (
     split_no_decay,
     warmup_cosine_lr,
 )
-from solo_ext.schema import section
+from solo_ext.schema import build
 
 SHAPES = [(4, 3), (4,), (2, 3, 3, 3), (1, 5), (3, 2), (5,), ()]
 ZERO_WEIGHT, ZERO_GRADIENT = 3, 4
@@ -443,15 +443,13 @@ def test_optimizer_config_refuses(changes, message):
 
 
 def test_a_section_of_a_configuration_becomes_its_dataclass():
-    node = OmegaConf.create(
-        {"name": "adamw", "batch_size": "64", "lr": "1e-3", "kwargs": {"betas": [0.9, 0.95]}, "other": 1}
-    )
+    node = OmegaConf.create({"name": "adamw", "batch_size": "64", "lr": "1e-3", "kwargs": {"betas": [0.9, 0.95]}})
     expected = OptimizerConfig("adamw", 64, 1e-3, kwargs={"betas": [0.9, 0.95]})
-    assert section(OptimizerConfig, node, "optimizer") == expected
-    assert section(OptimizerConfig, expected, "optimizer") is expected
+    assert build(OptimizerConfig, node, "optimizer") == expected
+    assert build(OptimizerConfig, expected, "optimizer") is expected
     for bad, key in (({"lr": "fast"}, "optimizer.lr"), ({"lr": None}, "optimizer.lr"), ({}, "optimizer")):
         with pytest.raises(ConfigError, match=key):
-            section(OptimizerConfig, {"name": "sgd", "batch_size": 8, **bad}, "optimizer")
+            build(OptimizerConfig, {"name": "sgd", "batch_size": 8, **bad}, "optimizer")
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,8 @@ from solo_ext.planning import measure
 from solo_ext.planning.anatomy import anatomy
 from solo_ext.planning.measure import measure_steps, synthetic_batch
 from solo_ext.planning.plan import describe, plan
-from solo_ext.training.config import compose, resolve
+from solo_ext.training.compose import compose
+from solo_ext.training.config import resolve
 from solo_ext.training.pretrain import pretrain
 
 PRETRAIN = Path(__file__).parents[1] / "scripts" / "pretrain"

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from solo_ext.errors import ConfigError
 from solo_ext.momentum.tau import Tau
 from solo_ext.networks.stages import Stage
-from solo_ext.schema import Config, Share, check_number
+from solo_ext.schema import Config, Share, fit
 from solo_ext.text import nearest
 
 PRESETS = {
@@ -51,7 +51,7 @@ class MomentumConfig(Config, section="momentum"):
             )
         if isinstance(self.stages, Mapping):
             for stage, tau in self.stages.items():
-                check_number(f"momentum.stages.{stage}", tau, high=1)
+                fit(Share, tau, f"momentum.stages.{stage}")
         elif isinstance(self.stages, Sequence) and not isinstance(self.stages, str):
             if not all(isinstance(stage, str) for stage in self.stages):
                 raise ConfigError(f"momentum.stages must be a list of stage names, not {list(self.stages)}")

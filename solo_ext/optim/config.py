@@ -8,7 +8,7 @@ import torch
 
 from solo_ext.errors import ConfigError
 from solo_ext.optim.lars import LARS
-from solo_ext.schema import Config, Count, NonNegative, OneOf, Share, check_number
+from solo_ext.schema import Config, Count, Length, NonNegative, OneOf, Share, fit
 from solo_ext.text import nearest
 
 OPTIMIZERS = {"sgd": torch.optim.SGD, "lars": LARS, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
@@ -57,7 +57,7 @@ class OptimizerConfig(Config, section="optimizer"):
             if key not in options:
                 hint = nearest(key, options) or f"; it has {', '.join(options)}"
                 raise ConfigError(f"optimizer.kwargs.{key} is not an option of {self.name}{hint}")
-            _check_like(f"optimizer.kwargs.{key}", value, options[key].default)
+            fit(_kind(options[key].default), value, f"optimizer.kwargs.{key}")
         kwargs = {**DEFAULTS.get(self.name, {}), **self.kwargs}
         try:  # ranges and combinations are the optimizer's own to judge
             OPTIMIZERS[self.name]([torch.nn.Parameter(torch.zeros(1))], lr=1.0, **kwargs)
@@ -87,17 +87,10 @@ class SchedulerConfig(Config, section="scheduler"):
             raise ConfigError("scheduler.lr_decay_steps must list epochs for the step schedule, such as [60, 80]")
 
 
-def _check_like(key: str, value: Any, default: Any) -> None:
-    """`value` is of the kind of an option with that default: a switch, a number or a row of numbers."""
-    if default is None and value is None:
-        return
+def _kind(default: Any) -> Any:
+    """The type of an optimizer's option with that default: a switch, a number or a row of numbers."""
     if default is None or isinstance(default, bool):
-        if not isinstance(value, bool):
-            raise ConfigError(f"{key} must be true or false, not {value}")
-    elif isinstance(default, tuple):
-        if not isinstance(value, (list, tuple)) or len(value) != len(default):
-            raise ConfigError(f"{key} must be a list of {len(default)} numbers, not {value}")
-        for item in value:
-            check_number(key, item)
-    else:
-        check_number(key, value)
+        return bool if default is not None else bool | None
+    if isinstance(default, tuple):
+        return Annotated[list[NonNegative], Length(len(default))]
+    return NonNegative

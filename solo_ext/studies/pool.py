@@ -14,7 +14,7 @@ from typing import Any
 from solo_ext.errors import ConfigError
 from solo_ext.runs.comparison import plain
 from solo_ext.runs.lock import RunLock
-from solo_ext.schema import check_choice
+from solo_ext.schema import OneOf
 from solo_ext.studies.command import STOPPED, Command, start
 from solo_ext.studies.jobs import Job
 from solo_ext.text import nearest
@@ -187,7 +187,7 @@ def _ignoring(number: signal.Signals) -> Iterator[None]:
 
 def check_launcher(launcher: str) -> None:
     """Raises ConfigError unless `launcher` is one that is installed."""
-    check_choice("--launcher", launcher, LAUNCHERS)
+    OneOf(LAUNCHERS).check(launcher, "--launcher")
     if not find_spec("submitit"):
         raise ConfigError(
             f"--launcher {launcher} needs submitit, which is not installed: pip install 'solo-ext[slurm]'"
