@@ -60,7 +60,7 @@ def download(source: str, target: Path, size: int, sha256: str, progress: Callab
                 with open(part, "r+b") as file:
                     _collect(source, file, size, sha256, progress or (lambda count: None))
                 os.replace(part, target)
-                files.sync_folder(target.parent)
+                files.sync(target.parent)
             except OSError:
                 part.unlink(missing_ok=True)
                 raise
