@@ -165,8 +165,10 @@ def pair(tmp_path_factory):
     code, output = launch("-m", "solo_ext", "pretrain", *words(folder, 2, FLOAT32))
     assert code == 0, output
     run = only_run(folder, FLOAT32[0])
-    # nothing but the choice of format and the result, each once
-    assert [line.split(":")[0] for line in output.splitlines()] == ["solo-ext", str(run)], output
+    # nothing but where it goes, the choice of format and the result, each once
+    first, *rest = output.splitlines()
+    assert first.endswith(f": 2 processes on the cpu, {run}")
+    assert [line.split(":")[0] for line in rest] == ["solo-ext", str(run)], output
     return run
 
 
@@ -225,7 +227,7 @@ def test_one_process_resumes_what_two_began(stopped, joint, tmp_path):
 def test_a_mistake_is_said_once(tmp_path):
     (code, output), (_, more) = slurm("pretrain", *words(tmp_path, 1, FLOAT32))  # for one device
     assert code == 2 and "started 2 processes, but devices=1 and num_nodes=1 need 1" in output
-    assert len(output.splitlines()) == 1 and not more
+    assert len(output.splitlines()) == 2 and not more  # where the run would have gone, and why it does not
     assert not any(tmp_path.iterdir())
 
 

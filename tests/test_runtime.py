@@ -15,14 +15,16 @@ import sys
 import time
 from pathlib import Path
 
+import lightning.pytorch as pl
 import pytest
 import safetensors.torch
 import torch
-from conftest import build
+from conftest import build, random_batches, tiny_config
 from omegaconf import OmegaConf
 from torch import nn
 
 from solo_ext.errors import CheckpointError, ConfigError, SoloExtError
+from solo_ext.files import read_json
 from solo_ext.methods import METHODS
 from solo_ext.networks import build_backbone
 from solo_ext.runs.checkpoints import CheckpointConfig, find_checkpoint, load_checkpoint, save_checkpoint
@@ -36,6 +38,7 @@ from solo_ext.training import precision
 from solo_ext.training.callbacks.checkpointer import NonFiniteError, check_finite
 from solo_ext.training.callbacks.throughput import Throughput
 from solo_ext.training.config import resolve
+from solo_ext.training.distributed.ranks import is_first
 from solo_ext.training.evaluate import knn, linear
 from solo_ext.training.logger_config import TensorboardConfig
 from solo_ext.training.loggers import CSVMetrics, reachable
@@ -689,3 +692,100 @@ def test_tensorboard_not_installed_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     with pytest.raises(ConfigError, match=r"pip install 'solo-ext\[viz\]'"):
         TensorboardConfig(enabled=True)
+
+
+# A method, data and callbacks of one's own.
+
+
+class Counter(pl.Callback):
+    steps = 0
+
+    def on_train_batch_end(self, *args):
+        self.steps += 1
+
+
+class MyBYOL(METHODS["byol"]):
+    pass
+
+
+class Views(pl.LightningDataModule):
+    """Two batches of random views."""
+
+    def train_dataloader(self):
+        return torch.utils.data.DataLoader(random_batches(2, size=12), batch_size=None, collate_fn=lambda batch: batch)
+
+
+@pytest.mark.parametrize(
+    "method, name",
+    [
+        ("projector_ema_byol", "projector_ema_byol"),
+        (METHODS["res_byol"], "res_byol"),
+        (MyBYOL, "MyBYOL"),
+        (MyBYOL(tiny_config("byol")), "MyBYOL"),
+    ],
+    ids=["name", "class", "own class", "built"],
+)
+def test_a_method_data_and_callbacks_of_the_callers_own(tmp_path, capsys, method, name):
+    cfg, counter = config(tmp_path, max_epochs=1), Counter()
+    run = pretrain(cfg, method=method, data=Views(), callbacks=[counter])
+    assert counter.steps == 2 and run.dir.parent == tmp_path / name
+    assert json.loads((run.dir / "args.json").read_text())["method"] == name and cfg.method == "byol"
+    assert json.loads((run.dir / "environment.json").read_text())["data"] == "Views"
+    assert capsys.readouterr().out.splitlines()[0] == f"tiny: cpu, {run.dir}"
+
+
+def test_a_name_that_is_no_method_is_refused_before_anything_else(tmp_path, capsys):
+    with pytest.raises(ConfigError, match="there is no method 'byoll'; did you mean 'byol'"):
+        pretrain(config(tmp_path), method="byoll")
+    assert not capsys.readouterr().out and not any(tmp_path.iterdir())
+
+
+def test_the_first_line_says_where_a_run_lies_and_what_it_resumes(tmp_path, monkeypatch, capsys):
+    cfg = config(tmp_path)
+    with monkeypatch.context() as patch:
+        interrupt(patch, 4, crash)
+        with pytest.raises(ZeroDivisionError):
+            pretrain(cfg)
+    [folder] = (tmp_path / "byol").iterdir()
+    assert capsys.readouterr().out.splitlines()[0] == f"tiny: cpu, {folder}"
+    reads = []
+    original = torch.load
+    monkeypatch.setattr(torch, "load", lambda *args, **kwargs: (reads.append(1), original(*args, **kwargs))[1])
+    pretrain(cfg)
+    assert capsys.readouterr().out.splitlines()[0] == f"tiny: cpu, {folder}, resuming tiny-{folder.name}-ep=0.ckpt"
+    assert len(reads) == 1, "the checkpoint is read once"
+
+
+def test_the_first_line_comes_before_what_is_slow_to_import():
+    code = "import sys, solo_ext.training.pretrain; print(*(m in sys.modules for m in ('lightning', 'timm')))"
+    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=120)
+    assert done.stdout.split() == ["False", "False"], done.stderr
+
+
+@pytest.mark.parametrize(
+    "variables, first",
+    [
+        ({}, True),
+        ({"RANK": "0", "LOCAL_RANK": "0", "SLURM_PROCID": "1"}, True),  # srun started torchrun
+        ({"RANK": "3", "LOCAL_RANK": "0"}, False),
+        ({"LOCAL_RANK": "1", "SLURM_PROCID": "0"}, False),  # Lightning, in a job
+        ({"SLURM_PROCID": "2"}, False),
+        ({"NODE_RANK": "1", "LOCAL_RANK": "0"}, False),
+    ],
+)
+def test_which_process_is_the_first(monkeypatch, variables, first):
+    for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID", "NODE_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert is_first() is first
+
+
+def test_a_file_of_json_is_an_object_or_damaged(tmp_path):
+    path = tmp_path / "x.json"
+    assert read_json(path) is None
+    for content in ("{", "[1]", "\xff", '{"results": {}}'):
+        path.write_text(content, encoding="latin-1")
+        with pytest.raises(CheckpointError, match=r"x.json is damaged: [^\n]*$"):
+            read_json(path, results=list)

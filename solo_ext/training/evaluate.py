@@ -39,14 +39,13 @@ def linear(cfg: Any, results: Path | None = None, encoder: Checkpoint | None = N
         The run; `metrics` has val_acc1 and val_acc5, as linear.json has them.
     """
     cached, base = cfg.cache_features, runs_folder(cfg) / CLASSIFIERS
-    start = None if cached else begin(cfg, base)
     data = ClassificationData(cfg.data, None, cfg.optimizer.batch_size, cfg.seed, augment=not cached)
     cfg = prepare(cfg, data)
     backbone, source = _encoder(cfg, encoder)
     if cached:
         result = _fit_cached(cfg, backbone, data, Run.new(base))
     else:
-        result = fit(cfg, _linear_model(cfg, backbone), data, start)
+        result = fit(cfg, _linear_model(cfg, backbone), data, begin(cfg, base))
     values = plain(cfg)
     protocol = {
         "augmented": not cached,

@@ -109,18 +109,17 @@ def wandb_logger(cfg: WandbConfig, name: str, folder: Path) -> WandbLogger | Non
         )
 
     mode = "offline" if cfg.offline else os.environ.get("WANDB_MODE", "online")
-    mode = {"run": "online", "dryrun": "offline"}.get(mode, mode)
     try:
-        base_url = wandb.setup().settings.base_url
-        if mode == "online" and not reachable(base_url):
-            log.warning(_OFFLINE, f"{urlsplit(base_url).hostname} cannot be reached", folder / "wandb")
-            mode = "offline"
         try:
+            url = wandb.setup().settings.base_url
+            if mode == "online" and not reachable(url):
+                raise ConnectionError(f"{urlsplit(url).hostname} cannot be reached")
             run = start(mode)
-        except Exception as error:  # no key, a wrong one, a server's refusal
+        except Exception as error:  # no network, no key, a wrong one, a server's refusal
             if mode != "online":
                 raise
-            log.warning(_OFFLINE, _first_line(error), folder / "wandb")
+            text = "wandb: %s; logging offline to %s (`wandb sync` uploads it)"
+            log.warning(text, _first_line(error), folder / "wandb")
             wandb.teardown()  # frees the run id
             run = start("offline")
         run.define_metric("trainer/global_step")
@@ -128,12 +127,9 @@ def wandb_logger(cfg: WandbConfig, name: str, folder: Path) -> WandbLogger | Non
     except Exception as error:
         log.warning("wandb: %s; continuing without it", _first_line(error))
         return None
-    if mode == "online" and getattr(run, "url", None):
+    if getattr(run, "url", None):
         log.warning("wandb: logging to %s", run.url)
     return WandbLogger(experiment=run, save_dir=str(folder))
-
-
-_OFFLINE = "wandb: %s; logging offline to %s (`wandb sync` uploads it)"
 
 
 def _first_line(error: Exception) -> str:

@@ -6,101 +6,87 @@ from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import ProgressBar
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
+from rich.progress import BarColumn, Progress, TaskProgressColumn
 
 from solo_ext.training.metrics import metric_of, metrics
 
 
 class RunProgress(ProgressBar):
-    """One bar for the whole run; one line per epoch where the output is not a terminal."""
+    """One bar for the whole run; one line per epoch where the output is not a terminal.
 
-    def __init__(self):
+    Lightning's own bars start again with each epoch, and know no end of the run.
+    """
+
+    def __init__(self) -> None:
         super().__init__()
-        self.enabled, self.bar, self.task, self.text = True, None, None, ""
-
-    def enable(self) -> None:
-        self.enabled = True
+        self.enabled, self.text = True, ""
+        self.bar: Progress | None = None
 
     def disable(self) -> None:
         self.enabled = False
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        self.started, self.steps, self.shown = time.monotonic(), 0, 0.0
+        self.began, self.steps = time.monotonic(), 0
         self.before = trainer.fit_loop.total_batch_idx + 1
         epochs, batches = trainer.max_epochs or -1, trainer.num_training_batches
-        self.total = epochs * batches if epochs > 0 and batches != float("inf") else None
+        self.total = epochs * int(batches) if epochs > 0 and batches != float("inf") else None
         if self.enabled and sys.stdout.isatty():
-            columns = (
-                TextColumn("{task.description}"),
-                BarColumn(),
-                TaskProgressColumn(),
-                TextColumn("{task.fields[text]}"),
-            )
-            self.bar = Progress(*columns)
-            self.task = self.bar.add_task("", total=self.total, completed=self.before, text="")
+            self.bar = Progress("{task.description}", BarColumn(), TaskProgressColumn(), "{task.fields[text]}")
+            self.task = self.bar.add_task("", total=self.total, text="")
             self.bar.start()
         self.on_train_epoch_start(trainer, module)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        self.epoch_started = time.monotonic()
-        self._describe(trainer)
+        self.epoch_began = time.monotonic()
+        self._show(trainer)
 
     def on_validation_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        self._describe(trainer, ", validating")
-
-    def _describe(self, trainer: pl.Trainer, doing: str = "") -> None:
-        if self.bar:
-            self.bar.update(self.task, description=f"{self._epoch(trainer)}{doing}")
+        self._show(trainer, ", validating")
 
     def on_train_batch_end(self, trainer: pl.Trainer, module: pl.LightningModule, out: Any, batch: Any, i: int) -> None:
         self.steps += 1
-        if not self.bar:
-            return
-        self.bar.update(self.task, advance=1)
         # the loss is on the device: reading it waits for the step, so only when it is logged (and waited for) anyway
-        if trainer.global_step % trainer.log_every_n_steps == 0:
-            self.text = self._metrics(trainer)
-        if time.monotonic() - self.shown > 0.5:
-            self.shown = time.monotonic()
-            self.bar.update(self.task, text=f"{self.text}  ETA {self._eta(trainer)}")
+        if self.bar and trainer.global_step % trainer.log_every_n_steps == 0:
+            self.text = _metrics(trainer)
+        self._show(trainer)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        self.text = self._metrics(trainer)
-        self._describe(trainer)
-        if self.bar:
-            self.bar.update(self.task, text=f"{self.text}  ETA {self._eta(trainer)}")
-        elif self.enabled:
-            seconds = f"{time.monotonic() - self.epoch_started:.1f} s"
-            self.print(f"{self._epoch(trainer)}  {self.text}  {seconds}  ETA {self._eta(trainer)}", flush=True)
+        self.text = _metrics(trainer)
+        self._show(trainer)
+        if self.enabled and not self.bar:
+            seconds = f"{time.monotonic() - self.epoch_began:.1f} s"
+            print(f"{_epoch(trainer)}  {self.text}  {seconds}  ETA {self._eta()}", flush=True)
 
     def on_train_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        self._stop()
-
-    def on_exception(self, trainer: pl.Trainer, module: pl.LightningModule, exception: BaseException) -> None:
-        self._stop()
-
-    def _stop(self) -> None:
         if self.bar:
             self.bar.stop()
             self.bar = None
 
-    @staticmethod
-    def _epoch(trainer: pl.Trainer) -> str:
-        last = trainer.max_epochs if (trainer.max_epochs or -1) > 0 else "?"
-        return f"epoch {trainer.current_epoch + 1:>{len(str(last))}}/{last}"
+    def on_exception(self, trainer: pl.Trainer, module: pl.LightningModule, exception: BaseException) -> None:
+        self.on_train_end(trainer, module)
 
-    @staticmethod
-    def _metrics(trainer: pl.Trainer) -> str:
-        values = trainer.callback_metrics
-        found = {name: metric_of(name) for name in values}
-        shown = [
-            name for known in metrics() for name, metric in found.items() if metric.name == known and metric.progress
-        ]
-        return "  ".join(f"{found[name].label} {found[name].form.format(float(values[name]))}" for name in shown)
+    def _show(self, trainer: pl.Trainer, doing: str = "") -> None:
+        if self.bar:
+            text, done = f"{self.text}  ETA {self._eta()}", self.before + self.steps
+            self.bar.update(self.task, completed=done, description=f"{_epoch(trainer)}{doing}", text=text)
 
-    def _eta(self, trainer: pl.Trainer) -> str:
+    def _eta(self) -> str:
         if not self.total or not self.steps:
             return "?"
-        left = self.total - self.before - self.steps
-        seconds = round((time.monotonic() - self.started) / self.steps * max(left, 0))
+        left = max(self.total - self.before - self.steps, 0)
+        seconds = round((time.monotonic() - self.began) / self.steps * left)
         return f"{seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02}"
+
+
+def _epoch(trainer: pl.Trainer) -> str:
+    last = trainer.max_epochs if (trainer.max_epochs or -1) > 0 else "?"
+    return f"epoch {trainer.current_epoch + 1:>{len(str(last))}}/{last}"
+
+
+def _metrics(trainer: pl.Trainer) -> str:
+    """The metrics that are declared as worth a place on the line, in the order in which they are declared."""
+    values = trainer.callback_metrics
+    declared = [metric.name for metric in metrics().values() if metric.progress]
+    logged = [(metric, name) for name in values if (metric := metric_of(name)).name in declared]
+    logged.sort(key=lambda pair: declared.index(pair[0].name))
+    return "  ".join(f"{metric.label} {metric.form.format(float(values[name]))}" for metric, name in logged)

@@ -40,8 +40,9 @@ def begin(cfg: Any, base: Path) -> Start | None:
     if device_count(cfg) * cfg.num_nodes > 1 and not is_first():
         return None
     start = _resumed(cfg, base) or Start(Run.new(base))
-    resumed = f", resuming {start.checkpoint.path.name}" if start.checkpoint else ""
-    print(f"{cfg.name}: {devices_text(cfg)}, {start.run.dir}{resumed}", flush=True)
+    if is_first():
+        resumed = f", resuming {start.checkpoint.path.name}" if start.checkpoint else ""
+        print(f"{cfg.name}: {devices_text(cfg)}, {start.run.dir}{resumed}", flush=True)
     return start
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from lightning.fabric.utilities.warnings import disable_possible_user_warnings
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 
@@ -37,18 +38,7 @@ from solo_ext.training.trainer_config import TrainerConfig
 
 log = logging.getLogger("solo_ext")
 
-_CHATTER = (
-    r".*does not have many workers.*",
-    r".*GPU available but not used.*",
-    r".*`srun` command is available.*",
-    r".*number of training batches .* is smaller than the logging interval.*",
-    r".*module\(s\) in eval mode.*",
-    r".*LeafSpec.*",
-    r".*isinstance.treespec.*",
-    r".*across ranks is zero.*",
-    r".*you defined a `validation_step` but have no `val_dataloader`.*",
-    r".*sync_dist=True.*when logging on epoch level.*",  # what is not reduced is the same on all ranks
-)
+_CHATTER = (r".*LeafSpec.*", r".*isinstance.treespec.*", r".*across ranks is zero.*")  # beside Lightning's tips
 
 
 def prepare(cfg: Any, data: pl.LightningDataModule) -> Any:
@@ -91,9 +81,8 @@ def fit(
         step = _check_resumable(module, start.checkpoint, cfg.max_epochs) if start.checkpoint else 0
         with _folder(start.run, cfg, data, trainer):
             if cfg.checkpoint.enabled:
-                trainer.callbacks.append(
-                    Checkpointer(start.run, cfg.name, cfg.checkpoint.frequency, cfg.checkpoint.keep_prev)
-                )
+                every, keep = cfg.checkpoint.frequency, cfg.checkpoint.keep_prev
+                trainer.callbacks.append(Checkpointer(start.run, cfg.name, every, keep))
             trainer.loggers = make_loggers(cfg, start.run.dir, resume_at=step)
             began = time.perf_counter()
             _train(trainer, module, data, start)
@@ -180,10 +169,8 @@ def _check_resumable(module: pl.LightningModule, checkpoint: Checkpoint, max_epo
     return step
 
 
-def _folder(
-    run: Run, cfg: Any, data: pl.LightningDataModule, trainer: pl.Trainer
-) -> contextlib.AbstractContextManager[None]:
-    """The folder of the run while it is trained; the first process looks after it."""
+def _folder(run: Run, cfg: Any, data: Any, trainer: pl.Trainer) -> contextlib.AbstractContextManager[None]:
+    """The run folder in use; the first process alone looks after it."""
     if not trainer.is_global_zero:
         return contextlib.nullcontext()
     return run.in_use(plain(cfg), surroundings(data, trainer.strategy.root_device), lambda: trainer.global_step > 0)
@@ -234,6 +221,7 @@ def quietly() -> Iterator[None]:
     loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
     levels = [logger.level for logger in loggers]
     with warnings.catch_warnings():
+        disable_possible_user_warnings()
         for pattern in _CHATTER:
             warnings.filterwarnings("ignore", pattern)
         for logger in loggers:
