@@ -22,7 +22,9 @@ from solo_ext.analysis.report import main_report
 from solo_ext.analysis.table import cell, print_table, table_rows
 from solo_ext.errors import CheckpointError, ConfigError, DataError
 from solo_ext.runs.run import compare, find_runs, flatten, load_run
+from solo_ext.text import Metric
 from solo_ext.training.loggers import CSVMetrics
+from solo_ext.training.metrics import metric_of
 
 ARGS = {
     "name": "tiny",
@@ -316,8 +318,8 @@ def test_panels_hold_the_logged_values(runs):
     distance = made["Weight distance per stage"]
     assert [look.label for look in distance.legend] == ["conv1", "projector.fc1"]
     assert [panel.title for panel in distance.panels] == ["byol", "res_mocov3"]
-    assert "train_intra_loss</code> by byol" in made["Losses"].caption
-    assert "Loss scales differ" in made["Losses"].caption
+    assert made["Losses"].facts["missing"] == {"byol": ["train_intra_loss"]}
+    assert made["Losses"].facts["scales"] == {"solo": ["byol"], "paper": ["res_mocov3"]}
     assert "Other metrics" not in made
 
 
@@ -336,6 +338,36 @@ def test_new_columns_are_drawn_too(tmp_path):
     assert where["train_dino_loss"] == "Losses"
     assert where["val_knn200"] == "Accuracies"
     assert where["train_z_std"] == "Other metrics"
+
+
+def test_stages_are_in_the_order_in_which_they_were_logged(tmp_path):
+    def distances(method, *stages):
+        rows = [{"epoch": 0, "step": 0, **{f"weight_distance/{stage}": 0.1 for stage in stages}}]
+        folder = write_run(tmp_path / method / "a", [])
+        (folder / "metrics.csv").write_text("\n".join([",".join(rows[0]), ",".join(map(str, rows[0].values()))]))
+        return load_run(folder)
+
+    runs = [
+        distances("projector_ema_byol", "projector.fc1", "projector.fc2", "predictor.fc1"),
+        distances("byol", "stem", "late", "early", "projector.fc1", "projector.fc2", "predictor.fc1"),
+        distances("dino", "stem", "late", "early", "projector.fc1", "projector.fc2", "projector.prototypes"),
+    ]
+    sections = {section.title: section for section in figures.sections(figures.styled(runs))}
+    legend = sections["Weight distance per stage"].legend
+    heads = ["projector.fc1", "projector.fc2", "projector.prototypes", "predictor.fc1"]
+    assert [look.label for look in legend] == ["stem", "late", "early", *heads]
+    assert [len({look.dash for look in some}) for some in (legend[:3], legend[3:6], legend)] == [1, 1, 3]
+
+
+def test_metrics_are_described_once():
+    assert [metric_of(name).title for name in ("train_loss", "val_knn5", "train_vicreg_loss", "train_vicreg_sim")] == [
+        "Total loss",
+        "Online kNN, k = 5 (%)",
+        "Framework loss: vicreg",
+        "Framework loss: vicreg",
+    ]
+    assert metric_of("val_knn20").label == "kNN-20" and metric_of("val_loss").section == "other"
+    assert metric_of("mine") == Metric("mine", "")
 
 
 def test_gap_axis_is_two_minus_two_cosines(runs):
@@ -393,6 +425,8 @@ def test_page(page):
         "k 1 and 20, features backbone, distance cosine, T 0.07, images not augmented",
         "features cached, epochs 20, seed 5, images not augmented",
         '"crop_min_scale": 0.3',
+        "Not logged: train_intra_loss by byol.",
+        "Loss scales differ (method_kwargs.loss_scale): solo: byol; paper: res_mocov3.",
     ):
         assert said in parsed.text
 

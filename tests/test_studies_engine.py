@@ -1,5 +1,6 @@
 """The study engine: what it refuses, its numbers against hand computation, and runs that are stopped and go on."""
 
+import copy
 import csv
 import json
 import os
@@ -16,7 +17,7 @@ from solo_ext.errors import ConfigError
 from solo_ext.runs.lock import RunLock
 from solo_ext.studies.jobs import check, jobs_of
 from solo_ext.studies.printed import short_labels
-from solo_ext.studies.scores import scores, warning
+from solo_ext.studies.scores import results_of, scores, warning
 from solo_ext.studies.study import load_study
 from solo_ext.studies.table import write_tables
 from solo_ext.training.config import resolve
@@ -167,6 +168,54 @@ def test_labels_are_text_as_printed(file):
         load_study(path)
 
 
+OWN = {"metrics": {"Acc": "val_acc1"}, "curves": ["gap_sim"], "grid": {"tau": {"0.90": ["recipe=byol"]}}}
+
+
+def test_a_study_of_ones_own_needs_no_paper_and_no_folder_of_ours(tmp_path):
+    def write(**changes):
+        (tmp_path / "mine.yaml").write_text(yaml.safe_dump({**OWN, **changes}))
+        return tmp_path / "mine.yaml"
+
+    study = load_study(write(title="Mine: taus", dataset="fashion_mnist_mini", overrides=["max_epochs=2"]))
+    [cell] = study.cells
+    assert cell.recipe == ROOT / "scripts" / "pretrain" / "fashion_mnist_mini" / "byol.yaml"
+    assert (study.source, study.table, study.paper, cell.labels) == ("Mine", None, False, {"tau": "0.90"})
+    page = write_tables(study, jobs_of(study, tmp_path / "out"), tmp_path).read_text()
+    assert "| tau | Acc |" in (tmp_path / "study.md").read_text() and "paper" not in page
+
+    grid = {
+        "tau": {"0.90": ["recipe=cifar10/byol"], "0.99": ["recipe=byol"]}
+    }  # the recipe's own dataset, or the study's
+    study = load_study(write(grid=grid, dataset="cifar100"))
+    assert [cell.recipe.parent.name for cell in study.cells] == ["cifar10", "cifar100"]
+    study = load_study(write(grid=grid, dataset="cifar100"), ["dataset=fashion_mnist_mini"])
+    assert [cell.recipe.parent.name for cell in study.cells] == ["fashion_mnist_mini"] * 2
+
+    (tmp_path / "recipes").mkdir()  # of one's own, with a folder for each dataset or without
+    text = (ROOT / "scripts" / "pretrain" / "fashion_mnist_mini" / "byol.yaml").read_text()
+    (tmp_path / "recipes" / "byol.yaml").write_text(text.replace("../_shared", f"{ROOT}/scripts/pretrain/_shared"))
+    assert load_study(write(recipes="recipes"), ["data.dataset=cifar10"]).cells[0].recipe.parent == tmp_path / "recipes"
+    for changes, message in (
+        ({"recipes": "recipe"}, "there is no folder"),
+        ({"recipes": "recipes", "dataset": "cifar10"}, "no recipes for 'cifar10'"),
+        ({"cited": [{"tau": "0.9"}]}, "this study names no table"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            load_study(write(**changes))
+
+
+def test_printed_results_lie_beside_the_study_or_where_it_says(file, tmp_path):
+    path = file(results="../../printed/results.yaml", table="X-3")
+    (tmp_path / "scripts" / "printed").mkdir()
+    (path.parents[1] / "paper_results.yaml").rename(tmp_path / "scripts" / "printed" / "results.yaml")
+    assert load_study(path).table.source == "paper X, Table 3"
+    (tmp_path / "scripts" / "printed" / "results.yaml").rename(path.with_name("paper_results.yaml"))
+    with pytest.raises(ConfigError, match="no file of printed results"):
+        load_study(path)
+    path.write_text(path.read_text().replace("results: ../../printed/results.yaml", ""))
+    assert load_study(path).table.source == "paper X, Table 3"
+
+
 def test_short_labels_keep_what_tells_apart():
     rows = [{"Method": m, "Loss": "CL", "EMA": e, "beta": {"Y": "0.9", "-": "0"}[e]} for m in "AB" for e in "Y-"]
     assert short_labels(rows) == (["Method", "EMA"], ["A · Y", "A · -", "B · Y", "B · -"])
@@ -206,8 +255,8 @@ grid = STUDY["grid"]
         ({}, ["momentum.stages=full"], "the axis 'backbone, projector' sets momentum.stages"),
         ({}, ["momentum={stages: full}"], "sets momentum.stages"),
         ({}, ["++method=byol"], "sets method"),
-        ({"table": None, "figure": "X-1", "grid": {}, "cells": []}, [], "grid and cells are both empty"),
-        ({"table": None, "figure": "X-1", "cells": STUDY["cells"] * 2}, [], "MoCo v3 comes twice"),
+        ({"table": None, "figure": "X-1", "cited": None, "grid": {}, "cells": []}, [], "grid and cells are both empty"),
+        ({"table": None, "figure": "X-1", "cited": None, "cells": STUDY["cells"] * 2}, [], "MoCo v3 comes twice"),
     ],
 )
 def test_refused(file, changes, overrides, message):
@@ -242,7 +291,10 @@ def test_refused_before_anything_runs(file, command, overrides, message):
     [
         (["--jobs", "0"], "--jobs must be at least 1"),
         (["hydra.launcher.partition=gpu"], "--launcher"),
-        (["--launcher", "slurm"], "must be one of submitit_slurm, submitit_local"),
+        (["--launcher", "slurmm"], "must be one of submitit_slurm, submitit_local"),
+        (["--launcher", "slurm", "hydra.sweep.dir=x"], "parameters of its own, hydra.launcher.NAME=VALUE"),
+        (["--launcher", "local", "hydra.launcher.partition=gpu"], "Unknown argument 'partition'"),
+        (["--launcher", "submitit_slurm"], 'Could not detect "srun"'),
         (["optimizer.lrr=1"], "did you mean 'optimizer.lr'"),
         (["--only", "byol_y_yy"], "has no cell 'byol_y_yy'; did you mean 'byol_y_y'"),
     ],
@@ -268,7 +320,7 @@ def test_scores_by_hand(file, tmp_path):
     args.write_text(json.dumps({**stale.config, "max_epochs": 3}))  # a run of another setting does not count
 
     failed = {"byol_y_y-seed3": "the loss is not finite", "byol_no_y-seed0": "no room"}
-    full, backbone, projector, moco, other = (found for _, found in scores(study, jobs, failed))
+    full, backbone, projector, moco, other = (found for _, found in scores(study, results_of(study, jobs), failed))
     acc = full["Acc"]
     assert (acc.n, acc.failed, acc.paper) == (3, 1, 62.01)
     assert acc.mean == pytest.approx(53.0)
@@ -302,7 +354,7 @@ def test_facts_of_a_method(file, tmp_path):
     jobs = {job.name: job for job in jobs_of(study, tmp_path)}
     pretend(jobs["byol_y_y-seed5"], seconds=1200.0, val_acc1=1.0)
     pretend(jobs["byol_no_y-seed5"], seconds=1200.0, before=[{}], val_acc1=1.0)
-    full, _, projector, *_ = (found for _, found in scores(study, jobs.values()))
+    full, _, projector, *_ = (found for _, found in scores(study, results_of(study, list(jobs.values()))))
     assert (full["Acc"].mean, projector["Acc"].mean) == (2, 1)
     assert full["Sim"].mean == pytest.approx(2.0)
     assert projector["Sim"].mean is None  # resumed: the seconds are those of its last part
@@ -316,7 +368,7 @@ def test_readout_at_epochs_of_one_run(file, tmp_path):
     for job in jobs[::2]:  # 9 is the last one at or before 10, the paper's 100 of 200
         values = {5: 5.0, 9: 9.0 + job.seed, 11: 11.0, 20: 20.0 + job.seed}
         pretend(job, val_acc1=values, gap_sim={e: 1 - v / 100 for e, v in values.items()})
-    found = [score["Top-1"] for _, score in scores(study, jobs)]
+    found = [score["Top-1"] for _, score in scores(study, results_of(study, jobs))]
     assert [score.mean for score in found] == [9.5, 20.5, None, None]
     page = write_tables(study, jobs, tmp_path).read_text()
     assert "Epoch read out at: 100 at 10, 200 at 20" in page
@@ -388,21 +440,63 @@ def test_stopped_runs_go_on_and_failed_ones_stop_nobody(file, command, tmp_path)
     study = load_study(path, TINY)
     [job, _] = jobs_of(study, tmp_path / "out")
     assert job.state() == "done"
-    cfg = job.cell.config(5)
+    cfg = copy.deepcopy(job.cell.config(5))
     cfg.checkpoint.dir, cfg.checkpoint.enabled, cfg["enable_progress_bar"] = str(tmp_path / "whole"), True, False
     whole = pretrain(resolve(cfg)).metrics
     found = json.loads((run / "result.json").read_text())["metrics"]
     same = ("train_loss_epoch", "val_loss", "val_acc1", "weight_distance/projector.fc1")
     assert {name: found[name] for name in same} == {name: whole[name] for name in same}
 
-    [(_, row)] = [pair for pair in scores(study, [job]) if getattr(pair[0], "name", "") == "byol_y_no"]
+    [(_, row)] = [
+        pair for pair in scores(study, results_of(study, [job])) if getattr(pair[0], "name", "") == "byol_y_no"
+    ]
     assert row["Acc"].values == (found["val_acc1"],)
 
 
-def test_hydras_launcher_runs_the_cells(file, command, tmp_path):
-    pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
-    path = file(grid=None, cells=CELLS[1:], cited=[*CITED, {"Method": "MoCo v3"}], overrides=["max_epochs=1"])
-    status, out, err = command(path, *TINY, "--out", "out", "--launcher", "submitit_local")
+ONE = {"grid": None, "cells": CELLS[1:], "cited": [*CITED, {"Method": "MoCo v3"}]}
+
+
+def test_submitit_runs_the_cells(file, command, tmp_path):
+    path = file(**ONE, overrides=["max_epochs=1"])
+    launcher = ["--launcher", "submitit_local", "hydra.launcher.timeout_min=30"]
+    status, out, err = command(path, *TINY, "--out", "out", *launcher)
     assert status == 0 and "[1/1] done    byol_y_no-seed5" in out, out + err
     [job] = jobs_of(load_study(path, TINY), tmp_path / "out")
-    assert job.state() == "done" and (tmp_path / "out" / "sweep" / "0.json").read_text() == "0"
+    assert job.state() == "done" and len(list((tmp_path / "out" / "submitit").glob("*_result.pkl"))) == 1
+
+
+def test_a_job_that_is_out_of_time_is_queued_again(file, command, tmp_path):
+    path = file(**ONE, overrides=["max_epochs=20"])
+    runs = tmp_path / "out" / "runs" / "byol_y_no-seed5" / "byol"
+
+    def time_is_nearly_over():  # in the middle of the run: what submitit sends before the end of the job's time
+        while not list(runs.glob("*/*-ep=*.ckpt")):
+            time.sleep(0.02)
+        [file] = (tmp_path / "out" / "submitit").glob("*_submitted.pkl")
+        pid = file.name.partition("_")[0]
+        [task] = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        os.kill(int(task), signal.SIGUSR2)
+
+    threading.Thread(target=time_is_nearly_over, daemon=True).start()
+    status, out, err = command(path, *TINY, "--out", "out", "--launcher", "local")
+    assert status == 0 and "done    byol_y_no-seed5" in out, out + err
+    [run] = runs.iterdir()  # one run, which was continued
+    assert len(json.loads((run / "environment.json").read_text())["before"]) == 1
+    log = (tmp_path / "out" / "logs" / "byol_y_no-seed5.log").read_text()
+    assert log.count("$ solo-ext pretrain") == 2
+
+
+def test_submitits_jobs_save_when_the_study_is_stopped(file, command, tmp_path):
+    path = file(**ONE, overrides=["max_epochs=500"])
+    runs = tmp_path / "out" / "runs" / "byol_y_no-seed5" / "byol"
+
+    def terminate():
+        while not list(runs.glob("*/*-ep=*.ckpt")):
+            time.sleep(0.02)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=terminate, daemon=True).start()
+    status, out, err = command(path, *TINY, "--out", "out", "--launcher", "local")
+    assert status == 143 and "stopped byol_y_no-seed5" in out, out + err
+    [job] = jobs_of(load_study(path, TINY), tmp_path / "out")
+    assert job.state() == "begun"

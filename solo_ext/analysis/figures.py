@@ -1,8 +1,9 @@
 """The figures of a report as data: sections of panels of curves, and what there is to say about each section."""
 
-from collections.abc import Mapping, Sequence
+import fnmatch
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -39,6 +40,7 @@ EXPECTED = {  # section -> metrics whose absence is worth a word
     "schedules": ("tau", "lr", "images_per_s"),
 }
 OTHER = "other"
+SCHEDULE_FILES = {"images_per_s": "throughput", "lr-*": "lr"}  # else named as the metric
 FILES = ("losses", "accuracies", "gap", "weight_distance", "tau", "lr", "throughput", OTHER)  # .png
 
 
@@ -119,6 +121,7 @@ class Section:
 
 
 Shown = Sequence[tuple[Run, Style]]
+K = TypeVar("K")
 
 
 def labels(runs: Sequence[tuple[str, str | None, str]]) -> list[str]:
@@ -178,13 +181,11 @@ def _section(name: str, members: Mapping[str, Metric], shown: Shown, untrained: 
         for panel in panels:
             panel.gap_axis = True
     elif name == "schedules":
-        names = [_schedule_file(members[panel.metric].name) for panel in panels]
-        section.figures = {file: [p for p, n in zip(panels, names, strict=True) if n == file] for file in names}
+        section.figures = {}
+        for panel in panels:
+            name = members[panel.metric].name
+            section.figures.setdefault(SCHEDULE_FILES.get(name, name), []).append(panel)
     return section
-
-
-def _schedule_file(name: str) -> str:
-    return {"images_per_s": "throughput", "lr-*": "lr"}.get(name, name)
 
 
 def _accuracies(section: Section, shown: Shown, untrained: Sequence[Run]) -> None:
@@ -284,14 +285,18 @@ def _share_y(panels: Sequence[Panel]) -> None:
 # What a caption says of the runs.
 
 
+def grouped(pairs: Iterable[tuple[K, str]]) -> dict[K, list[str]]:
+    """(what, label) -> {what: labels}."""
+    groups: dict[K, list[str]] = {}
+    for what, label in pairs:
+        groups.setdefault(what, []).append(label)
+    return groups
+
+
 def by_value(shown: Shown, key: str) -> dict[str, list[str]]:
     """Value of a full configuration key -> labels of the runs that have it."""
-    groups: dict[str, list[str]] = {}
-    for run, look in shown:
-        args = flatten(run.args)
-        if key in args:
-            groups.setdefault(show(args[key]), []).append(look.label)
-    return groups
+    flat = [(flatten(run.args), look.label) for run, look in shown]
+    return grouped((show(args[key]), label) for args, label in flat if key in args)
 
 
 def names_of(some: Sequence[str], shown: Shown) -> str:
@@ -301,11 +306,8 @@ def names_of(some: Sequence[str], shown: Shown) -> str:
 
 def _missing(expected: Sequence[str], shown: Shown) -> dict[str, list[str]]:
     """Runs -> those of the metrics `expected` that they have not logged; a `*` stands for what any run has logged."""
-    groups: dict[str, list[str]] = {}
+    names: list[str] = []
     for pattern in expected:
-        logged = [column for column in _logged(shown) if column.startswith(pattern.removesuffix("*"))]
-        for name in (logged or [pattern]) if pattern.endswith("*") else [pattern]:
-            without = [look.label for run, look in shown if run.metrics and name not in run.columns]
-            if without:
-                groups.setdefault(names_of(without, shown), []).append(name)
-    return groups
+        names += fnmatch.filter(_logged(shown), pattern) or [pattern]
+    without = {name: [look.label for run, look in shown if run.metrics and name not in run.columns] for name in names}
+    return grouped((names_of(labels, shown), name) for name, labels in without.items() if labels)

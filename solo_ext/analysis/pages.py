@@ -1,4 +1,4 @@
-"""HTML pages from the templates in `assets/`, which escape all that they are given."""
+"""Pages from the templates in `assets/`; those in HTML escape all that they are given."""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,14 +14,14 @@ from solo_ext.analysis import drawing
 from solo_ext.analysis.figures import PAPER, Panel, Style
 
 
-def render(template: str, styles: Iterable[Style], last_epoch: float, **values: Any) -> str:
+def render(template: str, styles: Iterable[Style] = (), last_epoch: float = 1.0, **values: Any) -> str:
     """A self-contained page.
 
     Args:
-        template: `report` or `study`, in `assets/`.
+        template: `report.html`, `study.html` or `study.md`.
         styles: of all curves; each gives the style sheet a colour for a light and for a dark page.
         last_epoch: where the panels' axes end.
-        values: what the template shows; of every page: title, heading, subtitle, and parts, the headings below.
+        values: what the template shows; every page in HTML has title, heading, subtitle, and parts, the headings below.
     """
     palette = {**PAPER, **{style.var: (style.light, style.dark) for style in styles}}
     colours = {light: f"var(--{name})" for name, (light, _) in palette.items()}
@@ -32,7 +32,7 @@ def render(template: str, styles: Iterable[Style], last_epoch: float, **values: 
     def inline(figure: Any, label: str) -> Markup:
         return Markup(drawing.inline(figure, colours, label))
 
-    made = _templates().get_template(f"{template}.html.j2")
+    made = _templates().get_template(f"{template}.j2")
     return made.render(palette=palette, svg=svg, inline=inline, version=solo_ext.__version__, **values)
 
 
@@ -40,7 +40,7 @@ def render(template: str, styles: Iterable[Style], last_epoch: float, **values: 
 def _templates() -> Environment:
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).with_name("assets")),
-        autoescape=True,
+        autoescape=lambda name: name is None or ".html" in name,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

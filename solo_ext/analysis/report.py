@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from solo_ext.analysis import drawing, figures
-from solo_ext.analysis.figures import Shown, names_of
+from solo_ext.analysis.figures import Shown, grouped, names_of
 from solo_ext.analysis.pages import render
 from solo_ext.analysis.table import COLUMNS, ONLINE, cell, table_rows
 from solo_ext.errors import ConfigError
@@ -79,7 +79,7 @@ def _write(runs: Sequence[Run], folder: Path) -> None:
                 drawing.png(panels, section.legend, last_epoch, folder / f"{name}.png")
     methods = ", ".join(dict.fromkeys(run.method for run in runs))
     text = render(
-        "report",
+        "report.html",
         [*(look for _, look in trained), *(look for section in sections for look in section.legend)],
         last_epoch,
         title=f"solo_ext report: {methods}",
@@ -119,7 +119,7 @@ def _results(shown: Shown) -> dict[str, Any]:
             "look": None if run.untrained else look,
             "label": look.label,
             "name": run.name or "-",
-            "cells": [cell(row, key) for key in COLUMNS],
+            "cells": [cell(row, key).removesuffix(ONLINE) for key in COLUMNS],
             "marks": [i for i, key in enumerate(COLUMNS) if key in row["online"]],
         }
         for (run, look), row in zip(shown, numbers, strict=True)
@@ -138,14 +138,13 @@ def _results(shown: Shown) -> dict[str, Any]:
 
 
 def _missing_files(shown: Shown) -> dict[tuple[str, ...], str]:
-    groups: dict[tuple[str, ...], list[str]] = {}
+    """Files that runs lack -> which runs."""
+    absent = []
     for run, look in shown:
-        expected = ["args.json", "metrics.csv", "knn.json", "linear.json", "environment.json"]
-        never = ("metrics.csv", "environment.json") if run.untrained else ()
-        absent = tuple(name for name in expected if name not in never and not (run.dir / name).is_file())
-        if absent:
-            groups.setdefault(absent, []).append(look.label)
-    return {files: names_of(some, shown) for files, some in groups.items()}
+        evaluations = ("args.json", "knn.json", "linear.json")
+        expected = evaluations if run.untrained else ("args.json", "metrics.csv", *evaluations[1:], "environment.json")
+        absent.append((tuple(name for name in expected if not (run.dir / name).is_file()), look.label))
+    return {files: names_of(some, shown) for files, some in grouped(absent).items() if files}
 
 
 def _knn_protocol(run: Run) -> dict[str, Any]:
@@ -178,11 +177,8 @@ def _protocol(
     same, differing = compare([{k: v for k, v in flatten(x).items() if tells(k, v)} for _, x in given])
     if (augmented := same.pop("augmented", None)) in ("true", "false"):
         same["images"] = "augmented" if augmented == "true" else "not augmented"
-    apart: dict[str, dict[str, list[str]]] = {}
-    for key, texts in differing.items():
-        for (label, _), value in zip(given, texts, strict=True):
-            apart.setdefault(key, {}).setdefault(value, []).append(label)
-    return same, apart
+    labels = [label for label, _ in given]
+    return same, {key: grouped(zip(texts, labels, strict=True)) for key, texts in differing.items()}
 
 
 def _machines(shown: Shown) -> dict[str, Any] | None:

@@ -56,7 +56,7 @@ def cell(row: Mapping[str, Any], key: str) -> str:
     value = row[key]
     if isinstance(value, bool) or not isinstance(value, int | float):
         return "-"
-    return COLUMNS[key].form.format(value)
+    return COLUMNS[key].form.format(value) + ONLINE * (key in row["online"])
 
 
 def print_table(rows: Sequence[Mapping[str, Any]], console: Any = None) -> None:
@@ -74,5 +74,5 @@ def print_table(rows: Sequence[Mapping[str, Any]], console: Any = None) -> None:
         table.add_column(metric.label, justify="right", min_width=max(map(len, metric.label.split())))
     names = labels([(row["method"], row["name"], row["id"]) for row in rows]) if rows else []
     for row, name in zip(rows, names, strict=True):
-        table.add_row(Text(name), *(cell(row, key) + ONLINE * (key in row["online"]) for key in COLUMNS))
+        table.add_row(Text(name), *(cell(row, key) for key in COLUMNS))
     (console or Console()).print(table)

@@ -188,7 +188,7 @@ def _study_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--only", action="append", default=[], metavar="CELL", help="run these cells only, such as 'byol*'; repeatable"
     )
-    parser.add_argument("--launcher", metavar="NAME", help="submitit_slurm or submitit_local: Hydra's launcher runs it")
+    parser.add_argument("--launcher", metavar="NAME", help="submitit_slurm or submitit_local: submitit runs it")
     parser.add_argument("--dry-run", action="store_true", help="print the runs and their state, and stop")
 
 
@@ -203,6 +203,9 @@ def _study(args: argparse.Namespace) -> None:
         raise ConfigError(f"--jobs must be at least 1, not {args.jobs}")
     if settings and not args.launcher:
         raise ConfigError(f"'{settings[0]}' is a launcher's; say which with --launcher submitit_slurm")
+    for word in settings:
+        if not word.lstrip("+").startswith("hydra.launcher."):
+            raise ConfigError(f"'{word}': submitit has only parameters of its own, hydra.launcher.NAME=VALUE")
     from solo_ext.studies.run import dry_run, run_study
     from solo_ext.studies.study import load_study
 
@@ -306,18 +309,18 @@ teacher, tau, learning rate, throughput.""",
     ),
     Command(
         "study",
-        "run a table or figure of a paper, and set it beside the printed one",
+        "run a table or figure of a paper, or a grid of your own",
         f"""\
 Runs what a study still lacks: each cell and seed is a run of its own in <out>/runs, with its output in
 <out>/logs. After each, <out>/study.md, study.html and study.png set ours (mean, standard deviation, number of
-runs) beside the paper's. Ctrl-C or SIGTERM lets the runs save; the same command goes on where it stopped.
+runs) beside the paper's, if there is one. Ctrl-C or SIGTERM lets the runs save; the same command continues them.
 
 seeds=[0,1,2] runs each cell with each seed; dataset=NAME (or data.dataset=NAME) takes that data set's recipes,
 to which the study's own overrides still apply, unless others follow on the command line. What a cell varies
 cannot be overridden.
 
-With --launcher submitit_slurm, Hydra's launcher hands all runs to SLURM; hydra.launcher.* are its settings.
-Runs that are out of time are queued again.
+With --launcher submitit_slurm, submitit hands all runs to SLURM; hydra.launcher.* are its parameters. Runs that are
+out of time are queued again.
 
 {OVERRIDES}""",
         (

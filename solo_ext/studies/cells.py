@@ -21,14 +21,6 @@ from solo_ext.training import recipes
 from solo_ext.training.compose import compose, override
 from solo_ext.training.config import PretrainConfig, resolve
 
-OWN = {  # what `solo-ext study` sets in every run
-    "seed": "use seeds=[0,1,2]",
-    "checkpoint.dir": "use --out",
-    "checkpoint.enabled": "every run of a study is saved",
-    "auto_resume": "every run of a study is resumable",
-    "resume_from_checkpoint": "every run of a study is resumable",
-}
-
 
 @dataclass(kw_only=True)
 class CellSpec:
@@ -123,24 +115,6 @@ def combinations(grid: dict[str, dict[str, list[str] | None]]) -> Iterator[CellS
         yield CellSpec(row=row, overrides=[text for point in points for text in point.overrides])
 
 
-def check_keys(varied: dict[str, str], fixed: Sequence[str], changes: Sequence[str]) -> None:
-    """Refuses overrides of what the study varies, or what `solo-ext study` sets itself.
-
-    Args:
-        varied: key -> what varies it. fixed: all overrides in the study. changes: the user's.
-    """
-    if "recipe" in varied:
-        varied = {"method": varied["recipe"], **varied}
-    for change in changes:
-        for key, where in varied.items():
-            if _overlap(key_of(change), key):
-                raise ConfigError(f"'{change}' cannot hold for all cells: {where} sets {key}")
-    for text in (*fixed, *changes):
-        for key, instead in OWN.items():
-            if _overlap(key_of(text), key):
-                raise ConfigError(f"'{text}': {key} is set by solo-ext study itself; {instead}")
-
-
 def cover(
     table: Table, name: str, readout: str | None, specs: Sequence[CellSpec], cited: Sequence[dict[str, str]]
 ) -> list[list[Row]]:
@@ -230,8 +204,3 @@ def effective(overrides: Sequence[str]) -> list[str]:
     """Without those that a later one of the same key makes void."""
     later = {key_of(text): i for i, text in enumerate(overrides) if not text.startswith("~")}
     return [text for i, text in enumerate(overrides) if later.get(key_of(text), i) <= i]
-
-
-def _overlap(one: str, other: str) -> bool:
-    """Whether the keys are the same, or one holds the other."""
-    return f"{one}.".startswith(f"{other}.") or f"{other}.".startswith(f"{one}.")

@@ -17,7 +17,6 @@ from solo_ext.runs.lock import RunLock
 from solo_ext.schema import OneOf
 from solo_ext.studies.command import STOPPED, Command, start
 from solo_ext.studies.jobs import Job
-from solo_ext.text import nearest
 from solo_ext.training.compose import overlay
 
 LAUNCHERS = {"submitit_slurm": "slurm", "submitit_local": "local", "slurm": "slurm", "local": "local"}
@@ -81,7 +80,7 @@ class LocalPool:
 
 
 class SubmititPool:
-    """Hands all `jobs` to submitit at once; its own files are in `<out>/submitit/<id of the job>`."""
+    """Hands all `jobs` to submitit at once; its own files are in `<out>/submitit`."""
 
     pause = 1.0
 
@@ -90,12 +89,9 @@ class SubmititPool:
 
         self.cluster, self.total, self.stopped = LAUNCHERS[launcher], len(jobs), False
         folder = out.absolute() / "submitit"
-        for place in folder.iterdir() if folder.is_dir() else ():
-            if self._alive(place):
-                raise ConfigError(f"--out: {out} is in use by job {place.name} of an earlier study process")
         shutil.rmtree(folder, ignore_errors=True)
         try:
-            executor = self._executor(folder / "%j", settings)
+            executor = self._executor(folder, settings)
             words, logs = [job.words for job in jobs], [str(job.log.absolute()) for job in jobs]
             with _ignoring(signal.SIGINT):  # local jobs inherit it: Ctrl-C reaches them only through `stop`
                 submitted = executor.map_array(Command(), words, logs)
@@ -104,34 +100,19 @@ class SubmititPool:
         self.jobs = list(zip(submitted, jobs, strict=True))
         self.started: set[str] = set()
 
-    def _alive(self, place: Path) -> bool:
-        """Whether the job of this folder waits or runs, though the study process that submitted it was killed."""
-        from submitit import SlurmJob
-
-        if any(place.glob("*_result.pkl")):
-            return False
-        if self.cluster == "slurm":
-            return SlurmJob(place.with_name("%j"), place.name).state in ("PENDING", "RUNNING", "REQUEUED", "COMPLETING")
-        with contextlib.suppress(OSError):
-            return b"submitit" in Path("/proc", place.name, "cmdline").read_bytes()
-        return False
-
     def _executor(self, folder: Path, settings: Sequence[str]) -> Any:
         from submitit import AutoExecutor
 
         given = plain(overlay({}, [text.lstrip("+").removeprefix(LAUNCHER) for text in settings]))
-        parameters = {"name": "solo-ext-study", "timeout_min": 60, **given}
-        timeouts = {f"{self.cluster}_max_num_timeout": parameters.pop("max_num_timeout", REQUEUES)}
-        executor = AutoExecutor(folder, cluster=self.cluster, **timeouts)
-        general, special = AutoExecutor._valid_parameters(), type(executor._executor)._valid_parameters()
-        for name in parameters:
-            if name not in general | special:
-                raise ConfigError(f"{LAUNCHER}{name}: submitit has no such parameter{nearest(name, general | special)}")
-        named = {name if name in general else f"{self.cluster}_{name}": value for name, value in parameters.items()}
+        timeouts = {f"{self.cluster}_max_num_timeout": given.pop("max_num_timeout", REQUEUES)}
+        executor, general = AutoExecutor(folder, self.cluster, **timeouts), AutoExecutor._valid_parameters()
+        given = {"name": "solo-ext-study", "timeout_min": 60, "tasks_per_node": 1, **given}
+        if self.cluster == "slurm":
+            given.setdefault("signal_delay_s", 120)  # seconds before the end of its time, in which a run saves
         try:
-            executor.update_parameters(**named)
-        except (AssertionError, NameError, ValueError, TypeError) as error:
-            raise ConfigError(f"{LAUNCHER}*: {' '.join(str(error).split())}") from error
+            executor.update_parameters(**{k if k in general else f"{self.cluster}_{k}": v for k, v in given.items()})
+        except (AssertionError, NameError, ValueError) as error:
+            raise ConfigError(f"{LAUNCHER}*: {str(error).splitlines()[0].rstrip('.')}") from error
         return executor
 
     @property
@@ -160,7 +141,7 @@ class SubmititPool:
             job.log.parent.mkdir(parents=True, exist_ok=True)
             with open(job.log, "a", encoding="utf-8") as log:
                 log.write(
-                    f"submitit's job {submitted.job_id} ended before this run did; see {submitted.paths.folder}\n"
+                    f"submitit's job {submitted.job_id} ended before this run did; see {submitted.paths.stderr}\n"
                 )
             return 1
 
@@ -174,6 +155,22 @@ class SubmititPool:
         for name in ids if self.cluster == "local" else ():  # the process that looks after the job; twice kills
             with contextlib.suppress(ProcessLookupError):
                 os.kill(int(name), signal.SIGTERM)
+
+
+def orphans(out: Path) -> Iterator[str]:
+    """The jobs that submitit has queued or runs for a study in `out` whose own process was killed."""
+    for file in (out.absolute() / "submitit").glob("*_submitted.pkl"):
+        from submitit import SlurmJob
+
+        name = file.name.removesuffix("_submitted.pkl")
+        if any(file.parent.glob(f"{name}_*_result.pkl")):
+            continue
+        state = SlurmJob(file.parent, name).state if shutil.which("sacct") else ""
+        process = Path("/proc", name, "cmdline")  # of a local job
+        if state in ("PENDING", "RUNNING", "REQUEUED", "COMPLETING") or (
+            process.is_file() and b"submitit" in process.read_bytes()
+        ):
+            yield name
 
 
 @contextlib.contextmanager

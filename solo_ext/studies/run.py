@@ -12,7 +12,7 @@ from solo_ext.errors import ConfigError
 from solo_ext.runs.lock import RunLock
 from solo_ext.studies.command import STOPPED
 from solo_ext.studies.jobs import Job, check, jobs_of, pick
-from solo_ext.studies.pool import LocalPool, SubmititPool, check_launcher
+from solo_ext.studies.pool import LocalPool, SubmititPool, check_launcher, orphans
 from solo_ext.studies.study import Study
 from solo_ext.studies.table import write_tables
 from solo_ext.text import duration
@@ -154,6 +154,8 @@ def _lock(out: Path) -> Iterator[RunLock]:
     if not free:
         raise ConfigError(f"--out: {out} is in use by a study that has not ended, or by one of its runs")
     try:
+        for job in orphans(out):
+            raise ConfigError(f"--out: {out} is in use by submitit's job {job}, which has not ended")
         yield lock
     finally:
         lock.release()

@@ -1,5 +1,6 @@
 """A study file: a grid of runs, and the table or figure of a paper that they belong to, if there is one."""
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +14,6 @@ from solo_ext.schema import fit
 from solo_ext.studies.cells import (
     Cell,
     CellSpec,
-    check_keys,
     combinations,
     cover,
     effective,
@@ -27,6 +27,13 @@ from solo_ext.studies.printed import Row, Table, load_table, must_exist, read_te
 from solo_ext.training import recipes
 
 RESULTS = "paper_results.yaml"
+OWN = {  # what `solo-ext study` sets in every run
+    "seed": "use seeds=[0,1,2]",
+    "checkpoint.dir": "use --out",
+    "checkpoint.enabled": "every run of a study is saved",
+    "auto_resume": "every run of a study is resumable",
+    "resume_from_checkpoint": "every run of a study is resumable",
+}
 
 
 @dataclass(frozen=True)
@@ -176,12 +183,26 @@ def _seeds(text: str) -> list[int]:
 
 
 def _check_keys(study: StudyFile, specs: Sequence[CellSpec], changes: Sequence[str]) -> None:
+    """Refuses overrides of what the study varies, or what `solo-ext study` sets itself."""
     varied: dict[str, str] = {}
     for axis, points in study.grid.items():
         varied |= {key_of(text): f"the axis '{axis}'" for own in points.values() for text in own or ()}
     for spec in study.cells:
         varied |= {key_of(text): spec.where for text in spec.overrides}
-    check_keys(varied, [*study.overrides, *(text for spec in specs for text in spec.overrides)], changes)
+    if "recipe" in varied:
+        varied.setdefault("method", varied["recipe"])
+    for change, (key, where) in itertools.product(changes, varied.items()):
+        if _overlap(key_of(change), key):
+            raise ConfigError(f"'{change}' cannot hold for all cells: {where} sets {key}")
+    everything = [*study.overrides, *(text for spec in specs for text in spec.overrides), *changes]
+    for text, (key, instead) in itertools.product(everything, OWN.items()):
+        if _overlap(key_of(text), key):
+            raise ConfigError(f"'{text}': {key} is set by solo-ext study itself; {instead}")
+
+
+def _overlap(one: str, other: str) -> bool:
+    """Whether the keys are the same, or one holds the other."""
+    return f"{one}.".startswith(f"{other}.") or f"{other}.".startswith(f"{one}.")
 
 
 def _results(path: Path, study: StudyFile) -> Path:

@@ -17,8 +17,8 @@ from solo_ext.runs.run import Run, compare
 from solo_ext.studies.cells import Cell
 from solo_ext.studies.jobs import Job
 from solo_ext.studies.plots import bars, curves
-from solo_ext.studies.printed import Row, short_labels
-from solo_ext.studies.scores import Score, Scores, remarks, results_of, scores, setting, warning
+from solo_ext.studies.printed import short_labels
+from solo_ext.studies.scores import remarks, results_of, scores, setting, warning
 from solo_ext.studies.study import Study
 from solo_ext.text import markdown_table
 
@@ -38,7 +38,8 @@ def write_tables(study: Study, jobs: Sequence[Job], out: str | Path, failed: Map
     out, failed = Path(out), failed or {}
     results = results_of(study, jobs)
     runs = [run for some in results.values() for run in some.values()]
-    rows = scores(study, results, failed)
+    found = scores(study, results, failed)
+    cited = any(not isinstance(row, Cell) for row in study.rows)
     facts = {
         "study": f"{study.file} ({study.source})",
         "runs": f"{len(runs)} of {len(jobs)}",
@@ -49,42 +50,67 @@ def write_tables(study: Study, jobs: Sequence[Job], out: str | Path, failed: Map
         "command": shlex.join(["solo-ext", *environment()["command"][1:]]),
         "written": time.strftime("%Y-%m-%d %H:%M"),
     }
-    labels = [{k: v for k, v in cell.labels.items() if k != study.readout} for cell in study.runs]
+    keys, heads = list(study.rows[0].labels), _heads(study)
+    columns = [*keys, *(heading for below, _ in heads.values() for heading in below)]
+    texts = [
+        [text for column, (below, decimals) in heads.items() for text in score[column].texts(decimals)[: len(below)]]
+        for _, score in found
+    ]
     values = {
-        "columns": [*study.rows[0].labels, *(name for _, below in _head(study) for name in below)],
+        "heading": study.title,
         "warning": warning(study),
-        "legend": _legend(study),
+        "legend": "Ours: mean ± standard deviation (n - 1) over seeds, and in brackets the number of runs."
+        + " In italics: printed by the paper, not run here." * cited,
         "ran": facts,
         "notes": [*remarks(study, results), *(f"{name} has no result: {reason}" for name, reason in failed.items())],
         "overrides": {cell.name: _overrides(cell) for cell in study.runs},
     }
+    labels = [{k: v for k, v in cell.labels.items() if k != study.readout} for cell in study.runs]
     with drawing.house_style():
         looks = dict(zip(results, styles(short_labels(labels)[1]), strict=True))
-        plot = bars(study, rows, looks) if study.metrics else None
+        plot = bars(study, found, looks) if study.metrics else None
         section = curves(study, results, looks) if study.curves else None
         drawn = _draw(study, plot, section, out)
+        parts = {"Results": plot, "Plot": plot, "Curves": section, "What ran": True, "Notes": values["notes"]}
         page = render(
-            "study",
+            "study.html",
             looks.values(),
             section.last_epoch if section else 1.0,
             title=f"solo_ext study: {study.source}",
-            heading=study.title,
             subtitle=" · ".join([study.source, f"{facts['runs']} runs", facts["written"]]),
-            parts=[
-                *(("Results", "Plot") if plot else ()),
-                *(("Curves",) if section else ()),
-                "What ran",
-                *(("Notes",) if values["notes"] else ()),
-                "Overrides",
-            ],
-            rows=[_html_row(study, row, found, looks) for row, found in rows],
+            parts=[*(name for name, there in parts.items() if there), "Overrides"],
+            columns=columns,
+            rows=[_html_row(row, own, looks) for row, own in zip(study.rows, texts, strict=True)],
             plot=plot,
             curves=section,
             **values,
         )
-    write_text(out / "study.md", _markdown(study, rows, drawn, **values))
+    rows = [[*_emphasised(row), *own] for row, own in zip(study.rows, texts, strict=True)]
+    table = markdown_table(columns, rows, range(len(keys), len(columns))) if study.metrics else ""
+    write_text(out / "study.md", render("study.md", table=table, drawn=drawn, **values))
     write_text(out / "study.html", page)
     return out / "study.html"
+
+
+def _heads(study: Study) -> dict[str, tuple[list[str], int | None]]:
+    """Column of the study -> headings below it, and decimals: two, as the papers have them, beside printed numbers."""
+    printed = [row.values for row in (study.table.printed if study.table else ())]
+    return {
+        column: ([f"{column}, ours", f"{column}, paper", "ours - paper"], 2)
+        if any(values.get(column) is not None for values in printed)
+        else ([column], None)
+        for column in study.metrics
+    }
+
+
+def _emphasised(row: Any) -> list[str]:
+    return list(row.labels.values()) if isinstance(row, Cell) else [f"*{text}*" for text in row.labels.values()]
+
+
+def _html_row(row: Any, texts: Sequence[str], looks: Mapping[str, Any]) -> dict[str, Any]:
+    first, *others = row.labels.values()
+    look = looks[row.name] if isinstance(row, Cell) else None
+    return {"kind": "run" if look else "floor", "look": look, "label": first, "cells": [*others, *texts]}
 
 
 def _draw(study: Study, plot: Any, section: Section | None, out: Path) -> bool:
@@ -109,70 +135,5 @@ def _machines(runs: Sequence[Run]) -> dict[str, str]:
     return {**same, **{key: "; ".join(dict.fromkeys(texts)) for key, texts in differing.items()}}
 
 
-def _head(study: Study) -> list[tuple[str, list[str]]]:
-    """(column of the study, headings below it)."""
-    paper = [column for column in study.metrics if _decimals(study, column) is not None]
-    return [(c, [f"{c}, ours", f"{c}, paper", "ours - paper"] if c in paper else [c]) for c in study.metrics]
-
-
-def _decimals(study: Study, column: str) -> int | None:
-    """Two, as the papers have them, for columns with printed numbers."""
-    rows = study.table.printed if study.table else []
-    return 2 if any(row.values.get(column) is not None for row in rows) else None
-
-
-def _cells(study: Study, found: Mapping[str, Score]) -> list[str]:
-    texts: list[str] = []
-    for column, below in _head(study):
-        texts += found[column].texts(_decimals(study, column))[: len(below)]
-    return texts
-
-
-def _legend(study: Study) -> str:
-    text = "Ours: mean ± standard deviation (n - 1) over seeds, and in brackets the number of runs."
-    return text + " In italics: printed by the paper, not run here." * any(isinstance(row, Row) for row in study.rows)
-
-
 def _overrides(cell: Cell) -> str:
     return shlex.join(["/".join(cell.recipe.parts[-2:]), *cell.overrides])
-
-
-def _html_row(study: Study, row: Cell | Row, found: Mapping[str, Score], looks: Mapping[str, Any]) -> dict[str, Any]:
-    first, *others = row.labels.values()
-    look = looks[row.name] if isinstance(row, Cell) else None
-    return {
-        "kind": "run" if look else "floor", "look": look, "label": first, "cells": [*others, *_cells(study, found)]
-    }  # fmt: skip
-
-
-def _markdown(
-    study: Study,
-    rows: Scores,
-    drawn: bool,
-    *,
-    columns: Sequence[str],
-    warning: str,
-    legend: str,
-    ran: Mapping[str, str],
-    notes: Sequence[str],
-    overrides: Mapping[str, str],
-) -> str:
-    parts = [f"# {study.title}\n"]
-    if warning:
-        parts.append(f"> **{warning}**\n")
-    if study.metrics:
-        keys = len(study.rows[0].labels)
-        table = [
-            [*(f"*{text}*" if isinstance(row, Row) else text for text in row.labels.values()), *_cells(study, found)]
-            for row, found in rows
-        ]
-        parts += [markdown_table(columns, table, range(keys, len(columns))), f"{legend}\n"]
-    parts += [f"![{study.title}](study.png)\n"] if drawn else []
-    for heading, lines in (
-        ("What ran", [f"{key}: {text}" for key, text in ran.items()]),
-        ("Notes", notes),
-        ("Overrides", [f"{name}: `{command}`" for name, command in overrides.items()]),
-    ):
-        if lines:
-            parts += [f"## {heading}\n", "".join(f"- {line}\n" for line in lines)]
-    return "\n".join(parts)
