@@ -30,7 +30,7 @@ STEP_KEYS = ("max_epochs", "precision", "gradient_clip_val", "gradient_clip_algo
 
 
 class _Clock(pl.Callback):
-    """When each batch ended."""
+    """When each batch ended; ends the training when that has taken long enough."""
 
     def __init__(self) -> None:
         self.ends: list[float] = []
@@ -39,6 +39,8 @@ class _Clock(pl.Callback):
         if module.device.type in ("cuda", "mps"):
             getattr(torch, module.device.type).synchronize()
         self.ends.append(time.perf_counter())
+        if len(self.ends) >= WARM_UP + LEAST and self.ends[-1] - self.ends[0] > SECONDS:
+            trainer.should_stop = True
 
 
 def crop_sizes(cfg: Any) -> list[int]:
@@ -83,8 +85,7 @@ def _measure(cfg: Any, method: Method, images: int) -> dict[str, Any] | None:
     """The measurement with so many `images` in a batch; None if they do not fit the GPU."""
     values = {key: value for key, value in plain(cfg).items() if key in STEP_KEYS}
     values |= {"accelerator": "cpu" if cfg.accelerator == "cpu" else "auto", "devices": 1, "num_nodes": 1}
-    values |= {"max_steps": WARM_UP + STEPS, "min_steps": WARM_UP + LEAST, "max_time": {"seconds": SECONDS}}
-    values |= {"strategy": "auto", "limit_val_batches": 0, "enable_progress_bar": False}
+    values |= {"strategy": "auto", "max_steps": WARM_UP + STEPS, "limit_val_batches": 0, "enable_progress_bar": False}
     size = SimpleNamespace(train_set=range(images * values["max_steps"]), batch_size=images)
     clock, saved = _Clock(), {}
     free = _free_memory()
