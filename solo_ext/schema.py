@@ -83,6 +83,7 @@ Count = Annotated[int, Bounds(1)]
 NonNegative = Annotated[float, Bounds(0)]
 Positive = Annotated[float, Bounds(0, above=True)]
 Share = Annotated[float, Bounds(0, 1)]
+Temperature = Annotated[float, Bounds(1e-6)]  # of a softmax
 
 
 class UnknownKey(ConfigError):

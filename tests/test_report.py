@@ -20,7 +20,7 @@ from rich.console import Console
 from solo_ext.analysis import drawing, figures
 from solo_ext.analysis.report import main_report
 from solo_ext.analysis.table import cell, print_table, table_rows
-from solo_ext.errors import CheckpointError, ConfigError, DataError
+from solo_ext.errors import CheckpointError, ConfigError
 from solo_ext.runs.run import compare, find_runs, flatten, load_run
 from solo_ext.text import Metric
 from solo_ext.training.loggers import CSVMetrics
@@ -241,7 +241,7 @@ def test_no_run_names_the_nearest(runs, path, said):
 def test_a_damaged_file_is_named(runs, tmp_path, name, content):
     path = runs / "byol" / "a1" / name
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    with pytest.raises(DataError, match=f"{re.escape(str(path))} is damaged: [^\n]*$"):
+    with pytest.raises(CheckpointError, match=f"{re.escape(str(path))} is damaged: [^\n]*$"):
         main_report([runs], tmp_path / "report")
     assert not (tmp_path / "report").exists()
 

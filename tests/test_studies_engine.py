@@ -441,7 +441,7 @@ def test_stopped_runs_go_on_and_failed_ones_stop_nobody(file, command, tmp_path)
     [job, _] = jobs_of(study, tmp_path / "out")
     assert job.state() == "done"
     cfg = copy.deepcopy(job.cell.config(5))
-    cfg.checkpoint.dir, cfg.checkpoint.enabled, cfg["enable_progress_bar"] = str(tmp_path / "whole"), True, False
+    cfg.checkpoint.dir, cfg.checkpoint.enabled, cfg.enable_progress_bar = str(tmp_path / "whole"), True, False
     whole = pretrain(resolve(cfg)).metrics
     found = json.loads((run / "result.json").read_text())["metrics"]
     same = ("train_loss_epoch", "val_loss", "val_acc1", "weight_distance/projector.fc1")

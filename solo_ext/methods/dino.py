@@ -10,7 +10,7 @@ from solo_ext.errors import ConfigError
 from solo_ext.losses import Center, dino
 from solo_ext.methods.base import Method, cross_views
 from solo_ext.networks import DINOHead
-from solo_ext.schema import Bounds, Count, NonNegative, Positive
+from solo_ext.schema import Bounds, Count, NonNegative, Temperature
 
 
 class DINO(Method):
@@ -34,9 +34,9 @@ class DINO(Method):
         norm_last_layer: bool = True
         clip_grad: NonNegative = 0.0
         freeze_last_layer: Annotated[int, Bounds(0)] = 1
-        student_temperature: Positive = 0.1
-        teacher_temperature: Positive = 0.07
-        warmup_teacher_temperature: Positive = 0.04
+        student_temperature: Temperature = 0.1
+        teacher_temperature: Temperature = 0.07
+        warmup_teacher_temperature: Temperature = 0.04
         warmup_teacher_temperature_epochs: Annotated[int, Bounds(0)] = 0
 
     loss_name, loss_title = "dino_loss", "DINO"

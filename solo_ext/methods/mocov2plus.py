@@ -8,7 +8,7 @@ from solo_ext.losses import queue_nce
 from solo_ext.methods.base import cross_views
 from solo_ext.methods.queued import QueuedMethod
 from solo_ext.networks import mlp
-from solo_ext.schema import Count, Positive
+from solo_ext.schema import Count, Temperature
 
 
 class MoCoV2Plus(QueuedMethod):
@@ -18,7 +18,7 @@ class MoCoV2Plus(QueuedMethod):
     class Kwargs(QueuedMethod.Kwargs):
         proj_hidden_dim: Count = 2048
         proj_output_dim: Count = 256
-        temperature: Positive = 0.2
+        temperature: Temperature = 0.2
 
     loss_name, loss_title = "train_nce_loss", "InfoNCE"
 

@@ -7,7 +7,7 @@ from torch import Tensor
 from solo_ext.losses import info_nce
 from solo_ext.methods.base import Method, cross_views
 from solo_ext.networks import MOCO_VITS, is_resnet, mlp
-from solo_ext.schema import Count, Positive
+from solo_ext.schema import Count, Temperature
 
 
 class MoCoV3(Method):
@@ -18,7 +18,7 @@ class MoCoV3(Method):
         proj_hidden_dim: Count = 4096
         proj_output_dim: Count = 256
         pred_hidden_dim: Count = 4096
-        temperature: Positive = 0.2
+        temperature: Temperature = 0.2
 
     loss_name, loss_title = "train_contrastive_loss", "contrastive"
     backbones = MOCO_VITS

@@ -8,7 +8,7 @@ from solo_ext.errors import ConfigError
 from solo_ext.losses import relational
 from solo_ext.methods.queued import QueuedMethod
 from solo_ext.networks import mlp
-from solo_ext.schema import Count, Positive
+from solo_ext.schema import Count, Temperature
 
 
 class ReSSL(QueuedMethod):
@@ -24,8 +24,8 @@ class ReSSL(QueuedMethod):
 
         proj_hidden_dim: Count = 4096
         proj_output_dim: Count = 256
-        temperature_q: Positive = 0.1
-        temperature_k: Positive = 0.04
+        temperature_q: Temperature = 0.1
+        temperature_k: Temperature = 0.04
         weak_probe: bool = True
 
     loss_name, loss_title = "train_ressl_loss", "ReSSL"

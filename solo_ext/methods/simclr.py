@@ -8,7 +8,7 @@ from torch import Tensor
 from solo_ext.losses import info_nce, nt_xent
 from solo_ext.methods.base import Method, cross_views
 from solo_ext.networks import mlp
-from solo_ext.schema import Count, Positive
+from solo_ext.schema import Count, Temperature
 
 
 class SimCLR(Method):
@@ -24,7 +24,7 @@ class SimCLR(Method):
 
         proj_hidden_dim: Count = 2048
         proj_output_dim: Count = 256
-        temperature: Positive = 0.2
+        temperature: Temperature = 0.2
         negatives: Literal["both", "opposite"] = "both"
 
     teacher_stages = "none"
