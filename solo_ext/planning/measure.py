@@ -107,7 +107,7 @@ def _measure(cfg: Any, method: Method, images: int) -> dict[str, Any] | None:
         batches = [synthetic_batch(cfg, images, device)] * values["max_steps"]
         try:
             with nullcontext() if gpu else saved_tensors_hooks(keep, lambda tensor: tensor):
-                trainer.fit(method, DataLoader(batches, batch_size=None, collate_fn=identity))
+                trainer.fit(method, DataLoader(batches, batch_size=None, collate_fn=identity))  # type: ignore[arg-type]  # a list will do
         except torch.OutOfMemoryError:
             return None
     weights = list(method.state_dict().values())

@@ -1,7 +1,7 @@
 """Readers of what solo-learn's releases and older ones wrote into run folders: keys, names and objects."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -44,7 +44,7 @@ def _stand_in(path: str, base: type = Placeholder) -> type:
 # With AdamW, solo-learn before PyTorch 2.6 saved `betas` as OmegaConf's list, and with it the whole configuration. With
 # SimSiam it saves the function that holds the predictor's learning rate, and with it the scheduler and the optimizer.
 # Their names, for `torch.serialization.safe_globals`: reading runs nothing of them. Other names are refused.
-STAND_INS = [
+STAND_INS: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
     _stand_in("omegaconf.listconfig.ListConfig", _List),
     _stand_in("omegaconf.nodes.AnyNode", _Value),
     _stand_in("collections.defaultdict", _Dict),
