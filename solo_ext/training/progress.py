@@ -58,7 +58,7 @@ class RunProgress(ProgressBar):
             return
         self.bar.update(self.task, advance=1)
         # the loss is on the device: reading it waits for the step, so only when it is logged (and waited for) anyway
-        if trainer.global_step % trainer.log_every_n_steps == 0:
+        if trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]  # set by Lightning
             self.text = self._metrics(trainer)
         if time.monotonic() - self.shown > 0.5:
             self.shown = time.monotonic()
