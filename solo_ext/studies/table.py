@@ -50,7 +50,7 @@ def write_tables(study: Study, jobs: Sequence[Job], out: str | Path, failed: Map
         "written": time.strftime("%Y-%m-%d %H:%M"),
     }
     labels = [{k: v for k, v in cell.labels.items() if k != study.readout} for cell in study.runs]
-    values = {
+    values: dict[str, Any] = {
         "columns": [*study.rows[0].labels, *(name for _, below in _head(study) for name in below)],
         "warning": warning(study),
         "legend": _legend(study),
