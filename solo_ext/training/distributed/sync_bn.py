@@ -55,11 +55,8 @@ class CPUSyncBatchNorm(_BatchNorm):
 class CPUSyncBatchNormAct(CPUSyncBatchNorm):
     """The same of timm's BatchNorm with an activation inside."""
 
-    act: nn.Module
-    drop: nn.Module
-
     def forward(self, x: Tensor) -> Tensor:
-        return self.act(self.drop(super().forward(x)))
+        return self.act(self.drop(super().forward(x)))  # type: ignore[operator]  # modules of timm's constructor
 
 
 class SyncNorms(LayerSync):
