@@ -77,7 +77,7 @@ def _start(cfg, args: argparse.Namespace, run: str, **options) -> None:
     else:
         from solo_ext.training import evaluate, pretrain
 
-        {"pretrain": pretrain.pretrain, "linear": evaluate.linear, "knn": evaluate.knn}[run](cfg, **options)
+        getattr(pretrain if run == "pretrain" else evaluate, run)(cfg, **options)
 
 
 def _pretrain(args: argparse.Namespace) -> None:

@@ -23,7 +23,7 @@ def register() -> list[str]:
     from solo.methods.base import BaseMethod
 
     added = [name for name in METHODS if name not in registry]
-    registry.update({name: _registered(METHODS[name]) for name in added})
+    registry.update({name: _registered(METHODS[name]) for name in added})  # type: ignore[arg-type]  # classes can be hashed
     backbones = BaseMethod._BACKBONES
     for name in [*BACKBONES, *(f"timm/{model}" for model in timm.list_models())]:
         backbones.setdefault(name, partial(_backbone, name))

@@ -71,7 +71,7 @@ def _metric_accepts() -> None:
     def without(self, *args: Any, compute_on_step: bool | None = None, **kwargs: Any) -> None:
         init(self, *args, **kwargs)
 
-    Metric.__init__ = without
+    Metric.__init__ = without  # type: ignore[method-assign]
     # what compute_on_step=False meant: a batch is stored, and not classified
     WeightedKNNClassifier.forward = lambda self, *args, **kwargs: self.update(*args, **kwargs)
 
@@ -86,7 +86,7 @@ def _read_objects() -> None:
     def without(self, state: dict[str, Any]) -> None:
         load(self, {key: value for key, value in state.items() if key != "get_lr"})  # the scheduler has its own
 
-    LRScheduler.load_state_dict = without
+    LRScheduler.load_state_dict = without  # type: ignore[method-assign, assignment]  # `self` has no type
 
 
 def _stay_on_the_cpu() -> None:
@@ -100,9 +100,9 @@ def _stay_on_the_cpu() -> None:
 
         return moved
 
-    torch.Tensor.cuda = lambda self, *_args, **_kwargs: self
-    torch.Tensor.to = staying(torch.Tensor.to)
-    torch.nn.Module.to = staying(torch.nn.Module.to)
+    torch.Tensor.cuda = lambda self, *_args, **_kwargs: self  # type: ignore[method-assign]
+    torch.Tensor.to = staying(torch.Tensor.to)  # type: ignore[method-assign]
+    torch.nn.Module.to = staying(torch.nn.Module.to)  # type: ignore[method-assign]
 
 
 REPAIRS = (
@@ -193,4 +193,4 @@ def run_script(checkout: str | Path, script: str, argv: Sequence[str] = ()) -> N
 
 
 if __name__ == "__main__":
-    run_script(*json.loads(os.environ[_RUN]), sys.argv[1:])
+    run_script(*json.loads(os.environ[_RUN]), argv=sys.argv[1:])

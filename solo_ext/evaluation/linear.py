@@ -54,7 +54,7 @@ class LinearModel(pl.LightningModule):
             raise ConfigError("optimizer.layer_decay needs finetune=true and a backbone whose layers timm knows")
 
         self.backbone = backbone
-        self.classifier = nn.Linear(backbone.num_features, num_classes)
+        self.classifier = nn.Linear(backbone.num_features, num_classes)  # type: ignore[arg-type]  # a number
         self.mixing = self.options.mixing(optimizer.batch_size, num_classes)
         self.backbone.requires_grad_(self.options.finetune)
         self.train()  # Lightning keeps the modes that it finds

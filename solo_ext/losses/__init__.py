@@ -7,6 +7,7 @@ from solo_ext.losses.info_nce import info_nce
 from solo_ext.losses.negative_cosine import cosine_distance, negative_cosine
 from solo_ext.losses.nt_xent import nt_xent
 from solo_ext.losses.queue import enqueue, queue_nce, relational
+from solo_ext.losses.terms import mean, total
 
 __all__ = [
     "Center",
@@ -16,10 +17,12 @@ __all__ = [
     "gather",
     "gather_no_grad",
     "info_nce",
+    "mean",
     "negative_cosine",
     "nt_xent",
     "queue_nce",
     "relational",
     "soft_cross_entropy",
     "softmax_mse",
+    "total",
 ]

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from solo_ext.data.datasets import DATASETS
 from solo_ext.errors import ConfigError
 from solo_ext.evaluation.metrics import accuracy_at_k
+from solo_ext.losses import mean, total
 from solo_ext.methods.config import MethodConfig
 from solo_ext.methods.monitors import Gap, Monitor, Spread
 from solo_ext.methods.step import Outputs, Passes, Step, Term, plan_passes
@@ -102,23 +103,24 @@ class Method(pl.LightningModule):
         self.large_crops = cfg.data.num_large_crops or 2
 
         self.backbone = new_backbone(cfg.backbone, cfg.data.dataset, self.backbones)
+        features: int = self.backbone.num_features  # type: ignore[assignment]  # nn.Module's attributes are modules
         classes = cfg.data.num_classes or 0
-        self.classifier = nn.Linear(self.backbone.num_features, classes) if classes else None
-        self.build_heads(self.backbone.num_features)
+        self.classifier = nn.Linear(features, classes) if classes else None
+        self.build_heads(features)
         names = {part: self.attributes.get(part, part) for part in PARTS}
         self.parts = {part: attribute for part, attribute in names.items() if hasattr(self, attribute)}
         *_, self.last = self.parts  # the last one: its outputs are the queries
         self.row = stage_row({part: self.part(part) for part in self.parts}, self.attributes)
 
         self.teacher = self._build_teacher()
-        self.momentum_classifier = None
+        self.momentum_classifier: nn.Linear | None = None
         if cfg.momentum.classifier:
             if not classes or not hasattr(self, "momentum_backbone"):
                 raise ConfigError(
                     "momentum.classifier needs labels and a teacher with a backbone of its own; "
                     f"momentum.stages is {cfg.momentum.stages!r} and the data set has {classes} classes"
                 )
-            self.momentum_classifier = nn.Linear(self.backbone.num_features, classes)
+            self.momentum_classifier = nn.Linear(features, classes)
         self.terms = [Term(self.loss_name, self.criterion)]
         if self.intra.weight > 0:
             self.terms.append(Term("train_intra_loss", self._intra_term, self.intra.weight, self.intra.active))
@@ -187,7 +189,7 @@ class Method(pl.LightningModule):
                 "intra.weight > 0 needs a teacher that differs from the student; "
                 f"set momentum.stages to full, backbone, projector or a stage, not {momentum.stages!r}"
             )
-        read = {momentum.target}
+        read: set[str] = {momentum.target}
         read |= {part_of[self.intra_at]} if self.intra.weight > 0 else set()
         read |= {gap.at} & self.parts.keys() if gap.enabled else set()
         read |= {part_of[name] for name in taus} if momentum.preset is None else set()
@@ -244,7 +246,7 @@ class Method(pl.LightningModule):
         step = self.look(batch)
         terms = [term for term in self.terms if term.active(step.number)]
         values = {term.name: term.value(step) for term in terms}
-        loss = sum(term.weight * values[term.name] for term in terms)
+        loss = total(term.weight * values[term.name] for term in terms)
         log = partial(self.log_dict, on_epoch=True, sync_dist=True, batch_size=len(step.labels))
         log({"train_loss": loss}, on_step=True)
         log({**values, **step.metrics}, on_step=False)
@@ -337,16 +339,17 @@ class Method(pl.LightningModule):
         return self._probe(self.momentum_classifier, features, step.labels, "train_momentum_", step.metrics)
 
     def _probe(
-        self, probe: nn.Linear, features: list[Tensor], labels: Tensor, prefix: str, metrics: dict[str, Tensor]
+        self, probe: nn.Linear | None, features: list[Tensor], labels: Tensor, prefix: str, metrics: dict[str, Tensor]
     ) -> Tensor:
         """Cross-entropy of a linear probe, averaged over views; adds its accuracies to `metrics`."""
+        assert probe is not None  # else it has no term
         labelled = (labels != -1).sum().clamp(min=1)  # a batch without labels has no loss, rather than 0 / 0
         logits = [probe(x) for x in features]
         losses = [F.cross_entropy(x, labels, ignore_index=-1, reduction="sum") / labelled for x in logits]
         accuracies = [accuracy_at_k(x, labels, (1, 5)) for x in logits]
-        metrics[f"{prefix}acc1"] = sum(a for a, _ in accuracies) / len(accuracies)
-        metrics[f"{prefix}acc5"] = sum(a for _, a in accuracies) / len(accuracies)
-        return sum(losses) / len(losses)
+        metrics[f"{prefix}acc1"] = mean([a for a, _ in accuracies])
+        metrics[f"{prefix}acc5"] = mean([a for _, a in accuracies])
+        return mean(losses)
 
     # After the step.
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from solo_ext.losses import cosine_distance, negative_cosine
+from solo_ext.losses import cosine_distance, mean, negative_cosine, total
 from solo_ext.methods.base import Method, cross_views
 from solo_ext.networks import mlp
 from solo_ext.schema import Count
@@ -35,5 +35,5 @@ class BYOL(Method):
         """`solo`: the sum over directions of 2 - 2 cos; `paper`: the mean of `paper_distance`."""
         pairs = cross_views(queries, targets)
         if self.kwargs.loss_scale == "solo":
-            return sum(cosine_distance(p, z) for p, z in pairs)
-        return sum(self.paper_distance(p, z) for p, z in pairs) / len(pairs)
+            return total(cosine_distance(p, z) for p, z in pairs)
+        return mean([self.paper_distance(p, z) for p, z in pairs])

@@ -43,7 +43,7 @@ class MethodConfig(Config):
     accumulate_grad_batches: Count | None = 1
 
     @classmethod
-    def of(cls, method: type, values: "MethodConfig | Mapping[str, Any]") -> "MethodConfig":
+    def of(cls, method: Any, values: "MethodConfig | Mapping[str, Any]") -> "MethodConfig":
         """The configuration that `values` say for the class `method`; a typed one is returned as it is.
 
         values: also solo-learn's DictConfig, whose other top-level keys are passed over.
@@ -53,12 +53,12 @@ class MethodConfig(Config):
         """
         if isinstance(values, MethodConfig):
             return values
-        given = OmegaConf.to_container(values, resolve=True) if OmegaConf.is_config(values) else dict(values)
+        given: Any = OmegaConf.to_container(values, resolve=True) if OmegaConf.is_config(values) else dict(values)
         sections = {f.name: given[f.name] for f in dataclasses.fields(MethodConfig) if given.get(f.name) is not None}
         return build(MethodConfig, with_defaults(method, sections))
 
 
-def with_defaults(method: type, given: Mapping[str, Any]) -> dict[str, Any]:
+def with_defaults(method: Any, given: Mapping[str, Any]) -> dict[str, Any]:
     """`given`, with what `method` declares where it is silent, without keys that solo-learn's YAMLs carry unused, and
     with `method_kwargs` typed."""
     sections = dict(given)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from solo_ext.errors import ConfigError
-from solo_ext.losses import Center, dino
+from solo_ext.losses import Center, dino, mean
 from solo_ext.methods.base import Method, cross_views
 from solo_ext.networks import DINOHead
 from solo_ext.schema import Bounds, Count, NonNegative, Temperature
@@ -67,8 +67,7 @@ class DINO(Method):
         """The mean over pairs of different views."""
         center = self.dino_loss_func.center
         temperatures = self.kwargs.student_temperature, self.teacher_temperature
-        losses = [dino(q, k, center, *temperatures) for q, k in cross_views(queries, targets)]
-        return sum(losses) / len(losses)
+        return mean([dino(q, k, center, *temperatures) for q, k in cross_views(queries, targets)])
 
     def remember(self, targets: list[Tensor]) -> None:
         """The centre moves towards the targets."""

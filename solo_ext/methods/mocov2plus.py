@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from solo_ext.losses import queue_nce
+from solo_ext.losses import mean, queue_nce
 from solo_ext.methods.base import cross_views
 from solo_ext.methods.queued import QueuedMethod
 from solo_ext.networks import mlp
@@ -30,5 +30,4 @@ class MoCoV2Plus(QueuedMethod):
     def loss(self, queries: list[Tensor], targets: list[Tensor]) -> Tensor:
         """The mean over pairs of different views; each target view has a queue of its own."""
         pairs = cross_views(queries, list(zip(targets, self.queue, strict=True)))
-        losses = [queue_nce(q, k, queue, self.kwargs.temperature) for q, (k, queue) in pairs]
-        return sum(losses) / len(losses)
+        return mean([queue_nce(q, k, queue, self.kwargs.temperature) for q, (k, queue) in pairs])

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from solo_ext.losses import info_nce
+from solo_ext.losses import info_nce, total
 from solo_ext.methods.base import Method, cross_views
 from solo_ext.networks import MOCO_VITS, is_resnet, mlp
 from solo_ext.schema import Count, Temperature
@@ -37,4 +37,4 @@ class MoCoV3(Method):
         """`solo`: the sum over directions times 2 * temperature; `paper`: the mean (paper B, Eq. 3)."""
         temperature = self.kwargs.temperature
         losses = [info_nce(q, k, temperature) for q, k in cross_views(queries, targets)]
-        return sum(losses) * (2 * temperature if self.kwargs.loss_scale == "solo" else 1 / len(losses))
+        return total(losses) * (2 * temperature if self.kwargs.loss_scale == "solo" else 1 / len(losses))

@@ -14,6 +14,9 @@ from solo_ext.schema import Count
 class QueuedMethod(Method):
     """A framework whose `loss` reads `self.queue`; the batch's targets enter it after the backward pass."""
 
+    queue: Tensor
+    queue_ptr: Tensor
+
     @dataclass
     class Kwargs(Method.Kwargs):
         queue_size: Count = 65536

@@ -5,7 +5,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from solo_ext.losses import info_nce, nt_xent
+from solo_ext.losses import info_nce, mean, nt_xent
 from solo_ext.methods.base import Method, cross_views
 from solo_ext.networks import mlp
 from solo_ext.schema import Count, Temperature
@@ -41,5 +41,4 @@ class SimCLR(Method):
             return nt_xent(queries, self.kwargs.temperature)
         if self.kwargs.negatives == "both":
             return nt_xent(queries, self.kwargs.temperature, targets)
-        losses = [info_nce(q, k, self.kwargs.temperature) for q, k in cross_views(queries, targets)]
-        return sum(losses) / len(losses)
+        return mean([info_nce(q, k, self.kwargs.temperature) for q, k in cross_views(queries, targets)])

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from solo_ext.losses import negative_cosine
+from solo_ext.losses import mean, negative_cosine
 from solo_ext.methods.base import Method, cross_views
 from solo_ext.networks import mlp
 from solo_ext.schema import Count
@@ -33,5 +33,4 @@ class SimSiam(Method):
 
     def loss(self, queries: list[Tensor], targets: list[Tensor]) -> Tensor:
         """The mean over pairs of different views (SimSiam, Eq. 2)."""
-        losses = [negative_cosine(p, z) for p, z in cross_views(queries, targets)]
-        return sum(losses) / len(losses)
+        return mean([negative_cosine(p, z) for p, z in cross_views(queries, targets)])

@@ -62,7 +62,8 @@ def plan_passes(
     student = {*learning, *probed, *(() if inter else aimed), *(teacher if begins_inside else ())}
     if read and not teacher & student:
         teacher |= student & {*large}
-    return Passes(*(tuple(sorted(x)) for x in (learning, student, aimed, teacher)), upto, tuple(probed))
+    learns, runs, aims, teaches = (tuple(sorted(x)) for x in (learning, student, aimed, teacher))
+    return Passes(learns, runs, aims, teaches, upto, tuple(probed))
 
 
 @dataclass(frozen=True)

@@ -1,13 +1,13 @@
 """Intra-momentum: pull the student to the teacher on the same view (paper B, Sec. 3.3)."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
 from torch import Tensor
 
-from solo_ext.losses import cosine_distance, soft_cross_entropy, softmax_mse
+from solo_ext.losses import cosine_distance, mean, soft_cross_entropy, softmax_mse
 from solo_ext.schema import Config, Count, NonNegative, Positive
 
 
@@ -35,10 +35,10 @@ class IntraMomentum(Config, section="intra"):
 
     def __call__(self, students: Sequence[Tensor], teachers: Sequence[Tensor]) -> Tensor:
         """The unweighted term: the mean over views of D(student [B, D], teacher [B, D]), a scalar."""
-        distance = {
+        distances: dict[str, Callable[..., Tensor]] = {
             "cosine": cosine_distance,
             "ce": partial(soft_cross_entropy, temperature=self.temperature),
             "mse": softmax_mse,
-        }[self.distance]
-        terms = [distance(student, teacher) for student, teacher in zip(students, teachers, strict=True)]
-        return sum(terms) / len(terms)
+        }
+        distance = distances[self.distance]
+        return mean([distance(student, teacher) for student, teacher in zip(students, teachers, strict=True)])

@@ -16,6 +16,7 @@ from solo_ext.momentum.tau import Tau
 from solo_ext.networks.stages import Stage, kept_outputs
 
 SHARED = Tau(0.0, schedule="constant")
+TensorsByTau = dict[Tau, tuple[list[Tensor], list[Tensor]]]  # the teacher's and the student's
 
 
 class Teacher:
@@ -53,7 +54,7 @@ class Teacher:
             part: [stage for stage in self.stages if stage.part == part]
             for part in dict.fromkeys(stage.part for stage in self.row)
         }
-        self._weights: dict[Tau, tuple[list[Tensor], list[Tensor]]] | None = None
+        self._weights: TensorsByTau | None = None
         for stages in self.parts.values():
             if stages:
                 network.add_module(prefix + stages[0].attribute, self._copy(stages))
@@ -121,7 +122,7 @@ class Teacher:
 
     def pair(self, stage: Stage) -> tuple[nn.Module, nn.Module]:
         """(teacher's, student's) part that an owned stage belongs to, e.g. for `stage.parameters(part)`."""
-        return tuple(self.network.get_submodule(f"{prefix}{stage.attribute}") for prefix in (self.prefix, ""))
+        return self.network.get_submodule(self.prefix + stage.attribute), self.network.get_submodule(stage.attribute)
 
     @torch.no_grad()
     def update(self, step: int, total_steps: float) -> None:
@@ -134,9 +135,9 @@ class Teacher:
         if self.buffers != "own":
             self._update_buffers(step, total_steps)
 
-    def _by_tau(self, tensors: Callable[[Stage, nn.Module], list[Tensor]]) -> dict:
+    def _by_tau(self, tensors: Callable[[Stage, nn.Module], Sequence[Tensor]]) -> TensorsByTau:
         """tau -> (teacher's, student's) tensors of all owned stages that have it."""
-        groups = defaultdict(lambda: ([], []))
+        groups: TensorsByTau = defaultdict(lambda: ([], []))
         for stage in self.stages:
             for group, part in zip(groups[self.taus[stage.name]], self.pair(stage), strict=True):
                 group.extend(tensors(stage, part))
@@ -146,13 +147,13 @@ class Teacher:
         # collected anew: moving a module to a device replaces its buffers
         for tau, (teachers, students) in self._by_tau(Stage.buffers).items():
             value = tau(step, total_steps) if self.buffers == "ema" else 0.0
-            floats, rest = [], []
-            for old, new in zip(teachers, students, strict=True):
-                (floats if old.is_floating_point() and value else rest).append((old, new))
-            if floats and value < 1:
-                torch._foreach_lerp_(*map(list, zip(*floats, strict=True)), 1 - value)
-            if rest:
-                torch._foreach_copy_(*map(list, zip(*rest, strict=True)))
+            pairs = list(zip(teachers, students, strict=True))
+            averaged = [pair for pair in pairs if value and pair[0].is_floating_point()]
+            copied = [pair for pair in pairs if not (value and pair[0].is_floating_point())]
+            if averaged and value < 1:
+                torch._foreach_lerp_([old for old, _ in averaged], [new for _, new in averaged], 1 - value)
+            if copied:
+                torch._foreach_copy_([old for old, _ in copied], [new for _, new in copied])
 
     def tau(self, step: int, total_steps: float) -> float | None:
         """tau of the last stage with a tau of its own: the one to log. None without any."""

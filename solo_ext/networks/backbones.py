@@ -63,7 +63,7 @@ def _moco_vit(**kwargs: Any) -> nn.Module:
 
 
 # name -> constructor of one of torchvision's ResNets, or of a module [B, 3, H, W] -> [B, num_features]
-BACKBONES: dict[str, Callable[..., nn.Module]] = {
+BACKBONES: dict[str, partial[nn.Module]] = {
     "resnet18": partial(_resnet, "resnet18"),
     "resnet34": partial(_resnet, "resnet34"),
     "resnet50": partial(_resnet, "resnet50"),
@@ -141,7 +141,7 @@ def build_backbone(
 
             backbone = timm.create_model(name.removeprefix("timm/"), **{"num_classes": 0, **kwargs})
         else:
-            backbone = {**BACKBONES, **(own or {})}[name](**kwargs)
+            backbone = ((own or {}).get(name) or BACKBONES[name])(**kwargs)
     except (AssertionError, TypeError, ValueError, RuntimeError) as error:
         raise ConfigError(f"backbone.kwargs {kwargs} do not fit '{name}': {error}") from error
     if not isinstance(backbone, ResNet):

@@ -118,11 +118,10 @@ def _vit(attribute: str, backbone: nn.Module) -> list[Stage]:
     """conv1 (patches, tokens, positions) and quarters of the depth, for every timm ViT that runs as the plain one."""
     from timm.models.vision_transformer import VisionTransformer
 
-    cls = type(backbone)
-    plain = isinstance(backbone, VisionTransformer) and all(
-        getattr(cls, method) is getattr(VisionTransformer, method) for method in ("forward", "forward_features")
-    )
-    if not plain or len(backbone.blocks) < 4:
+    methods = ("forward", "forward_features")
+    if not isinstance(backbone, VisionTransformer) or len(backbone.blocks) < 4:
+        return []
+    if any(getattr(type(backbone), method) is not getattr(VisionTransformer, method) for method in methods):
         return []
     stem = ("patch_embed", "_pos_embed", "patch_drop", "norm_pre")
     tensors = [name for name, _ in (*backbone.named_parameters(recurse=False), *backbone.named_buffers(recurse=False))]

@@ -19,6 +19,7 @@ from solo_ext.errors import ConfigError
 from solo_ext.methods import Method
 from solo_ext.runs.comparison import plain
 from solo_ext.runs.environment import environment
+from solo_ext.training.config import PretrainConfig
 from solo_ext.training.trainer import explained, make_trainer, quietly
 from solo_ext.training.trainer_config import TrainerConfig
 
@@ -43,12 +44,12 @@ class _Clock(pl.Callback):
             trainer.should_stop = True
 
 
-def crop_sizes(cfg: Any) -> list[int]:
+def crop_sizes(cfg: PretrainConfig) -> list[int]:
     """The side of each view in pixels."""
     return [view.crop_size for view in cfg.augmentations for _ in range(view.num_crops)]
 
 
-def synthetic_batch(cfg: Any, images: int, device: torch.device) -> tuple[Tensor, list[Tensor], Tensor]:
+def synthetic_batch(cfg: PretrainConfig, images: int, device: torch.device) -> tuple[Tensor, list[Tensor], Tensor]:
     """A batch of random images as `cfg` has them: (indexes [B], views [B, 3, H, W], targets [B])."""
     generator = torch.Generator().manual_seed(0)
     views = [torch.randn(images, 3, side, side, generator=generator).to(device) for side in crop_sizes(cfg)]
@@ -57,7 +58,7 @@ def synthetic_batch(cfg: Any, images: int, device: torch.device) -> tuple[Tensor
     return torch.arange(images, device=device), views, targets.to(device)
 
 
-def measure_steps(cfg: Any, method: Method) -> dict[str, Any]:
+def measure_steps(cfg: PretrainConfig, method: Method) -> dict[str, Any]:
     """Time and memory of an optimizer step at `optimizer.batch_size`; trains `method` for a few steps.
 
     Returns:
@@ -81,7 +82,7 @@ def measure_steps(cfg: Any, method: Method) -> dict[str, Any]:
     return measured
 
 
-def _measure(cfg: Any, method: Method, images: int) -> dict[str, Any] | None:
+def _measure(cfg: PretrainConfig, method: Method, images: int) -> dict[str, Any] | None:
     """The measurement with so many `images` in a batch; None if they do not fit the GPU."""
     values = {key: value for key, value in plain(cfg).items() if key in STEP_KEYS}
     values |= {"accelerator": "cpu" if cfg.accelerator == "cpu" else "auto", "devices": 1, "num_nodes": 1}
@@ -108,7 +109,7 @@ def _measure(cfg: Any, method: Method, images: int) -> dict[str, Any] | None:
         batches = [synthetic_batch(cfg, images, device)] * values["max_steps"]
         try:
             with nullcontext() if gpu else saved_tensors_hooks(keep, lambda tensor: tensor):
-                trainer.fit(method, DataLoader(batches, batch_size=None, collate_fn=identity))
+                trainer.fit(method, DataLoader(batches, batch_size=None, collate_fn=identity))  # type: ignore[arg-type]  # a list will do
         except torch.OutOfMemoryError:
             return None
     weights = list(method.state_dict().values())

@@ -15,11 +15,12 @@ from solo_ext.optim import LARS
 from solo_ext.planning.anatomy import anatomy
 from solo_ext.planning.measure import crop_sizes, measure_steps
 from solo_ext.text import duration
+from solo_ext.training.config import PretrainConfig
 from solo_ext.training.hardware import device_count
 from solo_ext.training.pretrain import check_sizes
 
 
-def plan(cfg: Any, measure: bool = True) -> dict[str, Any]:
+def plan(cfg: PretrainConfig, measure: bool = True) -> dict[str, Any]:
     """Builds the network of the resolved `cfg` and trains it for a few steps on synthetic images; writes nothing.
 
     Neither the data nor the hardware that `cfg` names has to be there.
@@ -92,7 +93,7 @@ def _training_images(data: Any) -> tuple[int | None, str | None]:
         return None, str(error)
 
 
-def _optimizer_steps(cfg: Any, images: int) -> tuple[int, int]:
+def _optimizer_steps(cfg: PretrainConfig, images: int) -> tuple[int, int]:
     """Those of an epoch and of the run, with so many `images` on each device."""
     batches = images // cfg.optimizer.batch_size
     for limit in (cfg.limit_train_batches, cfg.overfit_batches or None):
@@ -103,7 +104,7 @@ def _optimizer_steps(cfg: Any, images: int) -> tuple[int, int]:
     return epoch, steps if cfg.max_steps in (None, -1) else min(steps, cfg.max_steps)
 
 
-def _warnings(p: dict[str, Any], cfg: Any, method: Method) -> Iterator[str]:
+def _warnings(p: dict[str, Any], cfg: PretrainConfig, method: Method) -> Iterator[str]:
     """What is allowed but probably not intended, a sentence each."""
     devices, batch = p["devices"], p["batch_size"]
     if frozen := [stage for stage, tau in method.teacher.taus.items() if tau.always(1)]:

@@ -232,6 +232,6 @@ def save_checkpoint(checkpoint: Mapping[str, Any], path: Path) -> None:
         run.records = recorded
     with replacing(path) as file:
         hashed = _Hashed(file)
-        torch.save(checkpoint, hashed)
+        torch.save(checkpoint, hashed)  # type: ignore[arg-type]  # `write` and `flush` are enough
     record.update(sha256=hashed.sha256.hexdigest(), size=hashed.size)
     run.records = {**recorded, path.name: record}

@@ -1,7 +1,7 @@
 """Readers of what solo-learn's releases and older ones wrote into run folders: keys, names and objects."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -44,7 +44,7 @@ def _stand_in(path: str, base: type = Placeholder) -> type:
 # With AdamW, solo-learn before PyTorch 2.6 saved `betas` as OmegaConf's list, and with it the whole configuration. With
 # SimSiam it saves the function that holds the predictor's learning rate, and with it the scheduler and the optimizer.
 # Their names, for `torch.serialization.safe_globals`: reading runs nothing of them. Other names are refused.
-STAND_INS = [
+STAND_INS: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
     _stand_in("omegaconf.listconfig.ListConfig", _List),
     _stand_in("omegaconf.nodes.AnyNode", _Value),
     _stand_in("collections.defaultdict", _Dict),
@@ -81,6 +81,7 @@ def current_config(args: dict[str, Any]) -> dict[str, Any]:
     name = args.get("backbone") or args.get("encoder")
     if not isinstance(name, str):
         return args
+    from solo_ext.data.datasets import CUSTOM, DATASETS
     from solo_ext.networks.backbones import BACKBONES, MOCO_VITS
 
     options = args.get("backbone_args") or args  # until 0.9 they were options like the others
@@ -98,9 +99,10 @@ def current_config(args: dict[str, Any]) -> dict[str, Any]:
 
     data = {"dataset": args.get("dataset"), "train_path": images("train"), "val_path": images("val")}
     views = []
-    if data["dataset"] in ("imagenet", "imagenet100", "custom"):  # for the others the option had no effect
+    info = DATASETS.get(str(data["dataset"]))
+    if info and info.image_size is None:  # for the others the option had no effect
         sizes = args.get("crop_size") or args.get("size")
-        statistics = {key: args[key] for key in ("mean", "std") if key in args and data["dataset"] == "custom"}
+        statistics = {key: args[key] for key in ("mean", "std") if key in args and info is CUSTOM}
         views = [{"crop_size": size, **statistics} for size in sizes or ()]
     return {
         "name": args.get("name") or args.get("method"),

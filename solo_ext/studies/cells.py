@@ -110,9 +110,9 @@ def combinations(grid: dict[str, dict[str, list[str] | None]]) -> Iterator[CellS
                 raise ConfigError(f"grid.{axis}: the label '{label}' has {len(texts)} parts for {len(columns)} columns")
             points.append(CellSpec(row=dict(zip(columns, texts, strict=True)), overrides=overrides or []))
         axes.append(points)
-    for points in itertools.product(*axes) if axes else ():
-        row = {column: text for point in points for column, text in point.row.items()}
-        yield CellSpec(row=row, overrides=[text for point in points for text in point.overrides])
+    for combination in itertools.product(*axes) if axes else ():
+        row = {column: text for point in combination for column, text in point.row.items()}
+        yield CellSpec(row=row, overrides=[text for point in combination for text in point.overrides])
 
 
 def cover(

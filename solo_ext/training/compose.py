@@ -80,7 +80,7 @@ def _compose(name: str, overrides: Sequence[str], folder: Path | None = None, wh
     search = initialize_config_dir(str(folder), version_base="1.2") if folder else initialize(None, version_base="1.2")
     try:
         with search:
-            is_group = GlobalHydra.instance().config_loader().repository.group_exists
+            is_group = GlobalHydra.instance().config_loader().repository.group_exists  # type: ignore[attr-defined]  # of the only loader
             plain = [
                 o.type == OverrideType.CHANGE and "@" not in o.key_or_group and not is_group(o.key_or_group)
                 for o in parsed

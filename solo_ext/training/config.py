@@ -27,7 +27,7 @@ from solo_ext.runs.checkpoints import CheckpointConfig, find_checkpoint, foreign
 from solo_ext.runs.resume import AutoResumeConfig
 from solo_ext.schema import MISSING, Bounds, Config, Count, Positive, UnknownKey, build, keys, plain
 from solo_ext.text import hint
-from solo_ext.training.callbacks import MONITORS
+from solo_ext.training.callbacks import MONITORS, MonitorCallback
 from solo_ext.training.compose import sentence
 from solo_ext.training.hardware import device_count
 from solo_ext.training.logger_config import TensorboardConfig, WandbConfig
@@ -81,7 +81,7 @@ class TrainingConfig(RunConfig):
 
 
 @dataclass(kw_only=True)
-class PretrainConfig(TrainingConfig, MethodConfig):
+class PretrainConfig(TrainingConfig, MethodConfig):  # type: ignore[misc]  # here, max_epochs cannot be null
     """A pre-training. `method_kwargs` is the method's `Kwargs`; each of `MONITORS` adds a section of its own."""
 
     method: str
@@ -147,7 +147,7 @@ AnyConfig = TypeVar("AnyConfig", bound=RunConfig)
 
 
 @cache
-def _pretraining(*monitors: type) -> type[PretrainConfig]:
+def _pretraining(*monitors: type[MonitorCallback]) -> type[PretrainConfig]:
     sections = [(m.key, m.Config, field(default_factory=m.Config)) for m in monitors]
     return make_dataclass("PretrainConfig", sections, bases=(PretrainConfig,), kw_only=True)
 
@@ -155,7 +155,7 @@ def _pretraining(*monitors: type) -> type[PretrainConfig]:
 def schema(kind: str) -> type[RunConfig]:
     """The dataclass of a `pretrain`, `linear` or `knn` configuration."""
     if kind == "pretrain":
-        return _pretraining(*MONITORS.values())
+        return _pretraining(*MONITORS.values())  # type: ignore[arg-type]  # classes can be hashed
     return {"linear": LinearConfig, "knn": KNNRunConfig}[kind]
 
 
@@ -202,14 +202,14 @@ def _given(raw: RunConfig | DictConfig | Mapping[str, Any]) -> tuple[dict[str, A
     if isinstance(raw, RunConfig):
         raw = plain(raw)
     try:
-        unresolved = OmegaConf.to_container(raw if OmegaConf.is_config(raw) else OmegaConf.create(dict(raw)))
+        unresolved: Any = OmegaConf.to_container(raw if OmegaConf.is_config(raw) else OmegaConf.create(dict(raw)))
         unresolved.pop("hydra", None)
-        values = OmegaConf.to_container(OmegaConf.create(unresolved), resolve=True)
+        values: Any = OmegaConf.to_container(OmegaConf.create(unresolved), resolve=True)
     except OmegaConfBaseException as error:
         raise ConfigError(sentence(error)) from error
     optional = TrainerConfig.__dataclass_fields__
     given = {key: x for key, x in values.items() if not (key in optional and x in (None, "None"))}
-    derived = {}
+    derived: dict[str, Any] = {}
     for section, names in DERIVED.items():
         if isinstance(given.get(section), dict):
             derived |= {name: given[section].pop(name) for name in names if name in given[section]}
@@ -276,7 +276,7 @@ def run_values(run: str | Path, kind: str) -> dict[str, Any]:
         data = {key: value for key, value in config.get("data", {}).items() if key in EVALUATION_DATA}
         if views := config.get("augmentations"):
             data["augmentations"] = {key: views[0][key] for key in ("crop_size", "mean", "std") if key in views[0]}
-        values = {
+        values: dict[str, Any] = {
             "name": f"{config.get('name', checkpoint.stem)}-{kind}",
             "pretrained_feature_extractor": str(checkpoint),
             "pretrain_method": config.get("method"),

@@ -17,6 +17,7 @@ from solo_ext.runs.checkpoints import Checkpoint, open_checkpoint
 from solo_ext.runs.comparison import plain
 from solo_ext.runs.encoder import load_encoder
 from solo_ext.runs.run import CLASSIFIERS, KNN, LINEAR, UNTRAINED, Run, RunResult
+from solo_ext.training.config import KNNRunConfig, LinearConfig, RunConfig
 from solo_ext.training.distributed.ranks import is_first
 from solo_ext.training.precision import pick_precision
 from solo_ext.training.start import begin, runs_folder
@@ -25,7 +26,7 @@ from solo_ext.training.trainer import fit, prepare, print_result, surroundings
 KNN_BATCH = 256  # images per forward pass; it does not change a result
 
 
-def linear(cfg: Any, results: Path | None = None, encoder: Checkpoint | None = None) -> RunResult:
+def linear(cfg: LinearConfig, results: Path | None = None, encoder: Checkpoint | None = None) -> RunResult:
     """Trains a linear classifier on the frozen encoder `cfg.pretrained_feature_extractor`, in solo-learn's protocol.
 
     `untrained` takes a freshly initialised encoder of `cfg.seed` instead: the one that a pre-training of that seed
@@ -68,7 +69,7 @@ def linear(cfg: Any, results: Path | None = None, encoder: Checkpoint | None = N
     return result
 
 
-def knn(cfg: Any, results: Path | None = None, encoder: Checkpoint | None = None) -> list[dict[str, Any]]:
+def knn(cfg: KNNRunConfig, results: Path | None = None, encoder: Checkpoint | None = None) -> list[dict[str, Any]]:
     """Classifies the test images by their nearest training images, by the features of the frozen encoder.
 
     Args:
@@ -96,12 +97,12 @@ def knn(cfg: Any, results: Path | None = None, encoder: Checkpoint | None = None
     return rows
 
 
-def _linear_model(cfg: Any, backbone: nn.Module) -> LinearModel:
+def _linear_model(cfg: LinearConfig, backbone: nn.Module) -> LinearModel:
     layout = not cfg.performance.disable_channel_last
     return LinearModel(backbone, cfg.data.num_classes, cfg.optimizer, cfg.scheduler, cfg, layout)
 
 
-def _encoder(cfg: Any, opened: Checkpoint | None) -> tuple[nn.Module, Path | None]:
+def _encoder(cfg: LinearConfig | KNNRunConfig, opened: Checkpoint | None) -> tuple[nn.Module, Path | None]:
     """The frozen encoder to evaluate, and its checkpoint; None if it is untrained."""
     if cfg.untrained:
         return backbone_of(cfg).eval(), None
@@ -116,21 +117,23 @@ def _encoder(cfg: Any, opened: Checkpoint | None) -> tuple[nn.Module, Path | Non
     return backbone, opened.path
 
 
-def _features(cfg: Any, backbone: nn.Module, data: ClassificationData) -> list[Tensor]:
+def _features(cfg: RunConfig, backbone: nn.Module, data: ClassificationData) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Features and labels of the training and the test images, on the device."""
     on_gpu = cfg.accelerator in ("gpu", "cuda", "auto") and torch.cuda.is_available()
     index = 0 if isinstance(cfg.devices, int | str) else cfg.devices[0]
     device = torch.device("cuda", index) if on_gpu else torch.device("cpu")
     layout = not cfg.performance.disable_channel_last
-    backbone = backbone.to(device, memory_format=torch.channels_last if layout else torch.preserve_format)
+    backbone = backbone.to(device).to(memory_format=torch.channels_last if layout else torch.preserve_format)
     precision = pick_precision(cfg.precision, cfg.accelerator)
-    sides: list[Tensor] = []
-    for loader in (data.train_dataloader(), data.val_dataloader()):
-        sides += [part.to(device) for part in extract_features(backbone, loader, device, precision, layout)]
-    return sides
+    bank, bank_labels, query, labels = (
+        part.to(device)
+        for loader in (data.train_dataloader(), data.val_dataloader())
+        for part in extract_features(backbone, loader, device, precision, layout)
+    )
+    return bank, bank_labels, query, labels
 
 
-def _fit_cached(cfg: Any, backbone: nn.Module, data: ClassificationData, run: Run) -> RunResult:
+def _fit_cached(cfg: LinearConfig, backbone: nn.Module, data: ClassificationData, run: Run) -> RunResult:
     began = time.perf_counter()
     scores = fit_cached_linear(
         *_features(cfg, backbone, data),
@@ -151,7 +154,7 @@ def untrained_folder(cfg: Any) -> Path:
     return runs_folder(cfg) / UNTRAINED / f"{cfg.backbone.name.replace('/', '-')}-seed{cfg.seed}"
 
 
-def _record(name: str, content: dict[str, Any], cfg: Any, source: Path | None, results: Path | None) -> None:
+def _record(name: str, content: dict[str, Any], cfg: RunConfig, source: Path | None, results: Path | None) -> None:
     """Writes an evaluation's result into `results`, or else into the run folder of the encoder, where there is one."""
     encoder = Run(source.parent) if source else None
     args = encoder.config if encoder else plain(cfg)

@@ -1,39 +1,12 @@
 """What `devices` and `accelerator` ask for, and whether this machine has it."""
 
-import re
-from typing import Any
-
 import torch
 
 from solo_ext.errors import ConfigError
+from solo_ext.training.trainer_config import TrainerConfig, parse_devices
 
 
-def parse_devices(devices: int | str | list[int]) -> int | list[int] | None:
-    """How many devices, or their indices; None for all there are.
-
-    Raises:
-        ConfigError: neither of these.
-    """
-    wrong = ConfigError(
-        f"devices must be a number of devices, a list of indices such as [0, 1], or auto, not {devices!r}"
-    )
-    if isinstance(devices, str):
-        if not re.fullmatch(r"auto|-1|\d+(,\d+)*,?", devices):
-            raise wrong
-        if devices in ("auto", "-1"):
-            return None
-        numbers = [int(number) for number in devices.split(",") if number]
-        devices = numbers if "," in devices else numbers[0]
-    if isinstance(devices, int):
-        if devices < 1 and devices != -1:
-            raise wrong
-        return None if devices == -1 else devices
-    if not devices or len(set(devices)) < len(devices) or min(devices) < 0:
-        raise wrong
-    return list(devices)
-
-
-def device_count(cfg: Any) -> int:
+def device_count(cfg: TrainerConfig) -> int:
     """Devices of a node that `cfg` runs on; `auto` and -1 ask this machine, the other values do not."""
     devices = parse_devices(cfg.devices)
     if devices is None:
@@ -41,18 +14,18 @@ def device_count(cfg: Any) -> int:
     return devices if isinstance(devices, int) else len(devices)
 
 
-def on_gpu(cfg: Any) -> bool:
+def on_gpu(cfg: TrainerConfig) -> bool:
     return cfg.accelerator in ("gpu", "cuda") or (cfg.accelerator == "auto" and torch.cuda.is_available())
 
 
-def trainer_devices(cfg: Any) -> int | str | list[int]:
+def trainer_devices(cfg: TrainerConfig) -> int | str | list[int]:
     """`devices` as Lightning takes it on this machine: without GPUs a number, not indices or -1."""
     if not on_gpu(cfg):
         return device_count(cfg)
     return cfg.devices if isinstance(cfg.devices, int | str) else list(cfg.devices)
 
 
-def devices_text(cfg: Any) -> str:
+def devices_text(cfg: TrainerConfig) -> str:
     """Where `cfg` runs, for a reader: `cpu`, `cuda:0 (NVIDIA H100)`, `cuda:0,1 (NVIDIA A100), 2 nodes`."""
     devices, count = parse_devices(cfg.devices), device_count(cfg)
     nodes = f", {cfg.num_nodes} nodes" if cfg.num_nodes > 1 else ""
@@ -64,7 +37,7 @@ def devices_text(cfg: Any) -> str:
     return f"cuda:{','.join(map(str, indices))} ({', '.join(names)}){nodes}"
 
 
-def check_hardware(cfg: Any) -> None:
+def check_hardware(cfg: TrainerConfig) -> None:
     """Raises ConfigError if `cfg` asks for an accelerator, or for more of them, than this machine has."""
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     mps = torch.backends.mps.is_available()

@@ -17,6 +17,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from solo_ext.runs.comparison import plain
 from solo_ext.runs.metrics import read_table, write_table
 from solo_ext.runs.run import METRICS
+from solo_ext.training.config import TrainingConfig
 from solo_ext.training.logger_config import WandbConfig
 
 log = logging.getLogger("solo_ext")
@@ -71,7 +72,7 @@ class CSVMetrics(Logger):
             self.save()
 
 
-def make_loggers(cfg: Any, folder: Path, resume_at: int = 0) -> list[Logger]:
+def make_loggers(cfg: TrainingConfig, folder: Path, resume_at: int = 0) -> list[Logger]:
     """The loggers of the run in `folder`.
 
     Args:
@@ -79,7 +80,7 @@ def make_loggers(cfg: Any, folder: Path, resume_at: int = 0) -> list[Logger]:
         resume_at: the optimizer step that a resumed run starts with.
     """
     loggers: list[Logger] = [CSVMetrics(folder, resume_at)]
-    if cfg.wandb.enabled and rank_zero_only.rank == 0 and (wandb := wandb_logger(cfg.wandb, cfg.name, folder)):
+    if cfg.wandb.enabled and rank_zero_only.rank == 0 and (wandb := wandb_logger(cfg.wandb, cfg.name, folder)):  # type: ignore[attr-defined]
         wandb.log_hyperparams(plain(cfg))
         loggers.append(wandb)
     if cfg.tensorboard.enabled:
@@ -98,7 +99,7 @@ def wandb_logger(cfg: WandbConfig, name: str, folder: Path) -> WandbLogger | Non
 
     def start(mode: str):
         return wandb.init(
-            mode=mode,
+            mode=mode,  # type: ignore[arg-type]  # wandb checks it
             id=folder.name,
             name=name,
             project=cfg.project,

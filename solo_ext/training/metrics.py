@@ -19,8 +19,8 @@ def metrics() -> dict[str, Metric]:
     """Name or pattern -> metric, in the order in which they are shown; of two patterns that fit, the first counts."""
     named = {cls.loss_name: cls.loss_title for cls in METHODS.values() if cls.loss_title}
     losses = [Metric(name, f"Framework loss: {title}", section="losses") for name, title in named.items()]
-    monitored = [metric for monitor in (Gap, Spread, *MONITORS.values()) for metric in monitor.metrics]
-    known = (TOTAL, *losses, *METRICS, *monitored, *throughput.METRICS, *OTHER_LOSSES)
+    monitored = [metric for monitor in MONITORS.values() for metric in monitor.metrics]
+    known = (TOTAL, *losses, *METRICS, *Gap.metrics, *Spread.metrics, *monitored, *throughput.METRICS, *OTHER_LOSSES)
     return {metric.name: metric for metric in known}
 
 

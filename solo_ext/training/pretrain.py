@@ -14,6 +14,7 @@ from torch import nn
 from solo_ext.errors import ConfigError
 from solo_ext.runs.run import RunResult
 from solo_ext.text import hint
+from solo_ext.training.config import PretrainConfig
 from solo_ext.training.start import begin, runs_folder
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def pretrain(
-    cfg: Any,
+    cfg: PretrainConfig,
     *,
     method: "AnyMethod | None" = None,
     data: "pl.LightningDataModule | None" = None,
@@ -77,7 +78,7 @@ def _name(method: "AnyMethod") -> str:
     return next((name for name, known in METHODS.items() if known is cls), cls.__name__)
 
 
-def callbacks_of(cfg: Any, data: Any) -> "list[pl.Callback]":
+def callbacks_of(cfg: PretrainConfig, data: Any) -> "list[pl.Callback]":
     """The monitors that `cfg` switches on, and the user's own callbacks that it names.
 
     data: the run's `PretrainData`; None: the images are not ours, and what needs them is left out.
@@ -106,7 +107,7 @@ def _imported(path: str, arguments: Any) -> "pl.Callback":
 
 
 @torch.no_grad()
-def check_sizes(backbone: nn.Module, cfg: Any) -> None:
+def check_sizes(backbone: nn.Module, cfg: PretrainConfig) -> None:
     """Raises ConfigError if the backbone cannot take one of the crop sizes: too small for it, or not a ViT's own."""
     backbone.eval()
     for size in dict.fromkeys(view.crop_size for view in cfg.augmentations):

@@ -46,7 +46,7 @@ class RunProgress(ProgressBar):
     def on_train_batch_end(self, trainer: pl.Trainer, module: pl.LightningModule, out: Any, batch: Any, i: int) -> None:
         self.steps += 1
         # the loss is on the device: reading it waits for the step, so only when it is logged (and waited for) anyway
-        if self.bar and trainer.global_step % trainer.log_every_n_steps == 0:
+        if self.bar and trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]  # Lightning's
             self.text = _metrics(trainer)
         self._show(trainer)
 

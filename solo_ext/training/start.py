@@ -3,13 +3,13 @@
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from solo_ext.errors import CheckpointError
 from solo_ext.runs.checkpoints import Checkpoint, open_checkpoint
 from solo_ext.runs.comparison import differences, flatten, plain
 from solo_ext.runs.resume import find_resumable
 from solo_ext.runs.run import Run
+from solo_ext.training.config import RunConfig, TrainingConfig
 from solo_ext.training.distributed.ranks import is_first
 from solo_ext.training.hardware import check_hardware, device_count, devices_text
 
@@ -24,12 +24,12 @@ class Start:
     checkpoint: Checkpoint | None = None
 
 
-def runs_folder(cfg: Any) -> Path:
+def runs_folder(cfg: RunConfig) -> Path:
     """The folder below which all runs lie."""
     return Path(cfg.checkpoint.dir).expanduser()
 
 
-def begin(cfg: Any, base: Path) -> Start | None:
+def begin(cfg: TrainingConfig, base: Path) -> Start | None:
     """Chooses where the run of the resolved `cfg` lies below `base`, and prints that; None on the other processes.
 
     Raises:
@@ -46,10 +46,10 @@ def begin(cfg: Any, base: Path) -> Start | None:
     return start
 
 
-def _resumed(cfg: Any, base: Path) -> Start | None:
+def _resumed(cfg: TrainingConfig, base: Path) -> Start | None:
     if not cfg.resume_from_checkpoint:
         checkpoint = find_resumable(cfg, base) if cfg.auto_resume.enabled else None
-        return checkpoint and Start(Run(checkpoint.path.parent), checkpoint)
+        return Start(Run(checkpoint.path.parent), checkpoint) if checkpoint else None
     checkpoint = open_checkpoint(cfg.resume_from_checkpoint)
     if checkpoint.config is None:  # a bare file: a new run that begins with it
         return Start(Run.new(base), checkpoint)

@@ -27,6 +27,7 @@ from solo_ext.training.callbacks.exact_resume import ExactResume
 from solo_ext.training.callbacks.non_finite import StopOnNonFinite
 from solo_ext.training.callbacks.stop_together import StopTogether
 from solo_ext.training.callbacks.throughput import Throughput
+from solo_ext.training.config import AnyConfig, TrainingConfig
 from solo_ext.training.distributed.ranks import agree, cluster_environment, is_first
 from solo_ext.training.distributed.sync_bn import SyncNorms
 from solo_ext.training.hardware import check_hardware, device_count, on_gpu, trainer_devices
@@ -41,7 +42,7 @@ log = logging.getLogger("solo_ext")
 _CHATTER = (r".*LeafSpec.*", r".*isinstance.treespec.*", r".*across ranks is zero.*")  # beside Lightning's tips
 
 
-def prepare(cfg: Any, data: pl.LightningDataModule) -> Any:
+def prepare(cfg: AnyConfig, data: pl.LightningDataModule) -> AnyConfig:
     """Checks hardware and data, then seeds; `cfg` with the number of classes that the data turned out to have."""
     check_hardware(cfg)
     cfg = copy.deepcopy(cfg)
@@ -53,7 +54,7 @@ def prepare(cfg: Any, data: pl.LightningDataModule) -> Any:
 
 
 def fit(
-    cfg: Any,
+    cfg: TrainingConfig,
     module: pl.LightningModule,
     data: pl.LightningDataModule,
     start: Start | None,
@@ -82,7 +83,8 @@ def fit(
         with _folder(start.run, cfg, data, trainer):
             if cfg.checkpoint.enabled:
                 every, keep = cfg.checkpoint.frequency, cfg.checkpoint.keep_prev
-                trainer.callbacks.append(Checkpointer(start.run, cfg.name, every, keep))
+                checkpointer = Checkpointer(start.run, cfg.name, every, keep)
+                trainer.callbacks.append(checkpointer)  # type: ignore[attr-defined]  # set by Lightning
             trainer.loggers = make_loggers(cfg, start.run.dir, resume_at=step)
             began = time.perf_counter()
             _train(trainer, module, data, start)
@@ -100,7 +102,7 @@ def fit(
     return result
 
 
-def make_trainer(cfg: Any, base: Path, data: Any, callbacks: list[pl.Callback]) -> pl.Trainer:
+def make_trainer(cfg: TrainerConfig, base: Path, data: Any, callbacks: list[pl.Callback]) -> pl.Trainer:
     """Lightning's Trainer for the resolved `cfg`, without logger; of `data`, only the size of an epoch is read."""
     values = plain(cfg)
     kwargs = {name: values[name] for name in TrainerConfig.__dataclass_fields__ if name in values}
@@ -169,7 +171,7 @@ def _check_resumable(module: pl.LightningModule, checkpoint: Checkpoint, max_epo
     return step
 
 
-def _folder(run: Run, cfg: Any, data: Any, trainer: pl.Trainer) -> contextlib.AbstractContextManager[None]:
+def _folder(run: Run, cfg: TrainingConfig, data: Any, trainer: pl.Trainer) -> contextlib.AbstractContextManager[None]:
     """The run folder in use; the first process alone looks after it."""
     if not trainer.is_global_zero:
         return contextlib.nullcontext()
@@ -187,7 +189,7 @@ def _train(trainer: pl.Trainer, module: pl.LightningModule, data: pl.LightningDa
     checkpoint_io = trainer.strategy.checkpoint_io
     assert isinstance(checkpoint_io, CheckpointIO)
     checkpoint_io.opened = start.checkpoint
-    path = start.checkpoint and start.checkpoint.path
+    path = start.checkpoint.path if start.checkpoint else None
     try:
         with explained():
             trainer.fit(module, datamodule=data, ckpt_path=path, weights_only=True)

@@ -1,5 +1,6 @@
 """Lightning's Trainer arguments, which a YAML has at its top level, checked without importing Lightning."""
 
+import re
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, fields
 from typing import Annotated, Literal
@@ -7,7 +8,6 @@ from typing import Annotated, Literal
 from solo_ext.errors import ConfigError
 from solo_ext.schema import Bounds, Config, Count
 from solo_ext.text import hint
-from solo_ext.training.hardware import parse_devices
 
 OWN = {  # arguments that follow from other keys
     "logger": "use wandb.enabled",
@@ -54,6 +54,31 @@ Precision = (
     Literal["transformer-engine", "transformer-engine-float16", "16-true", "16-mixed", "bf16-true", "bf16-mixed"]
     | Literal["32-true", "64-true", "64", "32", "16", "bf16", 64, 32, 16]
 )
+
+
+def parse_devices(devices: int | str | list[int]) -> int | list[int] | None:
+    """How many devices, or their indices; None for all there are.
+
+    Raises:
+        ConfigError: neither of these.
+    """
+    wrong = ConfigError(
+        f"devices must be a number of devices, a list of indices such as [0, 1], or auto, not {devices!r}"
+    )
+    if isinstance(devices, str):
+        if not re.fullmatch(r"auto|-1|\d+(,\d+)*,?", devices):
+            raise wrong
+        if devices in ("auto", "-1"):
+            return None
+        numbers = [int(number) for number in devices.split(",") if number]
+        devices = numbers if "," in devices else numbers[0]
+    if isinstance(devices, int):
+        if devices < 1 and devices != -1:
+            raise wrong
+        return None if devices == -1 else devices
+    if not devices or len(set(devices)) < len(devices) or min(devices) < 0:
+        raise wrong
+    return list(devices)
 
 
 @dataclass(kw_only=True)

@@ -49,7 +49,7 @@ def load_backbone(source: str | os.PathLike, teacher: bool = False) -> nn.Module
 def eval_transform(config: Mapping[str, Any] | None) -> Transform:
     """Pillow image -> tensor [3, size, size], as the evaluations of a run with this args.json see an image."""
     config = config or {}
-    info = DATASETS.get((config.get("data") or {}).get("dataset"), CUSTOM)
+    info = DATASETS.get((config.get("data") or {}).get("dataset", ""), CUSTOM)
     view = (config.get("augmentations") or [{}])[0]
     size = view.get("crop_size") or info.image_size or DEFAULT_CROP
     return build_eval_transform(info, size, view.get("mean"), view.get("std"))

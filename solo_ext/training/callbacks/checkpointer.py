@@ -65,7 +65,7 @@ class Checkpointer(CheckpointCallback):
     def on_exception(self, trainer: pl.Trainer, module: pl.LightningModule, exception: BaseException) -> None:
         if not isinstance(exception, SIGTERMException) or trainer.global_step == self.last_step:
             return
-        epochs = trainer.fit_loop.epoch_progress.current
+        epochs: Any = trainer.fit_loop.epoch_progress.current
         if epochs.processed == epochs.ready:
             self._save(trainer, module, epochs.processed - 1)
         elif (trainer.fit_loop.batch_idx + 1) % trainer.accumulate_grad_batches == 0:

@@ -51,11 +51,12 @@ class GradientMonitor(MonitorCallback):
         self.last = -1  # the step looked at last
         self.hooks: list[Any] = []
 
-    def on_train_start(self, trainer: pl.Trainer, module: Method) -> None:
+    def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        assert isinstance(module, Method)
         self.modules = monitored(module)
         self.hooks = [m.register_forward_hook(partial(self._watch, name)) for name, m in self.modules.items()]
 
-    def on_train_batch_start(self, trainer: pl.Trainer, module: Method, batch: Any, i: int) -> None:
+    def on_train_batch_start(self, trainer: pl.Trainer, module: pl.LightningModule, batch: Any, i: int) -> None:
         due = trainer.global_step % self.every == 0 and trainer.global_step != self.last
         self.waiting, self.norms = set(self.modules if due else ()), {}
 
@@ -67,7 +68,7 @@ class GradientMonitor(MonitorCallback):
     def _keep(self, name: str, gradient: Tensor) -> None:
         self.norms[name] = gradient.detach().abs().amax()
 
-    def on_after_backward(self, trainer: pl.Trainer, module: Method) -> None:
+    def on_after_backward(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         if self.norms:
             scaler = getattr(trainer.precision_plugin, "scaler", None)
             one = torch.ones((), device=module.device)
@@ -76,8 +77,8 @@ class GradientMonitor(MonitorCallback):
             self.pending[self.last] = {name: self.norms[name] / scale for name in self.modules if name in self.norms}
         self.waiting, self.norms = set(), {}
 
-    def on_train_batch_end(self, trainer: pl.Trainer, module: Method, out: Any, batch: Any, i: int) -> None:
-        if self.pending and (trainer.is_last_batch or trainer.global_step % trainer.log_every_n_steps == 0):
+    def on_train_batch_end(self, trainer: pl.Trainer, module: pl.LightningModule, out: Any, batch: Any, i: int) -> None:
+        if self.pending and (trainer.is_last_batch or trainer.global_step % trainer.log_every_n_steps == 0):  # type: ignore[attr-defined]  # set by Lightning
             for step, norms in self.pending.items():
                 values = trainer.strategy.reduce(torch.stack(list(norms.values())), reduce_op="max").tolist()
                 row = {f"grad_linf/{name}": value for name, value in zip(norms, values, strict=True)}
@@ -85,7 +86,7 @@ class GradientMonitor(MonitorCallback):
                     logger.log_metrics(row, step=step)
             self.pending = {}
 
-    def teardown(self, trainer: pl.Trainer, module: Method, stage: str) -> None:
+    def teardown(self, trainer: pl.Trainer, module: pl.LightningModule, stage: str) -> None:
         for hook in self.hooks:
             hook.remove()
         self.hooks = []

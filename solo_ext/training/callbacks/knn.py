@@ -51,15 +51,16 @@ class OnlineKNN(MonitorCallback):
         epoch = trainer.current_epoch + 1
         if trainer.sanity_checking or (epoch % self.cfg.every and epoch != trainer.max_epochs):
             return
-        scores = self._scores(trainer, pl_module) if trainer.is_global_zero else None
+        scores = self._scores(trainer, pl_module) if trainer.is_global_zero else {}
         pl_module.log_dict(trainer.strategy.broadcast(scores), sync_dist=True)
 
     def _scores(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, float]:
-        sides = []
-        for loader in self.loaders():
-            found = extract_features(
-                pl_module.backbone, loader, pl_module.device, trainer.precision, self.channels_last
-            )
-            sides += [part.to(pl_module.device) for part in found]
-        results = knn_accuracy(*sides, k=sorted({1, self.cfg.k}), distance=self.cfg.distance_func)
+        backbone, device = pl_module.get_submodule("backbone"), pl_module.device
+        bank, bank_labels, query, labels = (
+            part.to(device)
+            for loader in self.loaders()
+            for part in extract_features(backbone, loader, device, trainer.precision, self.channels_last)
+        )
+        ks = sorted({1, self.cfg.k})
+        results = knn_accuracy(bank, bank_labels, query, labels, ks, self.cfg.distance_func)
         return {f"val_knn{k}": result["acc1"] for k, result in results.items()}

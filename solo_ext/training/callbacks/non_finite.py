@@ -19,7 +19,7 @@ class StopOnNonFinite(pl.Callback):
         loss = out["loss"] if isinstance(out, dict) else out
         step = max(trainer.global_step - 1, 0)
         self.first = torch.where(loss.detach().isfinite(), self.first, self.first.clamp(max=step))
-        if trainer.global_step % trainer.log_every_n_steps == 0 or trainer.is_last_batch:
+        if trainer.global_step % trainer.log_every_n_steps == 0 or trainer.is_last_batch:  # type: ignore[attr-defined]  # set by Lightning
             first = trainer.strategy.reduce(self.first, reduce_op="min")
             if math.isfinite(first):
                 raise NonFiniteError(

@@ -17,14 +17,15 @@ class StopTogether(pl.Callback):
 
     def __init__(self) -> None:
         self.told = self.stopping = False
-        self.answer, self.arrived = torch.zeros(1), None  # on the CPU; the event after which it is there
+        self.answer = torch.zeros(1)  # on the CPU
+        self.arrived: torch.cuda.Event | None = None  # after which it is there
 
     def setup(self, trainer: pl.Trainer, module: pl.LightningModule, stage: str) -> None:
         if trainer.world_size > 1:
-            trainer._signal_connector._sigterm_notifier_fn = self._tell
-            trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None
+            trainer._signal_connector._sigterm_notifier_fn = self._tell  # type: ignore[method-assign]  # in its place
+            trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
 
-    def _tell(self, signum: int, frame: Any) -> None:
+    def _tell(self, signum: int, _: Any) -> None:
         self.told = True
 
     def on_train_batch_end(self, trainer: pl.Trainer, module: pl.LightningModule, out: Any, batch: Any, i: int) -> None:

@@ -29,6 +29,7 @@ class Throughput(pl.Callback):
     def __init__(self, warm_up: int = 5):
         self.warm_up = warm_up
         self.epochs: list[float] = []
+        self.since: float | None = None
 
     @property
     def median(self) -> float | None:
@@ -54,7 +55,7 @@ class Throughput(pl.Callback):
             self.images += len(batch[0]) * trainer.world_size
         if trainer.is_last_batch:
             self._pause(module)
-        if trainer.is_last_batch or trainer.global_step % trainer.log_every_n_steps == 0:
+        if trainer.is_last_batch or trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]  # set by Lightning
             for logger in trainer.loggers:
                 logger.log_metrics({"lr": float(self.lr)}, step=max(trainer.global_step - 1, 0))
 

@@ -35,6 +35,7 @@ def cluster_environment(devices: int, nodes: int) -> "ClusterEnvironment | None"
     """
     from lightning.fabric.plugins import environments
 
+    launcher: ClusterEnvironment
     if environments.TorchElasticEnvironment.detect():
         launcher, who = environments.TorchElasticEnvironment(), "torchrun (--nnodes, --nproc-per-node)"
     elif not environments.SLURMEnvironment.detect():
@@ -63,7 +64,8 @@ def agree(trainer: "pl.Trainer", choice: Any) -> Any:
     """
     if trainer.world_size == 1:
         return choice
-    if not trainer.strategy.cluster_environment.creates_processes_externally:
+    launcher: ClusterEnvironment = trainer.strategy.cluster_environment  # type: ignore[attr-defined]  # not of one process
+    if not launcher.creates_processes_externally:
         if trainer.global_rank:
             raise ConfigError(f"num_nodes={trainer.num_nodes}: torchrun or srun has to start the processes")
         # Lightning starts the others, with this environment, when the fit begins

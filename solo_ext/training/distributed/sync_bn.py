@@ -16,6 +16,10 @@ class CPUSyncBatchNorm(_BatchNorm):
     The statistics come from the sums of all ranks, taken in float64; without a process group it is BatchNorm.
     """
 
+    running_mean: Tensor  # where they are tracked
+    running_var: Tensor
+    num_batches_tracked: Tensor
+
     def _check_input_dim(self, x: Tensor) -> None:
         pass  # one class for 1d, 2d and 3d
 
@@ -52,7 +56,7 @@ class CPUSyncBatchNormAct(CPUSyncBatchNorm):
     """The same of timm's BatchNorm with an activation inside."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.act(self.drop(super().forward(x)))
+        return self.act(self.drop(super().forward(x)))  # type: ignore[operator]  # modules of timm's constructor
 
 
 class SyncNorms(LayerSync):
@@ -65,16 +69,15 @@ class SyncNorms(LayerSync):
     """
 
     def __init__(self, on_gpu: bool):
-        self.plain, self.with_act = (
-            (nn.SyncBatchNorm, timm.layers.SyncBatchNormAct) if on_gpu else (CPUSyncBatchNorm, CPUSyncBatchNormAct)
-        )
+        self.plain: type[nn.Module] = nn.SyncBatchNorm if on_gpu else CPUSyncBatchNorm
+        self.with_act: type[nn.Module] = timm.layers.SyncBatchNormAct if on_gpu else CPUSyncBatchNormAct
         self.before: dict[nn.Module, type[nn.Module]] = {}
 
     def apply(self, model: nn.Module) -> nn.Module:
         self.before = {layer: type(layer) for layer in model.modules() if isinstance(layer, _BatchNorm)}
         for layer in self.before:
             layer.__class__ = self.with_act if isinstance(layer, timm.layers.BatchNormAct2d) else self.plain
-            layer.process_group = None  # all ranks; torch's constructor would set it
+            layer.process_group = None  # type: ignore[assignment]  # all ranks; torch's constructor would set it
         return model
 
     def revert(self, model: nn.Module) -> nn.Module:

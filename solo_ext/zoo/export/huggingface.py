@@ -111,7 +111,7 @@ def card(source: Source, image: Mapping[str, Any], imports: Sequence[str]) -> st
         "license": LICENSE,
         "pipeline_tag": "image-feature-extraction",
         "tags": ["timm", "solo_ext", "self-supervised-learning", *([method] if method else [])],
-        **({"datasets": [info.hub]} if (info := DATASETS.get(dataset)) and info.hub else {}),
+        **({"datasets": [info.hub]} if (info := DATASETS.get(dataset or "")) and info.hub else {}),
     }
     name = config["backbone"]["name"]
     stem = ", CIFAR stem" if torchvision.replaced(backbone) else ""
