@@ -46,7 +46,7 @@ def house_style() -> Iterator[None]:
     """matplotlib as the figures want it, whatever the user's own settings are."""
     import matplotlib
 
-    style = {**matplotlib.rcParamsDefault, **RC}
+    style: Any = dict(matplotlib.rcParamsDefault) | RC
     style.pop("backend", None)
     with matplotlib.rc_context(style):
         yield

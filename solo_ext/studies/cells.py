@@ -17,7 +17,7 @@ from solo_ext.errors import ConfigError
 from solo_ext.methods import METHODS, Method
 from solo_ext.studies.printed import Row, Table, must_exist, say
 from solo_ext.text import hint, nearest
-from solo_ext.training.compose import override
+from solo_ext.training.compose import overridden
 from solo_ext.training.config import compose, resolve
 
 FOLDERS = {"imagenet100": "imagenet-100"}  # dataset -> folder of its recipes, where the two differ
@@ -79,7 +79,7 @@ class Cell:
             return resolve(compose(recipe.parent, recipe.name, overrides))
         if recipe not in self._recipes:
             self._recipes[recipe] = compose(recipe.parent, recipe.name)
-        return resolve(override(self._recipes[recipe], overrides))
+        return resolve(overridden(self._recipes[recipe], overrides))
 
     def method(self, seed: int) -> Method:
         """The method of that run, freshly built; where the data has to be read to know its classes, with two."""
@@ -111,9 +111,9 @@ def combinations(grid: dict[str, dict[str, list[str] | None]]) -> Iterator[CellS
                 raise ConfigError(f"grid.{axis}: the label '{label}' has {len(texts)} parts for {len(columns)} columns")
             points.append(CellSpec(row=dict(zip(columns, texts, strict=True)), overrides=overrides or []))
         axes.append(points)
-    for points in itertools.product(*axes) if axes else ():
-        row = {column: text for point in points for column, text in point.row.items()}
-        yield CellSpec(row=row, overrides=[text for point in points for text in point.overrides])
+    for combination in itertools.product(*axes) if axes else ():
+        row = {column: text for point in combination for column, text in point.row.items()}
+        yield CellSpec(row=row, overrides=[text for point in combination for text in point.overrides])
 
 
 def cover(
