@@ -1,6 +1,7 @@
 """The figures of a report as data: sections of panels of curves, and what there is to say about each section."""
 
 import fnmatch
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -196,7 +197,7 @@ def _accuracies(section: Section, shown: Shown, untrained: Sequence[Run]) -> Non
         distance = next(iter(distances))
         for panel in knn:
             results = [run.knn_result(int(panel.metric.removeprefix("val_knn")), distance) or {} for run in untrained]
-            scores = [result.get("acc1") for result in results if result.get("distance") == distance]
+            scores = [result.get("acc1", math.nan) for result in results if result.get("distance") == distance]
             panel.floor = [score for score in scores if is_number(score)]
     _share_y([panel for panel in section.panels if panel not in knn])
     _share_y(knn)

@@ -1,6 +1,5 @@
 """A study's figure in its paper's form: bars of ours beside the paper's, or curves over epochs."""
 
-import statistics
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -33,10 +32,8 @@ def bars(study: Study, rows: Scores, looks: Mapping[str, Style]) -> Any:
         for i, (row, found) in enumerate(rows):
             score = found[column]
             colour = looks[row.name].light if isinstance(row, Cell) else MUTED
-            for offset, value, opacity, spread in (
-                (-0.19, score.mean, 1.0, score.std),
-                (0.19, score.paper, PALE, None),
-            ):
+            ours, paper = (-0.19, score.mean, 1.0, score.std), (0.19, score.paper, PALE, None)
+            for offset, value, opacity, spread in (ours, paper):
                 if value is None or not np.isfinite(value):
                     continue
                 ax.barh(i + offset, value, 0.36, color=colour, alpha=opacity, linewidth=0)
@@ -86,7 +83,7 @@ def _mean(runs: Iterable[Run], metric: str, look: Style) -> Curve | None:
     epochs = sorted(set.intersection(*(set(one) for one in series))) if series else []
     if not epochs:
         return None
-    columns = [[one[epoch] for one in series] for epoch in epochs]
-    mean = np.array([statistics.fmean(values) for values in columns])
-    band = np.std(columns, axis=1, ddof=1) if len(series) > 1 else None
-    return Curve(look, *thin(np.array(epochs), mean), band=None if band is None else thin(band, band)[1])
+    values = np.array([[one[epoch] for one in series] for epoch in epochs])
+    band = values.std(axis=1, ddof=1) if len(series) > 1 else None
+    mean = thin(np.array(epochs), values.mean(axis=1))
+    return Curve(look, *mean, band=None if band is None else thin(band, band)[1])

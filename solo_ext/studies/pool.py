@@ -1,27 +1,33 @@
-"""Where the runs of a study are processed: on this machine, or by submitit on a cluster."""
+"""Where the runs of a study are processed: on this machine, or by submitit on a cluster.
+
+A job of submitit imports this file, and so it imports neither torch nor Hydra at once.
+"""
 
 import contextlib
 import os
+import shlex
 import shutil
 import signal
 import subprocess
+import sys
+import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from solo_ext.errors import ConfigError
-from solo_ext.runs.comparison import plain
-from solo_ext.runs.lock import RunLock
 from solo_ext.schema import OneOf
-from solo_ext.studies.command import STOPPED, Command, start
-from solo_ext.studies.jobs import Job
-from solo_ext.training.compose import overlay
+
+if TYPE_CHECKING:
+    from solo_ext.runs.lock import RunLock
+    from solo_ext.studies.jobs import Job
 
 LAUNCHERS = {"submitit_slurm": "slurm", "submitit_local": "local", "slurm": "slurm", "local": "local"}
 LAUNCHER = "hydra.launcher."  # begins the keys of a launcher's settings
 REQUEUES = 100  # of a run that is out of time: it is resumable
+STOPPED = 128 + signal.SIGTERM  # exit status of a run that was told to stop
 
 
 class LocalPool:
@@ -33,7 +39,7 @@ class LocalPool:
 
     pause = 0.1  # seconds between two looks
 
-    def __init__(self, jobs: Sequence[Job], size: int, lock: RunLock):
+    def __init__(self, jobs: Sequence["Job"], size: int, lock: "RunLock"):
         self.total, self.waiting, self.lock = len(jobs), deque(jobs), lock
         self.slots: list[tuple[Job, subprocess.Popen] | None] = [None] * min(size, len(jobs))
 
@@ -41,7 +47,7 @@ class LocalPool:
     def busy(self) -> bool:
         return bool(self.waiting) or any(self.slots)
 
-    def poll(self) -> Iterator[tuple[Job, int | None]]:
+    def poll(self) -> Iterator[tuple["Job", int | None]]:
         """(job, None) for each that was started, (job, exit status) for each that has ended since the last call."""
         for i, slot in enumerate(self.slots):
             if slot and (code := slot[1].poll()) is not None:
@@ -84,24 +90,31 @@ class SubmititPool:
 
     pause = 1.0
 
-    def __init__(self, jobs: Sequence[Job], out: Path, launcher: str, settings: Sequence[str]):
+    def __init__(self, jobs: Sequence["Job"], out: Path, launcher: str, settings: Sequence[str]):
         from submitit.core.utils import FailedJobError, FailedSubmissionError
 
         self.cluster, self.total, self.stopped = LAUNCHERS[launcher], len(jobs), False
         folder = out.absolute() / "submitit"
         shutil.rmtree(folder, ignore_errors=True)
+        handler = signal.signal(
+            signal.SIGINT, signal.SIG_IGN
+        )  # local jobs inherit it: Ctrl-C means `stop` for them too
         try:
             executor = self._executor(folder, settings)
             words, logs = [job.words for job in jobs], [str(job.log.absolute()) for job in jobs]
-            with _ignoring(signal.SIGINT):  # local jobs inherit it: Ctrl-C reaches them only through `stop`
-                submitted = executor.map_array(Command(), words, logs)
+            submitted = executor.map_array(Command(), words, logs)
         except (FailedJobError, FailedSubmissionError, RuntimeError, OSError) as error:
             raise ConfigError(f"--launcher {launcher}: {' '.join(str(error).split())}") from error
+        finally:
+            signal.signal(signal.SIGINT, handler)
         self.jobs = list(zip(submitted, jobs, strict=True))
         self.started: set[str] = set()
 
     def _executor(self, folder: Path, settings: Sequence[str]) -> Any:
         from submitit import AutoExecutor
+
+        from solo_ext.runs.resume import plain
+        from solo_ext.training.compose import overlay
 
         given = plain(overlay({}, [text.lstrip("+").removeprefix(LAUNCHER) for text in settings]))
         timeouts = {f"{self.cluster}_max_num_timeout": given.pop("max_num_timeout", REQUEUES)}
@@ -119,7 +132,7 @@ class SubmititPool:
     def busy(self) -> bool:
         return bool(self.jobs)
 
-    def poll(self) -> Iterator[tuple[Job, int | None]]:
+    def poll(self) -> Iterator[tuple["Job", int | None]]:
         """As `LocalPool.poll`."""
         for pair in list(self.jobs):
             submitted, job = pair
@@ -130,7 +143,7 @@ class SubmititPool:
                 self.jobs.remove(pair)
                 yield job, self._status(submitted, job)
 
-    def _status(self, submitted: Any, job: Job) -> int:
+    def _status(self, submitted: Any, job: "Job") -> int:
         from submitit.core.utils import UncompletedJobError
 
         if self.stopped and not submitted.paths.result_pickle.exists():
@@ -173,13 +186,48 @@ def orphans(out: Path) -> Iterator[str]:
             yield name
 
 
-@contextlib.contextmanager
-def _ignoring(number: signal.Signals) -> Iterator[None]:
-    before = signal.signal(number, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(number, before)
+def start(words: Sequence[str], log: str | Path, **options: Any) -> subprocess.Popen:
+    """`solo-ext` with `words` in a process and session of its own, whose output is added to the file `log`."""
+    command = [sys.executable, "-m", "solo_ext", *words]
+    Path(log).parent.mkdir(parents=True, exist_ok=True)
+    with open(log, "a", encoding="utf-8") as file:
+        print(f"$ {shlex.join(['solo-ext', *words])}    # {time.strftime('%Y-%m-%d %H:%M:%S')}", file=file, flush=True)
+        return subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT, start_new_session=True, **options
+        )
+
+
+class Command:
+    """`start` as a job of submitit: told to stop, the run saves and ends; told twice, it is killed; when its time is
+    nearly over, it saves and is queued again."""
+
+    process: subprocess.Popen | None = None
+
+    def __call__(self, words: Sequence[str], log: str) -> int:
+        """The exit status of the run."""
+        told: list[int] = []
+
+        def stop(number: int, _: Any) -> None:
+            told.append(number)
+            if self.process is None:
+                sys.exit(STOPPED)
+            if len(told) > 1:
+                os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.terminate()
+
+        signal.signal(signal.SIGTERM, stop)
+        self.process = start(words, log)
+        return self.process.wait()
+
+    def checkpoint(self, words: Sequence[str], log: str) -> Any:
+        """What submitit queues: the same command, once the run has saved."""
+        from submitit.helpers import DelayedSubmission
+
+        if self.process:
+            self.process.terminate()
+            with contextlib.suppress(ChildProcessError):  # not `wait`, whose lock the interrupted `wait` holds
+                os.waitid(os.P_PID, self.process.pid, os.WEXITED | os.WNOWAIT)
+        return DelayedSubmission(Command(), words, log)
 
 
 def check_launcher(launcher: str) -> None:

@@ -10,9 +10,8 @@ from pathlib import Path
 from solo_ext.analysis.drawing import require_matplotlib
 from solo_ext.errors import ConfigError
 from solo_ext.runs.lock import RunLock
-from solo_ext.studies.command import STOPPED
 from solo_ext.studies.jobs import Job, check, jobs_of, pick
-from solo_ext.studies.pool import LocalPool, SubmititPool, check_launcher, orphans
+from solo_ext.studies.pool import STOPPED, LocalPool, SubmititPool, check_launcher, orphans
 from solo_ext.studies.study import Study
 from solo_ext.studies.table import write_tables
 from solo_ext.text import duration

@@ -113,8 +113,9 @@ def read(run: Run, reading: Reading, cell: Cell) -> float | None:
     """
     if reading.metric == MINUTES:
         seconds = (run.summary or {}).get("seconds")
-        resumed = (run.environment or {}).get("before")
-        return None if seconds is None or resumed else reading.times * seconds / 60 / run.args["max_epochs"]
+        if seconds is None or (run.environment or {}).get("before"):  # resumed
+            return None
+        return reading.times * seconds / 60 / run.args["max_epochs"]
     _, epochs, values = run.series(reading.metric)
     if cell.epoch is not None:
         values = values[epochs <= scaled_epoch(cell, run.args["max_epochs"]) + 1e-6]
