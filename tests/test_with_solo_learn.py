@@ -15,7 +15,8 @@ import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
-from conftest import FRAMEWORKS, METHOD_KWARGS, framework_of, own_backbones
+from conftest import own_backbones
+from frameworks import SOLO_FRAMEWORKS, spec_of
 from omegaconf import OmegaConf
 from PIL import Image
 from torch import nn
@@ -227,12 +228,11 @@ AUGMENTATION = {"rrc": {"enabled": True}, "crop_size": 32, "num_crops": 2}
 
 def our_run(method, backbone="resnet10_w16", **changes):
     """A run folder of ours: one step on the images."""
-    kwargs = METHOD_KWARGS[framework_of(method)]
     values = {
         "name": "tiny",
         "method": method,
         "backbone": {"name": backbone},
-        "method_kwargs": {"proj_hidden_dim": 16, "proj_output_dim": 8, **kwargs},
+        "method_kwargs": {"proj_hidden_dim": 16, "proj_output_dim": 8, **spec_of(method).kwargs},
         "data": DATA,
         "augmentations": [AUGMENTATION],
         "optimizer": {"name": "sgd", "batch_size": 24, "lr": 0.1, "classifier_lr": 0.1, "weight_decay": 1e-4},
@@ -267,7 +267,7 @@ def overrides(**changes):
 
 def pretraining(method, backbone__name="resnet10_w16", **changes):
     """The command line of main_pretrain.py with solo-learn's YAML for custom data."""
-    kwargs = {"proj_hidden_dim": 16, **METHOD_KWARGS[framework_of(method)]}
+    kwargs = {"proj_hidden_dim": 16, **spec_of(method).kwargs}
     crops = {f"augmentations__{i}__crop_size": 32 for i in range(2)}
     kwargs = {f"method_kwargs__{key}": value for key, value in kwargs.items()}
     yaml = ["--config-path", "scripts/pretrain/custom", "--config-name", "byol.yaml"]
@@ -318,7 +318,7 @@ def test_our_run_folders_are_read_whole(solo, linear_backbone, method):
     assert [name for name in os.listdir(run.dir) if name.endswith(".ckpt")] == [run.checkpoint.name]  # they take any
     cfg = OmegaConf.create(json.loads((run.dir / "args.json").read_text()))
     theirs = registry[method].load_from_checkpoint(run.checkpoint, strict=False, cfg=cfg)
-    assert (type(theirs) is METHODS[method]) == (method not in FRAMEWORKS)
+    assert (type(theirs) is METHODS[method]) == (method not in SOLO_FRAMEWORKS)
     saved, state = load_checkpoint(run.checkpoint)["state_dict"], theirs.state_dict()
     assert state.keys() == saved.keys() and all(torch.equal(x, saved[name]) for name, x in state.items())
     assert same_features(theirs.backbone, ours)
