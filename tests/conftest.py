@@ -18,6 +18,7 @@ from solo_ext.cli import main as cli
 from solo_ext.methods import METHODS
 from solo_ext.schema import plain
 
+ROOT = Path(__file__).parents[1]  # of the repository
 SOLO_LEARN = os.environ.get("SOLO_LEARN")
 
 

@@ -73,8 +73,9 @@ def registered_bases(method: str) -> list[str]:
 
 
 def framework_of(method: str) -> str:
-    """`byol` of `projector_ema_byol` and `res_byol`."""
-    return registered_bases(method)[-1]
+    """`byol` of `projector_ema_byol` and `res_byol`: the nearest base that has a file; else the last one."""
+    bases = registered_bases(method)
+    return next((name for name in bases if (FOLDER / f"{name}.py").is_file()), bases[-1])
 
 
 REGISTERED = [name for name in NAMES if framework_of(name) == name]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import value_at
+from conftest import ROOT, value_at
 from frameworks import spec_of
 from omegaconf import OmegaConf
 
@@ -24,7 +24,7 @@ from solo_ext.training.config import resolve, run_values, to_yaml
 from solo_ext.training.hardware import check_hardware, device_count, trainer_devices
 from solo_ext.training.trainer_config import TrainerConfig
 
-SCRIPTS = Path(__file__).parents[1] / "scripts"
+SCRIPTS = ROOT / "scripts"
 PLACES = sorted(place for kind in ("pretrain", "linear") for place in SCRIPTS.glob(f"{kind}/[!_]*"))
 SHIPPED = [place / f"{name}.yaml" for place in PLACES for name in recipes.names(place)]  # some without a file
 CIFAR = SCRIPTS / "pretrain" / "cifar10"

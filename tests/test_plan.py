@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import method_config, tiny_config
+from conftest import ROOT, method_config, tiny_config
 from frameworks import METHODS_TESTED
 
 import solo_ext.cli.main as cli
@@ -18,7 +18,7 @@ from solo_ext.training.compose import compose
 from solo_ext.training.config import resolve
 from solo_ext.training.pretrain import pretrain
 
-PRETRAIN = Path(__file__).parents[1] / "scripts" / "pretrain"
+PRETRAIN = ROOT / "scripts" / "pretrain"
 BYOL = PRETRAIN / "cifar10" / "byol.yaml"
 MINI = PRETRAIN / "fashion_mnist_mini" / "byol.yaml"
 TINY = ["optimizer.batch_size=20", "precision=32", "accelerator=cpu", "data.num_workers=0"]

@@ -9,13 +9,12 @@ import os
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
-from conftest import own_backbones
+from conftest import ROOT, own_backbones
 from frameworks import SOLO_FRAMEWORKS, spec_of
 from omegaconf import OmegaConf
 from PIL import Image
@@ -33,7 +32,6 @@ from solo_ext.training.config import resolve, run_values
 from solo_ext.training.evaluate import knn
 from solo_ext.training.pretrain import pretrain
 
-ROOT = str(Path(__file__).parents[1])
 ON_THE_CPU = pytest.mark.skipif(torch.cuda.is_available(), reason="this is about machines without a GPU")
 
 
@@ -122,7 +120,7 @@ def test_a_script_runs_as_if_by_itself_also_in_the_processes_that_lightning_star
     run, checkout, tmp_path, monkeypatch
 ):
     folder = checkout()
-    monkeypatch.setenv("PYTHONPATH", ROOT)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
     words = ["--config-path", "scripts/pretrain", "--help", "method=byol", "++new.key=[1,2]", "--k", "1", "-x", "again"]
     before = sys.argv, sys.modules["__main__"]
     status, _, err = run("with-solo-learn", folder, "main_linear.py", *words)
@@ -419,7 +417,7 @@ def test_its_simsiam_resumes_where_it_was(solo, tmp_path, monkeypatch):
 def test_two_processes_train_our_method(solo, solo_learn, tmp_path):
     """Lightning starts the second one; each sees half of the images."""
     words = pretraining("projector_ema_byol", devices="'2'", strategy="ddp", optimizer__batch_size=4)
-    env = {**os.environ, "PYTHONPATH": ROOT, "OMP_NUM_THREADS": "1"}
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "solo_ext", "with-solo-learn", str(solo_learn), "main_pretrain.py", *words]
     done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
