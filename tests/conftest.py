@@ -2,12 +2,15 @@
 
 import dataclasses
 import os
+import random
 import sys
 from pathlib import Path
 
 import lightning.pytorch as pl
+import numpy as np
 import pytest
 import torch
+from frameworks import spec_of
 from hub_server import hub  # noqa: F401
 from omegaconf import OmegaConf
 
@@ -15,7 +18,26 @@ from solo_ext.cli import main as cli
 from solo_ext.methods import METHODS
 from solo_ext.schema import plain
 
+ROOT = Path(__file__).parents[1]  # of the repository
 SOLO_LEARN = os.environ.get("SOLO_LEARN")
+
+
+def seed() -> None:
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _seeded_module():
+    """The fixtures of a module draw the same numbers whatever ran before."""
+    seed()
+
+
+@pytest.fixture(autouse=True)
+def _seeded():
+    """So does each test."""
+    seed()
 
 
 @pytest.fixture(scope="session")
@@ -34,33 +56,14 @@ def pytest_collection_modifyitems(items):
             item.add_marker("solo_learn")
 
 
-FRAMEWORKS = ["byol", "dino", "mocov2plus", "mocov3", "ressl", "simclr", "simsiam"]
-METHOD_KWARGS = {  # beside proj_hidden_dim and proj_output_dim
-    "byol": {"pred_hidden_dim": 16},
-    "dino": {"num_prototypes": 12},
-    "mocov2plus": {"temperature": 0.2, "queue_size": 24},
-    "mocov3": {"pred_hidden_dim": 16, "temperature": 0.2},
-    "ressl": {"temperature_q": 0.1, "temperature_k": 0.04, "queue_size": 24},
-    "simclr": {"temperature": 0.2},
-    "simsiam": {"pred_hidden_dim": 16, "temperature": 0.2},
-}
-
-
-def framework_of(method: str) -> str:
-    """`byol` of `projector_ema_byol` and `res_byol`."""
-    framework = method.removeprefix("projector_ema_").removeprefix("res_")
-    return {"moco": "mocov3"}.get(framework, framework)
-
-
 def method_config(method: str, **changes):
     """What a method class is built from, with solo-learn's keys; `changes` are dotted keys with `__` for the dot."""
-    kwargs = METHOD_KWARGS[framework_of(method)]
     cfg = OmegaConf.create(
         {
             "name": "tiny",
             "method": method,
             "backbone": {"name": "resnet18", "kwargs": {}},
-            "method_kwargs": {"proj_hidden_dim": 16, "proj_output_dim": 8, **kwargs},
+            "method_kwargs": {"proj_hidden_dim": 16, "proj_output_dim": 8, **spec_of(method).kwargs},
             "momentum": {"base_tau": 0.9, "final_tau": 1.0, "classifier": False},
             "data": {"dataset": "cifar10", "num_classes": 10, "num_large_crops": 2, "num_small_crops": 0},
             "optimizer": {

@@ -1,19 +1,16 @@
-"""Rewrites tests/golden.json: 20 training losses of every registered method. Run it after a change that is meant to
-change them, and say in the commit why: `python tests/recapture_golden.py`."""
+"""Rewrites tests/methods/golden/: 20 training losses of every registered method, one file per framework. Run it after
+a change that is meant to change them, and say in the commit why: `python tests/recapture_golden.py [framework ...]`."""
 
 import json
+import sys
 import zlib
-from pathlib import Path
 
 import lightning.pytorch as pl
 import torch
 import torch.nn.functional as F
 from conftest import build, fit, random_batches
+from frameworks import FRAMEWORKS, GOLDEN, METHODS_TESTED, framework_of
 
-from solo_ext.methods import METHODS
-
-GOLDEN = Path(__file__).with_name("golden.json")
-NAMES = [name for name in METHODS if name != "res_moco"]  # an alias
 STEPS, EPOCHS = 20, 2
 
 
@@ -53,7 +50,14 @@ def golden_losses(method: str, stop_after: int = STEPS, **changes) -> list[float
     return tape.losses
 
 
+def recapture(framework: str) -> None:
+    names = [name for name in METHODS_TESTED if framework_of(name) == framework]
+    rows = [f'"{name}": [{", ".join(f"{loss:.10g}" for loss in golden_losses(name))}]' for name in names]
+    file = GOLDEN / f"{framework}.json"
+    file.write_text("{\n" + ",\n".join(rows) + "\n}\n")
+    print(f"{len(json.loads(file.read_text()))} methods in {file}")
+
+
 if __name__ == "__main__":
-    rows = [f'"{name}": [{", ".join(f"{loss:.10g}" for loss in golden_losses(name))}]' for name in NAMES]
-    GOLDEN.write_text("{\n" + ",\n".join(rows) + "\n}\n")
-    print(f"{len(json.loads(GOLDEN.read_text()))} methods in {GOLDEN}")
+    for name in sys.argv[1:] or FRAMEWORKS:
+        recapture(name)

@@ -3,11 +3,10 @@
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from conftest import ROOT
 
-ROOT = Path(__file__).parents[1]
 TINY = "--rounds 2 --seconds 0.01 --workers 1 --threads 1 --files 4 --small 16 --batch 4"
 
 

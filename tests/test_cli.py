@@ -8,11 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from conftest import ROOT
 from omegaconf import OmegaConf
 
 from solo_ext.cli.commands import COMMANDS
 
-ROOT = Path(__file__).parents[1]
 BYOL = ROOT / "scripts" / "pretrain" / "cifar10" / "byol.yaml"
 MINI = ROOT / "scripts" / "pretrain" / "fashion_mnist_mini" / "res_mocov3.yaml"
 ENV = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}

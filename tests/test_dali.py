@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT
 from PIL import Image
 from sklearn.datasets import load_sample_images
 from torch.utils.data import SequentialSampler
@@ -385,7 +386,7 @@ def test_classification_is_image_folders(photos, augment):
 
 def test_a_run(photos, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    recipe = Path(__file__).parents[1] / "scripts" / "pretrain" / "custom" / "res_byol.yaml"
+    recipe = ROOT / "scripts" / "pretrain" / "custom" / "res_byol.yaml"
     words = [f"data.train_path={photos}", "data.format=dali", "data.num_workers=2", "backbone.name=resnet10_w16"]
     words += ["optimizer.batch_size=8", "max_epochs=1", "limit_train_batches=2", "accelerator=cpu", "precision=32"]
     words += ["method_kwargs.proj_hidden_dim=16", "method_kwargs.proj_output_dim=8", "method_kwargs.pred_hidden_dim=16"]

@@ -18,6 +18,7 @@ import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT
 from omegaconf import OmegaConf
 from PIL import Image
 from sklearn.model_selection import train_test_split
@@ -202,7 +203,7 @@ def test_mini_is_balanced_and_as_recorded():
 
 @pytest.mark.skipif(not ORIGINALS.is_dir(), reason="Debian's dataset-fashion-mnist is not installed")
 def test_mini_is_what_its_script_draws(tmp_path, monkeypatch):
-    path = Path(__file__).parents[1] / "scripts" / "data" / "build_fashion_mnist_mini.py"
+    path = ROOT / "scripts" / "data" / "build_fashion_mnist_mini.py"
     spec = importlib.util.spec_from_file_location("build", path)
     build = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(build)

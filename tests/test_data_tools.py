@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import ROOT
 from PIL import Image
 
 from solo_ext.cli.data import DATA
@@ -17,7 +18,6 @@ from solo_ext.data.images import read_folder, read_list
 from solo_ext.data.modules import ClassificationData
 from solo_ext.errors import DataError
 
-ROOT = Path(__file__).parents[1]
 CUSTOM = ROOT / "scripts" / "pretrain" / "custom" / "byol.yaml"
 MINI = ROOT / "scripts" / "pretrain" / "fashion_mnist_mini" / "byol.yaml"
 SMALL = (

@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from conftest import fit, method_config, own_kwargs
+from frameworks import SPECS, ids
 from lightning.pytorch.strategies import DDPStrategy
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -110,20 +111,7 @@ VIT = {
     "backbone__kwargs": {"img_size": 16, "patch_size": 8, "embed_dim": 16, "depth": 4, "num_heads": 2},
     "optimizer__lr": 0.5,
 }
-MOMENTUM = {"momentum__stages": "full"}
-METHOD_RUNS = {
-    "byol": ("byol", {}),
-    "dino": ("dino", {"method_kwargs__freeze_last_layer": 0, "method_kwargs__clip_grad": 0.1}),
-    "mocov2plus": ("mocov2plus", {}),
-    "mocov3": ("mocov3", {}),
-    "ressl": ("ressl", {}),
-    "simclr": ("simclr", {}),
-    "simclr, momentum, both": ("simclr", MOMENTUM),
-    "simclr, momentum, opposite": ("simclr", {**MOMENTUM, "method_kwargs__negatives": "opposite"}),
-    "simsiam": ("simsiam", {}),
-    "projector_ema_ressl": ("projector_ema_ressl", {}),
-    "res_mocov3": ("res_mocov3", {}),
-}
+METHOD_RUNS = [row for name, spec in SPECS.items() for row in spec.ranks or [(name, {})]]
 
 
 class FixedNorms(pl.Callback):
@@ -142,7 +130,7 @@ def runs(rank=None):
     labels = torch.randint(10, (STEPS, 1, RANKS * IMAGES), generator=generator)
     batches = [(torch.arange(IMAGES), list(own(x, rank)), own(y, rank)[0]) for x, y in zip(views, labels, strict=True)]
     results = {}
-    for name, (method, changes) in METHOD_RUNS.items():
+    for name, (method, changes) in zip(ids(METHOD_RUNS), METHOD_RUNS, strict=True):
         torch.manual_seed(0)
         model = METHODS[method](
             method_config(method, **VIT, **own_kwargs(method, queue_size=8, num_prototypes=6), **changes)
@@ -195,7 +183,7 @@ def test_losses_gradients_queues_and_centre(name, results):
             assert_equal(rank["state"][tensor], expected, tensor)
 
 
-@pytest.mark.parametrize("name", METHOD_RUNS)
+@pytest.mark.parametrize("name", ids(METHOD_RUNS))
 def test_a_run_on_two_ranks(name, results):
     """Weights, teacher, queue and centre."""
     expected_loss, expected = results[1]["runs"][name]

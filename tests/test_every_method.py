@@ -1,20 +1,20 @@
-"""Every registered method through the real commands, from its own YAMLs: pre-training, resuming, linear, kNN."""
+"""Every registered method through the real commands, from its recipes: pre-training, resuming, linear, kNN."""
 
 import math
-from pathlib import Path
 
 import pytest
 import torch
+from frameworks import METHODS_TESTED, framework_of
 
 from solo_ext.methods import METHODS
 from solo_ext.runs.checkpoints import load_checkpoint
 from solo_ext.runs.run import Run
+from solo_ext.training import recipes
 from solo_ext.training.compose import compose
 from solo_ext.training.config import resolve
 from solo_ext.training.evaluate import knn, linear
 from solo_ext.training.pretrain import pretrain
 
-SCRIPTS = Path(__file__).parents[1] / "scripts"
 TINY = [  # two epochs of two steps
     *("accelerator=cpu", "enable_progress_bar=False", "max_epochs=2", "data.fraction=0.01", "optimizer.batch_size=24"),
     *("auto_resume.enabled=False", "limit_val_batches=1"),
@@ -22,11 +22,16 @@ TINY = [  # two epochs of two steps
 
 
 def config(kind, method, *overrides):
-    return resolve(compose(SCRIPTS / kind / "fashion_mnist_mini", f"{method}.yaml", [*TINY, *overrides]), kind)
+    """Its recipe, or its framework's with its name; a linear evaluation may be BYOL's."""
+    folder = recipes.scripts() / kind / "fashion_mnist_mini"
+    candidates = [method, framework_of(method), *(["byol"] if kind == "linear" else [])]
+    name = next(name for name in candidates if name in recipes.names(folder))
+    own = f"{'method' if kind == 'pretrain' else 'pretrain_method'}={method}"
+    return resolve(compose(folder, f"{name}.yaml", [*TINY, own, *overrides]), kind)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", [name for name in METHODS if name != "res_moco"])
+@pytest.mark.parametrize("method", METHODS_TESTED)
 def test_trains_stops_resumes_and_is_evaluated(method, tmp_path):
     folder = f"checkpoint.dir={tmp_path}"
     options = [folder, "checkpoint.keep_prev=True", "knn_eval.enabled=False", "method_kwargs.proj_hidden_dim=64"]

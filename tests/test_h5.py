@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT
 from PIL import Image
 
 import solo_ext.data.h5 as h5
@@ -22,7 +23,6 @@ from solo_ext.data.modules import ClassificationData, PretrainData
 from solo_ext.errors import ConfigError, DataError
 
 h5py = pytest.importorskip("h5py")
-ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(autouse=True)

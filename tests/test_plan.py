@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import method_config, random_batches, tiny_config
+from conftest import ROOT, method_config, random_batches, tiny_config
+from frameworks import METHODS_TESTED
 
 import solo_ext.cli.main as cli
 from solo_ext.methods import METHODS
@@ -19,7 +20,7 @@ from solo_ext.training.compose import compose
 from solo_ext.training.config import resolve
 from solo_ext.training.pretrain import pretrain
 
-PRETRAIN = Path(__file__).parents[1] / "scripts" / "pretrain"
+PRETRAIN = ROOT / "scripts" / "pretrain"
 BYOL = PRETRAIN / "cifar10" / "byol.yaml"
 MINI = PRETRAIN / "fashion_mnist_mini" / "byol.yaml"
 TINY = ["optimizer.batch_size=20", "precision=32", "accelerator=cpu", "data.num_workers=0"]
@@ -96,29 +97,13 @@ def test_table_4_of_paper_a(method, layers, millions, forwards):
 
 @pytest.mark.parametrize("probe, student", [(True, 1), (False, 0.5)])
 def test_ressl_runs_each_view_once_or_less(probe, student):
-    found = anatomy(METHODS["ressl"](small("ressl", method_kwargs__weak_probe=probe)))
+    found = anatomy(METHODS["ressl"](tiny_config("ressl", method_kwargs__weak_probe=probe, augmentations=VIEWS)))
     assert (found["student_forwards"], found["teacher_forwards"]) == (student, 0.5)
 
 
-KWARGS = {  # each method takes those that it has
-    "proj_hidden_dim": 16,
-    "proj_output_dim": 8,
-    "pred_hidden_dim": 16,
-    "num_prototypes": 32,
-    "queue_size": 64,
-    "temperature": 0.2,
-}
-
-
-def small(method: str, **changes):
-    fields = METHODS[method].Kwargs.__dataclass_fields__
-    kwargs = {key: value for key, value in KWARGS.items() if key in fields}
-    return tiny_config(method, method_kwargs=kwargs, augmentations=VIEWS, **changes)
-
-
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", METHODS_TESTED)
 def test_anatomy_of_every_method_leaves_it_alone(method):
-    model = METHODS[method](small(method))
+    model = METHODS[method](tiny_config(method, augmentations=VIEWS))
     before, random = copy.deepcopy(model.state_dict()), torch.get_rng_state()
     found = anatomy(model)
     assert torch.equal(torch.get_rng_state(), random)

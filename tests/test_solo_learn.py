@@ -5,7 +5,8 @@ import gc
 
 import pytest
 import torch
-from conftest import FRAMEWORKS, fit, method_config, random_batches
+from conftest import fit, method_config, random_batches
+from frameworks import SOLO_FRAMEWORKS, spec_of
 
 from solo_ext.compat.registry import register
 from solo_ext.methods import METHODS
@@ -16,17 +17,6 @@ def _free_memory():
     """A trained module and its trainer refer to each other; a ResNet's optimizer state should not wait for Python."""
     yield
     gc.collect()
-
-
-OWN = {
-    "dino": {
-        "method_kwargs__clip_grad": 0.05,
-        "method_kwargs__warmup_teacher_temperature_epochs": 2,
-        "method_kwargs__teacher_temperature": 0.06,
-    },
-    # solo-learn takes the predictor's first step at warmup_start_lr, and all others at the lr that it keeps: here equal
-    "simsiam": {"scheduler__warmup_start_lr": 0.05},
-}
 
 
 def pair(solo_learn, method, **changes):
@@ -42,13 +32,12 @@ def pair(solo_learn, method, **changes):
     return theirs, ours
 
 
-def with_and_without_probe(frameworks=FRAMEWORKS):
-    """(framework, momentum.classifier), where there is a teacher to probe."""
-    return [(f, c) for f in frameworks for c in (False, True) if not (c and f in ("simclr", "simsiam"))]
+# framework, momentum.classifier, where there is a teacher to probe
+WITH_AND_WITHOUT_PROBE = [(f, c) for f in SOLO_FRAMEWORKS for c in (False, True) if spec_of(f).teacher or not c]
 
 
 @pytest.mark.parametrize("backbone", ["resnet18", "resnet50"])
-@pytest.mark.parametrize(("method", "classifier"), with_and_without_probe())
+@pytest.mark.parametrize(("method", "classifier"), WITH_AND_WITHOUT_PROBE)
 def test_keys_and_shapes(solo_learn, method, classifier, backbone):
     theirs, ours = pair(solo_learn, method, momentum__classifier=classifier, backbone__name=backbone)
     shapes = {key: value.shape for key, value in ours.state_dict().items()}
@@ -78,13 +67,13 @@ def assert_same_step(theirs, ours, batch):
 
 
 @pytest.mark.parametrize("dataset", ["cifar10", "imagenet100"])
-@pytest.mark.parametrize(("method", "classifier"), with_and_without_probe())
+@pytest.mark.parametrize(("method", "classifier"), WITH_AND_WITHOUT_PROBE)
 def test_loss_and_gradients(solo_learn, method, classifier, dataset):
     theirs, ours = pair(solo_learn, method, data__dataset=dataset, momentum__classifier=classifier)
     assert_same_step(theirs, ours, random_batches(1, size=32)[0])
 
 
-@pytest.mark.parametrize("method", FRAMEWORKS)
+@pytest.mark.parametrize("method", SOLO_FRAMEWORKS)
 def test_loss_and_gradients_of_a_resnet50(solo_learn, method):
     theirs, ours = pair(solo_learn, method, backbone__name="resnet50", data__dataset="imagenet100")
     # float64: eight images through 49 BatchNorms amplify rounding to more than 1e-5
@@ -108,17 +97,17 @@ RUNS = {
 
 
 @pytest.mark.parametrize("run", RUNS)
-@pytest.mark.parametrize("method", FRAMEWORKS)
+@pytest.mark.parametrize("method", SOLO_FRAMEWORKS)
 def test_weights_and_teacher_after_ten_steps(solo_learn, method, run):
     """Optimizer, warm-up cosine schedule, EMA, queue and centre together; float64 so that only formulas can differ."""
-    theirs, ours = pair(solo_learn, method, **RUNS[run], **OWN.get(method, {}))
+    theirs, ours = pair(solo_learn, method, **RUNS[run], **spec_of(method).solo_learn)
     start = copy.deepcopy(ours.state_dict())
     batches = random_batches(5, batch=4, size=8, dtype=torch.float64)
     for model in (theirs, ours):
         fit(model.double(), batches, max_epochs=2)
     expected = theirs.state_dict()
     for name, value in ours.state_dict().items():
-        if method == "ressl" and name.startswith("momentum_") and ("running" in name or "tracked" in name):
+        if spec_of(method).one_direction and name.startswith("momentum_") and ("running" in name or "tracked" in name):
             continue  # our teacher does not run the strong view
         torch.testing.assert_close(value, expected[name], rtol=1e-6, atol=1e-9, msg=lambda m, n=name: f"{n}: {m}")
     assert not torch.allclose(ours.backbone.conv1.weight, start["backbone.conv1.weight"].double(), rtol=1e-4)
@@ -142,7 +131,8 @@ def test_register_adds_what_is_missing(solo_learn):
     before, backbones_before = dict(registry), dict(backbones)
     try:
         added = register()
-        assert set(added) == METHODS.keys() - set(FRAMEWORKS)
+        assert before.keys() & METHODS.keys() == set(SOLO_FRAMEWORKS)
+        assert set(added) == METHODS.keys() - set(SOLO_FRAMEWORKS)
         assert all(issubclass(registry[name], METHODS[name]) for name in added)
         assert all(registry[name] is cls for name, cls in before.items())  # solo-learn's own stay its own
         assert {"resnet34", "resnet10_w16", "timm/resnet18"} <= backbones.keys() - backbones_before.keys()

@@ -9,13 +9,13 @@ import os
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
-from conftest import FRAMEWORKS, METHOD_KWARGS, framework_of, own_backbones
+from conftest import ROOT, own_backbones
+from frameworks import SOLO_FRAMEWORKS, spec_of
 from omegaconf import OmegaConf
 from PIL import Image
 from torch import nn
@@ -32,7 +32,6 @@ from solo_ext.training.config import resolve, run_values
 from solo_ext.training.evaluate import knn
 from solo_ext.training.pretrain import pretrain
 
-ROOT = str(Path(__file__).parents[1])
 ON_THE_CPU = pytest.mark.skipif(torch.cuda.is_available(), reason="this is about machines without a GPU")
 
 
@@ -121,7 +120,7 @@ def test_a_script_runs_as_if_by_itself_also_in_the_processes_that_lightning_star
     run, checkout, tmp_path, monkeypatch
 ):
     folder = checkout()
-    monkeypatch.setenv("PYTHONPATH", ROOT)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
     words = ["--config-path", "scripts/pretrain", "--help", "method=byol", "++new.key=[1,2]", "--k", "1", "-x", "again"]
     before = sys.argv, sys.modules["__main__"]
     status, _, err = run("with-solo-learn", folder, "main_linear.py", *words)
@@ -227,12 +226,11 @@ AUGMENTATION = {"rrc": {"enabled": True}, "crop_size": 32, "num_crops": 2}
 
 def our_run(method, backbone="resnet10_w16", **changes):
     """A run folder of ours: one step on the images."""
-    kwargs = METHOD_KWARGS[framework_of(method)]
     values = {
         "name": "tiny",
         "method": method,
         "backbone": {"name": backbone},
-        "method_kwargs": {"proj_hidden_dim": 16, "proj_output_dim": 8, **kwargs},
+        "method_kwargs": {"proj_hidden_dim": 16, "proj_output_dim": 8, **spec_of(method).kwargs},
         "data": DATA,
         "augmentations": [AUGMENTATION],
         "optimizer": {"name": "sgd", "batch_size": 24, "lr": 0.1, "classifier_lr": 0.1, "weight_decay": 1e-4},
@@ -267,7 +265,7 @@ def overrides(**changes):
 
 def pretraining(method, backbone__name="resnet10_w16", **changes):
     """The command line of main_pretrain.py with solo-learn's YAML for custom data."""
-    kwargs = {"proj_hidden_dim": 16, **METHOD_KWARGS[framework_of(method)]}
+    kwargs = {"proj_hidden_dim": 16, **spec_of(method).kwargs}
     crops = {f"augmentations__{i}__crop_size": 32 for i in range(2)}
     kwargs = {f"method_kwargs__{key}": value for key, value in kwargs.items()}
     yaml = ["--config-path", "scripts/pretrain/custom", "--config-name", "byol.yaml"]
@@ -318,7 +316,7 @@ def test_our_run_folders_are_read_whole(solo, linear_backbone, method):
     assert [name for name in os.listdir(run.dir) if name.endswith(".ckpt")] == [run.checkpoint.name]  # they take any
     cfg = OmegaConf.create(json.loads((run.dir / "args.json").read_text()))
     theirs = registry[method].load_from_checkpoint(run.checkpoint, strict=False, cfg=cfg)
-    assert isinstance(theirs, METHODS[method]) == (method not in FRAMEWORKS)
+    assert isinstance(theirs, METHODS[method]) == (method not in SOLO_FRAMEWORKS)
     saved, state = load_checkpoint(run.checkpoint)["state_dict"], theirs.state_dict()
     assert state.keys() == saved.keys() and all(torch.equal(x, saved[name]) for name, x in state.items())
     assert same_features(theirs.backbone, ours)
@@ -419,7 +417,7 @@ def test_its_simsiam_resumes_where_it_was(solo, tmp_path, monkeypatch):
 def test_two_processes_train_our_method(solo, solo_learn, tmp_path):
     """Lightning starts the second one; each sees half of the images."""
     words = pretraining("projector_ema_byol", devices="'2'", strategy="ddp", optimizer__batch_size=4)
-    env = {**os.environ, "PYTHONPATH": ROOT, "OMP_NUM_THREADS": "1"}
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "solo_ext", "with-solo-learn", str(solo_learn), "main_pretrain.py", *words]
     done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
