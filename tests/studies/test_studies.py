@@ -19,7 +19,7 @@ from solo_ext.studies.study import load_study
 from solo_ext.training.compose import compose
 from solo_ext.training.config import resolve
 
-STUDIES = Path(__file__).parents[1] / "scripts" / "studies"
+STUDIES = Path(__file__).parents[2] / "scripts" / "studies"
 RESULTS = STUDIES / "paper_results.yaml"
 FILES = sorted(STUDIES.glob("*/*.yaml"))
 TABLES = list(read_text_yaml(RESULTS))

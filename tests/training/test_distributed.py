@@ -14,6 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from solo_ext.losses import Center, dino, enqueue, gather, info_nce, nt_xent, queue_nce, relational
 from solo_ext.methods import METHODS
 
+pytestmark = pytest.mark.slow  # two processes train every framework
 RANKS, STEPS, IMAGES, WIDTH = 2, 3, 3, 5  # images per rank
 VIEWS, QUEUES = 3, (8, 5)  # keys that the joint batch does not divide; fewer keys than the joint batch
 

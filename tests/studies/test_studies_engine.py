@@ -23,7 +23,7 @@ from solo_ext.studies.table import write_tables
 from solo_ext.training.config import resolve
 from solo_ext.training.pretrain import pretrain
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 TABLE = {
     "title": "EMA on backbone or projector",
     "source": "paper X, Table 3",
