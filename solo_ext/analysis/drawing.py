@@ -46,8 +46,8 @@ def house_style() -> Iterator[None]:
     """matplotlib as the figures want it, whatever the user's own settings are."""
     import matplotlib
 
-    style: dict[str, Any] = {**matplotlib.rcParamsDefault, **RC}
-    style.pop("backend", None)
+    defaults: Any = matplotlib.rcParamsDefault  # its keys are a Literal of hundreds
+    style: Any = {key: value for key, value in {**defaults, **RC}.items() if key != "backend"}
     with matplotlib.rc_context(style):
         yield
 

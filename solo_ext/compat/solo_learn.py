@@ -193,4 +193,5 @@ def run_script(checkout: str | Path, script: str, argv: Sequence[str] = ()) -> N
 
 
 if __name__ == "__main__":
-    run_script(*json.loads(os.environ[_RUN]), argv=sys.argv[1:])
+    checkout, script = json.loads(os.environ[_RUN])
+    run_script(checkout, script, sys.argv[1:])

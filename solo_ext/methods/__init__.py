@@ -64,7 +64,7 @@ METHODS: dict[str, type[Method]] = {
 __all__ = ["METHODS", "Method", "MethodConfig", "backbone_of"]
 
 
-def backbone_of(cfg: Mapping[str, Any] | MethodConfig) -> nn.Module:
+def backbone_of(cfg: Any) -> nn.Module:
     """The randomly initialised backbone of a run's configuration, typed or as its args.json has it.
 
     cfg: with `backbone` and `data`, and `method` or `pretrain_method`, which may have constructors of its own.

@@ -99,6 +99,7 @@ def knn(cfg: KNNRunConfig, results: Path | None = None, encoder: Checkpoint | No
 
 def _linear_model(cfg: LinearConfig, backbone: nn.Module) -> LinearModel:
     layout = not cfg.performance.disable_channel_last
+    assert cfg.data.num_classes is not None  # derived
     return LinearModel(backbone, cfg.data.num_classes, cfg.optimizer, cfg.scheduler, cfg, layout)
 
 

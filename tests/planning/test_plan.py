@@ -122,7 +122,10 @@ def test_anatomy_of_every_method_leaves_it_alone(method):
 @pytest.mark.parametrize("method", METHODS)
 def test_a_step_makes_as_many_passes(method, stages):
     changes = {"momentum__stages": stages} if stages and not METHODS[method].intra.weight else {}
-    model, images = METHODS[method](small(method, gap__enabled=False, **changes)), Counter()
+    model, images = (
+        METHODS[method](method_config(method, augmentations=VIEWS, gap__enabled=False, **changes)),
+        Counter(),
+    )
     found = anatomy(model)
     for who in ("backbone", "momentum_backbone"):
         if hasattr(model, who):
@@ -145,7 +148,7 @@ def test_a_tau_of_ones_own():
         def __str__(self):
             return "0.9, then 1"
 
-    model = METHODS["byol"](small("byol"))
+    model = METHODS["byol"](method_config("byol", augmentations=VIEWS))
     model.teacher.taus |= {"conv1": Steps()}
     found = anatomy(model)
     assert found["teacher_tau"]["conv1"] == "0.9, then 1" and json.dumps(found) and found["teacher_layers"] > 5
