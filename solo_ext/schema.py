@@ -182,7 +182,7 @@ def plain(config: Any) -> dict[str, Any]:
 
 
 def fit(hint: Any, value: Any, key: str) -> Any:
-    """`value` as the type `hint`: as it stands if it can be, else converted, such as "1e-5" to a number.
+    """`value` as the type `hint`: unchanged if it is one, else converted, such as "1e-5" to a number.
 
     Raises:
         ConfigError: it is no such thing, or a number that is not finite.

@@ -162,7 +162,7 @@ class DaliLoader(BatchLoader):
         return crops
 
     def _finish(self, transform: Transform, crops: Tensor, u: np.ndarray) -> tuple[Tensor, Iterable[Tensor]]:
-        """A view, and its parts; on the CPU, workers make them while DALI goes on to the next batch."""
+        """A view, and its parts; on the CPU, workers make them while DALI prepares the next batch."""
         if self.stream:
             return transform.finish(crops, u), ()
         view = torch.empty((len(crops), 3, *crops.shape[2:]))

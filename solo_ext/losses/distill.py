@@ -1,4 +1,4 @@
-"""Two other distances between student and teacher outputs of the same view (paper B, Table 7)."""
+"""Two other distances between student and teacher outputs of the same view (residual momentum, Table 7)."""
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -9,7 +9,7 @@ def soft_cross_entropy(student: Tensor, teacher: Tensor, temperature: float = 4.
 
     student, teacher: [B, D], not normalised. teacher carries no gradient. In nats.
 
-    This is the knowledge distillation that paper B cites. Its Eq. 6 prints the reverse, -P(student) log
+    This is the knowledge distillation that the paper cites. Its Eq. 6 prints the reverse, -P(student) log
     P(teacher), which is least for a one-hot student; `literal=True` computes that. The paper names
     temperatures 3, 4 and 5 without choosing, and prints exp(x) / temperature, where the temperature would
     cancel.
@@ -20,7 +20,7 @@ def soft_cross_entropy(student: Tensor, teacher: Tensor, temperature: float = 4.
 
 
 def softmax_mse(student: Tensor, teacher: Tensor) -> Tensor:
-    """1/2 ||softmax(student) - softmax(teacher)||^2, averaged over the batch (paper B, Eq. 7).
+    """1/2 ||softmax(student) - softmax(teacher)||^2, averaged over the batch (residual momentum, Eq. 7).
 
     student, teacher: [B, D], not normalised. teacher carries no gradient. In [0, 1]. The paper leaves open
     whether dimensions are summed or averaged: they are summed, at temperature 1.

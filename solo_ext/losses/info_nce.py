@@ -8,7 +8,7 @@ from solo_ext.losses.distributed import gather_no_grad, rank
 
 
 def info_nce(query: Tensor, key: Tensor, temperature: float) -> Tensor:
-    """Cross-entropy of telling each query's key among the keys of all ranks (paper B, Eq. 2).
+    """Cross-entropy of telling each query's key among the keys of all ranks (residual momentum, Eq. 2).
 
     query, key: [B, D], normalised here; row i of both is the same image, all other rows are negatives. key
     carries no gradient. MoCo v3's factor 2 * temperature is not included. In nats.

@@ -16,8 +16,8 @@ def nt_xent(queries: Sequence[Tensor], temperature: float, targets: Sequence[Ten
         queries: per view, outputs [B, D], normalised here; row i of every view is the same image.
         temperature: of the similarities.
         targets: per view, a momentum target's outputs [B, D]: positives and negatives are then taken from it, without
-            gradient, in place of the queries themselves. Paper A adds momentum to SimCLR (Table 1) without printing
-            how; this keeps SimCLR's 2 (B - 1) negatives.
+            gradient, in place of the queries themselves. ProjectorEMA adds momentum to SimCLR (Table 1) without
+            saying how; this keeps SimCLR's 2 (B - 1) negatives.
 
     Returns:
         A scalar in nats. The key of a query's own view is neither positive nor negative.

@@ -11,11 +11,11 @@ from solo_ext.schema import Count
 
 
 class BYOL(Method):
-    """Predict the teacher's projection of the other view (paper A, Eq. 5)."""
+    """Predict the teacher's projection of the other view (ProjectorEMA, Eq. 5)."""
 
     @dataclass
     class Kwargs(Method.Kwargs):
-        """proj_last_norm: BatchNorm on the projectors' outputs, student's and teacher's (paper A, BN2 of Table C.8)."""
+        """proj_last_norm: BatchNorm on both projectors' outputs (ProjectorEMA, BN2 of Table C.8)."""
 
         proj_hidden_dim: Count = 4096
         proj_output_dim: Count = 256
@@ -23,7 +23,7 @@ class BYOL(Method):
         proj_last_norm: bool = False
 
     loss_name, loss_title = "train_neg_cos_sim", "negative cosine"
-    paper_distance = staticmethod(negative_cosine)  # paper A, Eq. 5
+    paper_distance = staticmethod(negative_cosine)  # ProjectorEMA, Eq. 5
 
     def build_heads(self, features: int) -> None:
         k = self.kwargs

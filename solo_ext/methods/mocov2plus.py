@@ -1,4 +1,4 @@
-"""MoCo v2+ (Chen & He, 2021): MoCo v2 (Chen et al., 2020) with a symmetric loss. Paper A calls it MoCo v2."""
+"""MoCo v2+ (Chen & He, 2021): MoCo v2 (Chen et al., 2020) with a symmetric loss. ProjectorEMA calls it MoCo v2."""
 
 from dataclasses import dataclass
 

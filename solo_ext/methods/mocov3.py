@@ -11,7 +11,7 @@ from solo_ext.schema import Count, Temperature
 
 
 class MoCoV3(Method):
-    """Contrast the student's query with the teacher's keys of the other view; no queue (paper B, Eq. 2 and 3)."""
+    """Contrast the student's query with the teacher's keys of the other view (residual momentum, Eq. 2 and 3)."""
 
     @dataclass
     class Kwargs(Method.Kwargs):
@@ -34,7 +34,7 @@ class MoCoV3(Method):
         )
 
     def loss(self, queries: list[Tensor], targets: list[Tensor]) -> Tensor:
-        """`solo`: the sum over directions times 2 * temperature; `paper`: the mean (paper B, Eq. 3)."""
+        """`solo`: the sum over directions times 2 * temperature; `paper`: the mean (residual momentum, Eq. 3)."""
         temperature = self.kwargs.temperature
         losses = [info_nce(q, k, temperature) for q, k in cross_views(queries, targets)]
         return total(losses) * (2 * temperature if self.kwargs.loss_scale == "solo" else 1 / len(losses))

@@ -16,7 +16,7 @@ from solo_ext.text import Metric
 class Monitor:
     """Subclass it with `__call__`, which gives {metric: scalar} of a step, under no-grad.
 
-    every: read one step out of so many. at: the part whose outputs of the teacher it reads; None: none.
+    every: steps between two readings. at: the part whose outputs of the teacher it reads; None: none.
     on_step: log single steps, too, not only the mean over an epoch.
     """
 

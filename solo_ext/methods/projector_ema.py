@@ -1,4 +1,4 @@
-"""Paper A: momentum on the projector only. The second backbone pass is saved (Sec. 2.2, Alg. 1).
+"""Projector-only momentum (ProjectorEMA): arXiv 2208.05744. The second backbone pass is saved (Sec. 2.2, Alg. 1).
 
 The paper has BYOL, DINO, MoCo v2+ and ReSSL (Tables 3, 5 and 6); the other frameworks go beyond it.
 """
@@ -13,42 +13,42 @@ from solo_ext.methods.simsiam import SimSiam
 
 
 class ProjectorEMABYOL(BYOL):
-    """Paper A, Alg. 1."""
+    """BYOL with projector-only momentum (Alg. 1)."""
 
     teacher_stages = "projector"
 
 
 class ProjectorEMADINO(DINO):
-    """The whole head, prototypes included, is averaged (paper A, Tables 3 to 6)."""
+    """The whole head, prototypes included, is averaged (Tables 3 to 6)."""
 
     teacher_stages = "projector"
 
 
 class ProjectorEMAMoCoV2Plus(MoCoV2Plus):
-    """Paper A, Tables 3, 5 and 6."""
+    """MoCo v2+ with projector-only momentum (Tables 3, 5 and 6)."""
 
     teacher_stages = "projector"
 
 
 class ProjectorEMAReSSL(ReSSL):
-    """Paper A, Tables 3, 5 and 6. The student's backbone runs the weak view for the teacher, without gradient."""
+    """Tables 3, 5 and 6. The student's backbone runs the weak view for the teacher, without gradient."""
 
     teacher_stages = "projector"
 
 
 class ProjectorEMAMoCoV3(MoCoV3):
-    """MoCo v3 with paper A's teacher."""
+    """MoCo v3 with projector-only momentum; not in the paper."""
 
     teacher_stages = "projector"
 
 
 class ProjectorEMASimCLR(SimCLR):
-    """SimCLR with keys from paper A's teacher."""
+    """SimCLR with keys from the averaged projector; not in the paper."""
 
     teacher_stages = "projector"
 
 
 class ProjectorEMASimSiam(SimSiam):
-    """SimSiam with targets from paper A's teacher."""
+    """SimSiam with targets from the averaged projector; not in the paper."""
 
     teacher_stages = "projector"

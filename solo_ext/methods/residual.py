@@ -1,4 +1,4 @@
-"""Paper B: residual momentum. The student is also pulled to the teacher on the same view (Sec. 3.3, 3.4).
+"""Residual momentum (Res-): arXiv 2211.09861. Also pulls the student to the teacher on the same view (Sec. 3.3, 3.4).
 
 The paper has MoCo v3, BYOL, ReSSL and SimSiam (Tables 1 to 5 and 16); the other frameworks go beyond it. Those without
 a predictor compare the projectors' outputs.
@@ -16,14 +16,14 @@ from solo_ext.momentum import IntraMomentum
 
 
 class ResMoCoV3(MoCoV3):
-    """Res-MoCo: paper B, Eq. 9."""
+    """Res-MoCo (Eq. 9)."""
 
     intra = IntraMomentum(weight=1.0)
     loss_scale = "paper"
 
 
 class ResBYOL(BYOL):
-    """Res-BYOL: paper B, Table 2; BYOL's loss on the scale of Eq. 3 and 5."""
+    """Res-BYOL (Table 2); BYOL's loss on the scale of Eq. 3 and 5."""
 
     intra = IntraMomentum(weight=1.0)
     loss_scale = "paper"
@@ -31,13 +31,13 @@ class ResBYOL(BYOL):
 
 
 class ResReSSL(ReSSL):
-    """ReSSL with intra-momentum on both views: paper B, Table 16."""
+    """ReSSL with intra-momentum on both views (Table 16)."""
 
     intra = IntraMomentum(weight=1.0)
 
 
 class ResSimSiam(SimSiam):
-    """SimSiam with inter- and intra-momentum (paper B, Table 16); `momentum.inter: false` leaves the latter alone."""
+    """SimSiam with inter- and intra-momentum (Table 16); `momentum.inter: false` leaves the latter alone."""
 
     teacher_stages = "full"
     intra = IntraMomentum(weight=1.0)

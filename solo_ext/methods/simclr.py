@@ -14,13 +14,13 @@ from solo_ext.schema import Count, Temperature
 class SimCLR(Method):
     """Tell an image's other view from all other images' views, both with gradient; no momentum of its own.
 
-    With stages to average and `momentum.inter`, the teacher gives positives and negatives (paper A, Table 1).
+    With stages to average and `momentum.inter`, the teacher gives positives and negatives (ProjectorEMA, Table 1).
     """
 
     @dataclass
     class Kwargs(Method.Kwargs):
         """negatives: with a momentum target, those of `both` views, as SimCLR has them, or of the `opposite` view
-        only, as MoCo v3 has them. Paper A does not say."""
+        only, as MoCo v3 has them. ProjectorEMA does not say."""
 
         proj_hidden_dim: Count = 2048
         proj_output_dim: Count = 256

@@ -11,7 +11,7 @@ from solo_ext.schema import Count
 
 
 class SimSiam(Method):
-    """Predict the own projection of the other view, with stop-gradient; no momentum of its own (paper A, Table 1)."""
+    """Predict the student's projection of the other view, with stop-gradient; no teacher (ProjectorEMA, Table 1)."""
 
     @dataclass
     class Kwargs(Method.Kwargs):

@@ -1,4 +1,4 @@
-"""The gap between student and teacher on the same view, as paper B measures it (Fig. 6-8, Tables 14-15)."""
+"""The gap between student and teacher on the same view (residual momentum, Fig. 6-8, Tables 14-15)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,9 +16,9 @@ from solo_ext.schema import Config, Count
 class GapConfig(Config, section="gap"):
     """The YAML's `gap`: what is monitored. It never changes what is trained.
 
-    at: outputs to compare; `predictor` gives a baseline a momentum predictor just to measure by (paper B's (q, q_m)),
+    at: outputs to compare; `predictor` gives a baseline a momentum predictor just to measure by (the paper's (q, q_m)),
         `auto` takes the predictor where the intra term has one already, else the projector.
-    every: measure every so many optimizer steps.
+    every: steps of the optimizer between two measurements.
     """
 
     enabled: bool = True
@@ -28,7 +28,7 @@ class GapConfig(Config, section="gap"):
 
 @torch.no_grad()
 def similarity(students: Sequence[Tensor], teachers: Sequence[Tensor]) -> Tensor:
-    """Mean cosine similarity of paired [B, D] outputs over samples and views; paper B's gap is 2 - 2 times this."""
+    """Mean cosine similarity of paired [B, D] outputs over samples and views; the paper's gap is 2 - 2 times this."""
     pairs = zip(students, teachers, strict=True)
     return torch.stack([F.cosine_similarity(s.float(), t.float(), dim=-1).mean() for s, t in pairs]).mean()
 

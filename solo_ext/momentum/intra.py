@@ -1,4 +1,4 @@
-"""Intra-momentum: pull the student to the teacher on the same view (paper B, Sec. 3.3)."""
+"""Intra-momentum: pull the student to the teacher on the same view (residual momentum, Sec. 3.3)."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,13 +13,13 @@ from solo_ext.schema import Config, Count, NonNegative, Positive
 
 @dataclass(frozen=True)
 class IntraMomentum(Config, section="intra"):
-    """weight * 1/2 (D(q_1, q_1m) + D(q_2, q_2m)), added to any framework's loss (paper B, Eq. 8 and 9).
+    """weight * 1/2 (D(q_1, q_1m) + D(q_2, q_2m)), added to any framework's loss (residual momentum, Eq. 8 and 9).
 
     weight: 0 is off; the paper uses 1.
     distance: cosine (Eq. 5), ce (Eq. 6) or mse (Eq. 7).
     target: predictor (q_m) or projector (g_m, the asymmetric ablation of Sec. 3.3), both compared with the
         student's last head; or a stage, compared with the student's own.
-    every: switch the term off and on every so many optimizer steps, beginning with on (Fig. 12); None: always on.
+    every: optimizer steps after which the term is switched off, and on again (Fig. 12); None: always on.
     temperature: of the softmax of `ce`; the paper names 3, 4, 5 without choosing.
     """
 

@@ -8,12 +8,12 @@ SCHEDULES = ("cosine", "constant")
 
 @dataclass(frozen=True)
 class Tau:
-    """target <- tau * target + (1 - tau) * online (paper A, Eq. 6; paper B, Eq. 1).
+    """target <- tau * target + (1 - tau) * online (ProjectorEMA, Eq. 6; residual momentum, Eq. 1).
 
     Attributes:
         base: tau of the first update.
         final: where the cosine schedule ends, after `total_steps` updates.
-        schedule: `cosine` (BYOL's, solo-learn's) or `constant` (paper A, Eq. 6).
+        schedule: `cosine` (BYOL's, solo-learn's) or `constant` (ProjectorEMA, Eq. 6).
     """
 
     base: float

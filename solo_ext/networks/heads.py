@@ -25,7 +25,7 @@ def mlp(
         dims: input, hidden, ..., output widths.
         bias: whether the linear layers have one; for all, or for each.
         last_norm: end with a BatchNorm without affine parameters, as SimCLR, SimSiam and MoCo v3 do; `affine`: with
-            them (paper A's BN2, Table D.9).
+            them (BN2 of ProjectorEMA, Table D.9).
         activation: builds the module between the layers.
 
     Returns:

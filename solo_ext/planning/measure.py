@@ -25,7 +25,7 @@ from solo_ext.training.trainer_config import TrainerConfig
 
 WARM_UP, LEAST, STEPS = 3, 3, 10  # steps that do not count, and how few and how many do
 SECONDS = 30  # after which LEAST steps are enough
-CPU_PIXELS, CPU_IMAGES = 2**17, 8  # a step on a CPU is measured on about so many pixels, and on 8 images at least
+CPU_PIXELS, CPU_IMAGES = 2**17, 8  # on a CPU, a step is measured on about this many pixels, and on at least 8 images
 # the Trainer's arguments that change what a step does
 STEP_KEYS = ("max_epochs", "precision", "gradient_clip_val", "gradient_clip_algorithm", "deterministic", "benchmark")
 
@@ -83,7 +83,7 @@ def measure_steps(cfg: PretrainConfig, method: Method) -> dict[str, Any]:
 
 
 def _measure(cfg: PretrainConfig, method: Method, images: int) -> dict[str, Any] | None:
-    """The measurement with so many `images` in a batch; None if they do not fit the GPU."""
+    """The measurement with a batch of `images`; None if they do not fit the GPU."""
     values = {key: value for key, value in plain(cfg).items() if key in STEP_KEYS}
     values |= {"accelerator": "cpu" if cfg.accelerator == "cpu" else "auto", "devices": 1, "num_nodes": 1}
     values |= {"strategy": "auto", "max_steps": WARM_UP + STEPS, "limit_val_batches": 0, "enable_progress_bar": False}

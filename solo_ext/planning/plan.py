@@ -94,7 +94,7 @@ def _training_images(data: Any) -> tuple[int | None, str | None]:
 
 
 def _optimizer_steps(cfg: PretrainConfig, images: int) -> tuple[int, int]:
-    """Those of an epoch and of the run, with so many `images` on each device."""
+    """Those of an epoch and of the run, with `images` per device in each batch."""
     batches = images // cfg.optimizer.batch_size
     for limit in (cfg.limit_train_batches, cfg.overfit_batches or None):
         if limit is not None:

@@ -11,7 +11,7 @@ from solo_ext.data.loader import derive_seed
 
 
 class ExactResume(pl.Callback):
-    """Lets a resumed run go on as if it had not been interrupted; it stores nothing.
+    """Continues a resumed run exactly as if it had not been interrupted; it stores nothing.
 
     The random state of a step becomes a pure function of (seed, epoch, batch, rank). What the data draws is such
     a function already; with this, so is what the network draws (dropout, drop path, mixing). And the loader gets

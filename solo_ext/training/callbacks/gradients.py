@@ -1,4 +1,4 @@
-"""How strongly the loss pulls at each part of the network over training (paper A, Sec. 4 and Fig. 5)."""
+"""How strongly the loss pulls at each part of the network over training (ProjectorEMA, Sec. 4 and Fig. 5)."""
 
 from dataclasses import dataclass
 from functools import partial

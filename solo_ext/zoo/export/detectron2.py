@@ -63,7 +63,7 @@ def supports(backbone: nn.Module) -> str | None:
 def rename(key: str) -> str | None:
     """detectron2's name of a tensor of torchvision's ResNet; None: it has no place there.
 
-    That is the classifier (`fc`, also paper A's BN1) and BatchNorm's `num_batches_tracked`, which nothing reads.
+    That is the classifier (`fc`, also BN1 of ProjectorEMA) and BatchNorm's `num_batches_tracked`, which nothing reads.
     """
     if not (match := KEY.fullmatch(key)):
         return None
