@@ -83,7 +83,7 @@ def export(source: Source) -> Product:
         for classes in (kwargs["num_classes"], 0 if ours else 1000)
     )
     with TemporaryDirectory() as folder:
-        save_config_for_hf(model, f"{folder}/{CONFIG}", model_args=kwargs)
+        save_config_for_hf(model, Path(folder) / CONFIG, model_args=kwargs)
         config = (Path(folder) / CONFIG).read_bytes()
     base = safetensors.export(source)
     imports = ("import solo_ext.zoo.model",) if ours else ()
