@@ -216,7 +216,10 @@ class Command:
             self.process.terminate()
 
         signal.signal(signal.SIGTERM, stop)
+        # the run inherits that it ignores what SLURM sends to all processes of a job whose time is nearly over
+        handler = signal.signal(signal.SIGUSR2, signal.SIG_IGN)
         self.process = start(words, log)
+        signal.signal(signal.SIGUSR2, handler)
         return self.process.wait()
 
     def checkpoint(self, words: Sequence[str], log: str) -> Any:
