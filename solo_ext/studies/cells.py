@@ -17,7 +17,7 @@ from solo_ext.errors import ConfigError
 from solo_ext.methods import METHODS, Method
 from solo_ext.studies.printed import Row, Table, must_exist, say
 from solo_ext.text import hint, nearest
-from solo_ext.training.compose import override
+from solo_ext.training.compose import overridden
 from solo_ext.training.config import compose, resolve
 
 FOLDERS = {"imagenet100": "imagenet-100"}  # dataset -> folder of its recipes, where the two differ
@@ -79,7 +79,7 @@ class Cell:
             return resolve(compose(recipe.parent, recipe.name, overrides))
         if recipe not in self._recipes:
             self._recipes[recipe] = compose(recipe.parent, recipe.name)
-        return resolve(override(self._recipes[recipe], overrides))
+        return resolve(overridden(self._recipes[recipe], overrides))
 
     def method(self, seed: int) -> Method:
         """The method of that run, freshly built; where the data has to be read to know its classes, with two."""

@@ -8,14 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from hydra import compose as hydra_compose
-from hydra import initialize, initialize_config_dir
+from hydra import initialize_config_dir
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
-from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, OverrideType
 from hydra.errors import HydraException
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
@@ -41,12 +40,11 @@ def compose(config_path: str | Path, config_name: str, overrides: Sequence[str] 
 
 def overlay(values: Mapping[str, Any], overrides: Sequence[str] = ()) -> DictConfig:
     """`compose` with the mapping `values` in place of a YAML."""
-    ConfigStore.instance().store("solo_ext_values", dict(values))
-    return _compose("solo_ext_values", overrides)
+    return overridden(OmegaConf.create(dict(values)), overrides)
 
 
-def override(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
-    """What `compose` gives with `overrides`, from the `cfg` that it gave without: a copy, in a hundredth of the time.
+def overridden(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
+    """What `compose` gives with `overrides`, from the `cfg` that it gave without: a copy, in a tenth of the time.
 
     Raises:
         ConfigError: an override that makes no sense. Choosing another config group is not possible here.
@@ -69,12 +67,11 @@ def assign(key: str, text: Any) -> str:
     return f"{key}='{escaped}'"
 
 
-def _compose(name: str, overrides: Sequence[str], folder: Path | None = None, where: str = "") -> DictConfig:
+def _compose(name: str, overrides: Sequence[str], folder: Path, where: str) -> DictConfig:
     overrides = [_quoted(override) for override in overrides]
     parsed = [_parse(override) for override in overrides]
-    search = initialize_config_dir(str(folder), version_base="1.2") if folder else initialize(None, version_base="1.2")
     try:
-        with search:
+        with initialize_config_dir(str(folder), version_base="1.2"):
             is_group = GlobalHydra.instance().config_loader().repository.group_exists
             plain = [
                 o.type == OverrideType.CHANGE and "@" not in o.key_or_group and not is_group(o.key_or_group)
