@@ -49,7 +49,7 @@ def main_report(run_dirs: Sequence[str | Path], out: str | Path = "report") -> P
 
 
 def _write_whole(runs: Sequence[Run], out: Path) -> None:
-    """All files, the page last, once all of them have been made; those that an earlier report has besides go."""
+    """All files at once, the page last; what only an earlier report had is removed."""
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as temporary:
         _write(runs, Path(temporary))
@@ -154,23 +154,23 @@ def _linear_protocol(run: Run) -> dict[str, Any]:
 
 
 def _protocol(
-    given: Sequence[tuple[str, Mapping[str, Any]]],
+    protocols: Sequence[tuple[str, Mapping[str, Any]]],
 ) -> tuple[dict[str, str], dict[str, dict[str, list[str]]]] | None:
     """What the protocols of the runs have alike, and key -> value -> runs where they differ; None without protocols.
 
     Places, and what is switched off, are left out.
     """
-    if not given:
+    if not protocols:
         return None
 
     def tells(key: str, value: Any) -> bool:
         off = value is None or value is False or value in ({}, [])
         return key == "augmented" or (key not in ("checkpoint", "run") and not off)
 
-    same, differing = compare([{k: v for k, v in flatten(x).items() if tells(k, v)} for _, x in given])
+    same, differing = compare([{k: v for k, v in flatten(x).items() if tells(k, v)} for _, x in protocols])
     if (augmented := same.pop("augmented", None)) in ("true", "false"):
         same["images"] = "augmented" if augmented == "true" else "not augmented"
-    labels = [label for label, _ in given]
+    labels = [label for label, _ in protocols]
     return same, {key: grouped(zip(texts, labels, strict=True)) for key, texts in differing.items()}
 
 

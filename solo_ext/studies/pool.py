@@ -205,13 +205,13 @@ class Command:
 
     def __call__(self, words: Sequence[str], log: str) -> int:
         """The exit status of the run."""
-        told: list[int] = []
+        stops: list[int] = []
 
         def stop(number: int, _: Any) -> None:
-            told.append(number)
+            stops.append(number)
             if self.process is None:
                 sys.exit(STOPPED)
-            if len(told) > 1:
+            if len(stops) > 1:
                 os.killpg(self.process.pid, signal.SIGKILL)
             self.process.terminate()
 
