@@ -71,7 +71,7 @@ class Curve:
 class Panel:
     """One pair of axes.
 
-    floor: values of horizontal lines of reference. gap_axis: 2 - 2 y on the right. run: whose panel it is, if one's.
+    floor: values of horizontal lines of reference. gap_axis: 2 - 2 y on the right. run: of the run that has it alone.
     """
 
     title: str
@@ -84,7 +84,7 @@ class Panel:
 
     @property
     def same(self) -> str:
-        """Which curves hide each other, being the same; empty if none do."""
+        """Which curves are the same, and so hide each other; empty if none are."""
         groups: dict[bytes, list[str]] = {}
         for curve in self.curves:
             groups.setdefault(curve.epochs.tobytes() + curve.values.tobytes(), []).append(curve.style.label)
@@ -152,8 +152,8 @@ def sections(shown: Shown, untrained: Sequence[Run] = ()) -> list[Section]:
         metric = metric_of(column)
         known.setdefault(metric.section, {})[column] = metric
     rest = known.pop(OTHER, None)
-    made = [_section(name, members, shown, untrained) for name, members in known.items()]
-    return [*made, _section(OTHER, rest, shown)] if rest else made
+    drawn = [_section(name, members, shown, untrained) for name, members in known.items()]
+    return [*drawn, _section(OTHER, rest, shown)] if rest else drawn
 
 
 def _logged(shown: Shown) -> list[str]:

@@ -32,8 +32,8 @@ def render(template: str, styles: Iterable[Style] = (), last_epoch: float = 1.0,
     def inline(figure: Any, label: str) -> Markup:
         return Markup(drawing.inline(figure, colours, label))
 
-    made = _templates().get_template(f"{template}.j2")
-    return made.render(palette=palette, svg=svg, inline=inline, version=solo_ext.__version__, **values)
+    page = _templates().get_template(f"{template}.j2")
+    return page.render(palette=palette, svg=svg, inline=inline, version=solo_ext.__version__, **values)
 
 
 @cache

@@ -1,12 +1,11 @@
 """The report: one self-contained HTML page about a set of runs, and its curves as PNG files."""
 
-import contextlib
 import json
 import os
 import shlex
-import shutil
+import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,31 +40,25 @@ def main_report(run_dirs: Sequence[str | Path], out: str | Path = "report") -> P
     runs = sorted(map(load_run, folders.values()), key=lambda run: run.untrained)
     if not runs:
         raise ConfigError("a report needs at least one run folder, <checkpoint.dir>/<method>/<run id>")
-    with drawing.house_style(), _whole_folder(out) as folder:
-        _write(runs, folder)
+    try:
+        with drawing.house_style():
+            _write_whole(runs, Path(os.path.abspath(out)))
+    except OSError as error:
+        raise ConfigError(f"--out: {out} cannot be written: {error.strerror or error}") from error
     return out / "report.html"
 
 
-@contextlib.contextmanager
-def _whole_folder(out: Path) -> Iterator[Path]:
-    """A temporary sibling of `out` that takes its place, or whose files take theirs in it, once all is written."""
-    final = Path(os.path.abspath(out))
-    temporary = final.with_name(f".{final.name}.{os.getpid()}.tmp")
-    try:
-        temporary.mkdir(parents=True)
-        yield temporary
-        if final.exists():
-            written = sorted(temporary.iterdir(), key=lambda file: file.suffix == ".html")
-            for file in written:
-                os.replace(file, final / file.name)
-            for name in {f"{name}.png" for name in figures.FILES} - {file.name for file in written}:
-                (final / name).unlink(missing_ok=True)  # an earlier report's
-        else:
-            os.replace(temporary, final)
-    except OSError as error:
-        raise ConfigError(f"--out: {out} cannot be written: {error.strerror or error}") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+def _write_whole(runs: Sequence[Run], out: Path) -> None:
+    """All files at once, the page last; what only an earlier report had is removed."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as temporary:
+        _write(runs, Path(temporary))
+        out.mkdir(exist_ok=True)
+        written = sorted(Path(temporary).iterdir(), key=lambda file: file.suffix == ".html")
+        for file in written:
+            os.replace(file, out / file.name)
+    for name in {f"{name}.png" for name in figures.FILES} - {file.name for file in written}:
+        (out / name).unlink(missing_ok=True)
 
 
 def _write(runs: Sequence[Run], folder: Path) -> None:
@@ -161,23 +154,23 @@ def _linear_protocol(run: Run) -> dict[str, Any]:
 
 
 def _protocol(
-    given: Sequence[tuple[str, Mapping[str, Any]]],
+    protocols: Sequence[tuple[str, Mapping[str, Any]]],
 ) -> tuple[dict[str, str], dict[str, dict[str, list[str]]]] | None:
     """What the protocols of the runs have alike, and key -> value -> runs where they differ; None without protocols.
 
     Places, and what is switched off, are left out.
     """
-    if not given:
+    if not protocols:
         return None
 
     def tells(key: str, value: Any) -> bool:
         off = value is None or value is False or value in ({}, [])
         return key == "augmented" or (key not in ("checkpoint", "run") and not off)
 
-    same, differing = compare([{k: v for k, v in flatten(x).items() if tells(k, v)} for _, x in given])
+    same, differing = compare([{k: v for k, v in flatten(x).items() if tells(k, v)} for _, x in protocols])
     if (augmented := same.pop("augmented", None)) in ("true", "false"):
         same["images"] = "augmented" if augmented == "true" else "not augmented"
-    labels = [label for label, _ in given]
+    labels = [label for label, _ in protocols]
     return same, {key: grouped(zip(texts, labels, strict=True)) for key, texts in differing.items()}
 
 

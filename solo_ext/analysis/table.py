@@ -26,7 +26,7 @@ def table_rows(runs: Sequence[Run]) -> list[dict[str, Any]]:
 
     Returns:
         Dictionaries of method, name, id, the keys of `COLUMNS` (None for what is missing) and `online`, the keys whose
-        values are the last epoch's online kNN for want of an offline one. Accuracies in %; similarity is the cosine of
+        values are the last epoch's online kNN, as there is no offline one. Accuracies in %; similarity is the cosine of
         the outputs on the same view, mean over the last epoch.
     """
     return [_row(run) for run in sorted(runs, key=lambda run: run.untrained)]

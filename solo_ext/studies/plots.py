@@ -29,8 +29,8 @@ def bars(study: Study, rows: Scores, looks: Mapping[str, Style]) -> Any:
     axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
     for ax, column in zip(axes, panels, strict=True):
         most = 0.0
-        for i, (row, found) in enumerate(rows):
-            score = found[column]
+        for i, (row, scored) in enumerate(rows):
+            score = scored[column]
             colour = looks[row.name].light if isinstance(row, Cell) else MUTED
             ours, paper = (-0.19, score.mean, 1.0, score.std), (0.19, score.paper, PALE, None)
             for offset, value, opacity, spread in (ours, paper):
@@ -59,7 +59,7 @@ def bars(study: Study, rows: Scores, looks: Mapping[str, Style]) -> Any:
     axes[0].set_ylim(n - 0.4, -0.6)
     axes[0].set_ylabel(" · ".join(columns), parse_math=False)
     keys = [Patch(color=MUTED, linewidth=0, label="ours")]
-    if any(score.paper is not None for _, found in rows for score in found.values()):
+    if any(score.paper is not None for _, scored in rows for score in scored.values()):
         keys.append(Patch(color=MUTED, alpha=PALE, linewidth=0, label="paper"))
     figure.legend(handles=keys, loc="outside upper left", ncols=2, frameon=False)
     return figure
@@ -70,8 +70,8 @@ def curves(study: Study, results: Results, looks: Mapping[str, Style]) -> Sectio
     panels = []
     for column in study.curves:
         metric = metric_of(column)
-        drawn = [curve for name, look in looks.items() if (curve := _mean(results[name].values(), column, look))]
-        panels += [Panel(metric.title, column, drawn, gap_axis=metric.section == "gap")] if drawn else []
+        means = [curve for name, look in looks.items() if (curve := _mean(results[name].values(), column, look))]
+        panels += [Panel(metric.title, column, means, gap_axis=metric.section == "gap")] if means else []
     shown = [(run, looks[name]) for name, runs in results.items() for run in runs.values()]
     places = by_value(shown, "gap.at") if any(panel.gap_axis for panel in panels) else {}
     return Section("curves", {"curves": panels}, list(looks.values()), {"places": places})

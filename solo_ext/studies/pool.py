@@ -205,18 +205,21 @@ class Command:
 
     def __call__(self, words: Sequence[str], log: str) -> int:
         """The exit status of the run."""
-        told: list[int] = []
+        stops: list[int] = []
 
         def stop(number: int, _: Any) -> None:
-            told.append(number)
+            stops.append(number)
             if self.process is None:
                 sys.exit(STOPPED)
-            if len(told) > 1:
+            if len(stops) > 1:
                 os.killpg(self.process.pid, signal.SIGKILL)
             self.process.terminate()
 
         signal.signal(signal.SIGTERM, stop)
+        # the run inherits that it ignores what SLURM sends to all processes of a job whose time is nearly over
+        handler = signal.signal(signal.SIGUSR2, signal.SIG_IGN)
         self.process = start(words, log)
+        signal.signal(signal.SIGUSR2, handler)
         return self.process.wait()
 
     def checkpoint(self, words: Sequence[str], log: str) -> Any:

@@ -19,14 +19,14 @@ from solo_ext.text import duration
 
 def dry_run(study: Study, out: str | Path, only: Sequence[str] = ()) -> None:
     """Prints each run, of the cells that match `only`, with its recipe, what it changes there, and its state."""
-    wanted = pick(study, only)
+    chosen = pick(study, only)
     check(study, build=False)
-    jobs = [job for job in jobs_of(study, Path(out)) if job.cell.name in wanted]
+    jobs = [job for job in jobs_of(study, Path(out)) if job.cell.name in chosen]
     width = max((len(job.name) for job in jobs), default=0)
     for job in jobs:
         recipe = "/".join(job.cell.recipe.with_suffix("").parts[-2:])
         print(f"{job.name:<{width}}  {job.state():<7}  {recipe}  {shlex.join(job.cell.overrides)}".rstrip())
-    print(f"{len(jobs)} runs of {len(wanted)} cells x {len(study.seeds)} seeds, in {out}")
+    print(f"{len(jobs)} runs of {len(chosen)} cells x {len(study.seeds)} seeds, in {out}")
 
 
 def run_study(
@@ -91,7 +91,7 @@ def _work(
     failed: dict[str, str],
 ) -> None:
     """Runs the pool until it is empty; adds name -> reason of what failed to `failed`."""
-    began, total, ended, told = time.monotonic(), pool.total, 0, 0
+    began, total, ended, stops = time.monotonic(), pool.total, 0, 0
     while pool.busy:
         for job, code in pool.poll():
             if code is None:
@@ -109,10 +109,10 @@ def _work(
             what = f"failed  {job.name}: {reason}" if reason else f"done    {job.name}   {_score(study, job)}"
             print(f"{f'[{ended}/{total}]':>9} {what}{rest}", flush=True)
             write_tables(study, jobs, job.out, failed)
-        if len(caught) > told:
-            told = len(caught)
+        if len(caught) > stops:
+            stops = len(caught)
             print("stopping: the runs save and end; once more kills them", flush=True)
-            pool.stop(kill=told > 1)
+            pool.stop(kill=stops > 1)
         time.sleep(pool.pause)
 
 
@@ -125,10 +125,10 @@ def _reason(job: Job, code: int) -> str:
         return f"it ran with another configuration: {', '.join(changed[:3])}" if changed else "it left no result"
     lines = job.log.read_text(encoding="utf-8", errors="replace").split("\n") if job.log.is_file() else []
     last = next((line.strip() for line in reversed(lines) if line.strip() and not line.startswith("$ ")), "")
-    said = last.removeprefix("solo-ext: ").removeprefix("error: ")
+    message = last.removeprefix("solo-ext: ").removeprefix("error: ")
     if code < 0:
-        return f"ended by {signal.Signals(-code).name}" + (f" after: {said}" if said else "")
-    return said or f"ended with exit status {code}"
+        return f"ended by {signal.Signals(-code).name}" + (f" after: {message}" if message else "")
+    return message or f"ended with exit status {code}"
 
 
 def _score(study: Study, job: Job) -> str:

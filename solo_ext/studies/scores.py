@@ -91,18 +91,18 @@ def scores(study: Study, results: Results, failed: Mapping[str, str] | None = No
     rows: Scores = []
     for row in study.rows:
         printed = row.printed if isinstance(row, Cell) else row.values
-        found = {}
+        columns = {}
         for column, reading in study.metrics.items():
             paper = printed.get(column)
             if isinstance(row, Row):
-                found[column] = Score(paper=paper)
+                columns[column] = Score(paper=paper)
             elif reading.metric in FACTS:
-                found[column] = Score((reading.times * row.anatomy[reading.metric],), paper, fact=True)
+                columns[column] = Score((reading.times * row.anatomy[reading.metric],), paper, fact=True)
             else:
                 values = [read(run, reading, row) for run in results[row.name].values()]
                 lost = sum(name.startswith(f"{row.name}-seed") for name in failed or ())
-                found[column] = Score(tuple(v for v in values if v is not None), paper, lost)
-        rows.append((row, found))
+                columns[column] = Score(tuple(v for v in values if v is not None), paper, lost)
+        rows.append((row, columns))
     return rows
 
 

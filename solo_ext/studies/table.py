@@ -37,13 +37,13 @@ def write_tables(study: Study, jobs: Sequence[Job], out: str | Path, failed: Map
     """
     out, failed = Path(out), failed or {}
     results = results_of(study, jobs)
-    found = scores(study, results, failed)
+    rows = scores(study, results, failed)
     labels = [{k: v for k, v in cell.labels.items() if k != study.readout} for cell in study.runs]
     looks = dict(zip(results, styles(short_labels(labels)[1]), strict=True))
     with drawing.house_style():
-        plot = bars(study, found, looks) if study.metrics else None
+        plot = bars(study, rows, looks) if study.metrics else None
         section = curves(study, results, looks) if study.curves else None
-        values = _words(study, jobs, results, failed) | _numbers(study, found, looks)
+        values = _words(study, jobs, results, failed) | _numbers(study, rows, looks)
         parts = {"Results": plot, "Plot": plot, "Curves": section, "What ran": True, "Notes": values["notes"]}
         values |= {
             "parts": [*(name for name, there in parts.items() if there), "Overrides"],
@@ -86,7 +86,7 @@ def _words(study: Study, jobs: Sequence[Job], results: Results, failed: Mapping[
     }
 
 
-def _numbers(study: Study, found: Scores, looks: Mapping[str, Style]) -> dict[str, Any]:
+def _numbers(study: Study, scored: Scores, looks: Mapping[str, Style]) -> dict[str, Any]:
     """The table: its columns, its rows for HTML, and the whole in Markdown. Printed numbers have two decimals."""
     printed = [row.values for row in (study.table.printed if study.table else ())]
     beside = [column for column in study.metrics if any(values.get(column) is not None for values in printed)]
@@ -95,7 +95,7 @@ def _numbers(study: Study, found: Scores, looks: Mapping[str, Style]) -> dict[st
     for column in study.metrics:
         columns += [f"{column}, ours", f"{column}, paper", "ours - paper"] if column in beside else [column]
     rows, plain = [], []
-    for row, score in found:
+    for row, score in scored:
         texts: list[str] = []
         for column in study.metrics:
             texts += score[column].texts(2) if column in beside else score[column].texts(None)[:1]

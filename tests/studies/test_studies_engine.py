@@ -475,6 +475,8 @@ def test_a_job_that_is_out_of_time_is_queued_again(file, command, tmp_path):
         [file] = (tmp_path / "out" / "submitit").glob("*_submitted.pkl")
         pid = file.name.partition("_")[0]
         [task] = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        for run in Path(f"/proc/{task}/task/{task}/children").read_text().split():
+            os.kill(int(run), signal.SIGUSR2)  # SLURM sends it to all processes of the job
         os.kill(int(task), signal.SIGUSR2)
 
     threading.Thread(target=time_is_nearly_over, daemon=True).start()
