@@ -571,8 +571,10 @@ def test_two_ranks_share_one_run(tmp_path, launcher):
     script.write_text(
         f"import sys; sys.path[:0] = [{str(Path(__file__).parent)!r}]\n"
         "from test_runtime import config, pretrain\n"
-        f"cfg = config({str(tmp_path / 'runs')!r}, devices=2, strategy='ddp', max_epochs=1, optimizer__batch_size=8)\n"
-        "pretrain(cfg)\n"
+        "two = dict(devices=2, strategy='ddp', optimizer__batch_size=8)\n"
+        f"first = pretrain(config({str(tmp_path / 'runs')!r}, max_epochs=1, **two))\n"
+        "again = {'max_epochs': 2, 'resume_from_checkpoint': str(first.dir)}\n"
+        f"assert pretrain(config({str(tmp_path / 'runs')!r}, **again, **two)).dir == first.dir\n"
     )
     torchrun = [
         "-m",
@@ -584,7 +586,7 @@ def test_two_ranks_share_one_run(tmp_path, launcher):
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     [folder] = (tmp_path / "runs" / "byol").iterdir()
-    assert rows(folder)[-1]["step"] == "2" and len(list(folder.glob("*.ckpt"))) == 1
+    assert rows(folder)[-1]["step"] == "5" and len(list(folder.glob("*.ckpt"))) == 1
 
 
 # Metrics and surroundings.
