@@ -40,6 +40,7 @@ from solo_ext.training.callbacks.throughput import Throughput
 from solo_ext.training.config import resolve
 from solo_ext.training.distributed.ranks import is_first
 from solo_ext.training.evaluate import knn, linear
+from solo_ext.training.hardware import devices_text
 from solo_ext.training.logger_config import TensorboardConfig
 from solo_ext.training.loggers import CSVMetrics, reachable
 from solo_ext.training.pretrain import pretrain
@@ -782,6 +783,27 @@ def test_which_process_is_the_first(monkeypatch, variables, first):
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     assert is_first() is first
+
+
+@pytest.mark.parametrize(
+    "gpus, accelerator, devices, text",
+    [
+        (0, "auto", "auto", "cpu"),
+        (0, "cpu", 2, "2 processes on the cpu"),
+        (4, "cpu", 1, "cpu"),
+        (4, "gpu", 1, "cuda:0 (H100)"),
+        (4, "auto", [1, 3], "cuda:1,3 (H100)"),
+        (2, "auto", "auto", "cuda:0,1 (H100)"),
+    ],
+)
+def test_devices_are_named(monkeypatch, tmp_path, gpus, accelerator, devices, text):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "H100")
+    cfg = config(tmp_path, accelerator=accelerator, devices=devices)
+    assert devices_text(cfg) == text
+    cfg.num_nodes = 2
+    assert devices_text(cfg) == f"{text}, 2 nodes"
 
 
 def test_a_file_of_json_is_an_object_or_damaged(tmp_path):

@@ -47,23 +47,11 @@ def linear(cfg: LinearConfig, results: Path | None = None, encoder: Checkpoint |
         result = _fit_cached(cfg, backbone, data, Run.new(base))
     else:
         result = fit(cfg, _linear_model(cfg, backbone), data, begin(cfg, base))
-    values = plain(cfg)
-    protocol = {
-        "augmented": not cached,
-        "dataset": cfg.data.dataset,
-        "optimizer": values["optimizer"],
-        "scheduler": values["scheduler"],
-        "seed": cfg.seed,
-        "checkpoint": source and source.name,
-        "run": str(result.dir),
-    }
-    content = {
-        "protocol": protocol,
-        "acc1": result.metrics.get("val_acc1"),
-        "acc5": result.metrics.get("val_acc5"),
-        "epochs": cfg.max_epochs,
-        "seconds": result.seconds,
-    }
+    recipe = {key: value for key, value in plain(cfg).items() if key in ("optimizer", "scheduler", "seed")}
+    protocol = {"augmented": not cached, "dataset": cfg.data.dataset, **recipe}
+    protocol |= {"checkpoint": source and source.name, "run": str(result.dir)}
+    scores = {name: result.metrics.get(f"val_{name}") for name in ("acc1", "acc5")}
+    content = {"protocol": protocol, **scores, "epochs": cfg.max_epochs, "seconds": result.seconds}
     _record(LINEAR, content, cfg, source, results)
     print_result(result, ("val_acc1", "val_acc5"))
     return result

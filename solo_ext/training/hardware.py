@@ -29,12 +29,12 @@ def devices_text(cfg: TrainerConfig) -> str:
     """Where `cfg` runs, for a reader: `cpu`, `cuda:0 (NVIDIA H100)`, `cuda:0,1 (NVIDIA A100), 2 nodes`."""
     devices, count = parse_devices(cfg.devices), device_count(cfg)
     nodes = f", {cfg.num_nodes} nodes" if cfg.num_nodes > 1 else ""
-    if not (on_gpu(cfg) and torch.cuda.is_available()):
-        kind = cfg.accelerator if cfg.accelerator not in ("auto", "gpu") else "mps" if on_gpu(cfg) else "cpu"
-        return (kind if count == 1 else f"{count} processes on the {kind}") + nodes
-    indices = devices if isinstance(devices, list) else list(range(count))
-    names = dict.fromkeys(torch.cuda.get_device_name(index) for index in indices)
-    return f"cuda:{','.join(map(str, indices))} ({', '.join(names)}){nodes}"
+    if on_gpu(cfg) and torch.cuda.is_available():
+        indices = devices if isinstance(devices, list) else range(count)
+        names = dict.fromkeys(torch.cuda.get_device_name(index) for index in indices)
+        return f"cuda:{','.join(map(str, indices))} ({', '.join(names)}){nodes}"
+    kind = {"auto": "cpu", "gpu": "mps"}.get(cfg.accelerator, cfg.accelerator)
+    return (kind if count == 1 else f"{count} processes on the {kind}") + nodes
 
 
 def check_hardware(cfg: TrainerConfig) -> None:
