@@ -83,8 +83,9 @@ def export(source: Source) -> Product:
         for classes in (kwargs["num_classes"], 0 if ours else 1000)
     )
     with TemporaryDirectory() as folder:
-        save_config_for_hf(model, Path(folder) / CONFIG, model_args=kwargs)
-        config = (Path(folder) / CONFIG).read_bytes()
+        file: Any = Path(folder) / CONFIG  # annotated as a string, but timm before 1.0.27 needs the Path
+        save_config_for_hf(model, file, model_args=kwargs)
+        config = file.read_bytes()
     base = safetensors.export(source)
     imports = ("import solo_ext.zoo.model",) if ours else ()
     return replace(
