@@ -25,7 +25,7 @@ SPEC = Framework(
         (
             "mocov3",
             {"method_kwargs__temperature": 0},
-            "method_kwargs.temperature must be a finite number above 0, not 0.0",
+            "method_kwargs.temperature must be a finite number of at least 1e-06, not 0.0",
         )
     ],
     ranks=[("mocov3", {}), ("res_mocov3", {})],
