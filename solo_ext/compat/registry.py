@@ -1,7 +1,6 @@
 """Our methods and backbones in solo-learn's registry."""
 
 from collections.abc import Callable
-from dataclasses import fields
 from functools import cache, partial
 from typing import Any
 
@@ -39,17 +38,12 @@ def _own(method: str | None) -> Any:
 
 @cache
 def _registered(method: type[Method]) -> type[Method]:
-    """`method` as solo-learn's script takes it: the script reads `performance` off the configuration that it handed in,
-    and a YAML of another framework's may be used with `method=`, so that its `method_kwargs` are passed over."""
-    own, known = ({field.name for cls in of for field in fields(cls.Kwargs)} for of in ([method], METHODS.values()))
+    """`method` as solo-learn's script takes it, which reads `performance` off the configuration that it handed in."""
 
     def __init__(self: Method, cfg: DictConfig) -> None:
         if "performance" not in cfg:
             OmegaConf.update(cfg, "performance", {"disable_channel_last": False}, force_add=True)
-        values: Any = OmegaConf.to_container(cfg, resolve=True)
-        kwargs = values.get("method_kwargs") or {}
-        values["method_kwargs"] = {key: value for key, value in kwargs.items() if key in own or key not in known}
-        method.__init__(self, values)
+        method.__init__(self, cfg)
 
     return type(method.__name__, (method,), {"__init__": __init__, "__module__": method.__module__})
 

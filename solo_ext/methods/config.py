@@ -46,7 +46,8 @@ class MethodConfig(Config):
     def of(cls, method: Any, values: "MethodConfig | Mapping[str, Any]") -> "MethodConfig":
         """The configuration that `values` say for the class `method`; a typed one is returned as it is.
 
-        values: also solo-learn's DictConfig, whose other top-level keys are passed over.
+        values: also solo-learn's DictConfig, whose other top-level keys are passed over, and `method_kwargs` of other
+            methods: its scripts take any YAML with `method=`.
 
         Raises:
             ConfigError: a key that a section lacks, or a value that cannot work.
@@ -55,7 +56,22 @@ class MethodConfig(Config):
             return values
         given: Any = OmegaConf.to_container(values, resolve=True) if OmegaConf.is_config(values) else dict(values)
         sections = {f.name: given[f.name] for f in dataclasses.fields(MethodConfig) if given.get(f.name) is not None}
+        if OmegaConf.is_config(values) and "method_kwargs" in sections:
+            others = _all_kwargs(method) - _kwargs(method)
+            sections["method_kwargs"] = {k: v for k, v in sections["method_kwargs"].items() if k not in others}
         return build(MethodConfig, with_defaults(method, sections))
+
+
+def _kwargs(method: Any) -> set[str]:
+    return {field.name for field in dataclasses.fields(method.Kwargs)}
+
+
+def _all_kwargs(method: Any) -> set[str]:
+    """The names of the `method_kwargs` of all methods."""
+    classes = [cls for cls in method.__mro__ if hasattr(cls, "Kwargs")][-1:]
+    for cls in classes:
+        classes += cls.__subclasses__()
+    return set().union(*map(_kwargs, classes))
 
 
 def with_defaults(method: Any, given: Mapping[str, Any]) -> dict[str, Any]:

@@ -352,3 +352,9 @@ def test_dino_clips_the_whole_gradient_of_each_tensor_of_the_backbone(accumulate
     for name, before in whole.items():
         limit = 0.01 / before.norm().clamp(min=0.01) if name.startswith("backbone.") else 1.0
         torch.testing.assert_close(clipped[name], before * limit, rtol=1e-3, atol=1e-8, msg=name)
+
+
+def test_solo_learns_scripts_take_the_yaml_of_another_framework():
+    build("dino", method_kwargs__pred_hidden_dim=512)
+    with pytest.raises(ConfigError, match=r"unknown key 'method_kwargs\.pred_hiden_dim'"):
+        build("dino", method_kwargs__pred_hiden_dim=512)
