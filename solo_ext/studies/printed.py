@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import yaml
 
 from solo_ext.errors import ConfigError
-from solo_ext.schema import UnknownKey, build, fit, keys, nearest_key
+from solo_ext.schema import build, fit
 from solo_ext.text import hint, nearest
 
 T = TypeVar("T")
@@ -66,7 +66,7 @@ def load_table(path: str | Path, name: str) -> Table:
     if name not in tables:
         raise ConfigError(f"{path.name} has no table '{name}'{hint(name, tables)}")
     try:
-        table = strict(Table, tables[name])
+        table = build(Table, tables[name])
         assert table.printed is not None  # which reads the numbers
         return table
     except ConfigError as error:
@@ -110,14 +110,6 @@ def read_text_yaml(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ConfigError(f"{path} is not a mapping")
     return content
-
-
-def strict(cls: type[T], content: Any) -> T:
-    """`content` as the dataclass `cls`; an unknown key is answered by the nearest one."""
-    try:
-        return build(cls, content)
-    except UnknownKey as error:
-        raise ConfigError(f"{error}{nearest_key(error.key, list(keys(cls)))}") from error
 
 
 def must_exist(file: Path, what: str) -> None:

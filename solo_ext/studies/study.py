@@ -10,7 +10,7 @@ import yaml
 from omegaconf import DictConfig
 
 from solo_ext.errors import ConfigError
-from solo_ext.schema import fit
+from solo_ext.schema import build, fit
 from solo_ext.studies.cells import (
     Cell,
     CellSpec,
@@ -23,7 +23,7 @@ from solo_ext.studies.cells import (
     recipe_file,
     recipe_of,
 )
-from solo_ext.studies.printed import Row, Table, load_table, must_exist, read_text_yaml, strict, text_yaml
+from solo_ext.studies.printed import Row, Table, load_table, must_exist, read_text_yaml, text_yaml
 from solo_ext.training import recipes
 
 RESULTS = "paper_results.yaml"
@@ -140,7 +140,7 @@ def load_study(path: str | Path, overrides: Sequence[str] = ()) -> Study:
     path = Path(path).expanduser()
     must_exist(path, "study")
     try:
-        return _study(path, strict(StudyFile, read_text_yaml(path)), overrides)
+        return _study(path, build(StudyFile, read_text_yaml(path)), overrides)
     except ConfigError as error:
         raise error if str(error).startswith(str(path)) else ConfigError(f"{path}: {error}") from error
 
