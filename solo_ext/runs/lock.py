@@ -1,7 +1,11 @@
 """A folder that one process works in at a time."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
+
+from solo_ext.errors import ConfigError
 
 try:
     import fcntl
@@ -42,3 +46,26 @@ class RunLock:
         if free:
             self.file.close()
         return free
+
+
+@contextmanager
+def held(folder: Path, key: str, busy_key: str, busy: str) -> Iterator[RunLock]:
+    """Makes `folder`, or takes the one that is there, and holds its lock.
+
+    key, busy_key: what the user would change if it cannot be made, and if it is in use. busy: by whom it then is.
+
+    Raises:
+        ConfigError: it cannot be made, or another process works in it.
+    """
+    lock = RunLock(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        ours = lock.take()
+    except OSError as error:
+        raise ConfigError(f"{key}: {folder} cannot be made: {error.strerror}") from error
+    if not ours:
+        raise ConfigError(f"{busy_key}: {folder} is in use by {busy}")
+    try:
+        yield lock
+    finally:
+        lock.release()

@@ -19,13 +19,13 @@ from typing import Any
 
 import numpy as np
 
-from solo_ext.errors import CheckpointError, ConfigError, SoloExtError
+from solo_ext.errors import CheckpointError, SoloExtError
 from solo_ext.files import read_json, write_json
 from solo_ext.runs.comparison import compare as compare
 from solo_ext.runs.comparison import flatten as flatten
 from solo_ext.runs.comparison import show as show
 from solo_ext.runs.layouts import current_config
-from solo_ext.runs.lock import RunLock
+from solo_ext.runs.lock import RunLock, held
 from solo_ext.runs.metrics import Metrics, is_number
 from solo_ext.text import nearest
 
@@ -212,29 +212,21 @@ class Run:
             ConfigError: it cannot be made, or another process works in it.
         """
         made = [path for path in (self.dir, *self.dir.parents) if not path.exists()]
-        lock = RunLock(self.dir)
-        try:
-            self.dir.mkdir(parents=True, exist_ok=True)
-            ours = lock.take()
-        except OSError as error:
-            raise ConfigError(f"checkpoint.dir: {self.dir} cannot be made: {error.strerror}") from error
-        if not ours:
-            raise ConfigError(f"resume_from_checkpoint: {self.dir} is in use by a run that has not ended")
-        try:
-            write_json(self.dir / ARGS, args)
-            write_json(self.dir / ENVIRONMENT, {**environment, **self._before()})
-            (self.dir / RESULT).unlink(missing_ok=True)
-            yield
-        except BaseException as error:
-            # what the user has to mend leaves nothing behind that could not be resumed; other failures their metrics
-            if made and not (begun() and (self.checkpoints or not isinstance(error, SoloExtError))):
-                shutil.rmtree(self.dir, ignore_errors=True)
-                with suppress(OSError):
-                    for parent in made[1:]:
-                        parent.rmdir()
-            raise
-        finally:
-            lock.release()
+        busy = "a run that has not ended"
+        with held(self.dir, "checkpoint.dir", "resume_from_checkpoint", busy):
+            try:
+                write_json(self.dir / ARGS, args)
+                write_json(self.dir / ENVIRONMENT, {**environment, **self._before()})
+                (self.dir / RESULT).unlink(missing_ok=True)
+                yield
+            except BaseException as error:
+                # what the user has to mend leaves nothing that cannot be resumed; other failures leave their metrics
+                if made and not (begun() and (self.checkpoints or not isinstance(error, SoloExtError))):
+                    shutil.rmtree(self.dir, ignore_errors=True)
+                    with suppress(OSError):
+                        for parent in made[1:]:
+                            parent.rmdir()
+                raise
 
     def _before(self) -> dict[str, Any]:
         """The environments of the processes that this one continues, as far as they are known."""

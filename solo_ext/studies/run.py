@@ -9,7 +9,7 @@ from pathlib import Path
 
 from solo_ext.analysis.drawing import require_matplotlib
 from solo_ext.errors import ConfigError
-from solo_ext.runs.lock import RunLock
+from solo_ext.runs.lock import RunLock, held
 from solo_ext.studies.jobs import Job, check, jobs_of, pick
 from solo_ext.studies.pool import STOPPED, LocalPool, SubmititPool, check_launcher, orphans
 from solo_ext.studies.study import Study
@@ -144,20 +144,10 @@ def _score(study: Study, job: Job) -> str:
 
 @contextlib.contextmanager
 def _lock(out: Path) -> Iterator[RunLock]:
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        lock = RunLock(out)
-        free = lock.take()
-    except OSError as error:
-        raise ConfigError(f"--out: {out} cannot be made: {error.strerror}") from error
-    if not free:
-        raise ConfigError(f"--out: {out} is in use by a study that has not ended, or by one of its runs")
-    try:
+    with held(out, "--out", "--out", "a study that has not ended, or by one of its runs") as lock:
         for job in orphans(out):
             raise ConfigError(f"--out: {out} is in use by submitit's job {job}, which has not ended")
         yield lock
-    finally:
-        lock.release()
 
 
 @contextlib.contextmanager

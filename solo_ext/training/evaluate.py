@@ -19,6 +19,7 @@ from solo_ext.runs.encoder import load_encoder
 from solo_ext.runs.run import CLASSIFIERS, KNN, LINEAR, UNTRAINED, Run, RunResult
 from solo_ext.training.config import KNNRunConfig, LinearConfig, RunConfig
 from solo_ext.training.distributed.ranks import is_first
+from solo_ext.training.hardware import on_gpu
 from solo_ext.training.precision import pick_precision
 from solo_ext.training.start import begin, runs_folder
 from solo_ext.training.trainer import fit, prepare, print_result, surroundings
@@ -108,9 +109,8 @@ def _encoder(cfg: LinearConfig | KNNRunConfig, opened: Checkpoint | None) -> tup
 
 def _features(cfg: RunConfig, backbone: nn.Module, data: ClassificationData) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Features and labels of the training and the test images, on the device."""
-    on_gpu = cfg.accelerator in ("gpu", "cuda", "auto") and torch.cuda.is_available()
     index = 0 if isinstance(cfg.devices, int | str) else cfg.devices[0]
-    device = torch.device("cuda", index) if on_gpu else torch.device("cpu")
+    device = torch.device("cuda", index) if on_gpu(cfg) and torch.cuda.is_available() else torch.device("cpu")
     layout = not cfg.performance.disable_channel_last
     backbone = backbone.to(device).to(memory_format=torch.channels_last if layout else torch.preserve_format)
     precision = pick_precision(cfg.precision, cfg.accelerator)
