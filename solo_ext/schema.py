@@ -164,7 +164,7 @@ def build(cls: type[T], values: Any, at: str = "") -> T:
 
 
 def plain(config: Any) -> dict[str, Any]:
-    """The values of a dataclass, as JSON holds them.
+    """The values of a configuration, typed or not, as args.json holds them.
 
     Fields of null that the class names in `when_given` are left out: what stands for them is not ours to say.
     """
@@ -176,9 +176,11 @@ def plain(config: Any) -> dict[str, Any]:
             return {name: values(item) for name, item in named.items() if item is not None or name not in hidden}
         if isinstance(x, Mapping):
             return {str(key): values(item) for key, item in x.items()}
-        return [values(item) for item in x] if isinstance(x, list | tuple) else x
+        if isinstance(x, list | tuple):
+            return [values(item) for item in x]
+        return x if x is None or isinstance(x, str | int | float) else str(x)
 
-    return values(config)
+    return values(OmegaConf.to_container(config, resolve=True) if OmegaConf.is_config(config) else config)
 
 
 def fit(hint: Any, value: Any, key: str) -> Any:

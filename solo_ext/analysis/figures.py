@@ -8,7 +8,9 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from solo_ext.runs.run import Run, flatten, is_number, show
+from solo_ext.runs.comparison import flatten, show
+from solo_ext.runs.metrics import is_number
+from solo_ext.runs.run import Run
 from solo_ext.text import Metric
 from solo_ext.training.metrics import metric_of, metrics
 

@@ -14,7 +14,8 @@ from solo_ext.analysis.figures import Shown, grouped, names_of
 from solo_ext.analysis.pages import render
 from solo_ext.analysis.table import COLUMNS, ONLINE, cell, table_rows
 from solo_ext.errors import ConfigError
-from solo_ext.runs.run import Run, compare, find_runs, flatten, load_run, show
+from solo_ext.runs.comparison import compare, flatten, show
+from solo_ext.runs.run import Run, find_runs, load_run
 
 
 def main_report(run_dirs: Sequence[str | Path], out: str | Path = "report") -> Path:

@@ -17,8 +17,8 @@ from torch.utils.data import DataLoader
 from solo_ext.data.loader import identity
 from solo_ext.errors import ConfigError
 from solo_ext.methods import Method
-from solo_ext.runs.comparison import plain
 from solo_ext.runs.environment import environment
+from solo_ext.schema import plain
 from solo_ext.training.config import PretrainConfig
 from solo_ext.training.trainer import explained, make_trainer, quietly
 from solo_ext.training.trainer_config import TrainerConfig

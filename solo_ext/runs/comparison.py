@@ -1,12 +1,10 @@
-"""Configurations as plain values, and side by side."""
+"""Configurations side by side."""
 
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from omegaconf import OmegaConf
-
-from solo_ext import schema
+from solo_ext.schema import plain
 
 # A run continues another one if their whole resolved configurations agree, but for:
 IGNORED = (
@@ -26,13 +24,6 @@ IGNORED = (
     "num_nodes",
 )
 _ABSENT = object()
-
-
-def plain(cfg: Any) -> dict[str, Any]:
-    """A configuration, typed or not, as args.json holds it."""
-    if OmegaConf.is_config(cfg):
-        cfg = OmegaConf.to_container(cfg, resolve=True)
-    return json.loads(json.dumps(cfg if isinstance(cfg, Mapping) else schema.plain(cfg), default=str))
 
 
 def flatten(config: Any, at: str = "") -> dict[str, Any]:

@@ -9,9 +9,9 @@ from typing import Any
 
 from solo_ext.errors import CheckpointError
 from solo_ext.runs.checkpoints import Checkpoint, open_checkpoint
-from solo_ext.runs.comparison import differences, plain
+from solo_ext.runs.comparison import differences
 from solo_ext.runs.run import Run, place_of, saved_at
-from solo_ext.schema import Config, Positive
+from solo_ext.schema import Config, Positive, plain
 
 log = logging.getLogger("solo_ext")
 

@@ -21,9 +21,6 @@ import numpy as np
 
 from solo_ext.errors import CheckpointError, SoloExtError
 from solo_ext.files import read_json, write_json
-from solo_ext.runs.comparison import compare as compare
-from solo_ext.runs.comparison import flatten as flatten
-from solo_ext.runs.comparison import show as show
 from solo_ext.runs.layouts import current_config
 from solo_ext.runs.lock import RunLock, held
 from solo_ext.runs.metrics import Metrics, is_number

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from solo_ext.errors import CheckpointError, ConfigError
-from solo_ext.runs.comparison import differences, plain
+from solo_ext.runs.comparison import differences
 from solo_ext.runs.run import ARGS, Run, saved_at
+from solo_ext.schema import plain
 from solo_ext.studies.cells import Cell
 from solo_ext.studies.study import Study
 from solo_ext.text import hint

@@ -113,7 +113,7 @@ class SubmititPool:
     def _executor(self, folder: Path, settings: Sequence[str]) -> Any:
         from submitit import AutoExecutor
 
-        from solo_ext.runs.comparison import plain
+        from solo_ext.schema import plain
         from solo_ext.training.compose import overlay
 
         given = plain(overlay({}, [text.lstrip("+").removeprefix(LAUNCHER) for text in settings]))

@@ -5,8 +5,9 @@ import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from solo_ext.runs.comparison import plain
-from solo_ext.runs.run import Run, flatten, show
+from solo_ext.runs.comparison import flatten, show
+from solo_ext.runs.run import Run
+from solo_ext.schema import plain
 from solo_ext.studies.cells import Cell
 from solo_ext.studies.jobs import Job
 from solo_ext.studies.printed import Row

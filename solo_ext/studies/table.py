@@ -12,8 +12,9 @@ from solo_ext.analysis.figures import Section, Style, styles
 from solo_ext.analysis.pages import render
 from solo_ext.analysis.report import machine
 from solo_ext.files import write_text
+from solo_ext.runs.comparison import compare
 from solo_ext.runs.environment import environment
-from solo_ext.runs.run import Run, compare
+from solo_ext.runs.run import Run
 from solo_ext.studies.cells import Cell
 from solo_ext.studies.jobs import Job
 from solo_ext.studies.plots import bars, curves

@@ -14,9 +14,9 @@ from solo_ext.evaluation.knn import knn_accuracy
 from solo_ext.evaluation.linear import LinearModel, fit_cached_linear
 from solo_ext.methods import backbone_of
 from solo_ext.runs.checkpoints import Checkpoint, open_checkpoint
-from solo_ext.runs.comparison import plain
 from solo_ext.runs.encoder import load_encoder
 from solo_ext.runs.run import CLASSIFIERS, KNN, LINEAR, UNTRAINED, Run, RunResult
+from solo_ext.schema import plain
 from solo_ext.training.config import KNNRunConfig, LinearConfig, RunConfig
 from solo_ext.training.distributed.ranks import is_first
 from solo_ext.training.hardware import on_gpu

@@ -14,9 +14,9 @@ from urllib.request import getproxies, proxy_bypass
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from solo_ext.runs.comparison import plain
 from solo_ext.runs.metrics import read_table, write_table
 from solo_ext.runs.run import METRICS
+from solo_ext.schema import plain
 from solo_ext.training.config import TrainingConfig
 from solo_ext.training.logger_config import WandbConfig
 

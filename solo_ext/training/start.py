@@ -6,9 +6,10 @@ from pathlib import Path
 
 from solo_ext.errors import CheckpointError
 from solo_ext.runs.checkpoints import Checkpoint, open_checkpoint
-from solo_ext.runs.comparison import differences, flatten, plain
+from solo_ext.runs.comparison import differences, flatten
 from solo_ext.runs.resume import find_resumable
 from solo_ext.runs.run import Run
+from solo_ext.schema import plain
 from solo_ext.training.config import RunConfig, TrainingConfig
 from solo_ext.training.distributed.ranks import is_first
 from solo_ext.training.hardware import check_hardware, device_count, devices_text

@@ -18,10 +18,10 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException, SI
 from solo_ext.data.modules import ImageData
 from solo_ext.errors import CheckpointError, ConfigError
 from solo_ext.runs.checkpoints import Checkpoint, open_checkpoint
-from solo_ext.runs.comparison import plain
 from solo_ext.runs.encoder import explain_mismatch
 from solo_ext.runs.environment import environment
 from solo_ext.runs.run import Run, RunResult
+from solo_ext.schema import plain
 from solo_ext.training.callbacks.checkpointer import Checkpointer, CheckpointIO
 from solo_ext.training.callbacks.exact_resume import ExactResume
 from solo_ext.training.callbacks.non_finite import StopOnNonFinite

@@ -21,7 +21,8 @@ from solo_ext.analysis import drawing, figures
 from solo_ext.analysis.report import main_report
 from solo_ext.analysis.table import cell, print_table, table_rows
 from solo_ext.errors import CheckpointError, ConfigError
-from solo_ext.runs.run import compare, find_runs, flatten, load_run
+from solo_ext.runs.comparison import compare, flatten
+from solo_ext.runs.run import find_runs, load_run
 from solo_ext.text import Metric
 from solo_ext.training.loggers import CSVMetrics
 from solo_ext.training.metrics import metric_of
