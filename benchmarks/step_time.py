@@ -15,14 +15,15 @@ from pathlib import Path
 import torch
 from omegaconf import OmegaConf
 
-from solo_ext.methods import METHODS, Method
+from solo_ext.methods import METHODS
+from solo_ext.methods.module import LightningMethod
 from solo_ext.planning.anatomy import anatomy
 from solo_ext.runs.environment import environment
 
 SCOPES = ("full", "backbone", "block4", "projector", "none")
 
 
-def build(scope: str, args: argparse.Namespace) -> tuple[Method, torch.optim.Optimizer]:
+def build(scope: str, args: argparse.Namespace) -> tuple[LightningMethod, torch.optim.Optimizer]:
     cfg = OmegaConf.create(
         {
             "method": args.method,
@@ -47,7 +48,7 @@ def build(scope: str, args: argparse.Namespace) -> tuple[Method, torch.optim.Opt
     return model, optimizer
 
 
-def step(model: Method, optimizer: torch.optim.Optimizer, batch: tuple, args: argparse.Namespace) -> float:
+def step(model: LightningMethod, optimizer: torch.optim.Optimizer, batch: tuple, args: argparse.Namespace) -> float:
     """Seconds of one step."""
     start = time.perf_counter()
     with torch.autocast(args.device, torch.bfloat16, enabled=args.bf16):

@@ -13,8 +13,8 @@ from solo_ext.methods import METHODS
 
 FOLDER = Path(__file__).parent / "methods"
 GOLDEN = FOLDER / "golden"
-FIRST = {cls: name for name, cls in reversed(METHODS.items())}
-NAMES = [name for name, cls in METHODS.items() if FIRST[cls] == name]  # without aliases
+FIRST = {cls: name for name, cls in reversed(METHODS.declared.items())}
+NAMES = [name for name, cls in METHODS.declared.items() if FIRST[cls] == name]  # without aliases
 TWICE = [True, True]
 
 
@@ -69,7 +69,7 @@ class Framework:
 
 def registered_bases(method: str) -> list[str]:
     """Its own name without aliases, and those of the registered classes that it inherits from."""
-    return [name for cls in METHODS[method].__mro__ for name in NAMES if METHODS[name] is cls]
+    return [name for cls in METHODS.declared[method].__mro__ for name in NAMES if METHODS.declared[name] is cls]
 
 
 def framework_of(method: str) -> str:

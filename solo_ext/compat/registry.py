@@ -8,7 +8,8 @@ import timm
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from solo_ext.methods import METHODS, Method
+from solo_ext.methods import METHODS
+from solo_ext.methods.module import LightningMethod
 from solo_ext.networks import BACKBONES, MOCO_VITS, build_backbone
 
 
@@ -33,14 +34,14 @@ def register() -> list[str]:
 
 
 def _own(method: str | None) -> Any:
-    return METHODS[method].backbones if method in METHODS else None
+    return METHODS.declared[method].backbones if method and method in METHODS else None
 
 
 @cache
-def _registered(method: type[Method]) -> type[Method]:
+def _registered(method: type[LightningMethod]) -> type[LightningMethod]:
     """`method` as solo-learn's script takes it, which reads `performance` off the configuration that it handed in."""
 
-    def __init__(self: Method, cfg: DictConfig) -> None:
+    def __init__(self: LightningMethod, cfg: DictConfig) -> None:
         if "performance" not in cfg:
             OmegaConf.update(cfg, "performance", {"disable_channel_last": False}, force_add=True)
         method.__init__(self, cfg)

@@ -10,7 +10,7 @@ from solo_ext.networks import mlp
 from solo_ext.schema import Count
 
 
-class BYOL(Method):
+class BYOL(Method, name="byol"):
     """Predict the teacher's projection of the other view (ProjectorEMA, Eq. 5)."""
 
     @dataclass

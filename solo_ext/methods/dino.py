@@ -13,7 +13,7 @@ from solo_ext.networks import DINOHead
 from solo_ext.schema import Bounds, Count, NonNegative, Temperature
 
 
-class DINO(Method):
+class DINO(Method, name="dino"):
     """Match the teacher's centred and sharpened distribution over prototypes for the other view."""
 
     @dataclass

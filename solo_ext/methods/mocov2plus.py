@@ -11,7 +11,7 @@ from solo_ext.networks import mlp
 from solo_ext.schema import Count, Temperature
 
 
-class MoCoV2Plus(QueuedMethod):
+class MoCoV2Plus(QueuedMethod, name="mocov2plus"):
     """Tell the teacher's key of the other view from a queue of earlier keys of that view."""
 
     @dataclass

@@ -10,7 +10,7 @@ from solo_ext.networks import MOCO_VITS, is_resnet, mlp
 from solo_ext.schema import Count, Temperature
 
 
-class MoCoV3(Method):
+class MoCoV3(Method, name="mocov3"):
     """Contrast the student's query with the teacher's keys of the other view (residual momentum, Eq. 2 and 3)."""
 
     @dataclass

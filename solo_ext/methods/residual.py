@@ -9,20 +9,24 @@ from solo_ext.methods.byol import BYOL
 from solo_ext.methods.dino import DINO
 from solo_ext.methods.mocov2plus import MoCoV2Plus
 from solo_ext.methods.mocov3 import MoCoV3
+from solo_ext.methods.registry import METHODS
 from solo_ext.methods.ressl import ReSSL
 from solo_ext.methods.simclr import SimCLR
 from solo_ext.methods.simsiam import SimSiam
 from solo_ext.momentum import IntraMomentum
 
 
-class ResMoCoV3(MoCoV3):
+class ResMoCoV3(MoCoV3, name="res_mocov3"):
     """Res-MoCo (Eq. 9)."""
 
     intra = IntraMomentum(weight=1.0)
     loss_scale = "paper"
 
 
-class ResBYOL(BYOL):
+METHODS.declared["res_moco"] = ResMoCoV3
+
+
+class ResBYOL(BYOL, name="res_byol"):
     """Res-BYOL (Table 2); BYOL's loss on the scale of Eq. 3 and 5."""
 
     intra = IntraMomentum(weight=1.0)
@@ -30,32 +34,32 @@ class ResBYOL(BYOL):
     paper_distance = staticmethod(cosine_distance)
 
 
-class ResReSSL(ReSSL):
+class ResReSSL(ReSSL, name="res_ressl"):
     """ReSSL with intra-momentum on both views (Table 16)."""
 
     intra = IntraMomentum(weight=1.0)
 
 
-class ResSimSiam(SimSiam):
+class ResSimSiam(SimSiam, name="res_simsiam"):
     """SimSiam with inter- and intra-momentum (Table 16); `momentum.inter: false` leaves the latter alone."""
 
     teacher_stages = "full"
     intra = IntraMomentum(weight=1.0)
 
 
-class ResDINO(DINO):
+class ResDINO(DINO, name="res_dino"):
     """DINO with intra-momentum between prototype scores."""
 
     intra = IntraMomentum(weight=1.0)
 
 
-class ResMoCoV2Plus(MoCoV2Plus):
+class ResMoCoV2Plus(MoCoV2Plus, name="res_mocov2plus"):
     """MoCo v2+ with intra-momentum."""
 
     intra = IntraMomentum(weight=1.0)
 
 
-class ResSimCLR(SimCLR):
+class ResSimCLR(SimCLR, name="res_simclr"):
     """SimCLR with inter- and intra-momentum; `momentum.inter: false` leaves the latter alone."""
 
     teacher_stages = "full"

@@ -11,7 +11,7 @@ from solo_ext.networks import mlp
 from solo_ext.schema import Count, Temperature
 
 
-class ReSSL(QueuedMethod):
+class ReSSL(QueuedMethod, name="ressl"):
     """The student, on the strong first view, keeps the relations to earlier keys that the teacher sees on the weak one.
 
     The teacher runs on the weak view only, unless an intra-momentum term compares both on both views.

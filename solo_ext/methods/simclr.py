@@ -11,7 +11,7 @@ from solo_ext.networks import mlp
 from solo_ext.schema import Count, Temperature
 
 
-class SimCLR(Method):
+class SimCLR(Method, name="simclr"):
     """Tell an image's other view from all other images' views, both with gradient; no momentum of its own.
 
     With stages to average and `momentum.inter`, the teacher gives positives and negatives (ProjectorEMA, Table 1).

@@ -10,7 +10,7 @@ from solo_ext.networks import mlp
 from solo_ext.schema import Count
 
 
-class SimSiam(Method):
+class SimSiam(Method, name="simsiam"):
     """Predict the student's projection of the other view, with stop-gradient; no teacher (ProjectorEMA, Table 1)."""
 
     @dataclass

@@ -6,11 +6,11 @@ from typing import Any
 from torch import Tensor, nn
 from torchvision.models.resnet import ResNet
 
-from solo_ext.methods import Method
+from solo_ext.methods.module import LightningMethod
 from solo_ext.networks import Stage
 
 
-def anatomy(method: Method) -> dict[str, Any]:
+def anatomy(method: LightningMethod) -> dict[str, Any]:
     """What the built `method` consists of, and how often a training step runs its backbone.
 
     Returns:
@@ -55,7 +55,7 @@ def _count(parameters: Iterable[Tensor]) -> int:
     return sum(parameter.numel() for parameter in parameters)
 
 
-def _layers(method: Method, row: Sequence[Stage]) -> int:
+def _layers(method: LightningMethod, row: Sequence[Stage]) -> int:
     """Convolutions and linear layers with an EMA copy.
 
     The paper's 53 and 21 are 50 + 3 and 18 + 3: a ResNet's own number, which leaves out the convolutions of its

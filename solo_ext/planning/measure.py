@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 
 from solo_ext.data.loader import identity
 from solo_ext.errors import ConfigError
-from solo_ext.methods import Method
+from solo_ext.methods.module import LightningMethod
 from solo_ext.runs.environment import environment
 from solo_ext.schema import plain
 from solo_ext.training.config import PretrainConfig
@@ -58,7 +58,7 @@ def synthetic_batch(cfg: PretrainConfig, images: int, device: torch.device) -> t
     return torch.arange(images, device=device), views, targets.to(device)
 
 
-def measure_steps(cfg: PretrainConfig, method: Method) -> dict[str, Any]:
+def measure_steps(cfg: PretrainConfig, method: LightningMethod) -> dict[str, Any]:
     """Time and memory of an optimizer step at `optimizer.batch_size`; trains `method` for a few steps.
 
     Returns:
@@ -82,7 +82,7 @@ def measure_steps(cfg: PretrainConfig, method: Method) -> dict[str, Any]:
     return measured
 
 
-def _measure(cfg: PretrainConfig, method: Method, images: int) -> dict[str, Any] | None:
+def _measure(cfg: PretrainConfig, method: LightningMethod, images: int) -> dict[str, Any] | None:
     """The measurement with a batch of `images`; None if they do not fit the GPU."""
     values = {key: value for key, value in plain(cfg).items() if key in STEP_KEYS}
     values |= {"accelerator": "cpu" if cfg.accelerator == "cpu" else "auto", "devices": 1, "num_nodes": 1}

@@ -10,7 +10,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from solo_ext.data.datasets import dataset_info, load_dataset
 from solo_ext.errors import DataError
-from solo_ext.methods import METHODS, Method
+from solo_ext.methods import METHODS
+from solo_ext.methods.module import LightningMethod
 from solo_ext.optim import LARS
 from solo_ext.planning.anatomy import anatomy
 from solo_ext.planning.measure import crop_sizes, measure_steps
@@ -104,7 +105,7 @@ def _optimizer_steps(cfg: PretrainConfig, images: int) -> tuple[int, int]:
     return epoch, steps if cfg.max_steps in (None, -1) else min(steps, cfg.max_steps)
 
 
-def _warnings(p: dict[str, Any], cfg: PretrainConfig, method: Method) -> Iterator[str]:
+def _warnings(p: dict[str, Any], cfg: PretrainConfig, method: LightningMethod) -> Iterator[str]:
     """What is allowed but probably not intended, a sentence each."""
     devices, batch = p["devices"], p["batch_size"]
     if frozen := [stage for stage, tau in method.teacher.taus.items() if tau.always(1)]:

@@ -9,17 +9,20 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
 from solo_ext.errors import ConfigError
-from solo_ext.methods import METHODS, Method
+from solo_ext.methods import METHODS
 from solo_ext.studies.printed import Row, Table, must_exist, say
 from solo_ext.text import hint, nearest
 from solo_ext.training import recipes
 from solo_ext.training.compose import compose, overridden
 from solo_ext.training.config import PretrainConfig, resolve
+
+if TYPE_CHECKING:
+    from solo_ext.methods.module import LightningMethod
 
 
 @dataclass(kw_only=True)
@@ -80,7 +83,7 @@ class Cell:
             self._recipes[recipe] = compose(recipe.parent, recipe.name)
         return resolve(overridden(self._recipes[recipe], overrides))
 
-    def method(self, seed: int) -> Method:
+    def method(self, seed: int) -> "LightningMethod":
         """The method of that run, freshly built; where the data has to be read to know its classes, with two."""
         cfg = copy.deepcopy(self.config(seed))
         if cfg.data.num_classes is None:

@@ -231,7 +231,7 @@ def _method(given: Mapping[str, Any]) -> type[Method]:
         raise ConfigError(f"method is missing (one of {', '.join(METHODS)})")
     if not isinstance(name, str) or name not in METHODS:
         raise ConfigError(f"method: there is no method '{name}'{hint(name, METHODS)}")
-    return METHODS[name]
+    return METHODS.declared[name]
 
 
 def _derive(cfg: AnyConfig, derived: Mapping[str, Any]) -> AnyConfig:

@@ -17,7 +17,7 @@ OTHER_LOSSES = tuple(Metric(f"train_*_{kind}", "Framework loss: *", section="los
 
 def metrics() -> dict[str, Metric]:
     """Name or pattern -> metric, in the order in which they are shown; of two patterns that fit, the first counts."""
-    named = {cls.loss_name: cls.loss_title for cls in METHODS.values() if cls.loss_title}
+    named = {cls.loss_name: cls.loss_title for cls in METHODS.declared.values() if cls.loss_title}
     losses = [Metric(name, f"Framework loss: {title}", section="losses") for name, title in named.items()]
     monitored = [metric for monitor in MONITORS.values() for metric in monitor.metrics]
     known = (TOTAL, *losses, *METRICS, *Gap.metrics, *Spread.metrics, *monitored, *throughput.METRICS, *OTHER_LOSSES)

@@ -50,6 +50,7 @@ def pretrain(
 
     from solo_ext.data.modules import ImageData, PretrainData
     from solo_ext.methods import METHODS, Method
+    from solo_ext.methods.registry import lightning_module
     from solo_ext.training.trainer import fit, prepare, print_result
 
     if data is None:
@@ -57,7 +58,7 @@ def pretrain(
     cfg = prepare(cfg, data)
     if method is None or isinstance(method, str):
         method = METHODS[cfg.method]
-    module = method(cfg) if isinstance(method, type) else method
+    module: Any = lightning_module(method)(cfg) if isinstance(method, type) else method  # type: ignore[arg-type]
     if isinstance(module, Method):
         check_sizes(module.backbone, cfg)
     own = callbacks_of(cfg, data if isinstance(data, ImageData) else None)
@@ -75,7 +76,7 @@ def _name(method: "AnyMethod") -> str:
             raise ConfigError(f"method: there is no method '{method}'{hint(method, METHODS)}")
         return method
     cls = method if isinstance(method, type) else type(method)
-    return next((name for name, known in METHODS.items() if known is cls), cls.__name__)
+    return next((name for name, known in METHODS.declared.items() if cls in (known, METHODS[name])), cls.__name__)
 
 
 def callbacks_of(cfg: PretrainConfig, data: Any) -> "list[pl.Callback]":

@@ -11,7 +11,6 @@ from conftest import fit, own_kwargs, random_batches, tiny_config
 from frameworks import FRAMEWORKS, framework_of, gathered, ids, spec_of, variants
 
 from solo_ext.methods import METHODS
-from solo_ext.methods.dino import DINO
 
 CRITERION = {"data__num_classes": 0, "gap__enabled": False, "intra__weight": 0.0}  # the framework's loss alone
 QUEUED = [name for name in FRAMEWORKS if "queue_size" in spec_of(name).kwargs]
@@ -159,7 +158,7 @@ def test_teacher_temperature_by_epoch(warmup, monkeypatch):
     model, numbers = build("dino", max_epochs=8, method_kwargs__warmup_teacher_temperature_epochs=warmup)
     expected = schedule(numbers.warmup_teacher_temperature, numbers.teacher_temperature, warmup, 8)
     for epoch in range(8):
-        monkeypatch.setattr(DINO, "current_epoch", epoch)
+        monkeypatch.setattr(type(model), "current_epoch", epoch)
         assert model.teacher_temperature == pytest.approx(expected[epoch], rel=1e-12)
 
 

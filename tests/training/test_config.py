@@ -693,7 +693,7 @@ def test_custom_data_counts_its_folders_or_waits_for_them(tmp_path):
 
 
 def test_solo_learns_unused_keys_are_accepted_with_a_line(caplog, monkeypatch):
-    monkeypatch.setattr(METHODS["byol"], "unused_kwargs", ("temperature",), raising=False)
+    monkeypatch.setattr(METHODS.declared["byol"], "unused_kwargs", ("temperature",), raising=False)
     unused = ["auto_umap.enabled=false", "debug_augmentations=true", "dali.device=gpu", "method_kwargs.temperature=1"]
     cfg = cifar("byol", *unused)
     values = plain(cfg)

@@ -8,7 +8,7 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor, nn
 
-from solo_ext.methods import Method
+from solo_ext.methods.module import LightningMethod
 from solo_ext.schema import Config, Count
 from solo_ext.text import Metric
 from solo_ext.training.callbacks.monitor import MonitorCallback
@@ -22,7 +22,7 @@ class GradientsConfig(Config, section="gradients"):
     every: Count = 50
 
 
-def monitored(method: Method) -> dict[str, nn.Module]:
+def monitored(method: LightningMethod) -> dict[str, nn.Module]:
     """{name: module whose output is looked at}: the student's backbone stages, the projector, the predictor."""
     stages = [stage for stage in method.row if stage.part == "backbone"]
     heads = {name: method.part(name) for name in method.parts if name != "backbone"}
@@ -52,7 +52,7 @@ class GradientMonitor(MonitorCallback):
         self.hooks: list[Any] = []
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        assert isinstance(module, Method)
+        assert isinstance(module, LightningMethod)
         self.modules = monitored(module)
         self.hooks = [m.register_forward_hook(partial(self._watch, name)) for name, m in self.modules.items()]
 

@@ -1,0 +1,331 @@
+"""A method at work: the one LightningModule, with its networks, teacher, terms of the loss, and online probes."""
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+import torch.nn.functional as F
+from omegaconf import DictConfig
+from torch import Tensor, nn
+
+from solo_ext.errors import ConfigError
+from solo_ext.evaluation.metrics import accuracy_at_k
+from solo_ext.losses import mean, total
+from solo_ext.methods.base import Method, new_backbone
+from solo_ext.methods.config import MethodConfig
+from solo_ext.methods.monitors import Gap, Monitor, Spread
+from solo_ext.methods.step import Outputs, Passes, Step, Term, plan_passes
+from solo_ext.momentum import Teacher, weight_distance
+from solo_ext.networks import kept_outputs, stage_row
+from solo_ext.optim import build_optimizer, build_scheduler
+from solo_ext.text import hint
+
+PARTS = ("backbone", "projector", "predictor")
+
+
+class LightningMethod(pl.LightningModule, Method):  # type: ignore[override]  # current_epoch is a property
+    """A declared method, built from a configuration and trained: its networks, step, probes, optimizer and logging.
+
+    Attributes:
+        parts: `backbone`, `projector` and, if there is one, `predictor` -> the attribute that holds it.
+        row: all stages of the student.
+        teacher: the copies of some of them.
+        terms: of the loss; a subclass may add some.
+        monitors: read a step now and then; a callback may add some.
+    """
+
+    def __init__(self, cfg: MethodConfig | DictConfig | Mapping[str, Any]):
+        """Builds the networks.
+
+        Args:
+            cfg: the resolved configuration, or solo-learn's. It stays as it is.
+
+        Raises:
+            ConfigError: a value that cannot work, e.g. a stage that the network lacks.
+        """
+        super().__init__()
+        self.cfg = cfg = MethodConfig.of(type(self), cfg)
+        self.kwargs, self.intra = cfg.method_kwargs, cfg.intra
+        self.accumulate = cfg.accumulate_grad_batches or 1
+        self.channels_last = not cfg.performance.disable_channel_last
+        self.large_crops = cfg.data.num_large_crops or 2
+
+        self.backbone = new_backbone(cfg.backbone, cfg.data.dataset, self.backbones)
+        features: int = self.backbone.num_features  # type: ignore[assignment]  # nn.Module's attributes are modules
+        classes = cfg.data.num_classes or 0
+        self.classifier = nn.Linear(features, classes) if classes else None
+        self.build_heads(features)
+        names = {part: self.attributes.get(part, part) for part in PARTS}
+        self.parts = {part: attribute for part, attribute in names.items() if hasattr(self, attribute)}
+        *_, self.last = self.parts  # the last one: its outputs are the queries
+        self.row = stage_row({part: self.part(part) for part in self.parts}, self.attributes)
+
+        self.teacher = self._build_teacher()
+        self.momentum_classifier: nn.Linear | None = None
+        if cfg.momentum.classifier:
+            if not classes or not hasattr(self, "momentum_backbone"):
+                raise ConfigError(
+                    "momentum.classifier needs labels and a teacher with a backbone of its own; "
+                    f"momentum.stages is {cfg.momentum.stages!r} and the data set has {classes} classes"
+                )
+            self.momentum_classifier = nn.Linear(features, classes)
+        self.terms = [Term(self.loss_name, self.criterion)]
+        if self.intra.weight > 0:
+            self.terms.append(Term("train_intra_loss", self._intra_term, self.intra.weight, self.intra.active))
+        if self.classifier is not None:
+            self.terms.append(Term("train_class_loss", self._probe_term))
+        if self.momentum_classifier is not None:
+            self.terms.append(Term("train_momentum_class_loss", self._momentum_probe_term))
+        self.monitors: list[Monitor] = [Spread(large_crops=self.large_crops)]
+        if cfg.gap.enabled and self.teacher.stages:
+            self.monitors.append(Gap(cfg.gap.every, self.gap_at))
+        wanted = {self.intra_at} if self.intra.weight > 0 else set()
+        self._kept = [stage for stage in self.row if stage == self.teacher.entry or stage.name in wanted]
+        self._passes: dict[tuple, Passes] = {}
+        self._fresh: list[Tensor] = []  # targets of the batch whose backward pass is still to come
+
+    # The network and its teacher.
+
+    def _build_teacher(self) -> Teacher:
+        momentum, gap = self.cfg.momentum, self.cfg.gap
+        part_of = {stage.name: stage.part for stage in self.row} | {part: part for part in self.parts}
+        if momentum.target not in self.parts:
+            raise ConfigError(
+                f"momentum.target is {momentum.target}, but {type(self).__name__} has no {momentum.target}"
+            )
+        # where the intra term compares; frameworks without a predictor compare the projectors' outputs
+        self.intra_at = self.last if self.intra.target == "predictor" else self.intra.target
+        if self.intra_at not in part_of:
+            raise ConfigError(f"intra.target: the network has no stage '{self.intra_at}'{hint(self.intra_at, part_of)}")
+        taus = momentum.taus(self.row)
+        if self.intra.weight > 0 and not taus:
+            raise ConfigError(
+                "intra.weight > 0 needs a teacher that differs from the student; "
+                f"set momentum.stages to full, backbone, projector or a stage, not {momentum.stages!r}"
+            )
+        read: set[str] = {momentum.target}
+        read |= {part_of[self.intra_at]} if self.intra.weight > 0 else set()
+        read |= {gap.at} & self.parts.keys() if gap.enabled else set()
+        read |= {part_of[name] for name in taus} if momentum.preset is None else set()
+        # a teacher has a predictor only where something reads it
+        row = [stage for stage in self.row if stage.part != "predictor" or "predictor" in read]
+        self.gap_at = "predictor" if "predictor" in read and gap.at != "projector" else "projector"
+        return Teacher(self, row, {s.name: taus[s.name] for s in row if s.name in taus}, momentum.buffers)
+
+    def part(self, name: str) -> nn.Module:
+        """The student's `backbone`, `projector` or `predictor`."""
+        return getattr(self, self.parts[name])
+
+    def student(self, x: Tensor) -> dict[str, Tensor]:
+        """The student's outputs on one view.
+
+        Args:
+            x: images [B, 3, H, W].
+
+        Returns:
+            The output of each part, [B, features] or [B, D], and of the stages that teacher and intra term read.
+        """
+        if self.channels_last:
+            x = x.to(memory_format=torch.channels_last)
+        outputs = {}
+        with kept_outputs(self, self._kept) as stages:
+            for part in self.parts:
+                outputs[part] = x = self.part(part)(x)
+        return outputs | stages
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        """The student on one view, under solo-learn's names.
+
+        Args:
+            x: images [B, 3, H, W].
+
+        Returns:
+            feats [B, F]; z [B, D], the projector's output; q [B, D], the last head's; logits [B, classes] of the online
+            probe, whose gradient stops at the features, if there are labels.
+        """
+        out = self.student(x)
+        named = {"feats": out["backbone"], "z": out["projector"], "q": out[self.last]}
+        if self.classifier is not None:
+            named["logits"] = self.classifier(named["feats"].detach())
+        return named
+
+    # Training.
+
+    def training_step(self, batch: Sequence[Any], batch_idx: int) -> Tensor:
+        """One step on `(indexes, [view [B, 3, H, W], ...], labels [B])`, label -1 = none.
+
+        Returns:
+            The scalar loss: the framework's, plus the weighted intra-momentum term, plus the probes' cross-entropy.
+        """
+        step = self.look(batch)
+        terms = [term for term in self.terms if term.active(step.number)]
+        values = {term.name: term.value(step) for term in terms}
+        loss = total(term.weight * values[term.name] for term in terms)
+        log = partial(self.log_dict, on_epoch=True, sync_dist=True, batch_size=len(step.labels))
+        log({"train_loss": loss}, on_step=True)
+        log({**values, **step.metrics}, on_step=False)
+        with torch.no_grad():
+            for monitor in self.monitors:
+                if monitor.due(step.number):
+                    log(monitor(step), on_step=monitor.on_step)
+        return loss
+
+    def look(self, batch: Sequence[Any]) -> Step:
+        """The networks' outputs on the views of a batch, as far as something reads them."""
+        indexes, views, labels = batch
+        views = [views] if isinstance(views, Tensor) else views
+        number = self.global_step
+        pull = self.intra.active(number)
+        read = tuple(monitor.at for monitor in self.monitors if monitor.at and monitor.due(number))
+        passes = self.passes(len(views), pull, read)
+        students: dict[int, Outputs] = {}
+        for i in passes.student:
+            with torch.set_grad_enabled(i in passes.learning and torch.is_grad_enabled()):
+                students[i] = self.student(views[i])
+        teachers = {i: self.teach(views[i], students.get(i, {}), passes.upto) for i in passes.teacher}
+        return Step(number, indexes, views, labels, passes, students, teachers)
+
+    def passes(self, views: int, pull: bool = False, read: tuple[str, ...] = ()) -> Passes:
+        """Who runs which of the `views` of a batch.
+
+        pull: whether the intra term is on. read: parts at which monitors read the teacher's outputs.
+        """
+        key = views, pull, read
+        if key not in self._passes:
+            momentum, ends = self.cfg.momentum, ["projector", *read]
+            ends += [momentum.target] if momentum.inter else []
+            ends += [next((s.part for s in self.row if s.name == self.intra_at), self.intra_at)] if pull else []
+            targets = () if self.own_targets and not (momentum.inter and self.teacher.stages) else self.target_views
+            self._passes[key] = plan_passes(
+                range(views),
+                range(min(self.large_crops, views)),
+                queries=self.query_views,
+                targets=targets,
+                probes=() if self.classifier is None else self.probe_views,
+                inter=momentum.inter,
+                same_view=pull or self.momentum_classifier is not None,
+                pull=pull,
+                read=bool(read),
+                begins_inside=len(self.teacher.stages) < len(self.teacher.row),
+                upto=max(ends, key=PARTS.index),
+            )
+        return self._passes[key]
+
+    def teach(self, x: Tensor, student: Outputs, upto: str) -> Outputs:
+        """The teacher's outputs, up to the part `upto`, on the view `x` [B, 3, H, W].
+
+        student: the student's outputs on the same view; where the teacher starts from the image, they may be empty.
+        """
+        if self.channels_last:
+            x = x.to(memory_format=torch.channels_last)
+        return self.teacher(x, student, upto, [stage.name for stage in self._kept if stage.name == self.intra_at])
+
+    # The terms of the loss.
+
+    def criterion(self, step: Step) -> Tensor:
+        """The framework's loss on a step; a framework that reads labels or indexes overrides it."""
+        target = self.cfg.momentum.target
+        aimed = step.teachers if self.cfg.momentum.inter else step.students
+        targets = [aimed[i][target].detach() for i in step.passes.targets]
+        queried = step.passes.learning if self.query_views is None else self.query_views
+        if self.training:
+            self._fresh = targets
+        return self.loss([step.students[i][self.last] for i in queried], targets)
+
+    def on_after_backward(self) -> None:
+        """The framework's memory moves once the backward pass has read it; an evaluation leaves it alone."""
+        if self._fresh:
+            self.remember(self._fresh)
+            self._fresh = []
+
+    def _intra_term(self, step: Step) -> Tensor:
+        at = self.intra_at
+        mine = self.last if at in self.parts else at  # of parts, the student's last head (the asymmetric target)
+        pairs = [(step.students[i], out) for i, out in step.teachers.items()]
+        return self.intra([pooled(s[mine]) for s, _ in pairs], [pooled(t[at]) for _, t in pairs])
+
+    def _probe_term(self, step: Step) -> Tensor:
+        features = [step.students[i]["backbone"].detach() for i in step.passes.probed]
+        return self._probe(self.classifier, features, step.labels, "train_", step.metrics)
+
+    def _momentum_probe_term(self, step: Step) -> Tensor:
+        features = [out["backbone"] for out in step.teachers.values()]
+        return self._probe(self.momentum_classifier, features, step.labels, "train_momentum_", step.metrics)
+
+    def _probe(
+        self, probe: nn.Linear | None, features: list[Tensor], labels: Tensor, prefix: str, metrics: dict[str, Tensor]
+    ) -> Tensor:
+        """Cross-entropy of a linear probe, averaged over views; adds its accuracies to `metrics`."""
+        assert probe is not None  # else it has no term
+        labelled = (labels != -1).sum().clamp(min=1)  # a batch without labels has no loss, rather than 0 / 0
+        logits = [probe(x) for x in features]
+        losses = [F.cross_entropy(x, labels, ignore_index=-1, reduction="sum") / labelled for x in logits]
+        accuracies = [accuracy_at_k(x, labels, (1, 5)) for x in logits]
+        metrics[f"{prefix}acc1"] = mean([a for a, _ in accuracies])
+        metrics[f"{prefix}acc5"] = mean([a for _, a in accuracies])
+        return mean(losses)
+
+    # After the step.
+
+    def optimizer_step(self, epoch, batch_idx, optimizer, optimizer_closure=None) -> None:
+        """The optimizer's step and, once for each, the teacher's update: before any callback can save a checkpoint."""
+        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        self.teacher.update(self.global_step, self._total_steps)
+
+    def on_train_epoch_end(self) -> None:
+        tau = self.teacher.tau(max(self.global_step - 1, 0), self._total_steps)  # of the last update
+        if tau is not None:
+            self.log("tau", tau)
+        if self.cfg.gap.enabled:
+            self.log_dict({f"weight_distance/{k}": v for k, v in weight_distance(self.teacher).items()})
+
+    # Validation.
+
+    def validation_step(self, batch: Sequence[Any], batch_idx: int) -> None:
+        """Accuracy of the online probes on `(indexes, [view], labels)`, or solo-learn's `(images, labels)`."""
+        *_, x, labels = batch
+        x = x if isinstance(x, Tensor) else x[0]
+        out = self.student(x)
+        metrics: dict[str, Tensor] = {}
+        if self.classifier is not None:
+            metrics["val_loss"] = self._probe(self.classifier, [out["backbone"]], labels, "val_", metrics)
+        if self.momentum_classifier is not None:
+            features = self.teach(x, out, "backbone")["backbone"]
+            loss = self._probe(self.momentum_classifier, [features], labels, "momentum_val_", metrics)
+            metrics["momentum_val_loss"] = loss
+        self.log_dict(metrics, sync_dist=True, batch_size=len(labels))
+
+    # Optimization.
+
+    @property
+    def learnable_params(self) -> list[dict[str, Any]]:
+        """Parameter groups in solo-learn's order, so that optimizer states are exchangeable."""
+        _, lr = self.cfg.optimizer.rates(self.accumulate)
+        groups: list[dict[str, Any]] = [{"name": "backbone", "params": list(self.backbone.parameters())}]
+        for name in ("classifier", "momentum_classifier"):
+            if (probe := getattr(self, name)) is not None:
+                groups.append({"name": name, "params": list(probe.parameters()), "lr": lr, "weight_decay": 0})
+        for name, attribute in self.parts.items():
+            if name != "backbone":
+                static = {"static_lr": True} if name in self.static_lr else {}
+                groups.append({"name": attribute, "params": list(self.part(name).parameters()), **static})
+        return groups
+
+    def configure_optimizers(self):
+        cfg, accumulate = self.cfg, self.accumulate
+        lr, _ = cfg.optimizer.rates(accumulate)
+        optimizer = build_optimizer(self.learnable_params, cfg.optimizer, lr)
+        scheduler = build_scheduler(optimizer, cfg.scheduler, self._total_steps, self.trainer.max_epochs, accumulate)
+        return {"optimizer": optimizer, **({"lr_scheduler": scheduler} if scheduler else {})}
+
+    @property
+    def _total_steps(self) -> float:
+        """Optimizer steps in the whole run."""
+        return self.trainer.estimated_stepping_batches
+
+
+def pooled(x: Tensor) -> Tensor:
+    """Outputs [B, D] as they are; feature maps [B, C, H, W] and tokens [B, N, D] averaged over their places."""
+    return x.flatten(2).mean(2) if x.dim() == 4 else x.mean(1) if x.dim() == 3 else x

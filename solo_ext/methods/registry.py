@@ -1,0 +1,41 @@
+"""`METHODS`, the registry: every method by the name that its YAML gives."""
+
+from collections import UserDict
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+from solo_ext.methods.base import DECLARED, Method
+
+if TYPE_CHECKING:
+    from solo_ext.methods.module import LightningMethod
+
+
+class Registry(UserDict[str, "type[LightningMethod]"]):
+    """Name -> the method's LightningModule, which is made, and Lightning imported, when it is looked up.
+
+    A class that gives its `name` is registered when it is defined; `METHODS[name] = cls` adds one, too.
+
+    Attributes:
+        declared: name -> what the method declares: its `Method` class.
+    """
+
+    def __init__(self, declared: dict[str, type[Method]]):
+        super().__init__()
+        self.data = self.declared = declared  # type: ignore[assignment]  # `__getitem__` makes modules of them
+
+    def __getitem__(self, name: str) -> "type[LightningMethod]":
+        return lightning_module(self.declared[name])  # type: ignore[arg-type]  # classes can be hashed
+
+
+@cache
+def lightning_module(method: Any) -> Any:
+    """The LightningModule of a declared method; a class that is one already stays as it is."""
+    from solo_ext.methods.module import LightningMethod
+
+    if not issubclass(method, Method) or issubclass(method, LightningMethod):
+        return method
+    described = {"__module__": method.__module__, "__doc__": method.__doc__}
+    return type(method.__name__, (method, LightningMethod), described)
+
+
+METHODS = Registry(DECLARED)
