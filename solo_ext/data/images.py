@@ -6,10 +6,10 @@ import hashlib
 import io
 import os
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +17,8 @@ import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
-from torchvision.transforms.v2.functional import pil_to_tensor
 
 from solo_ext.errors import DataError
-
-try:  # libjpeg without Pillow's detours; announced to leave torchvision
-    from torchvision.io import ImageReadMode, decode_jpeg
-except ImportError:
-    decode_jpeg = None
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 
@@ -32,9 +26,24 @@ EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", 
 def decode(data: bytes) -> Tensor:
     """The image in `data`, an encoded file: uint8 [3, H, W], RGB. Raises whatever the decoders raise."""
     with Image.open(io.BytesIO(data)) as image:  # reads the header, and refuses decompression bombs
-        if decode_jpeg and is_plain_jpeg(image):
-            return decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8), ImageReadMode.RGB)
-        return pil_to_tensor(image.convert("RGB"))
+        if is_plain_jpeg(image) and (libjpeg := _libjpeg()):
+            return libjpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8))
+        return pixels(image.convert("RGB"))
+
+
+@cache
+def _libjpeg() -> Callable[[Tensor], Tensor] | None:
+    """JPEG to RGB without Pillow's detours, while torchvision, which takes a second to import, still has it."""
+    try:
+        from torchvision.io import ImageReadMode, decode_jpeg
+    except ImportError:
+        return None
+    return partial(decode_jpeg, mode=ImageReadMode.RGB)
+
+
+def pixels(image: Image.Image) -> Tensor:
+    """uint8 [C, H, W] of an RGB or gray image."""
+    return _channels_first(torch.from_numpy(np.array(image)[None]))[0]
 
 
 def is_plain_jpeg(image: Image.Image) -> bool:

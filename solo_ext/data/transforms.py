@@ -6,10 +6,10 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torchvision.transforms.v2.functional import pil_to_tensor
 
 from solo_ext.data.augmentations import AugmentationConfig, ProbConfig, RandomResizedCropConfig
 from solo_ext.data.datasets import DatasetInfo
+from solo_ext.data.images import pixels
 from solo_ext.data.render import crop_resize, crop_resize_batch, finish, normalise, parts, resize, resize_center
 from solo_ext.data.views import DRAWS, draw_boxes, draw_views
 
@@ -66,9 +66,9 @@ class Transform:
 
         `u`: `DRAWS` numbers of U[0, 1), by default from torch's global generator.
         """
-        pixels = pil_to_tensor(image) if isinstance(image, Image.Image) else image
+        image = pixels(image) if isinstance(image, Image.Image) else image
         u = torch.rand(DRAWS, dtype=torch.float64).numpy() if u is None else np.asarray(u)
-        return self.finish(self.crop(pixels, u)[None], u[None])[0]
+        return self.finish(self.crop(image, u)[None], u[None])[0]
 
 
 class ViewTransform(Transform):
