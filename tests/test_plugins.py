@@ -123,6 +123,16 @@ def test_a_run_of_what_a_module_of_ones_own_registers(mine):
     assert status == 0 and "acc@1" in out, err
 
 
+def test_a_monitor_brings_lightning_only_when_it_is_built():
+    code = (
+        "import sys; from solo_ext.training.callbacks import MONITORS; print('lightning' in sys.modules)\n"
+        "made = [cls.make(cls.Config(), None, None) for cls in MONITORS.values()]\n"
+        "import lightning.pytorch as pl; print([isinstance(monitor, pl.Callback) for monitor in made if monitor])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.stdout.splitlines() == ["False", "[True]"], done.stderr
+
+
 WRONG = [  # module, what follows the YAML, message
     ("my_modul", "", "--import my_modul: it cannot be imported (No module named"),
     (None, "--import", "--import needs the name of a module"),

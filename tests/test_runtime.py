@@ -35,7 +35,6 @@ from solo_ext.runs.lock import RunLock
 from solo_ext.runs.resume import find_resumable
 from solo_ext.runs.run import RECORDS
 from solo_ext.training import precision
-from solo_ext.training.callbacks.checkpointer import NonFiniteError, check_finite
 from solo_ext.training.callbacks.throughput import Throughput
 from solo_ext.training.config import resolve
 from solo_ext.training.distributed.ranks import is_first
@@ -44,6 +43,7 @@ from solo_ext.training.hardware import devices_text
 from solo_ext.training.logger_config import TensorboardConfig
 from solo_ext.training.loggers import CSVMetrics, reachable
 from solo_ext.training.pretrain import pretrain
+from solo_ext.training.safety import NonFiniteError, check_finite
 
 AUGMENTATION = {"rrc": {"enabled": True}, "horizontal_flip": {"prob": 0.5}, "crop_size": 12, "num_crops": 2}
 

@@ -10,7 +10,8 @@ from solo_ext.methods import METHODS
 from solo_ext.methods.base import METRICS, TOTAL
 from solo_ext.methods.monitors import Gap, Spread
 from solo_ext.text import Metric
-from solo_ext.training.callbacks import MONITORS, throughput
+from solo_ext.training.callbacks import MONITORS
+from solo_ext.training.callbacks.throughput import Throughput
 
 OTHER_LOSSES = tuple(Metric(f"train_*_{kind}", "Framework loss: *", section="losses") for kind in ("loss", "sim"))
 
@@ -20,7 +21,7 @@ def metrics() -> dict[str, Metric]:
     named = {cls.loss_name: cls.loss_title for cls in METHODS.declared.values() if cls.loss_title}
     losses = [Metric(name, f"Framework loss: {title}", section="losses") for name, title in named.items()]
     monitored = [metric for monitor in MONITORS.values() for metric in monitor.metrics]
-    known = (TOTAL, *losses, *METRICS, *Gap.metrics, *Spread.metrics, *monitored, *throughput.METRICS, *OTHER_LOSSES)
+    known = (TOTAL, *losses, *METRICS, *Gap.metrics, *Spread.metrics, *monitored, *Throughput.metrics, *OTHER_LOSSES)
     return {metric.name: metric for metric in known}
 
 

@@ -22,10 +22,6 @@ from solo_ext.runs.encoder import explain_mismatch
 from solo_ext.runs.environment import environment
 from solo_ext.runs.run import Run, RunResult
 from solo_ext.schema import plain
-from solo_ext.training.callbacks.checkpointer import Checkpointer, CheckpointIO
-from solo_ext.training.callbacks.exact_resume import ExactResume
-from solo_ext.training.callbacks.non_finite import StopOnNonFinite
-from solo_ext.training.callbacks.stop_together import StopTogether
 from solo_ext.training.callbacks.throughput import Throughput
 from solo_ext.training.config import AnyConfig, TrainingConfig
 from solo_ext.training.distributed.ranks import agree, cluster_environment, is_first
@@ -34,6 +30,7 @@ from solo_ext.training.hardware import check_hardware, device_count, on_gpu, tra
 from solo_ext.training.loggers import close, make_loggers
 from solo_ext.training.precision import pick_precision
 from solo_ext.training.progress import RunProgress
+from solo_ext.training.safety import Checkpointer, CheckpointIO, ExactResume, StopOnNonFinite, StopTogether
 from solo_ext.training.start import Start, runs_folder
 from solo_ext.training.trainer_config import TrainerConfig
 

@@ -20,11 +20,11 @@ import solo_ext
 from solo_ext.cli.main import main
 from solo_ext.errors import ConfigError
 from solo_ext.runs.checkpoints import find_checkpoint, load_checkpoint
-from solo_ext.training.callbacks.exact_resume import ExactResume
 from solo_ext.training.compose import compose
 from solo_ext.training.config import resolve
 from solo_ext.training.distributed.ranks import cluster_environment, die_with
 from solo_ext.training.pretrain import pretrain
+from solo_ext.training.safety import ExactResume
 
 ROOT = Path(solo_ext.__file__).parents[1]
 YAMLS = ROOT / "scripts/pretrain/fashion_mnist_mini"

@@ -2,16 +2,17 @@
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import lightning.pytorch as pl
 import torch
 from torch import Tensor, nn
 
-from solo_ext.methods.module import LightningMethod
 from solo_ext.schema import Config, Count
 from solo_ext.text import Metric
 from solo_ext.training.callbacks.monitor import MonitorCallback
+
+if TYPE_CHECKING:
+    from lightning.pytorch import LightningModule, Trainer
 
 
 @dataclass
@@ -20,13 +21,6 @@ class GradientsConfig(Config, section="gradients"):
 
     enabled: bool = False
     every: Count = 50
-
-
-def monitored(method: LightningMethod) -> dict[str, nn.Module]:
-    """{name: module whose output is looked at}: the student's backbone stages, the projector, the predictor."""
-    stages = [stage for stage in method.row if stage.part == "backbone"]
-    heads = {name: method.part(name) for name in method.parts if name != "backbone"}
-    return {stage.name: method.get_submodule(stage.output) for stage in stages} | heads
 
 
 class GradientMonitor(MonitorCallback):
@@ -51,12 +45,14 @@ class GradientMonitor(MonitorCallback):
         self.last = -1  # the step looked at last
         self.hooks: list[Any] = []
 
-    def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        assert isinstance(module, LightningMethod)
-        self.modules = monitored(module)
+    def on_train_start(self, trainer: "Trainer", module: "LightningModule") -> None:
+        method: Any = module
+        stages = [stage for stage in method.row if stage.part == "backbone"]
+        heads = {name: method.part(name) for name in method.parts if name != "backbone"}
+        self.modules = {stage.name: method.get_submodule(stage.output) for stage in stages} | heads
         self.hooks = [m.register_forward_hook(partial(self._watch, name)) for name, m in self.modules.items()]
 
-    def on_train_batch_start(self, trainer: pl.Trainer, module: pl.LightningModule, batch: Any, i: int) -> None:
+    def on_train_batch_start(self, trainer: "Trainer", module: "LightningModule", batch: Any, i: int) -> None:
         due = trainer.global_step % self.every == 0 and trainer.global_step != self.last
         self.waiting, self.norms = set(self.modules if due else ()), {}
 
@@ -68,7 +64,7 @@ class GradientMonitor(MonitorCallback):
     def _keep(self, name: str, gradient: Tensor) -> None:
         self.norms[name] = gradient.detach().abs().amax()
 
-    def on_after_backward(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+    def on_after_backward(self, trainer: "Trainer", module: "LightningModule") -> None:
         if self.norms:
             scaler = getattr(trainer.precision_plugin, "scaler", None)
             one = torch.ones((), device=module.device)
@@ -77,7 +73,7 @@ class GradientMonitor(MonitorCallback):
             self.pending[self.last] = {name: self.norms[name] / scale for name in self.modules if name in self.norms}
         self.waiting, self.norms = set(), {}
 
-    def on_train_batch_end(self, trainer: pl.Trainer, module: pl.LightningModule, out: Any, batch: Any, i: int) -> None:
+    def on_train_batch_end(self, trainer: "Trainer", module: "LightningModule", out: Any, batch: Any, i: int) -> None:
         if self.pending and (trainer.is_last_batch or trainer.global_step % trainer.log_every_n_steps == 0):  # type: ignore[attr-defined]  # set by Lightning
             for step, norms in self.pending.items():
                 values = trainer.strategy.reduce(torch.stack(list(norms.values())), reduce_op="max").tolist()
@@ -86,7 +82,7 @@ class GradientMonitor(MonitorCallback):
                     logger.log_metrics(row, step=step)
             self.pending = {}
 
-    def teardown(self, trainer: pl.Trainer, module: pl.LightningModule, stage: str) -> None:
+    def teardown(self, trainer: "Trainer", module: "LightningModule", stage: str) -> None:
         for hook in self.hooks:
             hook.remove()
         self.hooks = []

@@ -2,14 +2,15 @@
 
 from collections.abc import Callable, Iterable
 from functools import cache
-from typing import Any
-
-import lightning.pytorch as pl
+from typing import TYPE_CHECKING, Any
 
 from solo_ext.evaluation.features import extract_features
 from solo_ext.evaluation.knn import KNNConfig, knn_accuracy
 from solo_ext.text import Metric
 from solo_ext.training.callbacks.monitor import MonitorCallback
+
+if TYPE_CHECKING:
+    from lightning.pytorch import LightningModule, Trainer
 
 
 class OnlineKNN(MonitorCallback):
@@ -47,14 +48,14 @@ class OnlineKNN(MonitorCallback):
         self.cfg = cfg or KNNConfig()
         self.channels_last = channels_last
 
-    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_validation_epoch_end(self, trainer: "Trainer", pl_module: "LightningModule") -> None:
         epoch = trainer.current_epoch + 1
         if trainer.sanity_checking or (epoch % self.cfg.every and epoch != trainer.max_epochs):
             return
         scores = self._scores(trainer, pl_module) if trainer.is_global_zero else {}
         pl_module.log_dict(trainer.strategy.broadcast(scores), sync_dist=True)
 
-    def _scores(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, float]:
+    def _scores(self, trainer: "Trainer", pl_module: "LightningModule") -> dict[str, float]:
         backbone, device = pl_module.get_submodule("backbone"), pl_module.device
         bank, bank_labels, query, labels = (
             part.to(device)

@@ -1,19 +1,26 @@
 """A monitor: a callback that a section of the YAML switches on, and how its metrics are shown."""
 
-from typing import Any, ClassVar
-
-import lightning.pytorch as pl
+from functools import cache
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from solo_ext.schema import Config
 from solo_ext.text import Metric
 
+if TYPE_CHECKING:
+    from lightning.pytorch import Callback
+else:
+    Callback = object  # until a monitor is built: Lightning takes seconds to import
+
 MONITORS: dict[str, type["MonitorCallback"]] = {}
 
 
-class MonitorCallback(pl.Callback):
-    """Subclass it in a file of this folder, or in a module of your own that `--import` names.
+class MonitorCallback(Callback):
+    """Lightning's callback; subclass it in a file of this folder, or in a module of your own that `--import` names.
 
-    key: its section in the YAML of a pre-training. Config: of that section; it has `enabled`.
+    Its file should not import Lightning at the top: the configuration reads `key` and `Config` of every monitor.
+
+    key: its section in the YAML of a pre-training; a class without one is not switched on by the YAML.
+    Config: of that section; it has `enabled`.
     metrics: what it logs.
     """
 
@@ -26,6 +33,9 @@ class MonitorCallback(pl.Callback):
         if "key" in vars(cls):
             MONITORS[cls.key] = cls
 
+    def __new__(cls, *args: Any, **kwargs: Any):
+        return super().__new__(_lightning_callback(cls))  # type: ignore[arg-type]  # classes can be hashed
+
     @classmethod
     def make(cls, section: Any, cfg: Any, data: Any) -> "MonitorCallback | None":
         """The callback of a pre-training, or None where it has nothing to do.
@@ -36,3 +46,13 @@ class MonitorCallback(pl.Callback):
             data: the run's `PretrainData`; None where the images are the caller's own.
         """
         return cls(section)  # type: ignore[call-arg]  # which a subclass takes
+
+
+@cache
+def _lightning_callback(monitor: Any) -> Any:
+    """The class of a monitor, derived from Lightning's `Callback`."""
+    from lightning.pytorch import Callback
+
+    if issubclass(monitor, Callback):
+        return monitor
+    return type(monitor.__name__, (monitor, Callback), {"__module__": monitor.__module__})

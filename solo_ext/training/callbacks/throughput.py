@@ -2,32 +2,32 @@
 
 import statistics
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import lightning.pytorch as pl
 import torch
 
 from solo_ext.text import Metric
+from solo_ext.training.callbacks.monitor import MonitorCallback
 
-METRICS = (
-    Metric("lr", "Learning rate of the backbone", section="schedules"),
-    Metric("lr-*", "Learning rate, *", section="schedules"),  # as Lightning's LearningRateMonitor names it
-    Metric("images_per_s", "Training throughput (images/s)", "images/s", "{:,.0f}", "schedules", progress=True),
-)
+if TYPE_CHECKING:
+    from lightning.pytorch import LightningModule, Trainer
 
 
-class Throughput(pl.Callback):
+class Throughput(MonitorCallback):
     """Logs `images_per_s` for each epoch, and `lr` (of the backbone, as the step used it) at the logging steps.
 
-    Images are samples of all ranks, whatever the number of views. The first steps of an epoch, in which loader workers
-    start and kernels are chosen, and validation do not count. The device is waited for twice an epoch, not each step.
-
-    Args:
-        warm_up: steps of an epoch that do not count; at most a fifth of it.
+    Images are samples of all ranks, whatever the number of views. The first steps of an epoch (five, but at most a
+    fifth), in which loader workers start and kernels are chosen, and validation do not count. The device is waited for
+    twice an epoch, not each step.
     """
 
-    def __init__(self, warm_up: int = 5):
-        self.warm_up = warm_up
+    metrics = (
+        Metric("lr", "Learning rate of the backbone", section="schedules"),
+        Metric("lr-*", "Learning rate, *", section="schedules"),  # as Lightning's LearningRateMonitor names it
+        Metric("images_per_s", "Training throughput (images/s)", "images/s", "{:,.0f}", "schedules", progress=True),
+    )
+
+    def __init__(self) -> None:
         self.epochs: list[float] = []
         self.since: float | None = None
 
@@ -36,20 +36,19 @@ class Throughput(pl.Callback):
         """Images per second, the median over this process' epochs."""
         return statistics.median(self.epochs) if self.epochs else None
 
-    def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+    def on_train_start(self, trainer: "Trainer", module: "LightningModule") -> None:
         self.on_train_epoch_start(trainer, module)  # which Lightning leaves out on a resume inside an epoch
 
-    def on_train_epoch_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        batches = trainer.num_training_batches
-        self.skip = self.warm_up if batches == float("inf") else min(self.warm_up, int(batches) // 5)
+    def on_train_epoch_start(self, trainer: "Trainer", module: "LightningModule") -> None:
+        self.skip = int(min(trainer.num_training_batches, 25)) // 5
         self.images, self.seconds, self.since, self.step = 0, 0.0, None, 0
 
-    def on_train_batch_start(self, trainer: pl.Trainer, module: pl.LightningModule, batch: Any, i: int) -> None:
+    def on_train_batch_start(self, trainer: "Trainer", module: "LightningModule", batch: Any, i: int) -> None:
         self.lr = trainer.optimizers[0].param_groups[0]["lr"]  # before the scheduler moves it
         if self.since is None and self.step >= self.skip:
             self.since = _now(module.device)
 
-    def on_train_batch_end(self, trainer: pl.Trainer, module: pl.LightningModule, out: Any, batch: Any, i: int) -> None:
+    def on_train_batch_end(self, trainer: "Trainer", module: "LightningModule", out: Any, batch: Any, i: int) -> None:
         self.step += 1
         if self.since is not None:
             self.images += len(batch[0]) * trainer.world_size
@@ -59,17 +58,17 @@ class Throughput(pl.Callback):
             for logger in trainer.loggers:
                 logger.log_metrics({"lr": float(self.lr)}, step=max(trainer.global_step - 1, 0))
 
-    def on_validation_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+    def on_validation_start(self, trainer: "Trainer", module: "LightningModule") -> None:
         if not trainer.sanity_checking:
             self._pause(module)
 
-    def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+    def on_train_epoch_end(self, trainer: "Trainer", module: "LightningModule") -> None:
         self._pause(module)
         if self.seconds:
             self.epochs.append(self.images / self.seconds)
             module.log("images_per_s", self.epochs[-1])
 
-    def _pause(self, module: pl.LightningModule) -> None:
+    def _pause(self, module: "LightningModule") -> None:
         if self.since is not None:
             self.seconds += _now(module.device) - self.since
             self.since = None
