@@ -59,8 +59,10 @@ class OptimizerConfig(Config, section="optimizer"):
                 raise ConfigError(f"optimizer.kwargs.{key} is not an option of {self.name}{hint}")
             fit(_kind(options[key].default), value, f"optimizer.kwargs.{key}")
         kwargs = {**DEFAULTS.get(self.name, {}), **self.kwargs}
-        try:  # ranges and combinations are the optimizer's own to judge
-            OPTIMIZERS[self.name]([torch.nn.Parameter(torch.zeros(1))], lr=1.0, **kwargs)
+        # ranges and combinations are the optimizer's own to judge; taking parameters would import torch.compile, slowly
+        judge = type(self.name, (OPTIMIZERS[self.name],), {"add_param_group": lambda self, group: None})
+        try:
+            judge([torch.nn.Parameter(torch.zeros(1))], lr=1.0, **kwargs)
         except (ValueError, RuntimeError) as error:
             raise ConfigError(f"optimizer.kwargs does not suit {self.name}: {error}") from None
 

@@ -53,15 +53,11 @@ class LARS(Optimizer):
             "clip_lr": clip_lr,
             "exclude_bias_n_norm": exclude_bias_n_norm,
         }
+        _check(defaults)
         super().__init__(params, defaults)
 
     def add_param_group(self, param_group: dict) -> None:
-        group = {**self.defaults, **param_group}
-        for key in ("lr", "momentum", "dampening", "weight_decay", "eta", "eps"):
-            if not (math.isfinite(group[key]) and group[key] >= 0):
-                raise ConfigError(f"LARS: {key} must be a finite number of at least 0, not {group[key]}")
-        if group["nesterov"] and (group["momentum"] == 0 or group["dampening"] != 0):
-            raise ConfigError("LARS: nesterov needs a momentum above 0 and no dampening")
+        _check({**self.defaults, **param_group})
         super().add_param_group(param_group)
 
     @torch.no_grad()
@@ -97,6 +93,14 @@ class LARS(Optimizer):
             torch._foreach_add_(running, new, alpha=1 - group["dampening"])
         buffers = [self.state[p]["momentum_buffer"] for p in params]
         return list(torch._foreach_add(updates, buffers, alpha=momentum)) if group["nesterov"] else buffers
+
+
+def _check(options: dict[str, Any]) -> None:
+    for key in ("lr", "momentum", "dampening", "weight_decay", "eta", "eps"):
+        if not (math.isfinite(options[key]) and options[key] >= 0):
+            raise ConfigError(f"LARS: {key} must be a finite number of at least 0, not {options[key]}")
+    if options["nesterov"] and (options["momentum"] == 0 or options["dampening"] != 0):
+        raise ConfigError("LARS: nesterov needs a momentum above 0 and no dampening")
 
 
 def _adapted_gradients(params: list[Tensor], group: dict) -> list[Tensor]:
