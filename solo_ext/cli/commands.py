@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 
 from solo_ext.cli.command import Command
@@ -75,9 +76,9 @@ def _start(cfg, args: argparse.Namespace, run: str, **options) -> None:
 
         print(to_yaml(cfg), end="")
     else:
-        from solo_ext.training import evaluate, pretrain
-
-        getattr(pretrain if run == "pretrain" else evaluate, run)(cfg, **options)
+        # one of them alone: pretrain's first line is out before Lightning is imported, and evaluate's is not
+        module = import_module(f"solo_ext.training.{'pretrain' if run == 'pretrain' else 'evaluate'}")
+        getattr(module, run)(cfg, **options)
 
 
 def _pretrain(args: argparse.Namespace) -> None:
