@@ -1,11 +1,9 @@
 """Losses as pure functions of tensors; every one returns a scalar and averages over the batch."""
 
+from solo_ext.losses.contrastive import info_nce, nt_xent
 from solo_ext.losses.dino import Center, dino
-from solo_ext.losses.distill import soft_cross_entropy, softmax_mse
+from solo_ext.losses.distances import cosine_distance, negative_cosine, soft_cross_entropy, softmax_mse
 from solo_ext.losses.distributed import gather, gather_no_grad
-from solo_ext.losses.info_nce import info_nce
-from solo_ext.losses.negative_cosine import cosine_distance, negative_cosine
-from solo_ext.losses.nt_xent import nt_xent
 from solo_ext.losses.queue import enqueue, queue_nce, relational
 from solo_ext.losses.terms import mean, total
 

@@ -16,7 +16,7 @@ from solo_ext.losses import mean, total
 from solo_ext.methods.base import Method, new_backbone
 from solo_ext.methods.config import MethodConfig
 from solo_ext.methods.monitors import Gap, Monitor, Spread
-from solo_ext.methods.step import Outputs, Passes, Step, Term, plan_passes
+from solo_ext.methods.step import Outputs, Passes, Step, Term
 from solo_ext.momentum import Teacher, weight_distance
 from solo_ext.networks import kept_outputs, stage_row
 from solo_ext.optim import build_optimizer, build_scheduler
@@ -81,8 +81,8 @@ class LightningMethod(pl.LightningModule, Method):  # type: ignore[override]  # 
         self.monitors: list[Monitor] = [Spread(large_crops=self.large_crops)]
         if cfg.gap.enabled and self.teacher.stages:
             self.monitors.append(Gap(cfg.gap.every, self.gap_at))
-        wanted = {self.intra_at} if self.intra.weight > 0 else set()
-        self._kept = [stage for stage in self.row if stage == self.teacher.entry or stage.name in wanted]
+        self._compared = [s for s in self.row if s.name == self.intra_at and self.intra.weight > 0]
+        self._kept = [s for s in self.row if s == self.teacher.entry or s in self._compared]
         self._passes: dict[tuple, Passes] = {}
         self._fresh: list[Tensor] = []  # targets of the batch whose backward pass is still to come
 
@@ -90,7 +90,7 @@ class LightningMethod(pl.LightningModule, Method):  # type: ignore[override]  # 
 
     def _build_teacher(self) -> Teacher:
         momentum, gap = self.cfg.momentum, self.cfg.gap
-        part_of = {stage.name: stage.part for stage in self.row} | {part: part for part in self.parts}
+        part_of = self._part_of = {s.name: s.part for s in self.row} | {part: part for part in self.parts}
         if momentum.target not in self.parts:
             raise ConfigError(
                 f"momentum.target is {momentum.target}, but {type(self).__name__} has no {momentum.target}"
@@ -188,29 +188,31 @@ class LightningMethod(pl.LightningModule, Method):  # type: ignore[override]  # 
         return Step(number, indexes, views, labels, passes, students, teachers)
 
     def passes(self, views: int, pull: bool = False, read: tuple[str, ...] = ()) -> Passes:
-        """Who runs which of the `views` of a batch.
+        """Which network runs which of the `views` of a batch; none runs whose output nothing uses.
 
-        pull: whether the intra term is on. read: parts at which monitors read the teacher's outputs.
+        pull: whether the intra term is on: the student then learns on all large views. read: parts at which monitors
+        read the teacher's outputs.
         """
         key = views, pull, read
         if key not in self._passes:
-            momentum, ends = self.cfg.momentum, ["projector", *read]
-            ends += [momentum.target] if momentum.inter else []
-            ends += [next((s.part for s in self.row if s.name == self.intra_at), self.intra_at)] if pull else []
-            targets = () if self.own_targets and not (momentum.inter and self.teacher.stages) else self.target_views
-            self._passes[key] = plan_passes(
-                range(views),
-                range(min(self.large_crops, views)),
-                queries=self.query_views,
-                targets=targets,
-                probes=() if self.classifier is None else self.probe_views,
-                inter=momentum.inter,
-                same_view=pull or self.momentum_classifier is not None,
-                pull=pull,
-                read=bool(read),
-                begins_inside=len(self.teacher.stages) < len(self.teacher.row),
-                upto=max(ends, key=PARTS.index),
-            )
+            inter, target = self.cfg.momentum.inter, self.cfg.momentum.target
+            large = range(min(self.large_crops, views))
+            targets = large if self.target_views is None else self.target_views
+            if self.own_targets and not (inter and self.teacher.stages):
+                targets = ()
+            probed = () if self.classifier is None else large if self.probe_views is None else self.probe_views
+            learning = {*(range(views) if self.query_views is None else self.query_views), *(large if pull else ())}
+            teacher = {*(targets if inter else ())}
+            teacher |= {*large} if pull or self.momentum_classifier is not None else set()
+            student = {*learning, *probed, *(() if inter else targets)}
+            student |= teacher if len(self.teacher.stages) < len(self.teacher.row) else set()  # it continues from these
+            if read and not teacher & student:
+                teacher |= student & {*large}
+            ends = ["projector", *read, *([target] if inter else [])]
+            ends += [self._part_of[self.intra_at]] if pull else []
+            upto = max(ends, key=PARTS.index)
+            learns, runs, aims, teaches = (tuple(sorted(places)) for places in (learning, student, targets, teacher))
+            self._passes[key] = Passes(learns, runs, aims, teaches, upto, tuple(probed))
         return self._passes[key]
 
     def teach(self, x: Tensor, student: Outputs, upto: str) -> Outputs:
@@ -220,19 +222,19 @@ class LightningMethod(pl.LightningModule, Method):  # type: ignore[override]  # 
         """
         if self.channels_last:
             x = x.to(memory_format=torch.channels_last)
-        return self.teacher(x, student, upto, [stage.name for stage in self._kept if stage.name == self.intra_at])
+        return self.teacher(x, student, upto, [stage.name for stage in self._compared])
 
     # The terms of the loss.
 
     def criterion(self, step: Step) -> Tensor:
         """The framework's loss on a step; a framework that reads labels or indexes overrides it."""
         target = self.cfg.momentum.target
-        aimed = step.teachers if self.cfg.momentum.inter else step.students
-        targets = [aimed[i][target].detach() for i in step.passes.targets]
-        queried = step.passes.learning if self.query_views is None else self.query_views
+        branch = step.teachers if self.cfg.momentum.inter else step.students
+        targets = [branch[i][target].detach() for i in step.passes.targets]
+        query_views = step.passes.learning if self.query_views is None else self.query_views
         if self.training:
             self._fresh = targets
-        return self.loss([step.students[i][self.last] for i in queried], targets)
+        return self.loss([step.students[i][self.last] for i in query_views], targets)
 
     def on_after_backward(self) -> None:
         """The framework's memory moves once the backward pass has read it; an evaluation leaves it alone."""

@@ -1,6 +1,6 @@
 """One training step as data: which network runs which view, what came out, and the terms of the loss."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -10,14 +10,13 @@ Outputs = Mapping[str, Tensor]  # part (backbone, projector, predictor) or stage
 
 @dataclass(frozen=True)
 class Passes:
-    """Who runs which views, by their places in the batch; nothing runs whose output nothing uses.
+    """Which network runs which views, by their places in the batch.
 
     Attributes:
         learning: views that the student runs with gradient.
         student: all views that it runs; on the others only a probe learns.
         targets: views whose target the framework's loss takes, from the teacher or, without gradient, the student.
-        teacher: views that the teacher runs.
-        upto: the last part that it runs.
+        teacher: views that the teacher runs, up to the part `upto`.
         probed: views on which the online probes learn.
     """
 
@@ -27,43 +26,6 @@ class Passes:
     teacher: tuple[int, ...]
     upto: str
     probed: tuple[int, ...]
-
-
-def plan_passes(
-    views: Sequence[int],
-    large: Sequence[int],
-    *,
-    queries: Sequence[int] | None,
-    targets: Sequence[int] | None,
-    probes: Sequence[int] | None,
-    inter: bool,
-    pull: bool,
-    same_view: bool,
-    read: bool,
-    begins_inside: bool,
-    upto: str,
-) -> Passes:
-    """Who runs which view.
-
-    Args:
-        views: all, by their places. large: those of the large crops.
-        queries, targets, probes: views that the framework and its online probe read; None: all, or all large ones.
-        inter: whether the targets are the teacher's.
-        pull: whether the student learns on all large views, being pulled to the teacher there.
-        same_view: whether the teacher runs all large views, for that or for a probe of its own.
-        read: whether a monitor compares student and teacher on some view.
-        begins_inside: whether the teacher continues from the student's outputs.
-        upto: the last part of the teacher whose output something reads.
-    """
-    aimed = large if targets is None else targets
-    probed = large if probes is None else probes
-    learning = {*(views if queries is None else queries), *(large if pull else ())}
-    teacher = {*(aimed if inter else ()), *(large if same_view else ())}
-    student = {*learning, *probed, *(() if inter else aimed), *(teacher if begins_inside else ())}
-    if read and not teacher & student:
-        teacher |= student & {*large}
-    learns, runs, aims, teaches = (tuple(sorted(x)) for x in (learning, student, aimed, teacher))
-    return Passes(learns, runs, aims, teaches, upto, tuple(probed))
 
 
 @dataclass(frozen=True)

@@ -66,10 +66,6 @@ LOSSES = {
             s[0], t[0]
         ),
     ),
-    "soft_cross_entropy, literal": (
-        lambda d, s, t: soft_cross_entropy(s[0], t[0], literal=True),
-        lambda d, s, t: batch_mean(lambda a, b: cross_entropy(probabilities(a, 4), probabilities(b, 4)))(s[0], t[0]),
-    ),
     "softmax_mse": (
         lambda d, s, t: softmax_mse(s[0], t[0]),
         lambda d, s, t: batch_mean(lambda a, b: squared_distance(probabilities(a), probabilities(b)) / 2)(s[0], t[0]),

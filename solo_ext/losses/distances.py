@@ -1,0 +1,41 @@
+"""Distances between paired outputs: the cosine on two scales, and two others (residual momentum, Table 7)."""
+
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def negative_cosine(p: Tensor, z: Tensor) -> Tensor:
+    """-cos(p, z), averaged over the batch (ProjectorEMA, D of Alg. 1 and Eq. 5; SimSiam, Eq. 1).
+
+    p, z: [B, D], not normalised. z carries no gradient. In [-1, 1].
+    """
+    return -F.cosine_similarity(p, z.detach(), dim=-1).mean()
+
+
+def cosine_distance(p: Tensor, z: Tensor) -> Tensor:
+    """2 - 2 cos(p, z) = ||p/|p| - z/|z|||^2, averaged over the batch (residual momentum, Eq. 5; BYOL, Eq. 2).
+
+    p, z: [B, D], not normalised. z carries no gradient. In [0, 4]; its gradient is twice `negative_cosine`'s.
+    """
+    return 2 + 2 * negative_cosine(p, z)
+
+
+def soft_cross_entropy(student: Tensor, teacher: Tensor, temperature: float = 4.0) -> Tensor:
+    """-sum P(teacher) log P(student), P = softmax(x / temperature), averaged over the batch.
+
+    student, teacher: [B, D], not normalised. teacher carries no gradient. In nats.
+
+    This is the knowledge distillation that the residual momentum paper cites. Its Eq. 6 prints the reverse, -P(student)
+    log P(teacher), which a one-hot student minimises. The paper names temperatures 3, 4 and 5 without choosing one, and
+    prints exp(x) / temperature, in which the temperature would cancel.
+    """
+    return F.cross_entropy(student / temperature, (teacher.detach() / temperature).softmax(-1))
+
+
+def softmax_mse(student: Tensor, teacher: Tensor) -> Tensor:
+    """1/2 ||softmax(student) - softmax(teacher)||^2, averaged over the batch (residual momentum, Eq. 7).
+
+    student, teacher: [B, D], not normalised. teacher carries no gradient. In [0, 1]. The paper leaves open whether
+    dimensions are summed or averaged: they are summed, at temperature 1.
+    """
+    return 0.5 * (student.softmax(-1) - teacher.detach().softmax(-1)).square().sum(-1).mean()
