@@ -89,7 +89,7 @@ class Method(nn.Module):
 
     @classmethod
     def defaults(cls) -> dict[str, dict[str, Any]]:
-        """What this method declares where the configuration is silent: stages, intra term, loss scale."""
+        """The stages, intra term and loss scale that this method takes unless the configuration says otherwise."""
         return {
             "momentum": {"stages": cls.teacher_stages},
             "intra": dataclasses.asdict(cls.intra),
@@ -103,23 +103,17 @@ class Method(nn.Module):
         raise NotImplementedError
 
     def loss(self, queries: list[Tensor], targets: list[Tensor]) -> Tensor:
-        """The framework's loss; it changes nothing.
+        """The framework's loss, a scalar; it changes nothing.
 
-        Args:
-            queries: per view of `query_views`, the output [B, D] of the student's last head, with gradient.
-            targets: per large view of `target_views`, the target branch's output [B, D] at `momentum.target`, without
-                gradient; empty for a framework with `own_targets` and no teacher.
-
-        Returns:
-            A scalar.
+        queries: per view of `query_views`, the output [B, D] of the student's last head, with gradient. targets: per
+        large view of `target_views`, the target branch's output [B, D] at `momentum.target`, without gradient; empty
+        for a framework with `own_targets` and no teacher.
         """
         raise NotImplementedError
 
     def remember(self, targets: list[Tensor]) -> None:
-        """Takes the targets of a batch into the framework's memory, such as a queue or a centre.
-
-        It is called after the backward pass, which still reads the memory that the loss has read.
-        """
+        """Takes the targets of a batch into the framework's memory, such as a queue or a centre, once the
+        backward pass, which still reads that memory, is over."""
 
 
 def cross_views(queries: Sequence[Tensor], targets: Sequence[Any]) -> list[tuple[Tensor, Any]]:

@@ -46,8 +46,8 @@ class MethodConfig(Config):
     def of(cls, method: Any, values: "MethodConfig | Mapping[str, Any]") -> "MethodConfig":
         """The configuration that `values` say for the class `method`; a typed one is returned as it is.
 
-        values: also solo-learn's DictConfig, whose other top-level keys are passed over, and `method_kwargs` of other
-            methods: its scripts take any YAML with `method=`.
+        solo-learn's DictConfig may have other top-level keys, which are ignored, and `method_kwargs` of other methods,
+        since its scripts take any YAML with `method=`.
 
         Raises:
             ConfigError: a key that a section lacks, or a value that cannot work.

@@ -37,10 +37,7 @@ class LightningMethod(pl.LightningModule, Method):  # type: ignore[override]  # 
     """
 
     def __init__(self, cfg: MethodConfig | DictConfig | Mapping[str, Any]):
-        """Builds the networks.
-
-        Args:
-            cfg: the resolved configuration, or solo-learn's. It stays as it is.
+        """Builds the networks as `cfg` says: the resolved configuration, or solo-learn's; it is not changed.
 
         Raises:
             ConfigError: a value that cannot work, e.g. a stage that the network lacks.
@@ -119,14 +116,8 @@ class LightningMethod(pl.LightningModule, Method):  # type: ignore[override]  # 
         return getattr(self, self.parts[name])
 
     def student(self, x: Tensor) -> dict[str, Tensor]:
-        """The student's outputs on one view.
-
-        Args:
-            x: images [B, 3, H, W].
-
-        Returns:
-            The output of each part, [B, features] or [B, D], and of the stages that teacher and intra term read.
-        """
+        """The student's outputs on the images x [B, 3, H, W]: of each part, [B, features] or [B, D], and of the stages
+        that the teacher and the intra term read."""
         if self.channels_last:
             x = x.to(memory_format=torch.channels_last)
         outputs = {}
@@ -136,15 +127,9 @@ class LightningMethod(pl.LightningModule, Method):  # type: ignore[override]  # 
         return outputs | stages
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
-        """The student on one view, under solo-learn's names.
-
-        Args:
-            x: images [B, 3, H, W].
-
-        Returns:
-            feats [B, F]; z [B, D], the projector's output; q [B, D], the last head's; logits [B, classes] of the online
-            probe, whose gradient stops at the features, if there are labels.
-        """
+        """The student's outputs on the images x [B, 3, H, W], under solo-learn's names: feats [B, F]; z [B, D], the
+        projector's; q [B, D], the last head's; if there are labels, logits [B, classes] of the online probe, whose
+        gradient stops at the features."""
         out = self.student(x)
         named = {"feats": out["backbone"], "z": out["projector"], "q": out[self.last]}
         if self.classifier is not None:
@@ -154,11 +139,8 @@ class LightningMethod(pl.LightningModule, Method):  # type: ignore[override]  # 
     # Training.
 
     def training_step(self, batch: Sequence[Any], batch_idx: int) -> Tensor:
-        """One step on `(indexes, [view [B, 3, H, W], ...], labels [B])`, label -1 = none.
-
-        Returns:
-            The scalar loss: the framework's, plus the weighted intra-momentum term, plus the probes' cross-entropy.
-        """
+        """The scalar loss on `(indexes, [view [B, 3, H, W], ...], labels [B])`, label -1 = none: the framework's, plus
+        the weighted intra-momentum term, plus the probes' cross-entropy."""
         step = self.look(batch)
         terms = [term for term in self.terms if term.active(step.number)]
         values = {term.name: term.value(step) for term in terms}
@@ -173,7 +155,7 @@ class LightningMethod(pl.LightningModule, Method):  # type: ignore[override]  # 
         return loss
 
     def look(self, batch: Sequence[Any]) -> Step:
-        """The networks' outputs on the views of a batch, as far as something reads them."""
+        """The networks' outputs on the views of a batch: those that something reads."""
         indexes, views, labels = batch
         views = [views] if isinstance(views, Tensor) else views
         number = self.global_step
@@ -216,10 +198,8 @@ class LightningMethod(pl.LightningModule, Method):  # type: ignore[override]  # 
         return self._passes[key]
 
     def teach(self, x: Tensor, student: Outputs, upto: str) -> Outputs:
-        """The teacher's outputs, up to the part `upto`, on the view `x` [B, 3, H, W].
-
-        student: the student's outputs on the same view; where the teacher starts from the image, they may be empty.
-        """
+        """The teacher's outputs, up to the part `upto`, on the view x [B, 3, H, W], given the student's on the same
+        view, which may be empty where the teacher starts from the image."""
         if self.channels_last:
             x = x.to(memory_format=torch.channels_last)
         return self.teacher(x, student, upto, [stage.name for stage in self._compared])

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from solo_ext.errors import ConfigError
 from solo_ext.momentum.tau import Tau
 from solo_ext.networks.stages import Stage
-from solo_ext.schema import Config, Share, fit
+from solo_ext.schema import Config, Share
 from solo_ext.text import nearest
 
 PRESETS = {
@@ -36,7 +36,7 @@ class MomentumConfig(Config, section="momentum"):
     base_tau: Share = 0.99
     final_tau: Share = 1.0
     classifier: bool = False
-    stages: Any = None
+    stages: str | list[str] | dict[str, Share] | None = None
     schedule: Literal["cosine", "constant"] = "cosine"
     buffers: Literal["own", "copy", "ema"] = "own"
     inter: bool = True
@@ -48,17 +48,6 @@ class MomentumConfig(Config, section="momentum"):
             raise ConfigError(
                 f"momentum.base_tau ({self.base_tau}) must not exceed momentum.final_tau ({self.final_tau}); "
                 "raise final_tau or set momentum.schedule=constant"
-            )
-        if isinstance(self.stages, Mapping):
-            for stage, tau in self.stages.items():
-                fit(Share, tau, f"momentum.stages.{stage}")
-        elif isinstance(self.stages, Sequence) and not isinstance(self.stages, str):
-            if not all(isinstance(stage, str) for stage in self.stages):
-                raise ConfigError(f"momentum.stages must be a list of stage names, not {list(self.stages)}")
-        elif self.stages is not None and not isinstance(self.stages, str):
-            raise ConfigError(
-                f"momentum.stages must be a preset ({', '.join(PRESETS)}), a list of stages or a mapping "
-                f"stage: tau, not {self.stages!r}"
             )
 
     @property
@@ -73,7 +62,7 @@ class MomentumConfig(Config, section="momentum"):
         Raises:
             ConfigError: a stage that the network lacks, with the list of valid names.
         """
-        stages = self.stages
+        stages: Any = self.stages
         known = {name for stage in row for name in _names(stage)}
         if self.preset:
             stages = [name for name in PRESETS[self.preset] if name in known]

@@ -23,17 +23,17 @@ class Teacher:
     """EMA copies of some stages of a network, kept on that network as `<prefix><part>` modules.
 
     Args:
-        network: the module that holds the student's parts (`backbone`, `projector`, ...) and will hold the copies.
+        network: holds the student's parts (`backbone`, `projector`, ...) and will hold the copies.
         row: the stages that the teacher runs, in order.
-        taus: stage name -> tau, for the stages with EMA. Stages after the first of them that have none are copies
-            with tau 0: they follow the student after every step but keep their own BatchNorm buffers, so that the
-            student's statistics never move twice (ProjectorEMA's "sharing").
+        taus: stage name -> tau, for the stages with EMA. Later stages without one are copies with tau 0: they follow
+            the student after every step but keep their own BatchNorm buffers, so that the student's statistics never
+            move twice (ProjectorEMA's "sharing").
         buffers: `own`, `copy` or `ema`; see `MomentumConfig`.
-        prefix: of the copies' names, for a network with several teachers.
+        prefix: of the copies' names; several teachers of one network need several.
 
     Attributes:
-        stages: those that it has copies of.
-        entry: the stage of the student whose output it continues from; None: it starts from the image.
+        stages: those with a copy.
+        entry: the student's stage whose output it continues from; None: it starts from the image.
     """
 
     def __init__(
@@ -82,17 +82,13 @@ class Teacher:
     def __call__(
         self, x: Tensor, student: Mapping[str, Tensor], upto: str, keep: Collection[str] = ()
     ) -> dict[str, Tensor]:
-        """Runs the copies on one view.
+        """Runs the copies on one view: part, or stage of `keep` -> the teacher's output, without gradient.
 
         Args:
-            x: the images [B, 3, H, W] of the view, where there is no `entry`.
-            student: the student's outputs on this view, by the names of stages and parts: that of `entry`, and of each
-                part that the teacher has no copy of. They are taken without gradient.
+            x: the images [B, 3, H, W], where there is no `entry`.
+            student: the student's outputs on this view, by the names of stages and parts: of `entry`, and of each part
+                without a copy.
             upto: the last part to run.
-            keep: stages whose outputs are wanted, too.
-
-        Returns:
-            part or stage -> the teacher's output of it, without gradient.
         """
         h = x if self.entry is None else student[self.entry.name].detach()
         outputs = {name: student[name].detach() for name in keep if name not in self.taus}

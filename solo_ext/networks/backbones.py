@@ -62,6 +62,8 @@ def _moco_vit(**kwargs: Any) -> nn.Module:
     return MoCoViT(**{"num_classes": 0, **kwargs})
 
 
+# name -> width, depth
+VITS = {"vit_tiny": (192, 12), "vit_small": (384, 12), "vit_base": (768, 12), "vit_large": (1024, 24)}
 # name -> constructor of one of torchvision's ResNets, or of a module [B, 3, H, W] -> [B, num_features]
 BACKBONES: dict[str, partial[nn.Module]] = {
     "resnet18": partial(_resnet, "resnet18"),
@@ -70,35 +72,29 @@ BACKBONES: dict[str, partial[nn.Module]] = {
     # four basic blocks of 16, 32, 64 and 128 channels: 176 k parameters, for CPUs
     "resnet10_w16": partial(_slim_resnet, [1, 1, 1, 1], 16),
     # patches of 16 px, images of 224 px, unless `patch_size` and `img_size` say otherwise
-    "vit_tiny": partial(_vit, embed_dim=192, depth=12, num_heads=3),
-    "vit_small": partial(_vit, embed_dim=384, depth=12, num_heads=6),
-    "vit_base": partial(_vit, embed_dim=768, depth=12, num_heads=12),
-    "vit_large": partial(_vit, embed_dim=1024, depth=24, num_heads=16),
+    **{
+        name: partial(_vit, embed_dim=width, depth=depth, num_heads=width // 64)
+        for name, (width, depth) in VITS.items()
+    },
 }
-# MoCo v3's own ViTs, with solo-learn's number of heads; they take the place of timm's for the methods that declare them
+# MoCo v3's own ViTs, with solo-learn's number of heads, replace timm's in the methods that declare them
 MOCO_VITS: dict[str, Callable[..., nn.Module]] = {
-    "vit_tiny": partial(_moco_vit, embed_dim=192, depth=12, num_heads=12),
-    "vit_small": partial(_moco_vit, embed_dim=384, depth=12, num_heads=12),
-    "vit_base": partial(_moco_vit, embed_dim=768, depth=12, num_heads=12),
-    "vit_large": partial(_moco_vit, embed_dim=1024, depth=24, num_heads=16),
+    name: partial(_moco_vit, embed_dim=width, depth=depth, num_heads=16 if name == "vit_large" else 12)
+    for name, (width, depth) in VITS.items()
 }
 
 
 def check_name(name: str) -> None:
     """Raises ConfigError unless `name` is one of `BACKBONES` or a timm model."""
-    if name in BACKBONES:
-        return
     if name.startswith("timm/"):
         import timm
 
         model = name.removeprefix("timm/")
         if not timm.is_model(model):
             raise ConfigError(f"backbone.name: timm has no model '{model}'{nearest(model, timm.list_models())}")
-        return
-    raise ConfigError(
-        f"backbone.name: unknown backbone '{name}'{nearest(name, BACKBONES)} "
-        f"(valid: {', '.join(BACKBONES)}, or timm/<name>)"
-    )
+    elif name not in BACKBONES:
+        valid = f"(valid: {', '.join(BACKBONES)}, or timm/<name>)"
+        raise ConfigError(f"backbone.name: unknown backbone '{name}'{nearest(name, BACKBONES)} {valid}")
 
 
 def is_resnet(backbone: nn.Module) -> bool:
@@ -116,17 +112,10 @@ def build_backbone(
     own: Mapping[str, Callable[..., nn.Module]] | None = None,
     last_norm: bool = False,
 ) -> nn.Module:
-    """A randomly initialised backbone without its classification layer.
+    """A randomly initialised backbone [B, 3, H, W] -> [B, `num_features`], without its classification layer.
 
-    Args:
-        name: a key of `BACKBONES`, or `timm/<name>`.
-        kwargs: further arguments of the constructor.
-        small_images: give ResNets the CIFAR stem.
-        own: constructors that go before `BACKBONES`, such as `MOCO_VITS`.
-        last_norm: end a ResNet with a BatchNorm on its pooled features.
-
-    Returns:
-        A module [B, 3, H, W] -> [B, num_features], with the attribute `num_features`.
+    name, kwargs, last_norm: see `BackboneConfig`. small_images: give ResNets the CIFAR stem. own: constructors that go
+    before `BACKBONES`, such as `MOCO_VITS`.
 
     Raises:
         ConfigError: unknown name, arguments that the constructor refuses, or `last_norm` without a ResNet.

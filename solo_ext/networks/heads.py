@@ -19,17 +19,11 @@ def mlp(
     last_norm: bool | str = False,
     activation: Callable[[], nn.Module] = RELU,
 ) -> nn.Sequential:
-    """Linear layers through `dims`, with BatchNorm (if `norm`) and an activation between them.
+    """Linear layers [B, dims[0]] -> ... -> [B, dims[-1]], between them BatchNorm (if `norm`) and an activation.
 
-    Args:
-        dims: input, hidden, ..., output widths.
-        bias: whether the linear layers have one; for all, or for each.
-        last_norm: end with a BatchNorm without affine parameters, as SimCLR, SimSiam and MoCo v3 do; `affine`: with
-            them (BN2 of ProjectorEMA, Table D.9).
-        activation: builds the module between the layers.
-
-    Returns:
-        A `Sequential` [B, dims[0]] -> [B, dims[-1]] whose keys are solo-learn's.
+    bias: whether the linear layers have one; for all, or for each. last_norm: end with a BatchNorm without affine
+    parameters, as SimCLR, SimSiam and MoCo v3 do; `affine`: with them (BN2 of ProjectorEMA, Table D.9). The keys of the
+    `Sequential` are solo-learn's.
     """
     biases = [bias] * (len(dims) - 1) if isinstance(bias, bool) else bias
     layers: list[nn.Module] = []
@@ -71,13 +65,8 @@ class DINOHead(nn.Module):
 
     Caron et al., 2021, Appendix C; keys and initialisation are solo-learn's.
 
-    Args:
-        features: width of the backbone's output.
-        hidden: width of the MLP's two hidden layers.
-        bottleneck: width of the normalised output.
-        prototypes: K, the width of the head's output [B, K].
-        norm: BatchNorm after the hidden layers.
-        norm_last_layer: keep the prototypes at norm 1; false makes their norms trainable.
+    Features [B, features] become `bottleneck` normalised numbers and then scores [B, prototypes]. norm: BatchNorm after
+    the hidden layers. norm_last_layer: keep the prototypes at norm 1; false makes their norms trainable.
     """
 
     def __init__(

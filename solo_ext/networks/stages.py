@@ -57,10 +57,7 @@ class Stage:
 
 @contextmanager
 def kept_outputs(network: nn.Module, stages: Iterable[Stage], prefix: str = "") -> Iterator[dict[str, Tensor]]:
-    """What each of `stages` puts out while the body runs, by the stage's name.
-
-    network: holds the parts; those whose names begin with `prefix` are looked at.
-    """
+    """The outputs of `stages` while the body runs, by name; `network` holds their parts as `<prefix><part>`."""
     kept: dict[str, Tensor] = {}
 
     def keep(name: str) -> Callable[[nn.Module, tuple, Tensor], None]:
@@ -75,28 +72,25 @@ def kept_outputs(network: nn.Module, stages: Iterable[Stage], prefix: str = "") 
 
 
 def stage_row(parts: Mapping[str, nn.Module], attributes: Mapping[str, str] | None = None) -> list[Stage]:
-    """All stages of a network, finest names first to last.
+    """All stages of a network, in the order of the forward pass.
 
-    Args:
-        parts: name -> module, in the order of the forward pass.
-        attributes: part -> the name of its module on the network, where that is not the part's own name.
+    parts: name -> module, in that order. attributes: part -> the name of its module on the network, where that is not
+    the part's own name.
     """
     row: list[Stage] = []
     for part, module in parts.items():
         attribute = (attributes or {}).get(part, part)
         families = FAMILIES if part == "backbone" else [partial(_head, part)]
-        found = next((stages for family in families if (stages := family(attribute, module))), None)
-        row += found or [Stage(part, part, attribute, (), attribute)]
+        known = (family(attribute, module) for family in families)
+        row += next(filter(None, known), [Stage(part, part, attribute, (), attribute)])
     return row
 
 
 def backbone_stages(attribute: str, steps: Mapping[str, Sequence[str]]) -> list[Stage]:
     """Stages that run modules one after the other, for a family of backbones.
 
-    Args:
-        attribute: the name of the backbone's module on the network.
-        steps: name of the stage -> paths, inside the backbone, of the modules that it runs; all stages together do what
-            the backbone's `forward` does.
+    attribute: the name of the backbone on the network. steps: name of the stage -> paths, inside the backbone, of the
+    modules that it runs; together the stages do what the backbone's `forward` does.
     """
     *_, last = steps
     outputs = {name: attribute if name == last else f"{attribute}.{paths[-1]}" for name, paths in steps.items()}
