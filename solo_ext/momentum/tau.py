@@ -3,8 +3,6 @@
 import math
 from dataclasses import dataclass
 
-SCHEDULES = ("cosine", "constant")
-
 
 @dataclass(frozen=True)
 class Tau:
