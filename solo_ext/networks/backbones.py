@@ -99,10 +99,13 @@ def check_name(name: str) -> None:
 
 def is_resnet(backbone: nn.Module) -> bool:
     """Whether it is a ResNet of torchvision's or timm's."""
-    from timm.models import resnet, resnetv2
     from torchvision.models.resnet import ResNet
 
-    return isinstance(backbone, ResNet | resnet.ResNet | resnetv2.ResNetV2)
+    if isinstance(backbone, ResNet):
+        return True
+    from timm.models import resnet, resnetv2  # takes a second
+
+    return isinstance(backbone, resnet.ResNet | resnetv2.ResNetV2)
 
 
 def build_backbone(
