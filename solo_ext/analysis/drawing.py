@@ -14,7 +14,7 @@ from solo_ext.analysis.figures import FLOOR, PAPER, Panel, Style
 from solo_ext.errors import ConfigError
 
 INK, MUTED, RULE = (light for light, _ in PAPER.values())
-RC = {
+RC: dict[Any, Any] = {
     "font.size": 8,
     "axes.titlesize": 8.5,
     "axes.titlelocation": "left",
@@ -43,12 +43,12 @@ def require_matplotlib(what: str) -> None:
 
 @contextlib.contextmanager
 def house_style() -> Iterator[None]:
-    """matplotlib as the figures want it, whatever the user's own settings are."""
+    """Gives matplotlib the settings that the figures need, whatever the user's own are."""
     import matplotlib
 
-    defaults: Any = matplotlib.rcParamsDefault  # its keys are a Literal of hundreds
-    style: Any = {key: value for key, value in {**defaults, **RC}.items() if key != "backend"}
-    with matplotlib.rc_context(style):
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(RC)
         yield
 
 
@@ -61,9 +61,8 @@ def _draw(ax: Any, panel: Panel, last_epoch: float) -> None:
             edges = curve.values - curve.band, curve.values + curve.band
             ax.fill_between(curve.epochs, *edges, color=curve.style.light, alpha=0.15, linewidth=0)
         marker = "o" if len(curve.values) <= 2 else None
-        dashes = curve.style.dash or (None, None)
-        look = {"color": curve.style.light, "dashes": dashes, "marker": marker, "markersize": 3}
-        ax.plot(curve.epochs, curve.values, clip_on=False, **look)
+        line = {**_line(curve.style), "marker": marker, "markersize": 3}
+        ax.plot(curve.epochs, curve.values, clip_on=False, **line)
     for value in panel.floor:
         ax.axhline(value, color=MUTED, linewidth=1.0, dashes=FLOOR)
     ax.set_xlim(0, last_epoch)
@@ -77,6 +76,10 @@ def _draw(ax: Any, panel: Panel, last_epoch: float) -> None:
         right.yaxis.get_major_locator().set_params(nbins=5)
         right.set_ylabel("gap  2 − 2 cos")
         right.spines["right"].set_visible(False)
+
+
+def _line(style: Style) -> dict[str, Any]:
+    return {"color": style.light, "dashes": style.dash or (None, None)}
 
 
 def svg(panel: Panel, last_epoch: float, colours: Mapping[str, str]) -> str:
@@ -106,8 +109,8 @@ def inline(figure: Any, colours: Mapping[str, str], label: str) -> str:
     return f'<svg role="img" aria-label="{html.escape(label)}" viewBox="{box}">{rest}'
 
 
-def png(panels: Sequence[Panel], legend: Sequence[Style], last_epoch: float, path: Path) -> None:
-    """The panels, three to a row, under one legend, as the PNG or SVG file `path`."""
+def grid(panels: Sequence[Panel], legend: Sequence[Style], last_epoch: float) -> Any:
+    """A matplotlib figure of the panels, three to a row, under one legend."""
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
@@ -121,18 +124,16 @@ def png(panels: Sequence[Panel], legend: Sequence[Style], last_epoch: float, pat
         ax.set_title((panel.title or panel.metric) + every, parse_math=False)
     for ax in axes[len(panels) :]:
         ax.set_axis_off()
-    keys = [Line2D([], [], color=look.light, dashes=look.dash or (None, None)) for look in legend]
+    keys = [Line2D([], [], **_line(style)) for style in legend]
     ncols = 4 if wide > 1 else 2
     box = figure.legend(keys, [""] * len(keys), loc="outside upper left", ncols=ncols, frameon=False)
-    for text, look in zip(box.get_texts(), legend, strict=True):  # a name may look like mathematics
+    for text, style in zip(box.get_texts(), legend, strict=True):  # a name may look like mathematics
         text.set_parse_math(False)
-        text.set_text(look.label)
-    save(figure, path)
+        text.set_text(style.label)
+    return figure
 
 
 def save(figure: Any, path: Path) -> None:
     """Writes a matplotlib figure as the PNG or SVG file `path`."""
     author = {".png": {"Software": f"solo_ext {solo_ext.__version__}"}, ".svg": {"Date": None}}[path.suffix]
-    out = io.BytesIO()
-    figure.savefig(out, format=path.suffix[1:], metadata=author)
-    path.write_bytes(out.getvalue())
+    figure.savefig(path, metadata=author)

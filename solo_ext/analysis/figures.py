@@ -25,7 +25,7 @@ PALETTE = (
     ("#333333", "#e8e8e8"),
 )
 DASHES = ((), (5, 2), (1.2, 1.4), (6, 1.6, 1.2, 1.6))  # after six runs the colours come again, dashed
-FLOOR = (1, 2)  # dashes of a line of reference
+FLOOR = (1, 2)  # dashes of a reference line
 PAPER = {"ink": ("#1c1e21", "#e4e6e8"), "muted": ("#5f646a", "#9ba1a8"), "rule": ("#dfe1e4", "#34383d")}
 
 # section of a metric -> its heading; these are always in a report, in this order, then those of a user's own metrics
@@ -36,14 +36,14 @@ HEADINGS = {
     "weight distance": "Weight distance per stage",
     "schedules": "Schedules and throughput",
 }
-EXPECTED = {  # section -> metrics whose absence is worth a word
+EXPECTED = {  # section -> metrics whose absence is worth mentioning
     "losses": ("train_loss", "train_intra_loss", "train_class_loss"),
     "accuracies": ("val_acc1", "val_knn*"),
     "gap": ("gap_sim", "gap_sim_feats"),
     "schedules": ("tau", "lr", "images_per_s"),
 }
 OTHER = "other"
-SCHEDULE_FILES = {"images_per_s": "throughput", "lr-*": "lr"}  # else named as the metric
+SCHEDULE_FILES = {"images_per_s": "throughput", "lr-*": "lr"}  # others are named after the metric
 FILES = ("losses", "accuracies", "gap", "weight_distance", "tau", "lr", "throughput", OTHER)  # .png
 
 
@@ -65,7 +65,7 @@ class Curve:
     style: Style
     epochs: np.ndarray
     values: np.ndarray
-    steps: tuple[np.ndarray, np.ndarray] | None = None
+    steps: Sequence[np.ndarray] | None = None
     band: np.ndarray | None = None
 
 
@@ -73,7 +73,7 @@ class Curve:
 class Panel:
     """One pair of axes.
 
-    floor: values of horizontal lines of reference. gap_axis: 2 - 2 y on the right. run: of the run that has it alone.
+    floor: values of horizontal reference lines. gap_axis: with 2 - 2 y on the right. run: the only one that it shows.
     """
 
     title: str
@@ -87,9 +87,7 @@ class Panel:
     @property
     def same(self) -> str:
         """Which curves are the same, and so hide each other; empty if none are."""
-        groups: dict[bytes, list[str]] = {}
-        for curve in self.curves:
-            groups.setdefault(curve.epochs.tobytes() + curve.values.tobytes(), []).append(curve.style.label)
+        groups = grouped((c.epochs.tobytes() + c.values.tobytes(), c.style.label) for c in self.curves)
         if len(groups) == 1 < len(self.curves):
             return "the same in both runs" if len(self.curves) == 2 else f"the same in all {len(self.curves)} runs"
         hidden = [" = ".join(names) for names in groups.values() if len(names) > 1]
@@ -98,13 +96,13 @@ class Panel:
 
 @dataclass
 class Section:
-    """Figures under one heading: file name -> panels.
+    """Panels under one heading, by the PNG file that shows them.
 
     name: the metrics' section, which chooses the caption. facts: what the caption says of these runs.
     """
 
     name: str
-    figures: dict[str, list[Panel]]
+    files: dict[str, list[Panel]]
     legend: list[Style]
     facts: dict[str, Any] = field(default_factory=dict)
 
@@ -114,13 +112,13 @@ class Section:
 
     @property
     def panels(self) -> list[Panel]:
-        return [panel for panels in self.figures.values() for panel in panels]
+        return [panel for panels in self.files.values() for panel in panels]
 
     @property
     def last_epoch(self) -> float:
         """At which the curves end, 1 at least."""
-        ends = [curve.epochs[-1] for panel in self.panels for curve in panel.curves]
-        return max([1.0, *(float(end) for end in ends if np.isfinite(end))])
+        ends = [float(curve.epochs[-1]) for panel in self.panels for curve in panel.curves]
+        return max([1.0, *filter(math.isfinite, ends)])
 
 
 Shown = Sequence[tuple[Run, Style]]
@@ -135,27 +133,29 @@ def labels(runs: Sequence[tuple[str, str | None, str]]) -> list[str]:
 
 
 def styled(runs: Sequence[Run]) -> Shown:
-    """The runs with a label and a colour each, kept through all tables and figures."""
+    """The runs with a label and a colour each, the same in all tables and figures."""
     names = labels([(run.method, run.name, run.id) for run in runs])
     return list(zip(runs, styles(names), strict=True))
 
 
 def styles(names: Sequence[str]) -> list[Style]:
     """A colour, and after six a dash pattern too, for each of the curves `names`."""
-    looks = [(*PALETTE[i % len(PALETTE)], DASHES[i // len(PALETTE) % len(DASHES)]) for i in range(len(names))]
-    return [Style(name, f"run{i}", *look) for i, (name, look) in enumerate(zip(names, looks, strict=True))]
+    n = len(PALETTE)
+    return [Style(name, f"run{i}", *PALETTE[i % n], DASHES[i // n % len(DASHES)]) for i, name in enumerate(names)]
 
 
 def sections(shown: Shown, untrained: Sequence[Run] = ()) -> list[Section]:
-    """All figures of the trained runs `shown`; `untrained` encoders are lines of reference."""
-    logged = _logged(shown)
-    known: dict[str, dict[str, Metric]] = {name: {} for name in HEADINGS}
-    for column in sorted(logged, key=_rank):
-        metric = metric_of(column)
-        known.setdefault(metric.section, {})[column] = metric
-    rest = known.pop(OTHER, None)
-    drawn = [_section(name, members, shown, untrained) for name, members in known.items()]
-    return [*drawn, _section(OTHER, rest, shown)] if rest else drawn
+    """All figures of the trained runs `shown`; `untrained` encoders are reference lines."""
+    order = {
+        name: i for i, name in enumerate(metrics())
+    }  # metrics of one pattern, or of none, stay as they were logged
+    described = [(column, metric_of(column)) for column in _logged(shown)]
+    members: dict[str, dict[str, Metric]] = {name: {} for name in HEADINGS}
+    for column, metric in sorted(described, key=lambda pair: order.get(pair[1].name, len(order))):
+        members.setdefault(metric.section, {})[column] = metric
+    if OTHER in members:
+        members[OTHER] = members.pop(OTHER)  # the last
+    return [_section(name, columns, shown, untrained) for name, columns in members.items()]
 
 
 def _logged(shown: Shown) -> list[str]:
@@ -163,40 +163,31 @@ def _logged(shown: Shown) -> list[str]:
     return list(dict.fromkeys(column for run, _ in shown for column in run.columns))
 
 
-def _rank(column: str) -> float:
-    """The place of a metric among all; equal for those of one pattern, and of none, which stay as they were logged."""
-    order = {name: i for i, name in enumerate(metrics())}
-    return order.get(metric_of(column).name, len(order))
-
-
-def _section(name: str, members: Mapping[str, Metric], shown: Shown, untrained: Sequence[Run] = ()) -> Section:
+def _section(name: str, members: Mapping[str, Metric], shown: Shown, untrained: Sequence[Run]) -> Section:
     if name == "weight distance":
         return _weight_distance(members, shown)
-    panels = _panels(shown, members)
-    section = Section(name, {name.replace(" ", "_"): panels}, [look for _, look in shown])
-    section.facts["missing"] = _missing(EXPECTED.get(name, ()), shown)
-    if name == "losses":
-        section.facts["scales"] = by_value(shown, "method_kwargs.loss_scale")
-    elif name == "accuracies":
-        _accuracies(section, shown, untrained)
-    elif name == "gap":
-        section.facts["places"] = by_value(shown, "gap.at")
-        for panel in panels:
-            panel.gap_axis = True
-    elif name == "schedules":
-        section.figures = {}
-        for panel in panels:
-            name = members[panel.metric].name
-            section.figures.setdefault(SCHEDULE_FILES.get(name, name), []).append(panel)
+    files: dict[str, list[Panel]] = {}
+    for column, metric in members.items():
+        file = SCHEDULE_FILES.get(metric.name, metric.name) if name == "schedules" else name.replace(" ", "_")
+        curves = [curve_of(run, column, style, steps=len(shown) <= 6) for run, style in shown]
+        files.setdefault(file, []).extend(panel_of(column, curves))
+    facts = {
+        "missing": _missing(EXPECTED.get(name, ()), shown),
+        "scales": by_value(shown, "method_kwargs.loss_scale"),
+        "distances": by_value(shown, "knn_eval.distance_func"),
+        "places": by_value(shown, "gap.at"),
+    }
+    section = Section(name, files, [style for _, style in shown], facts)
+    if name == "accuracies":
+        _accuracies(section, untrained)
     return section
 
 
-def _accuracies(section: Section, shown: Shown, untrained: Sequence[Run]) -> None:
-    """Lines of reference for the kNN, measured as it was, and one scale for each kind of accuracy."""
+def _accuracies(section: Section, untrained: Sequence[Run]) -> None:
+    """Reference lines for the kNN, measured as it was, and one scale for each kind of accuracy."""
     knn = [panel for panel in section.panels if panel.metric.removeprefix("val_knn").isdigit()]
-    section.facts["distances"] = distances = by_value(shown, "knn_eval.distance_func")
-    if len(distances) == 1:
-        distance = next(iter(distances))
+    if len(section.facts["distances"]) == 1:
+        [distance] = section.facts["distances"]
         for panel in knn:
             results = [run.knn_result(int(panel.metric.removeprefix("val_knn")), distance) or {} for run in untrained]
             scores = [result.get("acc1", math.nan) for result in results if result.get("distance") == distance]
@@ -218,14 +209,12 @@ def _weight_distance(members: Mapping[str, Metric], shown: Shown) -> Section:
         for i, (column, stage) in enumerate(stages.items())
     }
     panels = []
-    for run, look in shown:
-        series = [(stage, *run.series(column)[1:]) for column, stage in ramp.items()]
-        curves = [Curve(stage, *thin(epochs, values)) for stage, epochs, values in series if len(values)]
-        panels += [Panel(look.label, "", curves, run=look)] if curves else []
+    for run, style in shown:
+        if curves := [drawn for column, stage in ramp.items() if (drawn := curve_of(run, column, stage))]:
+            panels.append(Panel(style.label, "", curves, run=style))
     _share_y(panels)
     owners = [panel.run for panel in panels]
-    without = [look.label for _, look in shown if look not in owners]
-    facts = {"without": names_of(without, shown)}
+    facts = {"without": names_of([style.label for _, style in shown if style not in owners], shown)}
     return Section("weight distance", {"weight_distance": panels}, list(ramp.values()), facts)
 
 
@@ -252,27 +241,26 @@ def _depth_colours(i: int, n: int) -> tuple[str, str]:
     return to_hex(colormaps["viridis"](0.82 * x)), to_hex(colormaps["viridis"](0.3 + 0.7 * x))
 
 
-def _panels(shown: Shown, members: Mapping[str, Metric]) -> list[Panel]:
-    """One panel for each metric that any run has logged."""
-    panels = []
-    for column, metric in members.items():
-        curves = []
-        for run, look in shown:
-            _, epochs, values = run.series(column)
-            if len(values):
-                both = len(shown) <= 6 and {f"{column}_step", f"{column}_epoch"} <= run.metrics.keys()
-                steps = thin(*run.series(f"{column}_step")[1:]) if both else None
-                curves.append(Curve(look, *thin(epochs, values), steps))
-        panels += [Panel(metric.title, column, curves)] if curves else []
-    return panels
+def panel_of(column: str, curves: Sequence[Curve | None]) -> list[Panel]:
+    """The panel of a metric, if there is any curve to draw."""
+    metric, drawn = metric_of(column), [curve for curve in curves if curve]
+    return [Panel(metric.title, column, drawn, gap_axis=metric.section == "gap")] if drawn else []
 
 
-def thin(epochs: np.ndarray, values: np.ndarray, most: int = 400) -> tuple[np.ndarray, np.ndarray]:
-    """At most `most` points: means of neighbouring ones."""
-    if len(values) <= most:
-        return epochs, values
-    thinned = [np.array([part.mean() for part in np.array_split(x, most)]) for x in (epochs, values)]
-    return thinned[0], thinned[1]
+def curve_of(run: Run, column: str, style: Style, steps: bool = False) -> Curve | None:
+    """What the run logged as `column`, if anything; `steps`: with its single steps behind the epochs."""
+    epochs, values = thin(*run.series(column)[1:])
+    if not len(values):
+        return None
+    both = steps and {f"{column}_step", f"{column}_epoch"} <= run.metrics.keys()
+    return Curve(style, epochs, values, thin(*run.series(f"{column}_step")[1:]) if both else None)
+
+
+def thin(*series: np.ndarray, most: int = 400) -> Sequence[np.ndarray]:
+    """Arrays of one length, each as at most `most` means of neighbouring values."""
+    if len(series[0]) <= most:
+        return series
+    return [np.array([part.mean() for part in np.array_split(values, most)]) for values in series]
 
 
 def _share_y(panels: Sequence[Panel]) -> None:
@@ -298,7 +286,7 @@ def grouped(pairs: Iterable[tuple[K, str]]) -> dict[K, list[str]]:
 
 def by_value(shown: Shown, key: str) -> dict[str, list[str]]:
     """Value of a full configuration key -> labels of the runs that have it."""
-    flat = [(flatten(run.args), look.label) for run, look in shown]
+    flat = [(flatten(run.args), style.label) for run, style in shown]
     return grouped((show(args[key]), label) for args, label in flat if key in args)
 
 
@@ -312,5 +300,5 @@ def _missing(expected: Sequence[str], shown: Shown) -> dict[str, list[str]]:
     names: list[str] = []
     for pattern in expected:
         names += fnmatch.filter(_logged(shown), pattern) or [pattern]
-    without = {name: [look.label for run, look in shown if run.metrics and name not in run.columns] for name in names}
+    without = {name: [style.label for run, style in shown if run.metrics and name not in run.columns] for name in names}
     return grouped((names_of(labels, shown), name) for name, labels in without.items() if labels)

@@ -1,7 +1,7 @@
 """Pages from the templates in `assets/`; those in HTML escape all that they are given."""
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ def render(template: str, styles: Iterable[Style] = (), last_epoch: float = 1.0,
         template: `report.html`, `study.html` or `study.md`.
         styles: of all curves; each gives the style sheet a colour for a light and for a dark page.
         last_epoch: where the panels' axes end.
-        values: what the template shows; every page in HTML has title, heading, subtitle, and parts, the headings below.
+        values: what the template shows.
     """
     palette = {**PAPER, **{style.var: (style.light, style.dark) for style in styles}}
     colours = {light: f"var(--{name})" for name, (light, _) in palette.items()}
@@ -47,9 +47,7 @@ def _templates() -> Environment:
     )
     environment.filters |= {
         "breakable": breakable,
-        "say": say,
-        "slug": lambda heading: heading.lower().replace(" ", "-"),
-        "unbroken": lambda text: text.replace(" ± ", "\u00a0±\u00a0"),
+        "groups_text": lambda groups: "; ".join(f"{value}: {', '.join(names)}" for value, names in groups.items()),
         "words": lambda key: key if "." in key else key.replace("_", " "),
     }
     return environment
@@ -58,8 +56,3 @@ def _templates() -> Environment:
 def breakable(text: str) -> Markup:
     """Escaped, with places for a line break after the separators of long names and paths."""
     return Markup("<wbr>").join(re.split(r"(?<=\w[_/.=-])(?=\w)", str(text)))
-
-
-def say(groups: Mapping[str, Sequence[str]]) -> str:
-    """`value: run, run; value: run`."""
-    return "; ".join(f"{value}: {', '.join(names)}" for value, names in groups.items())

@@ -19,25 +19,21 @@ from solo_ext.runs.run import Run, find_runs, load_run
 
 
 def main_report(run_dirs: Sequence[str | Path], out: str | Path = "report") -> Path:
-    """Writes `<out>/report.html` and its PNG files.
+    """Writes `<out>/report.html`, whose path it returns, and its PNG files.
 
     Args:
         run_dirs: run folders, or folders with runs below them.
         out: a folder; what it holds besides an earlier report stays.
 
-    Returns:
-        The path of the HTML.
-
     Raises:
-        CheckpointError: a folder has no run.
-        DataError: a file of a run is damaged.
+        CheckpointError: a folder has no run, or a file of a run is damaged.
         ConfigError: matplotlib is not installed, or `out` cannot be written.
     """
     drawing.require_matplotlib("a report")
     out = Path(out)
     if out.is_file() or out.suffix == ".html":
         raise ConfigError(f"--out is a folder, not a file like {out}; did you mean '{out.with_suffix('')}'?")
-    folders = {path.resolve(): path for given in run_dirs for path in find_runs(given)}
+    folders = {path.resolve(): path for folder in run_dirs for path in find_runs(folder)}
     runs = sorted(map(load_run, folders.values()), key=lambda run: run.untrained)
     if not runs:
         raise ConfigError("a report needs at least one run folder, <checkpoint.dir>/<method>/<run id>")
@@ -64,39 +60,35 @@ def _write_whole(runs: Sequence[Run], out: Path) -> None:
 
 def _write(runs: Sequence[Run], folder: Path) -> None:
     shown = figures.styled(runs)
-    trained = [(run, look) for run, look in shown if not run.untrained]
+    trained = [(run, style) for run, style in shown if not run.untrained]
     sections = figures.sections(trained, [run for run in runs if run.untrained])
     last_epoch = max(section.last_epoch for section in sections)
     for section in sections:
-        for name, panels in section.figures.items():
+        for name, panels in section.files.items():
             if panels:
-                drawing.png(panels, section.legend, last_epoch, folder / f"{name}.png")
-    methods = ", ".join(dict.fromkeys(run.method for run in runs))
+                drawing.save(drawing.grid(panels, section.legend, last_epoch), folder / f"{name}.png")
+    configs = [(style.label, run) for run, style in shown if run.args]
+    machines = [(style.label, machine(run.environment)) for run, style in shown if run.environment]
     text = render(
         "report.html",
-        [*(look for _, look in trained), *(look for section in sections for look in section.legend)],
+        [*(style for _, style in trained), *(style for section in sections for style in section.legend)],
         last_epoch,
-        title=f"solo_ext report: {methods}",
+        title=f"solo_ext report: {', '.join(dict.fromkeys(run.method for run in runs))}",
         heading="Pre-training report",
         subtitle=_subtitle([run for run, _ in trained or shown]),
-        parts=["Results", "Environment", "Configuration", *(section.title for section in sections)],
         sections=sections,
         headings=[metric.label for metric in COLUMNS.values()],
         online_mark=ONLINE,
         **_results(shown),
-        machines=_machines(shown),
-        configs=_side_by_side([(look.label, run.args) for run, look in trained if run.args]),
-        whole=[
-            (look.label, str(run.dir), json.dumps(run.args, indent=2, ensure_ascii=False))
-            for run, look in shown
-            if run.args
-        ],
+        machines=_side_by_side(machines) if machines else None,
+        configs=_side_by_side([(label, run.args) for label, run in configs if not run.untrained]),
+        whole=[(label, str(run.dir), json.dumps(run.args, indent=2, ensure_ascii=False)) for label, run in configs],
     )
     (folder / "report.html").write_text(text, encoding="utf-8")
 
 
 def _subtitle(runs: Sequence[Run]) -> str:
-    """What all runs have alike, in one line."""
+    """What all runs have in common, in one line."""
     words = [f"{len(runs)} run{'s' * (len(runs) > 1)}"]
     for key, form in (("data.dataset", "{}"), ("backbone.name", "{}"), ("max_epochs", "{} epochs")):
         values = {show(flatten(run.args).get(key)) for run in runs}
@@ -110,23 +102,23 @@ def _results(shown: Shown) -> dict[str, Any]:
     rows = [
         {
             "kind": "floor" if run.untrained else "run",
-            "look": None if run.untrained else look,
-            "label": look.label,
+            "style": None if run.untrained else style,
+            "label": style.label,
             "name": run.name or "-",
             "cells": [cell(row, key).removesuffix(ONLINE) for key in COLUMNS],
             "marks": [i for i, key in enumerate(COLUMNS) if key in row["online"]],
         }
-        for (run, look), row in zip(shown, numbers, strict=True)
+        for (run, style), row in zip(shown, numbers, strict=True)
     ]
     online = [pair for pair, row in zip(shown, numbers, strict=True) if row["online"]]
     measured = any(row["similarity"] is not None for row in numbers)
     return {
         "rows": rows,
-        "knn": _protocol([(look.label, _knn_protocol(run)) for run, look in shown if run.knn]),
+        "knn": _protocol([(style.label, _knn_protocol(run)) for run, style in shown if run.knn]),
         "online": figures.by_value(online, "knn_eval.distance_func") if online else None,
-        "linear": _protocol([(look.label, _linear_protocol(run)) for run, look in shown if run.linear]),
+        "linear": _protocol([(style.label, _linear_protocol(run)) for run, style in shown if run.linear]),
         "places": figures.by_value([s for s in shown if not s[0].untrained], "gap.at") if measured else None,
-        "resumed": [look.label for run, look in shown if (run.environment or {}).get("before")],
+        "resumed": [style.label for run, style in shown if (run.environment or {}).get("before")],
         "missing": _missing_files(shown),
     }
 
@@ -134,18 +126,21 @@ def _results(shown: Shown) -> dict[str, Any]:
 def _missing_files(shown: Shown) -> dict[tuple[str, ...], str]:
     """Files that runs lack -> which runs."""
     absent = []
-    for run, look in shown:
-        evaluations = ("args.json", "knn.json", "linear.json")
-        expected = evaluations if run.untrained else ("args.json", "metrics.csv", *evaluations[1:], "environment.json")
-        absent.append((tuple(name for name in expected if not (run.dir / name).is_file()), look.label))
+    for run, style in shown:
+        files = (
+            "args.json",
+            "knn.json",
+            "linear.json",
+            *(() if run.untrained else ("metrics.csv", "environment.json")),
+        )
+        absent.append((tuple(name for name in files if not (run.dir / name).is_file()), style.label))
     return {files: names_of(some, shown) for files, some in grouped(absent).items() if files}
 
 
 def _knn_protocol(run: Run) -> dict[str, Any]:
     results = [result for k in (1, 20) if (result := run.knn_result(k))]
-    same, differing = compare([{key: x.get(key) for key in ("features", "distance", "T")} for x in results])
-    how = {**same, **{key: " and ".join(texts) for key, texts in differing.items()}}
-    return {"k": " and ".join(show(x["k"]) for x in results), **how, **(run.knn or {}).get("protocol", {})}
+    how = merged([{key: result.get(key) for key in ("features", "distance", "T")} for result in results], " and ")
+    return {"k": " and ".join(show(result["k"]) for result in results), **how, **(run.knn or {}).get("protocol", {})}
 
 
 def _linear_protocol(run: Run) -> dict[str, Any]:
@@ -175,11 +170,6 @@ def _protocol(
     return same, {key: grouped(zip(texts, labels, strict=True)) for key, texts in differing.items()}
 
 
-def _machines(shown: Shown) -> dict[str, Any] | None:
-    known = [(look.label, machine(run.environment)) for run, look in shown if run.environment]
-    return _side_by_side(known) if known else None
-
-
 def machine(environment: Mapping[str, Any]) -> dict[str, Any]:
     """`environment.json` in fewer words."""
     facts = dict(environment)
@@ -197,8 +187,14 @@ def machine(environment: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in facts.items() if value is not None}
 
 
-def _side_by_side(known: Sequence[tuple[str, Mapping[str, Any]]]) -> dict[str, Any]:
+def merged(records: Sequence[Mapping[str, Any]], separator: str) -> dict[str, str]:
+    """One mapping of all, in which the values that differ are joined."""
+    same, differing = compare(records)
+    return {**same, **{key: separator.join(dict.fromkeys(texts)) for key, texts in differing.items()}}
+
+
+def _side_by_side(columns: Sequence[tuple[str, Mapping[str, Any]]]) -> dict[str, Any]:
     """The labels of mappings, what these have alike, and a row for each key in which they differ."""
-    same, differing = compare([values for _, values in known])
+    same, differing = compare([values for _, values in columns])
     rows = [{"head": key, "cells": texts} for key, texts in differing.items()]
-    return {"labels": [label for label, _ in known], "same": same, "rows": rows}
+    return {"labels": [label for label, _ in columns], "same": same, "rows": rows}

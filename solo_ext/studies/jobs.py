@@ -13,12 +13,16 @@ from solo_ext.errors import CheckpointError, ConfigError
 from solo_ext.runs.comparison import differences
 from solo_ext.runs.run import ARGS, Run, saved_at
 from solo_ext.schema import plain
-from solo_ext.studies.cells import Cell
+from solo_ext.studies.rows import Cell, must_have
 from solo_ext.studies.study import Study
-from solo_ext.text import hint
 from solo_ext.training.compose import assign
 
-FOREVER = 1e6  # hours
+SETTINGS = (  # of every run
+    "checkpoint.enabled=True",
+    "auto_resume.enabled=True",
+    "auto_resume.max_hours=1000000.0",  # however old it is
+    "enable_progress_bar=False",
+)
 
 
 @dataclass
@@ -45,15 +49,8 @@ class Job:
     @property
     def words(self) -> list[str]:
         """What follows `solo-ext`."""
-        own = {
-            "seed": self.seed,
-            "checkpoint.enabled": True,
-            "auto_resume.enabled": True,
-            "auto_resume.max_hours": FOREVER,
-            "enable_progress_bar": False,
-        }
-        settings = [assign("checkpoint.dir", self.folder), *(f"{key}={value}" for key, value in own.items())]
-        return ["pretrain", str(self.cell.recipe), *self.cell.overrides, *settings]
+        own = [assign("checkpoint.dir", self.folder), f"seed={self.seed}", *SETTINGS]
+        return ["pretrain", str(self.cell.recipe), *self.cell.overrides, *own]
 
     @cached_property
     def config(self) -> dict[str, Any]:
@@ -64,13 +61,12 @@ class Job:
         return differences(run.args, self.config)
 
     def tries(self) -> list[Run]:
-        """The runs in its folder, newest first; also those of another configuration."""
+        """The runs in its folder, newest first, including those of another configuration."""
         files = sorted(self.folder.glob(f"*/*/{ARGS}"), key=saved_at, reverse=True)
         readable = []
         for run in (Run(file.parent) for file in files):
             with contextlib.suppress(CheckpointError):
-                if run.args:
-                    readable.append(run)
+                readable += [run] if run.args else []
         return readable
 
     def runs(self) -> Iterator[Run]:
@@ -78,7 +74,7 @@ class Job:
         return (run for run in self.tries() if not self.differs(run))
 
     def state(self) -> str:
-        """`done`, `running` (by another process), `begun` or `missing`."""
+        """`done`, `running` (in another process), `begun` or `missing`."""
         runs = list(self.runs())
         if any(run.finished for run in runs):
             return "done"
@@ -97,26 +93,21 @@ def jobs_of(study: Study, out: Path) -> list[Job]:
 
 
 def pick(study: Study, patterns: Sequence[str]) -> set[str]:
-    """The names of the cells that match one of `patterns`, in which * stands for anything; all without patterns.
+    """The names of the cells that match one of `patterns`, such as `byol*`; all without patterns.
 
-    Raises:
-        ConfigError: a pattern that matches no cell.
+    Raises ConfigError for a pattern that matches no cell.
     """
     names = [cell.name for cell in study.runs]
     for pattern in patterns:
         if not fnmatch.filter(names, pattern):
-            raise ConfigError(f"--only: {study.file} has no cell '{pattern}'{hint(pattern, names)}")
-    return {name for name in names if not patterns or any(fnmatch.fnmatch(name, p) for p in patterns)}
+            must_have(pattern, names, f"--only: {study.file} has no cell")
+    return {name for pattern in patterns or ["*"] for name in fnmatch.filter(names, pattern)}
 
 
 def check(study: Study, build: bool = True) -> None:
-    """Refuses, before anything is trained, cells that cannot work and cells that are the same run.
+    """Raises ConfigError, before anything is trained, for cells that cannot work or are the same run.
 
-    Args:
-        build: whether to build each cell's network as well, which finds stages that it lacks, and takes a while.
-
-    Raises:
-        ConfigError: with the cell.
+    build: whether to build each cell's network as well, which finds stages that it lacks, and takes a while.
     """
     configs: dict[str, dict[str, Any]] = {}
     for cell in study.runs:

@@ -1,6 +1,6 @@
-"""Where the runs of a study are processed: on this machine, or by submitit on a cluster.
+"""Where the runs of a study are executed: on this machine, or by submitit on a cluster.
 
-A job of submitit imports this file, and so it imports neither torch nor Hydra at once.
+A job of submitit imports this file, so it must not import torch or Hydra at the top.
 """
 
 import contextlib
@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from solo_ext.errors import ConfigError
 from solo_ext.schema import OneOf
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from solo_ext.runs.lock import RunLock
     from solo_ext.studies.jobs import Job
 
-LAUNCHERS = {"submitit_slurm": "slurm", "submitit_local": "local", "slurm": "slurm", "local": "local"}
+LAUNCHERS = ("submitit_slurm", "submitit_local", "slurm", "local")
 LAUNCHER = "hydra.launcher."  # begins the keys of a launcher's settings
 REQUEUES = 100  # of a run that is out of time: it is resumable
 STOPPED = 128 + signal.SIGTERM  # exit status of a run that was told to stop
@@ -33,14 +33,14 @@ STOPPED = 128 + signal.SIGTERM  # exit status of a run that was told to stop
 class LocalPool:
     """Runs `jobs`, `size` at a time.
 
-    A process holds the study's lock as well, so that the folder stays in use while any of them lives; and it has a
+    Each process holds the study's lock as well, so that the folder stays in use while any of them lives, and has a
     session of its own, so that Ctrl-C reaches it only through `stop`.
     """
 
-    pause = 0.1  # seconds between two looks
+    pause = 0.1  # seconds between two polls
 
     def __init__(self, jobs: Sequence["Job"], size: int, lock: "RunLock"):
-        self.total, self.waiting, self.lock = len(jobs), deque(jobs), lock
+        self.waiting, self.lock = deque(jobs), lock
         self.slots: list[tuple[Job, subprocess.Popen] | None] = [None] * min(size, len(jobs))
 
     @property
@@ -76,7 +76,7 @@ class LocalPool:
         return share
 
     def stop(self, kill: bool = False) -> None:
-        """Lets the processes save and end, or kills them; nothing is started any more."""
+        """Lets the processes save and end, or kills them; nothing more is started."""
         self.waiting.clear()
         for _, process in filter(None, self.slots):
             if kill:
@@ -93,20 +93,16 @@ class SubmititPool:
     def __init__(self, jobs: Sequence["Job"], out: Path, launcher: str, settings: Sequence[str]):
         from submitit.core.utils import FailedJobError, FailedSubmissionError
 
-        self.cluster, self.total, self.stopped = LAUNCHERS[launcher], len(jobs), False
+        self.cluster, self.stopped = launcher.removeprefix("submitit_"), False
         folder = out.absolute() / "submitit"
         shutil.rmtree(folder, ignore_errors=True)
-        handler = signal.signal(
-            signal.SIGINT, signal.SIG_IGN
-        )  # local jobs inherit it: Ctrl-C means `stop` for them too
         try:
             executor = self._executor(folder, settings)
             words, logs = [job.words for job in jobs], [str(job.log.absolute()) for job in jobs]
-            submitted = executor.map_array(Command(), words, logs)
+            with handling(signal.SIG_IGN, signal.SIGINT):  # local jobs inherit it: Ctrl-C means `stop` for them too
+                submitted = executor.map_array(Command(), words, logs)
         except (FailedJobError, FailedSubmissionError, RuntimeError, OSError) as error:
             raise ConfigError(f"--launcher {launcher}: {' '.join(str(error).split())}") from error
-        finally:
-            signal.signal(signal.SIGINT, handler)
         self.jobs = list(zip(submitted, jobs, strict=True))
         self.started: set[str] = set()
 
@@ -116,14 +112,13 @@ class SubmititPool:
         from solo_ext.schema import plain
         from solo_ext.training.compose import overlay
 
-        given = plain(overlay({}, [text.lstrip("+").removeprefix(LAUNCHER) for text in settings]))
-        timeouts = {f"{self.cluster}_max_num_timeout": given.pop("max_num_timeout", REQUEUES)}
-        executor, general = AutoExecutor(folder, self.cluster, **timeouts), AutoExecutor._valid_parameters()
-        given = {"name": "solo-ext-study", "timeout_min": 60, "tasks_per_node": 1, **given}
-        if self.cluster == "slurm":
-            given.setdefault("signal_delay_s", 120)  # seconds before the end of its time, in which a run saves
-        try:
-            executor.update_parameters(**{k if k in general else f"{self.cluster}_{k}": v for k, v in given.items()})
+        defaults = {"name": "solo-ext-study", "timeout_min": 60, "tasks_per_node": 1, "max_num_timeout": REQUEUES}
+        values = plain(overlay(defaults, [text.lstrip("+").removeprefix(LAUNCHER) for text in settings]))
+        requeues = {f"{self.cluster}_max_num_timeout": values.pop("max_num_timeout")}
+        executor, general = AutoExecutor(folder, self.cluster, **requeues), AutoExecutor._valid_parameters()
+        values = {key if key in general else f"{self.cluster}_{key}": value for key, value in values.items()}
+        try:  # a run saves in the last 120 seconds of its time
+            executor.update_parameters(**{"slurm_signal_delay_s": 120, **values})
         except (AssertionError, NameError, ValueError) as error:
             raise ConfigError(f"{LAUNCHER}*: {str(error).splitlines()[0].rstrip('.')}") from error
         return executor
@@ -151,10 +146,9 @@ class SubmititPool:
         try:
             return next((code for code in submitted.results() if code), 0)
         except UncompletedJobError:  # out of memory, out of time too often, cancelled by somebody
-            job.log.parent.mkdir(parents=True, exist_ok=True)
-            with open(job.log, "a", encoding="utf-8") as log:
-                log.write(
-                    f"submitit's job {submitted.job_id} ended before this run did; see {submitted.paths.stderr}\n"
+            with _appending(job.log) as log:
+                print(
+                    f"submitit's job {submitted.job_id} ended before this run; see {submitted.paths.stderr}", file=log
                 )
             return 1
 
@@ -165,13 +159,13 @@ class SubmititPool:
         self.jobs = [pair for pair in self.jobs if pair[0].job_id in self.started]
         if self.cluster == "slurm" and ids:
             subprocess.run(["scancel", *(["--signal=KILL"] if kill else []), *ids], check=False)
-        for name in ids if self.cluster == "local" else ():  # the process that looks after the job; twice kills
+        for name in ids if self.cluster == "local" else ():  # the process that watches the job; twice kills
             with contextlib.suppress(ProcessLookupError):
                 os.kill(int(name), signal.SIGTERM)
 
 
-def orphans(out: Path) -> Iterator[str]:
-    """The jobs that submitit has queued or runs for a study in `out` whose own process was killed."""
+def refuse_orphans(out: Path) -> None:
+    """Raises ConfigError if submitit has queued or runs a job of a study in `out` whose own process was killed."""
     for file in (out.absolute() / "submitit").glob("*_submitted.pkl"):
         from submitit import SlurmJob
 
@@ -180,21 +174,24 @@ def orphans(out: Path) -> Iterator[str]:
             continue
         state = SlurmJob(file.parent, name).state if shutil.which("sacct") else ""
         process = Path("/proc", name, "cmdline")  # of a local job
-        if state in ("PENDING", "RUNNING", "REQUEUED", "COMPLETING") or (
-            process.is_file() and b"submitit" in process.read_bytes()
-        ):
-            yield name
+        local = process.is_file() and b"submitit" in process.read_bytes()
+        if local or state in ("PENDING", "RUNNING", "REQUEUED", "COMPLETING"):
+            raise ConfigError(f"--out: {out} is in use by submitit's job {name}, which has not ended")
 
 
 def start(words: Sequence[str], log: str | Path, **options: Any) -> subprocess.Popen:
     """`solo-ext` with `words` in a process and session of its own, whose output is added to the file `log`."""
-    command = [sys.executable, "-m", "solo_ext", *words]
-    Path(log).parent.mkdir(parents=True, exist_ok=True)
-    with open(log, "a", encoding="utf-8") as file:
+    with _appending(Path(log)) as file:
         print(f"$ {shlex.join(['solo-ext', *words])}    # {time.strftime('%Y-%m-%d %H:%M:%S')}", file=file, flush=True)
+        streams: Any = {"stdin": subprocess.DEVNULL, "stdout": file, "stderr": subprocess.STDOUT}
         return subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT, start_new_session=True, **options
+            [sys.executable, "-m", "solo_ext", *words], start_new_session=True, **streams, **options
         )
+
+
+def _appending(log: Path) -> TextIO:
+    log.parent.mkdir(parents=True, exist_ok=True)
+    return open(log, "a", encoding="utf-8")
 
 
 class Command:
@@ -216,10 +213,9 @@ class Command:
             self.process.terminate()
 
         signal.signal(signal.SIGTERM, stop)
-        # the run inherits that it ignores what SLURM sends to all processes of a job whose time is nearly over
-        handler = signal.signal(signal.SIGUSR2, signal.SIG_IGN)
-        self.process = start(words, log)
-        signal.signal(signal.SIGUSR2, handler)
+        # SLURM sends this to all processes of a job whose time is nearly over; the run inherits that it is ignored
+        with handling(signal.SIG_IGN, signal.SIGUSR2):
+            self.process = start(words, log)
         return self.process.wait()
 
     def checkpoint(self, words: Sequence[str], log: str) -> Any:
@@ -233,10 +229,20 @@ class Command:
         return DelayedSubmission(Command(), words, log)
 
 
+@contextlib.contextmanager
+def handling(handler: Any, *signals: signal.Signals) -> Iterator[None]:
+    """Gives `signals` another handler for a while."""
+    before = {number: signal.signal(number, handler) for number in signals}
+    try:
+        yield
+    finally:
+        for number, earlier in before.items():
+            signal.signal(number, earlier)
+
+
 def check_launcher(launcher: str) -> None:
     """Raises ConfigError unless `launcher` is one that is installed."""
     OneOf(LAUNCHERS).check(launcher, "--launcher")
     if not find_spec("submitit"):
-        raise ConfigError(
-            f"--launcher {launcher} needs submitit, which is not installed: pip install 'solo-ext[slurm]'"
-        )
+        extra = "pip install 'solo-ext[slurm]'"
+        raise ConfigError(f"--launcher {launcher} needs submitit, which is not installed: {extra}")

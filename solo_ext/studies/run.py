@@ -1,17 +1,15 @@
 """Running what a study lacks: each cell and seed is a normal, resumable run in a process of its own."""
 
-import contextlib
 import shlex
 import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from solo_ext.analysis.drawing import require_matplotlib
-from solo_ext.errors import ConfigError
-from solo_ext.runs.lock import RunLock, held
+from solo_ext.runs.lock import held
 from solo_ext.studies.jobs import Job, check, jobs_of, pick
-from solo_ext.studies.pool import STOPPED, LocalPool, SubmititPool, check_launcher, orphans
+from solo_ext.studies.pool import STOPPED, LocalPool, SubmititPool, check_launcher, handling, refuse_orphans
 from solo_ext.studies.study import Study
 from solo_ext.studies.table import write_tables
 from solo_ext.text import duration
@@ -19,14 +17,14 @@ from solo_ext.text import duration
 
 def dry_run(study: Study, out: str | Path, only: Sequence[str] = ()) -> None:
     """Prints each run, of the cells that match `only`, with its recipe, what it changes there, and its state."""
-    chosen = pick(study, only)
+    cells = pick(study, only)
     check(study, build=False)
-    jobs = [job for job in jobs_of(study, Path(out)) if job.cell.name in chosen]
+    jobs = [job for job in jobs_of(study, Path(out)) if job.cell.name in cells]
     width = max((len(job.name) for job in jobs), default=0)
     for job in jobs:
         recipe = "/".join(job.cell.recipe.with_suffix("").parts[-2:])
         print(f"{job.name:<{width}}  {job.state():<7}  {recipe}  {shlex.join(job.cell.overrides)}".rstrip())
-    print(f"{len(jobs)} runs of {len(chosen)} cells x {len(study.seeds)} seeds, in {out}")
+    print(f"{len(jobs)} runs of {len(cells)} cells x {len(study.seeds)} seeds, in {out}")
 
 
 def run_study(
@@ -56,21 +54,23 @@ def run_study(
     require_matplotlib("a study's plot")
     if launcher:
         check_launcher(launcher)
-    chosen = pick(study, only)
+    cells = pick(study, only)
     check(study)
     out = Path(out)
-    with _lock(out) as lock:
+    caught: list[int] = []
+    with held(out, "--out", "--out", "a study that has not ended, or by one of its runs") as lock:
+        refuse_orphans(out)
         jobs = jobs_of(study, out)
         states = {job.name: job.state() for job in jobs}
-        todo = [job for job in jobs if states[job.name] in ("begun", "missing") and job.cell.name in chosen]
+        todo = [job for job in jobs if states[job.name] in ("begun", "missing") and job.cell.name in cells]
         failed = {job.name: "another process is running it" for job in jobs if states[job.name] == "running"}
         done = list(states.values()).count("done")
         print(f"{len(jobs)} runs: {done} done, {len(todo)} to do; logs in {out / 'logs'}", flush=True)
-        with _signals() as caught:
+        with handling(lambda number, _: caught.append(number), signal.SIGINT, signal.SIGTERM):
             if todo:
                 pool = SubmititPool(todo, out, launcher, settings) if launcher else LocalPool(todo, size, lock)
                 try:
-                    _work(study, jobs, pool, caught, failed)
+                    _work(study, jobs, pool, len(todo), caught, failed)
                 except BaseException:
                     pool.stop()
                     raise
@@ -87,22 +87,20 @@ def _work(
     study: Study,
     jobs: Sequence[Job],
     pool: LocalPool | SubmititPool,
+    total: int,
     caught: Sequence[int],
     failed: dict[str, str],
 ) -> None:
     """Runs the pool until it is empty; adds name -> reason of what failed to `failed`."""
-    began, total, ended, stops = time.monotonic(), pool.total, 0, 0
+    began, ended, stops = time.monotonic(), 0, 0
     while pool.busy:
         for job, code in pool.poll():
-            if code is None:
-                print(f"{'':9} start   {job.name}", flush=True)
-                continue
-            if caught and code in (STOPPED, -signal.SIGTERM):
-                print(f"{'':9} stopped {job.name}", flush=True)
+            stopped = bool(caught) and code in (STOPPED, -signal.SIGTERM)
+            if code is None or stopped:
+                print(f"{'':9} {'stopped' if stopped else 'start  '} {job.name}", flush=True)
                 continue
             ended += 1
-            reason = _reason(job, code)
-            if reason:
+            if reason := _reason(job, code):
                 failed[job.name] = reason
             left = (time.monotonic() - began) / ended * (total - ended)
             rest = f"   about {duration(left)} left" if ended < total else ""
@@ -119,7 +117,7 @@ def _work(
 def _reason(job: Job, code: int) -> str:
     """Why an ended run failed; empty if it did not."""
     if code == 0:
-        if job.state() == "done":
+        if job.result():
             return ""
         changed = next(map(job.differs, job.tries()), [])
         return f"it ran with another configuration: {', '.join(changed[:3])}" if changed else "it left no result"
@@ -132,33 +130,12 @@ def _reason(job: Job, code: int) -> str:
 
 
 def _score(study: Study, job: Job) -> str:
+    """The first metrics of an ended run, and how long it took."""
     run = job.result()
     if run is None:
         return ""
-    metrics = [*(reading.metric for reading in study.metrics.values()), *study.curves]
-    values = {name: run.last(name) for name in dict.fromkeys(metrics)}
-    shown = [f"{name} {value:.4g}" for name, value in values.items() if value is not None]
+    metrics = dict.fromkeys([*(reading.metric for reading in study.metrics.values()), *study.curves])
+    values = {name: value for name in metrics if (value := run.last(name)) is not None}
     seconds = (run.summary or {}).get("seconds")
-    return "   ".join([*shown[:3], *([duration(seconds)] if seconds else [])])
-
-
-@contextlib.contextmanager
-def _lock(out: Path) -> Iterator[RunLock]:
-    with held(out, "--out", "--out", "a study that has not ended, or by one of its runs") as lock:
-        for job in orphans(out):
-            raise ConfigError(f"--out: {out} is in use by submitit's job {job}, which has not ended")
-        yield lock
-
-
-@contextlib.contextmanager
-def _signals() -> Iterator[list[int]]:
-    """Collects SIGINT and SIGTERM, instead of being ended by them."""
-    caught: list[int] = []
-    before = {
-        number: signal.signal(number, lambda n, _: caught.append(n)) for number in (signal.SIGINT, signal.SIGTERM)
-    }
-    try:
-        yield caught
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    texts = [f"{name} {value:.4g}" for name, value in values.items()][:3]
+    return "   ".join([*texts, *([duration(seconds)] if seconds else [])])

@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from solo_ext.runs.comparison import flatten, show
 from solo_ext.runs.run import Run
 from solo_ext.schema import plain
-from solo_ext.studies.cells import Cell
 from solo_ext.studies.jobs import Job
-from solo_ext.studies.printed import Row
+from solo_ext.studies.rows import Cell, Row
 from solo_ext.studies.study import Reading, Study
 from solo_ext.text import nearest
 
@@ -27,16 +26,12 @@ SETTING = {  # where these differ from the paper's, the numbers do not compare
 
 @dataclass(frozen=True)
 class Score:
-    """The values of a cell's runs, one per seed, for one printed column; failed: the runs that have none."""
+    """The values of a cell's runs, one per seed, for one printed column; `failed`: how many runs have none."""
 
     values: tuple[float, ...] = ()
     paper: float | None = None
     failed: int = 0
     fact: bool = False
-
-    @property
-    def n(self) -> int:
-        return len(self.values)
 
     @property
     def mean(self) -> float | None:
@@ -46,32 +41,25 @@ class Score:
     def std(self) -> float | None:
         """The standard deviation between seeds, by n - 1; None for one run."""
         finite = all(map(math.isfinite, self.values))
-        return (statistics.stdev(self.values) if finite else math.nan) if self.n > 1 else None
+        return (statistics.stdev(self.values) if finite else math.nan) if len(self.values) > 1 else None
 
     @property
     def difference(self) -> float | None:
         return None if self.mean is None or self.paper is None else self.mean - self.paper
 
-    def texts(self, decimals: int | None) -> tuple[str, str, str]:
-        """Ours, the paper's, and the difference, as the tables show them; `decimals` None: four digits."""
-        form = "{:.4g}" if decimals is None else f"{{:.{decimals}f}}"
-        ours = "-"
-        if self.mean is not None:
-            ours = form.format(self.mean)
-            ours += f" ± {form.format(self.std)}" if self.std is not None else ""
-            ours += "" if self.fact else f" ({self.n})"
+    def texts(self, form: str) -> tuple[str, str, str]:
+        """Ours, the paper's, and the difference, as the tables show them; `form`: the format of a number, as `.2f`."""
+        ours = "-" if self.mean is None else f"{self.mean:{form}}"
+        ours += "" if self.std is None else f" ± {self.std:{form}}"
+        ours += f" ({len(self.values)})" if self.values and not self.fact else ""
         if self.failed:
-            ours = "failed" if self.mean is None else f"{ours}, {self.failed} failed"
-        sign = form.replace("{:", "{:+")
-        return (
-            ours,
-            "-" if self.paper is None else form.format(self.paper),
-            "-" if self.difference is None else sign.format(self.difference),
-        )
+            ours = f"{ours}, {self.failed} failed" if self.values else "failed"
+        paper = "-" if self.paper is None else f"{self.paper:{form}}"
+        return ours, paper, "-" if self.difference is None else f"{self.difference:+{form}}"
 
 
 Results = dict[str, dict[str, Run]]  # name of the cell's runs -> name of the job -> run
-Scores = list[tuple[Cell | Row, dict[str, Score]]]
+Scores = list[tuple[Row, dict[str, Score]]]
 
 
 def results_of(study: Study, jobs: Sequence[Job]) -> Results:
@@ -84,27 +72,19 @@ def results_of(study: Study, jobs: Sequence[Job]) -> Results:
 
 
 def scores(study: Study, results: Results, failed: Mapping[str, str] | None = None) -> Scores:
-    """The study's rows, each with {column: Score}; a cited row has no values of ours.
+    """The study's rows, each with {column: Score}; a cited row has no values of ours. `failed`: jobs that failed."""
 
-    Args:
-        failed: the names of the jobs that failed.
-    """
-    rows: Scores = []
-    for row in study.rows:
-        printed = row.printed if isinstance(row, Cell) else row.values
-        columns = {}
-        for column, reading in study.metrics.items():
-            paper = printed.get(column)
-            if isinstance(row, Row):
-                columns[column] = Score(paper=paper)
-            elif reading.metric in FACTS:
-                columns[column] = Score((reading.times * row.anatomy[reading.metric],), paper, fact=True)
-            else:
-                values = [read(run, reading, row) for run in results[row.name].values()]
-                lost = sum(name.startswith(f"{row.name}-seed") for name in failed or ())
-                columns[column] = Score(tuple(v for v in values if v is not None), paper, lost)
-        rows.append((row, columns))
-    return rows
+    def score(row: Row, column: str, reading: Reading) -> Score:
+        paper = row.values.get(column)
+        if not isinstance(row, Cell):
+            return Score(paper=paper)
+        if reading.metric in FACTS:
+            return Score((reading.times * row.anatomy[reading.metric],), paper, fact=True)
+        values = [read(run, reading, row) for run in results[row.name].values()]
+        lost = sum(name.startswith(f"{row.name}-seed") for name in failed or ())
+        return Score(tuple(value for value in values if value is not None), paper, lost)
+
+    return [(row, {column: score(row, column, r) for column, r in study.metrics.items()}) for row in study.rows]
 
 
 def read(run: Run, reading: Reading, cell: Cell) -> float | None:
@@ -114,13 +94,17 @@ def read(run: Run, reading: Reading, cell: Cell) -> float | None:
     """
     if reading.metric == MINUTES:
         seconds = (run.summary or {}).get("seconds")
-        if seconds is None or (run.environment or {}).get("before"):  # resumed
+        if seconds is None or resumed(run):
             return None
         return reading.times * seconds / 60 / run.args["max_epochs"]
     _, epochs, values = run.series(reading.metric)
     if cell.epoch is not None:
         values = values[epochs <= scaled_epoch(cell, run.args["max_epochs"]) + 1e-6]
     return reading.times * float(values[-1]) if len(values) else None
+
+
+def resumed(run: Run) -> bool:
+    return bool((run.environment or {}).get("before"))
 
 
 def scaled_epoch(cell: Cell, max_epochs: int) -> int:
@@ -132,11 +116,11 @@ def scaled_epoch(cell: Cell, max_epochs: int) -> int:
 def setting(study: Study, printed: bool = False) -> dict[str, str]:
     """What the runs, or `printed` those of the paper, have in the keys of `SETTING`; empty where they have nothing."""
     configs = [flatten(plain(cell.printed_config if printed else cell.config(study.seeds[0]))) for cell in study.runs]
-    trivial = {"data.fraction": (None, -1, 1.0)}
+    everything = {"data.fraction": (None, -1, 1.0)}
     texts = {}
     for key, name in SETTING.items():
         values = [config.get(key) for config in configs]
-        texts[name] = ", ".join(dict.fromkeys(show(v) for v in values if v not in trivial.get(key, (None,))))
+        texts[name] = ", ".join(dict.fromkeys(show(v) for v in values if v not in everything.get(key, (None,))))
     return texts
 
 
@@ -150,20 +134,18 @@ def warning(study: Study) -> str:
 
 def remarks(study: Study, results: Results) -> Iterator[str]:
     """What a reader of the table has to know."""
-    runs = [run for some in results.values() for run in some.values()]
-    logged = dict.fromkeys(column for run in runs for column in run.columns)
+    runs = {name: run for by_job in results.values() for name, run in by_job.items()}
+    logged = dict.fromkeys(column for run in runs.values() for column in run.columns)
     for metric in dict.fromkeys(reading.metric for reading in study.metrics.values()):
+        without = [name for name, run in runs.items() if metric not in run.columns]
         if metric == MINUTES:
-            if any((run.environment or {}).get("before") for run in runs):
+            if any(map(resumed, runs.values())):
                 yield f"{MINUTES} is left out for runs that were resumed: their seconds are the last part's."
-        elif metric not in FACTS:
-            without = [name for some in results.values() for name, run in some.items() if metric not in run.columns]
-            if without:
-                yield f"{metric} was not logged by {', '.join(without)}{nearest(metric, logged)}"
+        elif metric not in FACTS and without:
+            yield f"{metric} was not logged by {', '.join(without)}{nearest(metric, logged)}"
     if study.readout:
         at = {cell.epoch: scaled_epoch(cell, cell.config(study.seeds[0]).max_epochs) for cell in study.cells}
-        moved = {printed: epoch for printed, epoch in at.items() if printed != epoch}
-        if moved:
-            yield f"{study.readout} read out at: {', '.join(f'{k} at {v}' for k, v in moved.items())}."
+        if moved := [f"{printed} at {epoch}" for printed, epoch in at.items() if printed != epoch]:
+            yield f"{study.readout} read out at: {', '.join(moved)}."
     for note in study.table.notes if study.table else ():
         yield f"In print: {note}"

@@ -1,33 +1,24 @@
 """A study file: a grid of runs, and the table or figure of a paper that they belong to, if there is one."""
 
+import hashlib
 import itertools
+import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Literal
 
-import yaml
-from omegaconf import DictConfig
-
 from solo_ext.errors import ConfigError
-from solo_ext.schema import build, fit
-from solo_ext.studies.cells import (
-    Cell,
-    CellSpec,
-    combinations,
-    cover,
-    effective,
-    key_of,
-    must_have,
-    names_of,
-    recipe_file,
-    recipe_of,
-)
-from solo_ext.studies.printed import Row, Table, load_table, must_exist, read_text_yaml, text_yaml
+from solo_ext.schema import Count, build, fit, plain
+from solo_ext.studies.rows import Cell, Row, Table, key_of, load_table, must_exist, must_have, read_text_yaml
+from solo_ext.text import nearest
 from solo_ext.training import recipes
+from solo_ext.training.compose import compose, overlay
 
 RESULTS = "paper_results.yaml"
-OWN = {  # what `solo-ext study` sets in every run
+OWN = {  # what `solo-ext study` sets in every run -> what to do instead
     "seed": "use seeds=[0,1,2]",
     "checkpoint.dir": "use --out",
     "checkpoint.enabled": "every run of a study is saved",
@@ -38,26 +29,38 @@ OWN = {  # what `solo-ext study` sets in every run
 
 @dataclass(frozen=True)
 class Reading:
-    """What fills a column: the logged `metric`, or a fact about the method, `times` a factor of units."""
+    """What fills a column: the logged `metric`, or a fact about the method, times a factor of units."""
 
     metric: str
     times: float = 1.0
 
 
 @dataclass(kw_only=True)
+class CellSpec:
+    """A combination of the grid, or an item of `cells`: the texts of key columns, and the overrides of its runs."""
+
+    row: dict[str, str]
+    overrides: list[str] = field(default_factory=list)
+
+    @property
+    def where(self) -> str:
+        return f"the cell {row_text(self.row)}"
+
+
+@dataclass(kw_only=True)
 class StudyFile:
-    """The content of a study's YAML; paths are seen from its folder.
+    """The content of a study's YAML; paths are relative to its folder.
 
     title: of the pages; else the table's, or the YAML's first line.
-    table, figure: what it reproduces, if anything; a table's figures are printed in the file `results`, else in the
-        nearest `paper_results.yaml`, beside the study or a folder above.
-    recipes: a folder with a folder of recipes for each dataset; else the one of this project.
-    dataset: whose recipes are taken, where `recipe=` does not say it (`recipe=cifar10/byol`); without one, the recipes
-        lie in the folder `recipes` itself.
+    table, figure: what it reproduces, if anything; a table's numbers are in the file `results`, else in the nearest
+        `paper_results.yaml`, beside the study or a folder above.
+    recipes: a folder with a folder of recipes for each dataset; else this project's.
+    dataset: whose recipes are taken, where `recipe=` does not name it (`recipe=cifar10/byol`); without one, the recipes
+        are directly in the folder `recipes`.
     overrides: Hydra's, for all cells. seeds: one run of each cell per seed.
     metrics: column -> logged metric. readout: the key column that says at which epoch a run is read out.
     curves: metrics over epochs. plot: the paper's form.
-    grid: axis (one or several columns) -> label -> overrides; all combinations are run. cells: single ones besides.
+    grid: axis (one or several columns) -> label -> overrides; all combinations are run. cells: further ones.
     cited: printed rows that are not run.
     """
 
@@ -91,21 +94,17 @@ class StudyFile:
 
 @dataclass(frozen=True)
 class Study:
-    """A study that fits its paper's figures.
+    """A study that fits its paper's numbers.
 
-    Attributes:
-        file: its YAML.
-        paper: whether it reproduces something from a paper.
-        table: the paper's; None where no values are printed.
-        rows: the rows to show: cells, and cited printed rows.
-        changes: the user's overrides.
+    paper: whether it reproduces something from a paper; table: the printed numbers, if any.
+    rows: what the table shows: cells, and cited printed rows. changes: the user's overrides.
     """
 
     file: Path
     title: str
     paper: bool
     table: Table | None
-    rows: list[Cell | Row]
+    rows: list[Row]
     seeds: list[int]
     metrics: dict[str, Reading]
     readout: str | None
@@ -130,12 +129,9 @@ class Study:
 def load_study(path: str | Path, overrides: Sequence[str] = ()) -> Study:
     """The study in the YAML `path`, with the user's `overrides`.
 
-    Args:
-        overrides: `seeds=[0,1]`; `dataset=NAME` takes that dataset's recipes, and so does `data.dataset=NAME`; all
-            others are Hydra's, for all runs.
-
-    Raises:
-        ConfigError: the study does not fit its paper's figures, or an override does not fit the study.
+    `seeds=[0,1]` are the study's own; `dataset=NAME` takes that dataset's recipes, and so does `data.dataset=NAME`; all
+    others are Hydra's, for all runs. Raises ConfigError if the study does not fit its paper's table, or an override
+    does not fit the study.
     """
     path = Path(path).expanduser()
     must_exist(path, "study")
@@ -145,41 +141,36 @@ def load_study(path: str | Path, overrides: Sequence[str] = ()) -> Study:
         raise error if str(error).startswith(str(path)) else ConfigError(f"{path}: {error}") from error
 
 
-def _study(path: Path, study: StudyFile, overrides: Sequence[str]) -> Study:
-    own = {key: value for key, _, value in (o.partition("=") for o in overrides) if key in ("seeds", "dataset")}
-    changes = [change for change in overrides if key_of(change) not in ("seeds", "dataset")]
-    seeds = _seeds(own["seeds"]) if "seeds" in own else study.seeds
+def _study(path: Path, spec: StudyFile, overrides: Sequence[str]) -> Study:
+    own = [text for text in overrides if key_of(text) in ("seeds", "dataset")]
+    changes = [text for text in overrides if text not in own]
+    values = plain(overlay({"seeds": spec.seeds, "dataset": None}, own))
+    seeds = fit(list[int], values["seeds"], "seeds")
     if not seeds or len(set(seeds)) < len(seeds):
         raise ConfigError(f"seeds must be different numbers, at least one, not {seeds}")
-    specs = [*combinations(study.grid), *study.cells]
+    specs = [*combinations(spec.grid), *spec.cells]
     if not specs:
         raise ConfigError("grid and cells are both empty")
-    _check_keys(study, specs, changes)
-    table = load_table(_results(path, study), study.table) if study.table else None
-    if table:
-        for column in study.metrics:
-            must_have(column, table.values, f"metrics: {study.table} has no column")
-        if study.readout:
-            must_have(study.readout, table.keys, f"readout: {study.table} has no key column")
-        placed = cover(table, str(study.table), study.readout, specs, study.cited)
-    else:
-        placed = [[Row(spec.row, {})] for spec in specs]
-    cells = _cells(study, specs, placed, _recipes(path, study), own.get("dataset"), changes)
-    rows: list[Cell | Row] = list(cells)
+    _check_keys(spec, specs, changes)
+    folder = path.absolute().parent
+    table, placed = None, [[Row(one.row, {})] for one in specs]
+    if spec.table:
+        near = folder if (folder / RESULTS).is_file() else folder.parent
+        table = load_table(folder / spec.results if spec.results else near / RESULTS, spec.table)
+        for column in spec.metrics:
+            must_have(column, table.values, f"metrics: {spec.table} has no column")
+        if spec.readout:
+            must_have(spec.readout, table.keys, f"readout: {spec.table} has no key column")
+        placed = cover(table, spec.table, spec.readout, specs, spec.cited)
+    cells = _cells(spec, specs, placed, folder, values["dataset"], changes)
+    rows: list[Row] = list(cells)
     if table:  # in the paper's order
-        by_row = {tuple(cell.labels.values()): cell for cell in cells}
-        rows = [by_row.get(tuple(row.labels.values()), row) for row in table.printed]
-    metrics = {column: m if isinstance(m, Reading) else Reading(m) for column, m in study.metrics.items()}
-    title = study.title or (table.title if table else _first_comment(path)) or study.figure or path.stem
-    paper = bool(study.table or study.figure)
-    return Study(path, title, paper, table, rows, seeds, metrics, study.readout, study.curves, study.plot, changes)
-
-
-def _seeds(text: str) -> list[int]:
-    try:
-        return fit(list[int], text_yaml(text), "seeds")
-    except yaml.YAMLError as error:
-        raise ConfigError(f"seeds must be a list such as [0,1,2], not {text}") from error
+        by_labels = {tuple(cell.labels.values()): cell for cell in cells}
+        rows = [by_labels.get(tuple(row.labels.values()), row) for row in table.printed]
+    metrics = {column: m if isinstance(m, Reading) else Reading(m) for column, m in spec.metrics.items()}
+    title = spec.title or (table.title if table else recipes.summary(path)) or spec.figure or path.stem
+    paper = bool(spec.table or spec.figure)
+    return Study(path, title, paper, table, rows, seeds, metrics, spec.readout, spec.curves, spec.plot, changes)
 
 
 def _check_keys(study: StudyFile, specs: Sequence[CellSpec], changes: Sequence[str]) -> None:
@@ -191,74 +182,138 @@ def _check_keys(study: StudyFile, specs: Sequence[CellSpec], changes: Sequence[s
         varied |= {key_of(text): spec.where for text in spec.overrides}
     if "recipe" in varied:
         varied.setdefault("method", varied["recipe"])
-    for change, (key, where) in itertools.product(changes, varied.items()):
-        if _overlap(key_of(change), key):
-            raise ConfigError(f"'{change}' cannot hold for all cells: {where} sets {key}")
+    in_cells = {key: f"cannot hold for all cells: {where} sets {key}" for key, where in varied.items()}
+    in_runs = {key: f"{key} is set by solo-ext study itself; {instead}" for key, instead in OWN.items()}
     everything = [*study.overrides, *(text for spec in specs for text in spec.overrides), *changes]
-    for text, (key, instead) in itertools.product(everything, OWN.items()):
-        if _overlap(key_of(text), key):
-            raise ConfigError(f"'{text}': {key} is set by solo-ext study itself; {instead}")
-
-
-def _overlap(one: str, other: str) -> bool:
-    """Whether the keys are the same, or one holds the other."""
-    return f"{one}.".startswith(f"{other}.") or f"{other}.".startswith(f"{one}.")
-
-
-def _results(path: Path, study: StudyFile) -> Path:
-    """The file of printed results."""
-    folder = path.absolute().parent
-    if study.results:
-        return folder / study.results
-    near = [place / RESULTS for place in (folder, folder.parent)]
-    return next((file for file in near if file.is_file()), near[-1])
-
-
-def _recipes(path: Path, study: StudyFile) -> Path:
-    """The folder of the recipes: the study's, those beside a checkout's studies, or this project's."""
-    if study.recipes:
-        return path.absolute().parent / Path(study.recipes).expanduser()
-    beside = path.absolute().parents[min(2, len(path.absolute().parents) - 1)] / "pretrain"
-    return beside if beside.is_dir() else recipes.scripts() / "pretrain"
+    for texts, reasons in ((changes, in_cells), (everything, in_runs)):
+        for text, (key, reason) in itertools.product(texts, reasons.items()):
+            one, other = f"{key_of(text)}.", f"{key}."
+            if one.startswith(other) or other.startswith(one):
+                raise ConfigError(f"'{text}': {reason}")
 
 
 def _cells(
     study: StudyFile,
     specs: Sequence[CellSpec],
     placed: Sequence[Sequence[Row]],
-    recipes: Path,
+    here: Path,
     dataset: str | None,
     changes: Sequence[str],
 ) -> list[Cell]:
-    """The cells, in the order of `specs`; `placed`: the rows that each stands for."""
-    data = [value for key, _, value in (c.lstrip("+").partition("=") for c in changes) if key == "data.dataset"]
+    """The cells in the order of `specs`, which stand for the rows `placed`; `dataset`, `changes`: the user's."""
     names = names_of([{k: v for k, v in rows[0].labels.items() if k != study.readout} for rows in placed])
-    composed: dict[Path, DictConfig] = {}
+    composed = cache(lambda file: compose(file.parent, file.name))
+    ours, users = _values(study.overrides), _values(changes)
+    beside = here.parent.parent / "pretrain"  # in a checkout
+    own = Path(study.recipes).expanduser() if study.recipes else None
+    folder = here / own if own else beside if beside.is_dir() else recipes.scripts() / "pretrain"
+    if not folder.is_dir():
+        raise ConfigError(f"recipes: there is no folder '{folder}'")
 
-    def find(overrides: Sequence[str], where: str, wish: str | None) -> Path:
-        home, _, recipe = recipe_of(overrides, where).rpartition("/")
-        own = home or study.dataset
-        return recipe_file(recipes, wish if wish and (own or dataset) else own, recipe)
+    def find(recipe: str, dataset: str | None = None) -> Path:
+        home, _, name = recipe.rpartition("/")
+        if dataset := dataset or home or study.dataset:
+            return recipes.recipe_file(folder, dataset, name)
+        must_exist(folder / f"{name}.yaml", "recipe")
+        return folder / f"{name}.yaml"
 
     cells = []
     for spec, rows, name in zip(specs, placed, names, strict=True):
-        printed = [*study.overrides, *spec.overrides]
-        home = find(printed, spec.where, None)
-        there = find([*printed, *changes], spec.where, dataset or (data[-1] if data else None))
-        plain, user = ([text for text in texts if key_of(text) != "recipe"] for texts in (printed, changes))
+        recipe = (ours | _values(spec.overrides)).get("recipe")
+        if not recipe:
+            raise ConfigError(f"{spec.where} has no recipe=NAME")
+        new = users.get("recipe", recipe)
+        file = find(new, dataset or (users.get("data.dataset") if study.dataset or "/" in new else None))
+        base = [text for text in (*study.overrides, *spec.overrides) if key_of(text) != "recipe"]
+        overrides = effective([*base, *(text for text in changes if key_of(text) != "recipe")])
         for row in rows:
-            epoch = _epoch(row.labels[study.readout]) if study.readout else None
-            changed = effective([*plain, *user])
-            cells.append(Cell(row.labels, row.values, there, changed, name, epoch, (home, plain), composed))
+            epoch = fit(Count, row.labels[study.readout], f"readout {study.readout}") if study.readout else None
+            as_printed = find(recipe), base
+            cells.append(Cell(row.labels, row.values, file, overrides, name, epoch, as_printed, composed))
     return cells
 
 
-def _epoch(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
-        raise ConfigError(f"readout: '{text}' is not an epoch")
-    return int(text)
+def _values(overrides: Sequence[str]) -> dict[str, str]:
+    """Key -> the value that the last override gives it."""
+    return {key_of(text): text.partition("=")[2] for text in overrides}
 
 
-def _first_comment(path: Path) -> str:
-    first = path.read_text(encoding="utf-8").partition("\n")[0]
-    return first.strip("# ") if first.startswith("#") else ""
+def combinations(grid: dict[str, dict[str, list[str] | None]]) -> list[CellSpec]:
+    """A cell for each combination of the axes."""
+    specs = [CellSpec(row={})] if grid else []
+    for axis, choices in grid.items():
+        columns = [column.strip() for column in axis.split(", ")]
+        points = []
+        for label, overrides in choices.items():
+            texts = [text.strip() for text in label.split(", ", len(columns) - 1)]
+            if len(texts) != len(columns):
+                raise ConfigError(f"grid.{axis}: the label '{label}' has {len(texts)} parts for {len(columns)} columns")
+            points.append((dict(zip(columns, texts, strict=True)), overrides or []))
+        specs = [
+            CellSpec(row=spec.row | row, overrides=[*spec.overrides, *overrides])
+            for spec in specs
+            for row, overrides in points
+        ]
+    return specs
+
+
+def cover(
+    table: Table, name: str, readout: str | None, specs: Sequence[CellSpec], cited: Sequence[dict[str, str]]
+) -> list[list[Row]]:
+    """The rows of the printed table that each cell covers: one, unless they differ in the column `readout`.
+
+    Raises ConfigError for a cell or citation without a row, and for a row that is not covered exactly once.
+    """
+    owners: dict[Row, list[str]] = {row: [] for row in table.printed}
+
+    def matching(labels: dict[str, str], owner: str) -> list[Row]:
+        for column in labels:
+            must_have(column, table.keys, f"{owner}: {name} has no key column")
+        rows = [row for row in table.printed if labels.items() <= row.labels.items()]
+        if not rows:
+            near = nearest(row_text(labels), [row_text({k: row.labels[k] for k in labels}) for row in table.printed])
+            raise ConfigError(f"{owner} matches no row of {name}{near}")
+        for row in rows:
+            owners[row].append(owner)
+        return rows
+
+    placed = []
+    for spec in specs:
+        rows = matching(spec.row, spec.where)
+        if len(rows) != (len({row.labels[readout] for row in rows}) if readout else 1):
+            raise ConfigError(f"{spec.where} matches {len(rows)} rows of {name}; name more columns")
+        placed.append(rows)
+    for labels in cited:
+        matching(labels, f"the cited row {row_text(labels)}")
+    for row, names in owners.items():
+        text = row_text(row.labels)
+        if not names:
+            raise ConfigError(f"no cell covers the row {text} of {name}; add one, or put it under cited")
+        if len(names) > 1:
+            raise ConfigError(f"the row {text} of {name} is covered by {' and by '.join(names)}")
+    return placed
+
+
+def names_of(rows: Sequence[dict[str, str]]) -> list[str]:
+    """A short name of letters, digits and `.-_` for each cell; those that would be alike get a hash."""
+    if twice := [row for i, row in enumerate(rows) if row in rows[:i]]:
+        raise ConfigError(f"the cell {row_text(twice[0])} comes twice")
+    names = ["_".join(_slug(text) for text in row.values()) for row in rows]
+    counts = Counter(names)
+    hashes = [hashlib.sha256(repr(sorted(row.items())).encode()).hexdigest()[:6] for row in rows]
+    return [name if counts[name] == 1 else f"{name}-{tail}" for name, tail in zip(names, hashes, strict=True)]
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"[^a-z0-9.]+", "-", text.lower()).strip("-.") or "no"
+
+
+def effective(overrides: Sequence[str]) -> list[str]:
+    """The overrides without those of which a later one sets the same key; deletions stay."""
+    last = {(key_of(text), text.startswith("~")): i for i, text in enumerate(overrides)}
+    return [overrides[i] for i in sorted(last.values())]
+
+
+def row_text(labels: dict[str, str]) -> str:
+    """`column text, column text`."""
+    return ", ".join(f"{column} {text}" for column, text in labels.items())

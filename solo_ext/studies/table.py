@@ -3,72 +3,79 @@
 import os
 import shlex
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from solo_ext.analysis import drawing
-from solo_ext.analysis.figures import Section, Style, styles
+from solo_ext.analysis.figures import Curve, Panel, Section, Style, by_value, panel_of, styles, thin
 from solo_ext.analysis.pages import render
-from solo_ext.analysis.report import machine
+from solo_ext.analysis.report import machine, merged
 from solo_ext.files import write_text
-from solo_ext.runs.comparison import compare
 from solo_ext.runs.environment import environment
 from solo_ext.runs.run import Run
-from solo_ext.studies.cells import Cell
 from solo_ext.studies.jobs import Job
-from solo_ext.studies.plots import bars, curves
-from solo_ext.studies.printed import Row, short_labels
+from solo_ext.studies.rows import Cell
 from solo_ext.studies.scores import Results, Scores, remarks, results_of, scores, setting, warning
 from solo_ext.studies.study import Study
 from solo_ext.text import markdown_table
 
+PALE = 0.35  # opacity of the paper's bars
+LEGEND = "Ours: mean ± standard deviation (n - 1) over seeds, and in brackets the number of runs."
+CITED = " In italics: printed by the paper, not run here."
 
-def write_tables(study: Study, jobs: Sequence[Job], out: str | Path, failed: Mapping[str, str] | None = None) -> Path:
+
+def write_tables(study: Study, jobs: Sequence[Job], out: Path, failed: Mapping[str, str] | None = None) -> Path:
     """Writes `study.md`, `study.html`, `study.png` and `study.svg` into `out`, each whole or not at all.
 
-    Args:
-        failed: names of the jobs that failed -> why.
-
-    Returns:
-        The path of the HTML.
-
-    Raises:
-        CheckpointError: a file cannot be written.
+    failed: names of the jobs that failed -> why. Returns the path of the HTML.
     """
-    out, failed = Path(out), failed or {}
+    failed = failed or {}
     results = results_of(study, jobs)
     rows = scores(study, results, failed)
     labels = [{k: v for k, v in cell.labels.items() if k != study.readout} for cell in study.runs]
-    looks = dict(zip(results, styles(short_labels(labels)[1]), strict=True))
+    by_cell = dict(zip(results, styles(short_labels(labels)[1]), strict=True))
     with drawing.house_style():
-        plot = bars(study, rows, looks) if study.metrics else None
-        section = curves(study, results, looks) if study.curves else None
-        values = _words(study, jobs, results, failed) | _numbers(study, rows, looks)
-        parts = {"Results": plot, "Plot": plot, "Curves": section, "What ran": True, "Notes": values["notes"]}
-        values |= {
-            "parts": [*(name for name, there in parts.items() if there), "Overrides"],
-            "plot": plot,
-            "curves": section,
-            "drawn": _draw(study, plot, section, out),
-        }
-        page = render("study.html", looks.values(), section.last_epoch if section else 1.0, **values)
+        plot = bars(study, rows, by_cell) if study.metrics else None
+        section = curves(study, results, by_cell) if study.curves else None
+        figure = plot
+        if section and study.plot == "lines":
+            figure = drawing.grid(section.panels, section.legend, section.last_epoch) if section.panels else None
+        for suffix in ("png", "svg") if figure else ():
+            drawing.save(figure, temporary := out / f".study.tmp.{suffix}")
+            os.replace(temporary, out / f"study.{suffix}")
+        values = _words(study, jobs, results, failed) | _numbers(study, rows, by_cell)
+        values |= {"plot": plot, "curves": section, "drawn": figure is not None}
+        page = render("study.html", by_cell.values(), section.last_epoch if section else 1.0, **values)
     write_text(out / "study.md", render("study.md", **values))
     write_text(out / "study.html", page)
     return out / "study.html"
 
 
+def short_labels(rows: list[dict[str, str]]) -> tuple[list[str], list[str]]:
+    """The columns that tell the rows apart, and a label for each row, made of them."""
+    columns = list(rows[0]) if rows else []
+    for column in columns[:0:-1]:
+        rest = [name for name in columns if name != column]
+        if len({tuple(row[name] for name in rest) for row in rows}) == len(rows):
+            columns = rest
+    return columns, [" · ".join(row[name] for name in columns) for row in rows]
+
+
 def _words(study: Study, jobs: Sequence[Job], results: Results, failed: Mapping[str, str]) -> dict[str, Any]:
-    """What is said around the numbers."""
-    runs = [run for some in results.values() for run in some.values()]
-    cited = any(isinstance(row, Row) for row in study.rows)
+    """The text around the numbers."""
+    runs = [run for by_job in results.values() for run in by_job.values()]
+    facts = [machine(run.environment) for run in runs if run.environment]
+    own = ("time", "command", "host", "before")  # of single runs
     ran = {
         "study": f"{study.file} ({study.source})",
         "runs": f"{len(runs)} of {len(jobs)}",
         **{name: text for name, text in setting(study).items() if text},
         "seeds": ", ".join(map(str, study.seeds)),
         "changes": shlex.join(study.changes) or "none",
-        **_machines(runs),
+        **merged([{key: value for key, value in fact.items() if key not in own} for fact in facts], "; "),
         "command": shlex.join(["solo-ext", *environment()["command"][1:]]),
         "written": time.strftime("%Y-%m-%d %H:%M"),
     }
@@ -77,8 +84,7 @@ def _words(study: Study, jobs: Sequence[Job], results: Results, failed: Mapping[
         "heading": study.title,
         "subtitle": " · ".join([study.source, f"{ran['runs']} runs", ran["written"]]),
         "warning": warning(study),
-        "legend": "Ours: mean ± standard deviation (n - 1) over seeds, and in brackets the number of runs."
-        + " In italics: printed by the paper, not run here." * cited,
+        "legend": LEGEND if len(study.cells) == len(study.rows) else LEGEND + CITED,
         "ran": ran,
         "notes": [*remarks(study, results), *(f"{name} has no result: {reason}" for name, reason in failed.items())],
         "overrides": {
@@ -87,44 +93,82 @@ def _words(study: Study, jobs: Sequence[Job], results: Results, failed: Mapping[
     }
 
 
-def _numbers(study: Study, scored: Scores, looks: Mapping[str, Style]) -> dict[str, Any]:
+def _numbers(study: Study, scored: Scores, by_cell: Mapping[str, Style]) -> dict[str, Any]:
     """The table: its columns, its rows for HTML, and the whole in Markdown. Printed numbers have two decimals."""
-    printed = [row.values for row in (study.table.printed if study.table else ())]
-    beside = [column for column in study.metrics if any(values.get(column) is not None for values in printed)]
-    columns = list(study.rows[0].labels)
-    keys = len(columns)
+    columns = keys = list(study.rows[0].labels)
+    printed = [column for column in study.metrics if any(row.values.get(column) is not None for row in study.rows)]
     for column in study.metrics:
-        columns += [f"{column}, ours", f"{column}, paper", "ours - paper"] if column in beside else [column]
-    rows, plain = [], []
+        columns = columns + ([f"{column}, ours", f"{column}, paper", "ours - paper"] if column in printed else [column])
+    rows, lines = [], []
     for row, score in scored:
         texts: list[str] = []
         for column in study.metrics:
-            texts += score[column].texts(2) if column in beside else score[column].texts(None)[:1]
+            texts += score[column].texts(".2f") if column in printed else score[column].texts(".4g")[:1]
         first, *others = labels = list(row.labels.values())
-        look = looks[row.name] if isinstance(row, Cell) else None
-        rows.append({"kind": "run" if look else "floor", "look": look, "label": first, "cells": [*others, *texts]})
-        plain.append([*(labels if look else (f"*{text}*" for text in labels)), *texts])
-    table = markdown_table(columns, plain, range(keys, len(columns))) if study.metrics else ""
+        style = by_cell[row.name] if isinstance(row, Cell) else None
+        rows.append({"kind": "run" if style else "floor", "style": style, "label": first, "cells": [*others, *texts]})
+        lines.append([*(labels if style else (f"*{text}*" for text in labels)), *texts])
+    table = markdown_table(columns, lines, range(len(keys), len(columns))) if study.metrics else ""
     return {"columns": columns, "rows": rows, "table": table}
 
 
-def _draw(study: Study, plot: Any, section: Section | None, out: Path) -> bool:
-    """Writes the study's figure in the paper's form, bars or lines, if there is anything to draw."""
-    if study.plot == "lines" and not (section and section.panels):
-        return False
-    for suffix in ("png", "svg"):
-        temporary = out / f".study.tmp.{suffix}"
-        if section and study.plot == "lines":
-            drawing.png(section.panels, section.legend, section.last_epoch, temporary)
-        else:
-            drawing.save(plot, temporary)
-        os.replace(temporary, out / f"study.{suffix}")
-    return True
+# The figure in the paper's form: bars of ours beside the paper's, or curves over epochs.
 
 
-def _machines(runs: Sequence[Run]) -> dict[str, str]:
-    """Versions and hardware of the runs."""
-    known = [machine(run.environment) for run in runs if run.environment]
-    own = ("time", "command", "host", "before")
-    same, differing = compare([{k: v for k, v in facts.items() if k not in own} for facts in known])
-    return {**same, **{key: "; ".join(dict.fromkeys(texts)) for key, texts in differing.items()}}
+def bars(study: Study, rows: Scores, by_cell: Mapping[str, Style]) -> Any:
+    """A matplotlib figure: for each row ours, with standard deviation, above the paper's, paler; a panel per metric."""
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Patch
+
+    columns, names = short_labels([row.labels for row, _ in rows])
+    n, panels = len(rows), list(study.metrics)
+    size = (3.2 + 2.4 * len(panels), 0.9 + 0.34 * n)
+    figure = Figure(figsize=size, layout="constrained", dpi=160)
+    axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+    colours = [by_cell[row.name].light if isinstance(row, Cell) else drawing.MUTED for row, _ in rows]
+    whiskers = {"ecolor": drawing.MUTED, "elinewidth": 0.9, "capsize": 2}
+    for ax, column in zip(axes, panels, strict=True):
+        numbers = [(score[column].mean, score[column].std or None, score[column].paper) for _, score in rows]
+        means, spreads, papers = np.array(numbers, dtype=float).T
+        for offset, values, opacity, errors in ((-0.19, means, 1.0, spreads), (0.19, papers, PALE, None)):
+            ends = np.where(np.isfinite(values), values, np.nan)
+            look = {"color": colours, "alpha": opacity, "linewidth": 0, "error_kw": whiskers}
+            container = ax.barh(np.arange(n) + offset, ends, 0.36, xerr=errors, **look)
+            texts = [f"{value:.2f}" if abs(value) >= 1 else f"{value:.3g}" for value in ends]
+            ax.bar_label(container, texts, padding=3, fontsize=6.5)
+        ax.set_title(column, parse_math=False)
+        ax.grid(axis="x")
+        ax.grid(visible=False, axis="y")
+        ax.set_xlim(0, 1.2 * max(ax.dataLim.x1, 0) or 1)
+        ax.xaxis.get_major_locator().set_params(nbins=5)
+    for text in axes[0].set_yticks(range(n), names):
+        text.label1.set_parse_math(False)
+    axes[0].set_ylim(n - 0.4, -0.6)
+    axes[0].set_ylabel(" · ".join(columns), parse_math=False)
+    keys = [Patch(color=drawing.MUTED, linewidth=0, label="ours")]
+    if any(score.paper is not None for _, by_column in rows for score in by_column.values()):
+        keys.append(Patch(color=drawing.MUTED, alpha=PALE, linewidth=0, label="paper"))
+    figure.legend(handles=keys, loc="outside upper left", ncols=2, frameon=False)
+    return figure
+
+
+def curves(study: Study, results: Results, by_cell: Mapping[str, Style]) -> Section:
+    """`study.curves` over epochs: for each cell the mean over its finished runs, in a band of their deviation."""
+    panels: list[Panel] = []
+    for column in study.curves:
+        panels += panel_of(column, [_mean(results[name].values(), column, style) for name, style in by_cell.items()])
+    shown = [(run, by_cell[name]) for name, runs in results.items() for run in runs.values()]
+    places = by_value(shown, "gap.at") if any(panel.gap_axis for panel in panels) else {}
+    return Section("curves", {"curves": panels}, list(by_cell.values()), {"places": places})
+
+
+def _mean(runs: Iterable[Run], metric: str, style: Style) -> Curve | None:
+    """The mean of `metric` over `runs` at the epochs that all of them have."""
+    series = [dict(zip(epochs.round(6), values, strict=True)) for _, epochs, values in (r.series(metric) for r in runs)]
+    common = sorted(set.intersection(*map(set, series))) if series else []
+    if not common:
+        return None
+    values = np.array([[one[epoch] for one in series] for epoch in common])
+    several = len(series) > 1
+    epochs, mean, band = thin(np.array(common), values.mean(axis=1), values.std(axis=1, ddof=int(several)))
+    return Curve(style, epochs, mean, band=band if several else None)

@@ -506,7 +506,7 @@ def test_nothing_is_left_of_a_report_that_fails(runs, tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(drawing, "svg", fail)
-    monkeypatch.setattr(drawing, "png", lambda panels, legend, last, path: path.write_bytes(b""))
+    monkeypatch.setattr(drawing, "save", lambda figure, path: path.write_bytes(b""))
     with pytest.raises(ConfigError, match=r"--out: .*report cannot be written: No space left on device"):
         main_report([runs], tmp_path / "report")
     assert [path.name for path in tmp_path.iterdir()] == ["trained_models"]

@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 
 from solo_ext.methods import METHODS
 from solo_ext.schema import plain
-from solo_ext.studies.printed import load_table, read_text_yaml
+from solo_ext.studies.rows import load_table, read_text_yaml
 from solo_ext.studies.study import load_study
 from solo_ext.training.compose import compose
 from solo_ext.training.config import resolve

@@ -16,10 +16,9 @@ import solo_ext.cli.main as cli
 from solo_ext.errors import ConfigError
 from solo_ext.runs.lock import RunLock
 from solo_ext.studies.jobs import check, jobs_of
-from solo_ext.studies.printed import short_labels
 from solo_ext.studies.scores import results_of, scores, warning
 from solo_ext.studies.study import load_study
-from solo_ext.studies.table import write_tables
+from solo_ext.studies.table import short_labels, write_tables
 from solo_ext.training.config import resolve
 from solo_ext.training.pretrain import pretrain
 
@@ -146,7 +145,7 @@ def test_cells_are_the_rows_in_the_papers_order(file):
     assert study.seeds == [0, 1] and len(study.cells) == 4 and len(study.runs) == 4
     cell = study.cells[1]
     assert cell.labels == {"Method": "BYOL", "backbone": "Y", "projector": "-"}
-    assert cell.printed == {"Acc": 62.17, "Sim": None}
+    assert cell.values == {"Acc": 62.17, "Sim": None}
     assert cell.recipe == file().absolute().parents[2] / "pretrain" / "fashion_mnist_mini" / "byol.yaml"
     assert cell.overrides == ["optimizer.lr=0.5", "momentum.stages=backbone", "max_epochs=20"]
     cfg = cell.config(7)
@@ -231,12 +230,20 @@ grid = STUDY["grid"]
         ({"figure": "X-Fig1"}, [], "either table or figure"),
         ({"table": "X-4"}, [], "no table 'X-4'; did you mean"),
         ({"cited": []}, [], "no cell covers the row Method Other, backbone Y, projector - of X-3"),
-        ({"cited": [{"Method": "Other"}, {"Method": "BYOL"}]}, [], "is cited but covered by a cell too"),
+        (
+            {"cited": [{"Method": "Other"}, {"Method": "BYOL"}]},
+            [],
+            "is covered by the cell Method BYOL, backbone Y, projector Y and by the cited row Method BYOL",
+        ),
         ({"cited": [{"Metod": "Other"}]}, [], "no key column 'Metod'; did you mean 'Method'?"),
         ({"cells": []}, [], "no cell covers the row Method MoCo v3"),
         ({"cells": [{"row": {"Method": "MoCo v2"}}]}, [], "matches no row of X-3; did you mean 'Method MoCo v3'?"),
         ({"cells": [{"row": {"projector": "Y"}}]}, [], "matches 3 rows"),
-        ({"cells": [*STUDY["cells"], {"row": {"Method": "BYOL", "projector": "-"}}]}, [], "covered by two cells"),
+        (
+            {"cells": [*STUDY["cells"], {"row": {"Method": "BYOL", "projector": "-"}}]},
+            [],
+            "projector - and by the cell Method BYOL, projector -",
+        ),
         ({"cells": [{"row": {"Method": "MoCo v3"}}]}, [], "Method MoCo v3 has no recipe"),
         ({"cells": [{"row": {"Method": "MoCo v3"}, "overrides": ["recipe=mocov33"]}]}, [], "did you mean 'mocov3'?"),
         ({"grid": {**grid, "Method": {"BYOLL": ["recipe=byol"]}}}, [], "BYOLL, backbone Y, projector Y"),
@@ -323,14 +330,14 @@ def test_scores_by_hand(file, tmp_path):
     failed = {"byol_y_y-seed3": "the loss is not finite", "byol_no_y-seed0": "no room"}
     full, backbone, projector, moco, other = (found for _, found in scores(study, results_of(study, jobs), failed))
     acc = full["Acc"]
-    assert (acc.n, acc.failed, acc.paper) == (3, 1, 62.01)
+    assert (len(acc.values), acc.failed, acc.paper) == (3, 1, 62.01)
     assert acc.mean == pytest.approx(53.0)
     assert acc.std == pytest.approx(((9 + 1 + 16) / 2) ** 0.5)
     assert acc.difference == pytest.approx(-9.01)
     assert full["Sim"].mean == pytest.approx(99.0)
-    assert backbone["Acc"].texts(2) == ("40.00 (1)", "62.17", "-22.17")
-    assert projector["Acc"].texts(2) == ("failed", "59.61", "-")
-    assert moco["Acc"].texts(2) == ("-", "-", "-") and other["Acc"].texts(2) == ("-", "8.11", "-")
+    assert backbone["Acc"].texts(".2f") == ("40.00 (1)", "62.17", "-22.17")
+    assert projector["Acc"].texts(".2f") == ("failed", "59.61", "-")
+    assert moco["Acc"].texts(".2f") == ("-", "-", "-") and other["Acc"].texts(".2f") == ("-", "8.11", "-")
 
     page = write_tables(study, jobs, tmp_path / "out", failed)
     text = page.with_suffix(".md").read_text()

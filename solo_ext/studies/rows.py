@@ -1,0 +1,164 @@
+"""The rows of a study's table: what a paper prints, and the cells that are run, each a recipe with overrides."""
+
+import copy
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+from omegaconf import DictConfig
+
+from solo_ext.errors import ConfigError
+from solo_ext.methods import METHODS
+from solo_ext.schema import build, fit
+from solo_ext.text import hint, nearest
+from solo_ext.training.compose import compose, overridden
+from solo_ext.training.config import PretrainConfig, resolve
+
+if TYPE_CHECKING:
+    from solo_ext.methods.module import LightningMethod
+
+
+@dataclass(frozen=True, eq=False)
+class Row:
+    """A row of a table: column -> text, and printed column -> the paper's number, None where nothing is printed."""
+
+    labels: dict[str, str]
+    values: dict[str, float | None]
+
+
+@dataclass(kw_only=True)
+class Table:
+    """A table, or a figure with numbers, as a paper prints it.
+
+    keys, values: the columns that name a row, and those with results. notes: what is odd in print.
+    rows: a list per row, keys first; in `printed`, the same as `Row`s.
+    """
+
+    title: str
+    source: str
+    keys: list[str]
+    values: list[str]
+    rows: list[list[Any]]
+    notes: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.printed: list[Row] = []
+        n = len(self.keys)
+        for i, row in enumerate(self.rows):
+            if len(row) != n + len(self.values):
+                raise ConfigError(f"rows.{i} has {len(row)} entries for {n + len(self.values)} columns")
+            labels = dict(zip(self.keys, map(str, row[:n]), strict=True))
+            numbers = fit(list[float | None], row[n:], f"rows.{i}")
+            self.printed.append(Row(labels, dict(zip(self.values, numbers, strict=True))))
+
+
+def load_table(path: Path, name: str) -> Table:
+    """The table `name` of a file of printed results; ConfigError if there is none or it is malformed."""
+    must_exist(path, "file of printed results")
+    tables = read_text_yaml(path)
+    must_have(name, tables, f"{path.name} has no table")
+    try:
+        return build(Table, tables[name])
+    except ConfigError as error:
+        raise ConfigError(f"{path.name}, {name}: {error}") from error
+
+
+class _Text(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
+    yaml_implicit_resolvers = {  # noqa: RUF012
+        first: [(tag, pattern) for tag, pattern in resolvers if tag.endswith((":null", ":merge"))]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[str, Any]:
+        counts = Counter(key.value for key, _ in node.value)
+        if twice := [name for name, n in counts.items() if n > 1]:
+            problem = f"the key '{twice[0]}' comes twice in one mapping"
+            raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+def read_text_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file in which all but null is text, as it is printed: 0.90 stays 0.90.
+
+    Raises ConfigError if the file cannot be read, is no YAML or no mapping, or has a key twice.
+    """
+    try:
+        content = yaml.load(path.read_text(encoding="utf-8"), _Text)
+    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+        reason = " ".join(str(error).split()).replace('"<unicode string>", ', "")
+        raise ConfigError(f"{path} cannot be read as YAML: {reason}") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path} is not a mapping")
+    return content
+
+
+def must_exist(file: Path, what: str) -> None:
+    """Raises ConfigError, with the nearest YAML in the folder, unless the file is there."""
+    if not file.is_file():
+        near = nearest(file.stem, [other.stem for other in file.parent.glob("*.yaml")])
+        raise ConfigError(f"there is no {what} '{file}'{near}")
+
+
+def must_have(name: str, names: Any, what: str) -> None:
+    """Raises ConfigError, `what` followed by the name and the nearest one, unless it is one of `names`."""
+    if name not in names:
+        raise ConfigError(f"{what} '{name}'{hint(name, names)}")
+
+
+@dataclass(frozen=True, eq=False)
+class Cell(Row):
+    """A row of the study's table, and the runs behind it.
+
+    overrides: what its runs change in the `recipe`: the study's, the cell's own and the user's, in this order.
+    name: of its runs, fit for a folder. Cells of one name read out the same runs.
+    epoch: the epoch at which the paper reads the run out; None: the last.
+    as_printed: recipe and overrides of the paper's setting, without the user's changes.
+    composed: composes a recipe without overrides, once for all cells.
+    """
+
+    recipe: Path
+    overrides: list[str]
+    name: str
+    epoch: int | None
+    as_printed: tuple[Path, list[str]]
+    composed: Callable[[Path], DictConfig] = field(repr=False)
+    _configs: dict[int, PretrainConfig] = field(default_factory=dict, repr=False)
+
+    def config(self, seed: int) -> PretrainConfig:
+        """The resolved configuration of the run with this seed; callers share it and must not change it."""
+        if seed not in self._configs:
+            self._configs[seed] = self._resolved(self.recipe, [*self.overrides, f"seed={seed}"])
+        return self._configs[seed]
+
+    @cached_property
+    def printed_config(self) -> PretrainConfig:
+        """The resolved configuration of the paper's setting."""
+        return self._resolved(*self.as_printed)
+
+    def _resolved(self, recipe: Path, overrides: Sequence[str]) -> PretrainConfig:
+        if any("@" in text or (recipe.parent / key_of(text)).is_dir() for text in overrides):  # config groups
+            return resolve(compose(recipe.parent, recipe.name, overrides))
+        return resolve(overridden(self.composed(recipe), overrides))
+
+    def method(self, seed: int) -> "LightningMethod":
+        """The method of that run, freshly built; with two classes where only the data could tell how many there are."""
+        cfg = copy.deepcopy(self.config(seed))
+        if cfg.data.num_classes is None:
+            cfg.data.num_classes = 2
+        return METHODS[cfg.method](cfg)
+
+    @cached_property
+    def anatomy(self) -> dict[str, Any]:
+        """What its method consists of: `solo_ext.planning.anatomy`."""
+        from solo_ext.planning.anatomy import anatomy
+
+        return anatomy(self.method(0))
+
+
+def key_of(text: str) -> str:
+    """The full key that an override sets."""
+    return text.lstrip("+~").partition("=")[0].partition("@")[0]
