@@ -9,7 +9,7 @@ import json
 import statistics
 from pathlib import Path
 
-from solo_ext.analysis.table import table_rows
+from solo_ext.analysis.report import table_rows
 from solo_ext.runs.run import find_runs, load_run
 
 ACCURACIES = {"knn1": "kNN-1", "knn20": "kNN-20", "linear": "linear top-1"}

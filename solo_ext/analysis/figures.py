@@ -146,12 +146,10 @@ def styles(names: Sequence[str]) -> list[Style]:
 
 def sections(shown: Shown, untrained: Sequence[Run] = ()) -> list[Section]:
     """All figures of the trained runs `shown`; `untrained` encoders are reference lines."""
-    order = {
-        name: i for i, name in enumerate(metrics())
-    }  # metrics of one pattern, or of none, stay as they were logged
+    order = [*metrics(), *_logged(shown)]  # those of one pattern, or of none, stay as they were logged
     described = [(column, metric_of(column)) for column in _logged(shown)]
     members: dict[str, dict[str, Metric]] = {name: {} for name in HEADINGS}
-    for column, metric in sorted(described, key=lambda pair: order.get(pair[1].name, len(order))):
+    for column, metric in sorted(described, key=lambda pair: order.index(pair[1].name)):
         members.setdefault(metric.section, {})[column] = metric
     if OTHER in members:
         members[OTHER] = members.pop(OTHER)  # the last
@@ -208,13 +206,14 @@ def _weight_distance(members: Mapping[str, Metric], shown: Shown) -> Section:
         column: Style(stage, f"stage{i}", *_depth_colours(i, len(stages)), dashes.get(stage.partition(".")[0], ()))
         for i, (column, stage) in enumerate(stages.items())
     }
-    panels = []
+    panels, without = [], []
     for run, style in shown:
         if curves := [drawn for column, stage in ramp.items() if (drawn := curve_of(run, column, stage))]:
             panels.append(Panel(style.label, "", curves, run=style))
+        else:
+            without.append(style.label)
     _share_y(panels)
-    owners = [panel.run for panel in panels]
-    facts = {"without": names_of([style.label for _, style in shown if style not in owners], shown)}
+    facts = {"without": names_of(without, shown)}
     return Section("weight distance", {"weight_distance": panels}, list(ramp.values()), facts)
 
 
@@ -256,11 +255,11 @@ def curve_of(run: Run, column: str, style: Style, steps: bool = False) -> Curve 
     return Curve(style, epochs, values, thin(*run.series(f"{column}_step")[1:]) if both else None)
 
 
-def thin(*series: np.ndarray, most: int = 400) -> Sequence[np.ndarray]:
-    """Arrays of one length, each as at most `most` means of neighbouring values."""
-    if len(series[0]) <= most:
+def thin(*series: np.ndarray) -> Sequence[np.ndarray]:
+    """Arrays of one length, each as at most 400 means of neighbouring values."""
+    if len(series[0]) <= 400:
         return series
-    return [np.array([part.mean() for part in np.array_split(values, most)]) for values in series]
+    return [np.array([part.mean() for part in np.array_split(values, 400)]) for values in series]
 
 
 def _share_y(panels: Sequence[Panel]) -> None:

@@ -1,4 +1,4 @@
-"""The report: one self-contained HTML page about a set of runs, and its curves as PNG files."""
+"""The report: one self-contained HTML page about a set of runs, its curves as PNG files, and its table by itself."""
 
 import json
 import os
@@ -9,13 +9,25 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from solo_ext.analysis import drawing, figures
-from solo_ext.analysis.figures import Shown, grouped, names_of
-from solo_ext.analysis.pages import render
-from solo_ext.analysis.table import COLUMNS, ONLINE, cell, table_rows
+import numpy as np
+
+from solo_ext.analysis import figures, pages
+from solo_ext.analysis.figures import Shown, grouped, labels, names_of
 from solo_ext.errors import ConfigError
 from solo_ext.runs.comparison import compare, flatten, show
 from solo_ext.runs.run import Run, find_runs, load_run
+from solo_ext.text import Metric
+from solo_ext.training.metrics import metric_of
+
+COLUMNS = {  # key of a row -> what it is
+    "knn1": metric_of("val_knn1"),
+    "knn20": metric_of("val_knn20"),
+    "linear": Metric("linear", "Offline linear evaluation, top-1 (%)", "linear top-1", "{:.2f}"),
+    "similarity": metric_of("gap_sim"),
+    "images_per_s": metric_of("images_per_s"),
+    "seconds": Metric("seconds", "Wall-clock time of the training", "seconds", "{:,.0f}"),
+}
+ONLINE = "*"  # marks an accuracy of the online kNN, where there is no offline one
 
 
 def main_report(run_dirs: Sequence[str | Path], out: str | Path = "report") -> Path:
@@ -29,7 +41,7 @@ def main_report(run_dirs: Sequence[str | Path], out: str | Path = "report") -> P
         CheckpointError: a folder has no run, or a file of a run is damaged.
         ConfigError: matplotlib is not installed, or `out` cannot be written.
     """
-    drawing.require_matplotlib("a report")
+    pages.require_matplotlib("a report")
     out = Path(out)
     if out.is_file() or out.suffix == ".html":
         raise ConfigError(f"--out is a folder, not a file like {out}; did you mean '{out.with_suffix('')}'?")
@@ -38,7 +50,7 @@ def main_report(run_dirs: Sequence[str | Path], out: str | Path = "report") -> P
     if not runs:
         raise ConfigError("a report needs at least one run folder, <checkpoint.dir>/<method>/<run id>")
     try:
-        with drawing.house_style():
+        with pages.house_style():
             _write_whole(runs, Path(os.path.abspath(out)))
     except OSError as error:
         raise ConfigError(f"--out: {out} cannot be written: {error.strerror or error}") from error
@@ -66,10 +78,10 @@ def _write(runs: Sequence[Run], folder: Path) -> None:
     for section in sections:
         for name, panels in section.files.items():
             if panels:
-                drawing.save(drawing.grid(panels, section.legend, last_epoch), folder / f"{name}.png")
+                pages.save(pages.grid(panels, section.legend, last_epoch), folder / f"{name}.png")
     configs = [(style.label, run) for run, style in shown if run.args]
     machines = [(style.label, machine(run.environment)) for run, style in shown if run.environment]
-    text = render(
+    text = pages.render(
         "report.html",
         [*(style for _, style in trained), *(style for section in sections for style in section.legend)],
         last_epoch,
@@ -198,3 +210,60 @@ def _side_by_side(columns: Sequence[tuple[str, Mapping[str, Any]]]) -> dict[str,
     same, differing = compare([values for _, values in columns])
     rows = [{"head": key, "cells": texts} for key, texts in differing.items()]
     return {"labels": [label for label, _ in columns], "same": same, "rows": rows}
+
+
+def table_rows(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """One row per run, untrained encoders last.
+
+    Returns:
+        Dictionaries of method, name, id, the keys of `COLUMNS` (None for what is missing) and `online`, the keys whose
+        values are the last epoch's online kNN, as there is no offline one. Accuracies in %; similarity is the cosine of
+        the outputs on the same view, mean over the last epoch.
+    """
+    return [_row(run) for run in sorted(runs, key=lambda run: run.untrained)]
+
+
+def _row(run: Run) -> dict[str, Any]:
+    offline = {f"knn{k}": (run.knn_result(k) or {}).get("acc1") for k in (1, 20)}
+    knn = {key: run.last(f"val_{key}") if acc is None else acc for key, acc in offline.items()}
+    speeds = run.series("images_per_s")[2]
+    summary = run.summary or {}
+    speed = summary.get("images_per_s")
+    return {
+        "method": run.method,
+        "name": run.name,
+        "id": run.id,
+        **knn,
+        "linear": (run.linear or {}).get("acc1"),
+        "similarity": run.last("gap_sim"),
+        "images_per_s": float(np.median(speeds)) if speed is None and len(speeds) else speed,
+        "seconds": summary.get("seconds"),
+        "online": [key for key, acc in offline.items() if acc is None and knn[key] is not None],
+    }
+
+
+def cell(row: Mapping[str, Any], key: str) -> str:
+    """A number of a row as the tables show it; `-` where there is none."""
+    value = row[key]
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return "-"
+    return COLUMNS[key].form.format(value) + ONLINE * (key in row["online"])
+
+
+def print_table(rows: Sequence[Mapping[str, Any]], console: Any = None) -> None:
+    """Prints `table_rows` to the terminal, or to the given `rich.console.Console`."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True, caption_justify="left")
+    if any(row["online"] for row in rows):
+        table.caption = f"{ONLINE} online kNN of the last epoch; there is no offline one"
+    table.add_column("method", no_wrap=True)
+    for metric in COLUMNS.values():
+        table.add_column(metric.label, justify="right", min_width=max(map(len, metric.label.split())))
+    names = labels([(row["method"], row["name"], row["id"]) for row in rows]) if rows else []
+    for row, name in zip(rows, names, strict=True):
+        table.add_row(Text(name), *(cell(row, key) for key in COLUMNS))
+    (console or Console()).print(table)

@@ -7,8 +7,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from solo_ext.analysis.report import main_report
-from solo_ext.analysis.table import print_table, table_rows
+from solo_ext.analysis.report import main_report, print_table, table_rows
 from solo_ext.runs.run import load_run
 from solo_ext.training.compose import compose, overlay
 from solo_ext.training.config import resolve, run_values

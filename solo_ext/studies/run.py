@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from solo_ext.analysis.drawing import require_matplotlib
+from solo_ext.analysis.pages import require_matplotlib
 from solo_ext.runs.lock import held
 from solo_ext.studies.jobs import Job, check, jobs_of, pick
 from solo_ext.studies.pool import STOPPED, LocalPool, SubmititPool, check_launcher, handling, refuse_orphans

@@ -9,9 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from solo_ext.analysis import drawing
+from solo_ext.analysis import pages
 from solo_ext.analysis.figures import Curve, Panel, Section, Style, by_value, panel_of, styles, thin
-from solo_ext.analysis.pages import render
 from solo_ext.analysis.report import machine, merged
 from solo_ext.files import write_text
 from solo_ext.runs.environment import environment
@@ -37,19 +36,19 @@ def write_tables(study: Study, jobs: Sequence[Job], out: Path, failed: Mapping[s
     rows = scores(study, results, failed)
     labels = [{k: v for k, v in cell.labels.items() if k != study.readout} for cell in study.runs]
     by_cell = dict(zip(results, styles(short_labels(labels)[1]), strict=True))
-    with drawing.house_style():
+    with pages.house_style():
         plot = bars(study, rows, by_cell) if study.metrics else None
         section = curves(study, results, by_cell) if study.curves else None
         figure = plot
         if section and study.plot == "lines":
-            figure = drawing.grid(section.panels, section.legend, section.last_epoch) if section.panels else None
+            figure = pages.grid(section.panels, section.legend, section.last_epoch) if section.panels else None
         for suffix in ("png", "svg") if figure else ():
-            drawing.save(figure, temporary := out / f".study.tmp.{suffix}")
+            pages.save(figure, temporary := out / f".study.tmp.{suffix}")
             os.replace(temporary, out / f"study.{suffix}")
         values = _words(study, jobs, results, failed) | _numbers(study, rows, by_cell)
         values |= {"plot": plot, "curves": section, "drawn": figure is not None}
-        page = render("study.html", by_cell.values(), section.last_epoch if section else 1.0, **values)
-    write_text(out / "study.md", render("study.md", **values))
+        page = pages.render("study.html", by_cell.values(), section.last_epoch if section else 1.0, **values)
+    write_text(out / "study.md", pages.render("study.md", **values))
     write_text(out / "study.html", page)
     return out / "study.html"
 
@@ -125,8 +124,8 @@ def bars(study: Study, rows: Scores, by_cell: Mapping[str, Style]) -> Any:
     size = (3.2 + 2.4 * len(panels), 0.9 + 0.34 * n)
     figure = Figure(figsize=size, layout="constrained", dpi=160)
     axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
-    colours = [by_cell[row.name].light if isinstance(row, Cell) else drawing.MUTED for row, _ in rows]
-    whiskers = {"ecolor": drawing.MUTED, "elinewidth": 0.9, "capsize": 2}
+    colours = [by_cell[row.name].light if isinstance(row, Cell) else pages.MUTED for row, _ in rows]
+    whiskers = {"ecolor": pages.MUTED, "elinewidth": 0.9, "capsize": 2}
     for ax, column in zip(axes, panels, strict=True):
         numbers = [(score[column].mean, score[column].std or None, score[column].paper) for _, score in rows]
         means, spreads, papers = np.array(numbers, dtype=float).T
@@ -145,9 +144,9 @@ def bars(study: Study, rows: Scores, by_cell: Mapping[str, Style]) -> Any:
         text.label1.set_parse_math(False)
     axes[0].set_ylim(n - 0.4, -0.6)
     axes[0].set_ylabel(" · ".join(columns), parse_math=False)
-    keys = [Patch(color=drawing.MUTED, linewidth=0, label="ours")]
+    keys = [Patch(color=pages.MUTED, linewidth=0, label="ours")]
     if any(score.paper is not None for _, by_column in rows for score in by_column.values()):
-        keys.append(Patch(color=drawing.MUTED, alpha=PALE, linewidth=0, label="paper"))
+        keys.append(Patch(color=pages.MUTED, alpha=PALE, linewidth=0, label="paper"))
     figure.legend(handles=keys, loc="outside upper left", ncols=2, frameon=False)
     return figure
 

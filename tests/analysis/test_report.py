@@ -17,9 +17,8 @@ pytest.importorskip("matplotlib")
 from matplotlib.figure import Figure
 from rich.console import Console
 
-from solo_ext.analysis import drawing, figures
-from solo_ext.analysis.report import main_report
-from solo_ext.analysis.table import cell, print_table, table_rows
+from solo_ext.analysis import figures, pages
+from solo_ext.analysis.report import cell, main_report, print_table, table_rows
 from solo_ext.errors import CheckpointError, ConfigError
 from solo_ext.runs.comparison import compare, flatten
 from solo_ext.runs.run import find_runs, load_run
@@ -376,7 +375,7 @@ def test_gap_axis_is_two_minus_two_cosines(runs):
     panel = next(panel for section in figures.sections(shown) for panel in section.panels if panel.metric == "gap_sim")
     figure = Figure()
     ax = figure.subplots()
-    drawing._draw(ax, panel, 3)
+    pages._draw(ax, panel, 3)
     figure.savefig(io.BytesIO())
     for similarity in (0.85, 0.9):
         height = ax.transData.transform((0, similarity))[1]
@@ -505,8 +504,8 @@ def test_nothing_is_left_of_a_report_that_fails(runs, tmp_path, monkeypatch):
     def fail(*args):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(drawing, "svg", fail)
-    monkeypatch.setattr(drawing, "save", lambda figure, path: path.write_bytes(b""))
+    monkeypatch.setattr(pages, "svg", fail)
+    monkeypatch.setattr(pages, "save", lambda figure, path: path.write_bytes(b""))
     with pytest.raises(ConfigError, match=r"--out: .*report cannot be written: No space left on device"):
         main_report([runs], tmp_path / "report")
     assert [path.name for path in tmp_path.iterdir()] == ["trained_models"]
