@@ -25,3 +25,12 @@ class CheckpointError(SoloExtError):
 
 class NonFiniteError(RuntimeError):
     """Training went to NaN or infinity: a run that failed, not a mistake in its configuration."""
+
+
+def require(package: str, what: str, extra: str) -> None:
+    """Raises ConfigError, in which `what` needs the package, if it is not installed; `extra`: of ours, which has it."""
+    try:
+        __import__(package)
+    except ImportError:
+        hint = f"pip install 'solo-ext[{extra}]'"
+        raise ConfigError(f"{what} needs {package}, which is not installed: {hint}") from None

@@ -1,5 +1,4 @@
-"""Pages from the templates in `assets/`, those in HTML escape all that they are given; panels drawn by matplotlib,
-inline in a page and as PNG or SVG files."""
+"""Pages from the templates in `assets/`, and panels drawn by matplotlib, inline in a page or as PNG and SVG files."""
 
 import contextlib
 import html
@@ -16,7 +15,6 @@ from markupsafe import Markup
 
 import solo_ext
 from solo_ext.analysis.figures import FLOOR, PAPER, Panel, Style
-from solo_ext.errors import ConfigError
 
 INK, MUTED, RULE = (light for light, _ in PAPER.values())
 RC: dict[Any, Any] = {
@@ -39,13 +37,10 @@ RC: dict[Any, Any] = {
 
 
 def render(template: str, styles: Iterable[Style] = (), last_epoch: float = 1.0, **values: Any) -> str:
-    """A self-contained page.
+    """A self-contained page from the template `report.html`, `study.html` or `study.md`, which shows `values`.
 
-    Args:
-        template: `report.html`, `study.html` or `study.md`.
-        styles: of all curves; each gives the style sheet a colour for a light and for a dark page.
-        last_epoch: where the panels' axes end.
-        values: what the template shows.
+    styles: of all curves; each gives the style sheet a colour for a light and for a dark page.
+    last_epoch: where the panels' axes end.
     """
     palette = {**PAPER, **{style.var: (style.light, style.dark) for style in styles}}
     colours = {light: f"var(--{name})" for name, (light, _) in palette.items()}
@@ -66,7 +61,7 @@ def render(template: str, styles: Iterable[Style] = (), last_epoch: float = 1.0,
 def _templates() -> Environment:
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).with_name("assets")),
-        autoescape=lambda name: name is None or ".html" in name,
+        autoescape=lambda name: name is None or ".html" in name,  # whatever a page is given
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -82,14 +77,6 @@ def _templates() -> Environment:
 def breakable(text: str) -> Markup:
     """Escaped, with places for a line break after the separators of long names and paths."""
     return Markup("<wbr>").join(re.split(r"(?<=\w[_/.=-])(?=\w)", str(text)))
-
-
-def require_matplotlib(what: str) -> None:
-    """Raises ConfigError, in which `what` needs it, if matplotlib is not installed."""
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError:
-        raise ConfigError(f"{what} needs matplotlib, which is not installed: pip install 'solo-ext[viz]'") from None
 
 
 @contextlib.contextmanager
@@ -111,9 +98,8 @@ def _draw(ax: Any, panel: Panel, last_epoch: float) -> None:
         if curve.band is not None:
             edges = curve.values - curve.band, curve.values + curve.band
             ax.fill_between(curve.epochs, *edges, color=curve.style.light, alpha=0.15, linewidth=0)
-        marker = "o" if len(curve.values) <= 2 else None
-        line = {**_line(curve.style), "marker": marker, "markersize": 3}
-        ax.plot(curve.epochs, curve.values, clip_on=False, **line)
+        marker = {"marker": "o" if len(curve.values) <= 2 else None, "markersize": 3}
+        ax.plot(curve.epochs, curve.values, clip_on=False, **_line(curve.style), **marker)
     for value in panel.floor:
         ax.axhline(value, color=MUTED, linewidth=1.0, dashes=FLOOR)
     ax.set_xlim(0, last_epoch)

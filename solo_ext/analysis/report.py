@@ -13,9 +13,9 @@ import numpy as np
 
 from solo_ext.analysis import figures, pages
 from solo_ext.analysis.figures import Shown, grouped, labels, names_of
-from solo_ext.errors import ConfigError
+from solo_ext.errors import ConfigError, require
 from solo_ext.runs.comparison import compare, flatten, show
-from solo_ext.runs.run import Run, find_runs, load_run
+from solo_ext.runs.run import ARGS, ENVIRONMENT, KNN, LINEAR, METRICS, Run, find_runs, load_run
 from solo_ext.text import Metric
 from solo_ext.training.metrics import metric_of
 
@@ -41,7 +41,7 @@ def main_report(run_dirs: Sequence[str | Path], out: str | Path = "report") -> P
         CheckpointError: a folder has no run, or a file of a run is damaged.
         ConfigError: matplotlib is not installed, or `out` cannot be written.
     """
-    pages.require_matplotlib("a report")
+    require("matplotlib", "a report", "viz")
     out = Path(out)
     if out.is_file() or out.suffix == ".html":
         raise ConfigError(f"--out is a folder, not a file like {out}; did you mean '{out.with_suffix('')}'?")
@@ -139,12 +139,7 @@ def _missing_files(shown: Shown) -> dict[tuple[str, ...], str]:
     """Files that runs lack -> which runs."""
     absent = []
     for run, style in shown:
-        files = (
-            "args.json",
-            "knn.json",
-            "linear.json",
-            *(() if run.untrained else ("metrics.csv", "environment.json")),
-        )
+        files = (ARGS, KNN, LINEAR) if run.untrained else (ARGS, METRICS, KNN, LINEAR, ENVIRONMENT)
         absent.append((tuple(name for name in files if not (run.dir / name).is_file()), style.label))
     return {files: names_of(some, shown) for files, some in grouped(absent).items() if files}
 
@@ -161,12 +156,10 @@ def _linear_protocol(run: Run) -> dict[str, Any]:
     return {"features": "cached", **protocol} if protocol.get("augmented") is False else protocol
 
 
-def _protocol(
-    protocols: Sequence[tuple[str, Mapping[str, Any]]],
-) -> tuple[dict[str, str], dict[str, dict[str, list[str]]]] | None:
-    """What the protocols of the runs have alike, and key -> value -> runs where they differ; None without protocols.
+def _protocol(protocols: Sequence[tuple[str, Mapping[str, Any]]]) -> tuple[dict[str, str], dict[str, Any]] | None:
+    """What the protocols of the runs have in common, and key -> value -> runs where they differ; None without any.
 
-    Places, and what is switched off, are left out.
+    Paths, and what is switched off, are left out.
     """
     if not protocols:
         return None
@@ -183,7 +176,7 @@ def _protocol(
 
 
 def machine(environment: Mapping[str, Any]) -> dict[str, Any]:
-    """`environment.json` in fewer words."""
+    """`environment.json` in short."""
     facts = dict(environment)
     packages, commit, command, gpus, before = map(facts.get, ("packages", "commit", "command", "gpus", "before"))
     if isinstance(commit, dict):
@@ -206,19 +199,17 @@ def merged(records: Sequence[Mapping[str, Any]], separator: str) -> dict[str, st
 
 
 def _side_by_side(columns: Sequence[tuple[str, Mapping[str, Any]]]) -> dict[str, Any]:
-    """The labels of mappings, what these have alike, and a row for each key in which they differ."""
+    """The labels of mappings, what these have in common, and a row for each key in which they differ."""
     same, differing = compare([values for _, values in columns])
     rows = [{"head": key, "cells": texts} for key, texts in differing.items()]
     return {"labels": [label for label, _ in columns], "same": same, "rows": rows}
 
 
 def table_rows(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """One row per run, untrained encoders last.
+    """One row per run, untrained encoders last: method, name, id, and the keys of `COLUMNS`, None for what is missing.
 
-    Returns:
-        Dictionaries of method, name, id, the keys of `COLUMNS` (None for what is missing) and `online`, the keys whose
-        values are the last epoch's online kNN, as there is no offline one. Accuracies in %; similarity is the cosine of
-        the outputs on the same view, mean over the last epoch.
+    `online` are the keys whose values are the last epoch's online kNN, as there is no offline one. Accuracies in %;
+    similarity is the cosine of the outputs on the same view, mean over the last epoch.
     """
     return [_row(run) for run in sorted(runs, key=lambda run: run.untrained)]
 
@@ -251,7 +242,7 @@ def cell(row: Mapping[str, Any], key: str) -> str:
 
 
 def print_table(rows: Sequence[Mapping[str, Any]], console: Any = None) -> None:
-    """Prints `table_rows` to the terminal, or to the given `rich.console.Console`."""
+    """Prints `table_rows` to the terminal, or to another `rich.console.Console`."""
     from rich import box
     from rich.console import Console
     from rich.table import Table

@@ -33,18 +33,10 @@ class Job:
     seed: int
     out: Path
 
-    @property
-    def name(self) -> str:
-        return f"{self.cell.name}-seed{self.seed}"
-
-    @property
-    def folder(self) -> Path:
-        """The `checkpoint.dir` of the run."""
-        return self.out / "runs" / self.name
-
-    @property
-    def log(self) -> Path:
-        return self.out / "logs" / f"{self.name}.log"
+    def __post_init__(self) -> None:
+        self.name = f"{self.cell.name}-seed{self.seed}"
+        self.folder = self.out / "runs" / self.name  # the run's checkpoint.dir
+        self.log = self.out / "logs" / f"{self.name}.log"
 
     @property
     def words(self) -> list[str]:

@@ -13,12 +13,10 @@ import sys
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from solo_ext.errors import ConfigError
-from solo_ext.schema import OneOf
 
 if TYPE_CHECKING:
     from solo_ext.runs.lock import RunLock
@@ -238,11 +236,3 @@ def handling(handler: Any, *signals: signal.Signals) -> Iterator[None]:
     finally:
         for number, earlier in before.items():
             signal.signal(number, earlier)
-
-
-def check_launcher(launcher: str) -> None:
-    """Raises ConfigError unless `launcher` is one that is installed."""
-    OneOf(LAUNCHERS).check(launcher, "--launcher")
-    if not find_spec("submitit"):
-        extra = "pip install 'solo-ext[slurm]'"
-        raise ConfigError(f"--launcher {launcher} needs submitit, which is not installed: {extra}")

@@ -6,10 +6,11 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from solo_ext.analysis.pages import require_matplotlib
+from solo_ext.errors import require
 from solo_ext.runs.lock import held
+from solo_ext.schema import OneOf
 from solo_ext.studies.jobs import Job, check, jobs_of, pick
-from solo_ext.studies.pool import STOPPED, LocalPool, SubmititPool, check_launcher, handling, refuse_orphans
+from solo_ext.studies.pool import LAUNCHERS, STOPPED, LocalPool, SubmititPool, handling, refuse_orphans
 from solo_ext.studies.study import Study
 from solo_ext.studies.table import write_tables
 from solo_ext.text import duration
@@ -51,9 +52,10 @@ def run_study(
         ConfigError: a cell that cannot work, or a folder that is in use; nothing has been trained then.
         KeyboardInterrupt, SystemExit: after Ctrl-C, after SIGTERM (143); the runs have saved and ended.
     """
-    require_matplotlib("a study's plot")
+    require("matplotlib", "a study's plot", "viz")
     if launcher:
-        check_launcher(launcher)
+        OneOf(LAUNCHERS).check(launcher, "--launcher")
+        require("submitit", f"--launcher {launcher}", "slurm")
     cells = pick(study, only)
     check(study)
     out = Path(out)

@@ -95,14 +95,14 @@ def _words(study: Study, jobs: Sequence[Job], results: Results, failed: Mapping[
 def _numbers(study: Study, scored: Scores, by_cell: Mapping[str, Style]) -> dict[str, Any]:
     """The table: its columns, its rows for HTML, and the whole in Markdown. Printed numbers have two decimals."""
     columns = keys = list(study.rows[0].labels)
-    printed = [column for column in study.metrics if any(row.values.get(column) is not None for row in study.rows)]
+    both = [column for column in study.metrics if any(row.values.get(column) is not None for row in study.rows)]
     for column in study.metrics:
-        columns = columns + ([f"{column}, ours", f"{column}, paper", "ours - paper"] if column in printed else [column])
+        columns = columns + ([f"{column}, ours", f"{column}, paper", "ours - paper"] if column in both else [column])
     rows, lines = [], []
     for row, score in scored:
         texts: list[str] = []
         for column in study.metrics:
-            texts += score[column].texts(".2f") if column in printed else score[column].texts(".4g")[:1]
+            texts += score[column].texts(".2f") if column in both else score[column].texts(".4g")[:1]
         first, *others = labels = list(row.labels.values())
         style = by_cell[row.name] if isinstance(row, Cell) else None
         rows.append({"kind": "run" if style else "floor", "style": style, "label": first, "cells": [*others, *texts]})

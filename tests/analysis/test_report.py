@@ -213,17 +213,17 @@ def test_a_parent_means_the_runs_below_it(runs):
 
 
 @pytest.mark.parametrize(
-    ("path", "said"),
+    ("path", "message"),
     [
         ("byol/a2", "byol/a2 does not exist; did you mean '{root}/byol/a1'?"),
         ("byol/a1/metrics.csv", "is a file, not a run folder; did you mean '{root}/byol/a1'?"),
         ("empty", "empty holds no run folder"),
     ],
 )
-def test_no_run_names_the_nearest(runs, path, said):
+def test_no_run_names_the_nearest(runs, path, message):
     (runs / "empty" / "folder").mkdir(parents=True)
     for read in (find_runs, load_run):
-        with pytest.raises(CheckpointError, match=re.escape(said.format(root=runs))) as error:
+        with pytest.raises(CheckpointError, match=re.escape(message.format(root=runs))) as error:
             read(runs / path)
         assert str(runs / "byol" / "a1") in str(error.value)
 
@@ -387,9 +387,9 @@ def test_many_runs_stay_apart():
         def __init__(self, i):
             self.method, self.name, self.id = f"m{i}", None, str(i)
 
-    looks = [look for _, look in figures.styled([Named(i) for i in range(24)])]
-    assert len({(look.light, look.dash) for look in looks}) == 24
-    assert len({look.light for look in looks[:6]}) == 6
+    styles = [style for _, style in figures.styled([Named(i) for i in range(24)])]
+    assert len({(style.light, style.dash) for style in styles}) == 24
+    assert len({style.light for style in styles[:6]}) == 6
 
 
 def test_long_series_are_thinned_to_means():
@@ -416,7 +416,7 @@ def test_page(page):
     assert rows["res_mocov3"][:3] == ["71.00*", "72.00*", "-"]
     assert rows["untrained"] == ["78.50", "79.50", "70.00", "-", "-", "-"]
     assert rows["optimizer.lr"] == ["0.002", "0.004"] and "max_epochs" not in rows
-    for said in (
+    for text in (
         "solo-ext pretrain 'name=a b'",
         "0123456789ab, with local changes",
         "2.14.0",
@@ -428,7 +428,7 @@ def test_page(page):
         "Not logged: train_intra_loss by byol.",
         "Loss scales differ (method_kwargs.loss_scale): solo: byol; paper: res_mocov3.",
     ):
-        assert said in parsed.text
+        assert text in parsed.text
 
     pngs = {f"{name}.png" for name in figures.FILES} - {"other.png"}
     assert {file.name for file in page.parent.iterdir()} == {"report.html", *pngs}

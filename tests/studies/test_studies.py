@@ -137,13 +137,14 @@ def test_one_run_has_one_result_in_all_tables():
             if cell.epoch in (None, printed(cell).max_epochs):
                 labels = tuple(cell.labels.values())
                 runs[run_of(printed(cell))][name] = labels, rows[labels]
-    assert sorted(map(sorted, (set(found) for found in runs.values() if len(found) > 1))) == sorted(map(sorted, SHARED))
+    shared = [sorted(tables) for tables in runs.values() if len(tables) > 1]
+    assert sorted(shared) == sorted(map(sorted, SHARED))
     differ = defaultdict(dict)
-    for found in runs.values():
+    for tables in runs.values():
         alike = {"Acc": "Top-1"}
         sides = [
             (f"{name} {', '.join(labels)}", {alike.get(k, k): v for k, v in values.items()})
-            for name, (labels, values) in sorted(found.items())
+            for name, (labels, values) in sorted(tables.items())
         ]
         for one, ours in sides:
             for other, theirs in sides:
@@ -255,7 +256,7 @@ STAGES = {  # what a label in paper A says of the stages with EMA
 }
 
 
-def said(file: Path, labels: dict[str, str]) -> dict:
+def labelled_config(file: Path, labels: dict[str, str]) -> dict:
     """What the labels of a cell say of its configuration, given its study's settings."""
     paper = introduction(file)[0]
     settings = {"framework": "byol"} | PAPERS[paper] | SETTINGS.get(f"{file.parent.name}/{file.stem}", {})
@@ -326,13 +327,13 @@ def said(file: Path, labels: dict[str, str]) -> dict:
 @every_study
 def test_each_run_is_what_its_labels_say(file):
     for cell in study(file).cells:
-        expected = said(file, cell.labels)
+        expected = labelled_config(file, cell.labels)
         cfg = printed(cell)
         assert {key: value_at(cfg, key) for key in expected} == expected, cell.labels
         cfg = plain(cfg)
-        wanted = {metric.metric for metric in study(file).metrics.values()} | set(study(file).curves)
-        assert cfg["knn_eval"]["enabled"] or not any("knn" in metric for metric in wanted)
-        assert cfg["gradients"]["enabled"] == any("grad_linf" in metric for metric in wanted)
+        metrics = {metric.metric for metric in study(file).metrics.values()} | set(study(file).curves)
+        assert cfg["knn_eval"]["enabled"] or not any("knn" in metric for metric in metrics)
+        assert cfg["gradients"]["enabled"] == any("grad_linf" in metric for metric in metrics)
         if study(file).readout:
             assert cell.epoch == int(cell.labels["Epoch"]) and cell.epoch % cfg["knn_eval"]["every"] == 0
         elif "Epoch" in cell.labels:

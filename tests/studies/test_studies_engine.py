@@ -1,4 +1,4 @@
-"""The study engine: what it refuses, its numbers against hand computation, and runs that are stopped and go on."""
+"""The study engine: what it refuses, its numbers against hand computation, and runs that are stopped and continued."""
 
 import copy
 import csv
@@ -269,8 +269,8 @@ grid = STUDY["grid"]
 def test_refused(file, changes, overrides, message):
     with pytest.raises(ConfigError) as error:
         load_study(file(**changes), overrides)
-    said = str(error.value)
-    assert message in said and said.count("did you mean") <= 1 and "\n" not in said
+    text = str(error.value)
+    assert message in text and text.count("did you mean") <= 1 and "\n" not in text
 
 
 @pytest.mark.parametrize(
@@ -328,7 +328,7 @@ def test_scores_by_hand(file, tmp_path):
     args.write_text(json.dumps({**stale.config, "max_epochs": 3}))  # a run of another setting does not count
 
     failed = {"byol_y_y-seed3": "the loss is not finite", "byol_no_y-seed0": "no room"}
-    full, backbone, projector, moco, other = (found for _, found in scores(study, results_of(study, jobs), failed))
+    full, backbone, projector, moco, other = (row for _, row in scores(study, results_of(study, jobs), failed))
     acc = full["Acc"]
     assert (len(acc.values), acc.failed, acc.paper) == (3, 1, 62.01)
     assert acc.mean == pytest.approx(53.0)
@@ -343,8 +343,8 @@ def test_scores_by_hand(file, tmp_path):
     text = page.with_suffix(".md").read_text()
     assert "| BYOL | Y | Y | 53.00 ± 3.61 (3), 1 failed | 62.01 | -9.01 | 99.00 ± 0.00 (3), 1 failed | 99.50" in text
     assert "| *Other* | *Y* | *-* | - | 8.11 | - | - | - | - |" in text
-    for said in ("byol_y_y-seed3 has no result: the loss is not finite", "the last row is a guess", "a cpu"):
-        assert said in text and said in page.read_text()
+    for words in ("byol_y_y-seed3 has no result: the loss is not finite", "the last row is a guess", "a cpu"):
+        assert words in text and words in page.read_text()
     assert "gap_sim was not logged by byol_y_no-seed0" in text
 
 
@@ -362,7 +362,7 @@ def test_facts_of_a_method(file, tmp_path):
     jobs = {job.name: job for job in jobs_of(study, tmp_path)}
     pretend(jobs["byol_y_y-seed5"], seconds=1200.0, val_acc1=1.0)
     pretend(jobs["byol_no_y-seed5"], seconds=1200.0, before=[{}], val_acc1=1.0)
-    full, _, projector, *_ = (found for _, found in scores(study, results_of(study, list(jobs.values()))))
+    full, _, projector, *_ = (row for _, row in scores(study, results_of(study, list(jobs.values()))))
     assert (full["Acc"].mean, projector["Acc"].mean) == (2, 1)
     assert full["Sim"].mean == pytest.approx(2.0)
     assert projector["Sim"].mean is None  # resumed: the seconds are those of its last part
@@ -376,8 +376,8 @@ def test_readout_at_epochs_of_one_run(file, tmp_path):
     for job in jobs[::2]:  # 9 is the last one at or before 10, the paper's 100 of 200
         values = {5: 5.0, 9: 9.0 + job.seed, 11: 11.0, 20: 20.0 + job.seed}
         pretend(job, val_acc1=values, gap_sim={e: 1 - v / 100 for e, v in values.items()})
-    found = [score["Top-1"] for _, score in scores(study, results_of(study, jobs))]
-    assert [score.mean for score in found] == [9.5, 20.5, None, None]
+    column = [score["Top-1"] for _, score in scores(study, results_of(study, jobs))]
+    assert [score.mean for score in column] == [9.5, 20.5, None, None]
     page = write_tables(study, jobs, tmp_path).read_text()
     assert "Epoch read out at: 100 at 10, 200 at 20" in page
     for text in (page, (tmp_path / "study.svg").read_text()):
@@ -422,7 +422,7 @@ CELLS = [
 CITED = [{"Method": "Other"}, {"projector": "Y", "Method": "BYOL"}]
 
 
-def test_stopped_runs_go_on_and_failed_ones_stop_nobody(file, command, tmp_path):
+def test_stopped_runs_continue_and_failed_ones_stop_no_others(file, command, tmp_path):
     path = file(grid=None, cells=CELLS, cited=CITED, overrides=["max_epochs=20"])
     words = [path, *TINY, "--jobs", "2", "--out", "out"]
     runs = tmp_path / "out" / "runs" / "byol_y_no-seed5" / "byol"
@@ -451,14 +451,14 @@ def test_stopped_runs_go_on_and_failed_ones_stop_nobody(file, command, tmp_path)
     cfg = copy.deepcopy(job.cell.config(5))
     cfg.checkpoint.dir, cfg.checkpoint.enabled, cfg.enable_progress_bar = str(tmp_path / "whole"), True, False
     whole = pretrain(resolve(cfg)).metrics
-    found = json.loads((run / "result.json").read_text())["metrics"]
+    metrics = json.loads((run / "result.json").read_text())["metrics"]
     same = ("train_loss_epoch", "val_loss", "val_acc1", "weight_distance/projector.fc1")
-    assert {name: found[name] for name in same} == {name: whole[name] for name in same}
+    assert {name: metrics[name] for name in same} == {name: whole[name] for name in same}
 
     [(_, row)] = [
         pair for pair in scores(study, results_of(study, [job])) if getattr(pair[0], "name", "") == "byol_y_no"
     ]
-    assert row["Acc"].values == (found["val_acc1"],)
+    assert row["Acc"].values == (metrics["val_acc1"],)
 
 
 ONE = {"grid": None, "cells": CELLS[1:], "cited": [*CITED, {"Method": "MoCo v3"}]}
