@@ -28,19 +28,14 @@ DASHES = ((), (5, 2), (1.2, 1.4), (6, 1.6, 1.2, 1.6))  # after six runs the colo
 FLOOR = (1, 2)  # dashes of a reference line
 PAPER = {"ink": ("#1c1e21", "#e4e6e8"), "muted": ("#5f646a", "#9ba1a8"), "rule": ("#dfe1e4", "#34383d")}
 
-# section of a metric -> its heading; these are always in a report, in this order, then those of a user's own metrics
-HEADINGS = {
-    "losses": "Losses",
-    "accuracies": "Accuracies",
-    "gap": "Student-teacher gap",
-    "weight distance": "Weight distance per stage",
-    "schedules": "Schedules and throughput",
-}
-EXPECTED = {  # section -> metrics whose absence is worth mentioning
-    "losses": ("train_loss", "train_intra_loss", "train_class_loss"),
-    "accuracies": ("val_acc1", "val_knn*"),
-    "gap": ("gap_sim", "gap_sim_feats"),
-    "schedules": ("tau", "lr", "images_per_s"),
+# Section of a metric -> its heading, and metrics whose absence is worth mentioning. These are always in a report, in
+# this order, then those of a user's own metrics.
+SECTIONS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "losses": ("Losses", ("train_loss", "train_intra_loss", "train_class_loss")),
+    "accuracies": ("Accuracies", ("val_acc1", "val_knn*")),
+    "gap": ("Student-teacher gap", ("gap_sim", "gap_sim_feats")),
+    "weight distance": ("Weight distance per stage", ()),
+    "schedules": ("Schedules and throughput", ("tau", "lr", "images_per_s")),
 }
 OTHER = "other"
 SCHEDULE_FILES = {"images_per_s": "throughput", "lr-*": "lr"}  # others are named after the metric
@@ -108,7 +103,8 @@ class Section:
 
     @property
     def title(self) -> str:
-        return HEADINGS.get(self.name, "Other metrics" if self.name == OTHER else self.name.capitalize())
+        own = "Other metrics" if self.name == OTHER else self.name.capitalize()
+        return SECTIONS.get(self.name, (own, ()))[0]
 
     @property
     def panels(self) -> list[Panel]:
@@ -148,7 +144,7 @@ def sections(shown: Shown, untrained: Sequence[Run] = ()) -> list[Section]:
     """All figures of the trained runs `shown`; `untrained` encoders are reference lines."""
     order = [*metrics(), *_logged(shown)]  # those of one pattern, or of none, stay as they were logged
     described = [(column, metric_of(column)) for column in _logged(shown)]
-    members: dict[str, dict[str, Metric]] = {name: {} for name in HEADINGS}
+    members: dict[str, dict[str, Metric]] = {name: {} for name in SECTIONS}
     for column, metric in sorted(described, key=lambda pair: order.index(pair[1].name)):
         members.setdefault(metric.section, {})[column] = metric
     if OTHER in members:
@@ -170,7 +166,7 @@ def _section(name: str, members: Mapping[str, Metric], shown: Shown, untrained: 
         curves = [curve_of(run, column, style, steps=len(shown) <= 6) for run, style in shown]
         files.setdefault(file, []).extend(panel_of(column, curves))
     facts = {
-        "missing": _missing(EXPECTED.get(name, ()), shown),
+        "missing": _missing(SECTIONS.get(name, ("", ()))[1], shown),
         "scales": by_value(shown, "method_kwargs.loss_scale"),
         "distances": by_value(shown, "knn_eval.distance_func"),
         "places": by_value(shown, "gap.at"),

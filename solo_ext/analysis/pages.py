@@ -44,17 +44,10 @@ def render(template: str, styles: Iterable[Style] = (), last_epoch: float = 1.0,
     """
     palette = {**PAPER, **{style.var: (style.light, style.dark) for style in styles}}
     colours = {light: f"var(--{name})" for name, (light, _) in palette.items()}
-    return (
-        _templates()
-        .get_template(f"{template}.j2")
-        .render(
-            palette=palette,
-            svg=lambda panel: svg(panel, last_epoch, colours),
-            inline=lambda figure, label: inline(figure, colours, label),
-            version=solo_ext.__version__,
-            **values,
-        )
-    )
+    values |= {"palette": palette, "version": solo_ext.__version__}
+    values["svg"] = lambda panel: svg(panel, last_epoch, colours)
+    values["inline"] = lambda figure, label: inline(figure, colours, label)
+    return _templates().get_template(f"{template}.j2").render(values)
 
 
 @cache

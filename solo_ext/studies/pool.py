@@ -127,13 +127,12 @@ class SubmititPool:
 
     def poll(self) -> Iterator[tuple["Job", int | None]]:
         """As `LocalPool.poll`."""
-        for pair in list(self.jobs):
-            submitted, job = pair
+        for submitted, job in list(self.jobs):
             if submitted.job_id not in self.started and submitted.paths.stdout.exists():
                 self.started.add(submitted.job_id)
                 yield job, None
             if submitted.done():
-                self.jobs.remove(pair)
+                self.jobs.remove((submitted, job))
                 yield job, self._status(submitted, job)
 
     def _status(self, submitted: Any, job: "Job") -> int:
@@ -145,9 +144,7 @@ class SubmititPool:
             return next((code for code in submitted.results() if code), 0)
         except UncompletedJobError:  # out of memory, out of time too often, cancelled by somebody
             with _appending(job.log) as log:
-                print(
-                    f"submitit's job {submitted.job_id} ended before this run; see {submitted.paths.stderr}", file=log
-                )
+                print(f"submitit's job {submitted.job_id} ended too early; see {submitted.paths.stderr}", file=log)
             return 1
 
     def stop(self, kill: bool = False) -> None:
@@ -157,9 +154,9 @@ class SubmititPool:
         self.jobs = [pair for pair in self.jobs if pair[0].job_id in self.started]
         if self.cluster == "slurm" and ids:
             subprocess.run(["scancel", *(["--signal=KILL"] if kill else []), *ids], check=False)
-        for name in ids if self.cluster == "local" else ():  # the process that watches the job; twice kills
+        for process in ids if self.cluster == "local" else ():  # which watches the job; twice kills
             with contextlib.suppress(ProcessLookupError):
-                os.kill(int(name), signal.SIGTERM)
+                os.kill(int(process), signal.SIGTERM)
 
 
 def refuse_orphans(out: Path) -> None:
@@ -171,8 +168,8 @@ def refuse_orphans(out: Path) -> None:
         if any(file.parent.glob(f"{name}_*_result.pkl")):
             continue
         state = SlurmJob(file.parent, name).state if shutil.which("sacct") else ""
-        process = Path("/proc", name, "cmdline")  # of a local job
-        local = process.is_file() and b"submitit" in process.read_bytes()
+        command = Path("/proc", name, "cmdline")  # of a local job's process
+        local = command.is_file() and b"submitit" in command.read_bytes()
         if local or state in ("PENDING", "RUNNING", "REQUEUED", "COMPLETING"):
             raise ConfigError(f"--out: {out} is in use by submitit's job {name}, which has not ended")
 
@@ -181,10 +178,8 @@ def start(words: Sequence[str], log: str | Path, **options: Any) -> subprocess.P
     """`solo-ext` with `words` in a process and session of its own, whose output is added to the file `log`."""
     with _appending(Path(log)) as file:
         print(f"$ {shlex.join(['solo-ext', *words])}    # {time.strftime('%Y-%m-%d %H:%M:%S')}", file=file, flush=True)
-        streams: Any = {"stdin": subprocess.DEVNULL, "stdout": file, "stderr": subprocess.STDOUT}
-        return subprocess.Popen(
-            [sys.executable, "-m", "solo_ext", *words], start_new_session=True, **streams, **options
-        )
+        options |= {"stdin": subprocess.DEVNULL, "stdout": file, "stderr": subprocess.STDOUT, "start_new_session": True}
+        return subprocess.Popen([sys.executable, "-m", "solo_ext", *words], **options)
 
 
 def _appending(log: Path) -> TextIO:

@@ -44,7 +44,7 @@ class CellSpec:
 
     @property
     def where(self) -> str:
-        return f"the cell {row_text(self.row)}"
+        return f"the cell {_row_text(self.row)}"
 
 
 @dataclass(kw_only=True)
@@ -148,7 +148,7 @@ def _study(path: Path, spec: StudyFile, overrides: Sequence[str]) -> Study:
     seeds = fit(list[int], values["seeds"], "seeds")
     if not seeds or len(set(seeds)) < len(seeds):
         raise ConfigError(f"seeds must be different numbers, at least one, not {seeds}")
-    specs = [*combinations(spec.grid), *spec.cells]
+    specs = [*_combinations(spec.grid), *spec.cells]
     if not specs:
         raise ConfigError("grid and cells are both empty")
     _check_keys(spec, specs, changes)
@@ -161,7 +161,7 @@ def _study(path: Path, spec: StudyFile, overrides: Sequence[str]) -> Study:
             must_have(column, table.values, f"metrics: {spec.table} has no column")
         if spec.readout:
             must_have(spec.readout, table.keys, f"readout: {spec.table} has no key column")
-        placed = cover(table, spec.table, spec.readout, specs, spec.cited)
+        placed = _cover(table, spec.table, spec.readout, specs, spec.cited)
     cells = _cells(spec, specs, placed, folder, values["dataset"], changes)
     rows: list[Row] = list(cells)
     if table:  # in the paper's order
@@ -201,12 +201,13 @@ def _cells(
     changes: Sequence[str],
 ) -> list[Cell]:
     """The cells in the order of `specs`, which stand for the rows `placed`; `dataset`, `changes`: the user's."""
-    names = names_of([{k: v for k, v in rows[0].labels.items() if k != study.readout} for rows in placed])
+    names = _names_of([{k: v for k, v in rows[0].labels.items() if k != study.readout} for rows in placed])
     composed = cache(lambda file: compose(file.parent, file.name))
     ours, users = _values(study.overrides), _values(changes)
-    beside = here.parent.parent / "pretrain"  # in a checkout
-    own = Path(study.recipes).expanduser() if study.recipes else None
-    folder = here / own if own else beside if beside.is_dir() else recipes.scripts() / "pretrain"
+    places = [here.parent.parent / "pretrain", recipes.scripts() / "pretrain"]  # beside a checkout's studies, and ours
+    if study.recipes:
+        places = [here / Path(study.recipes).expanduser()]
+    folder = next((place for place in places if place.is_dir()), places[-1])
     if not folder.is_dir():
         raise ConfigError(f"recipes: there is no folder '{folder}'")
 
@@ -225,7 +226,7 @@ def _cells(
         new = users.get("recipe", recipe)
         file = find(new, dataset or (users.get("data.dataset") if study.dataset or "/" in new else None))
         base = [text for text in (*study.overrides, *spec.overrides) if key_of(text) != "recipe"]
-        overrides = effective([*base, *(text for text in changes if key_of(text) != "recipe")])
+        overrides = _effective([*base, *(text for text in changes if key_of(text) != "recipe")])
         for row in rows:
             epoch = fit(Count, row.labels[study.readout], f"readout {study.readout}") if study.readout else None
             as_printed = find(recipe), base
@@ -238,7 +239,7 @@ def _values(overrides: Sequence[str]) -> dict[str, str]:
     return {key_of(text): text.partition("=")[2] for text in overrides}
 
 
-def combinations(grid: dict[str, dict[str, list[str] | None]]) -> list[CellSpec]:
+def _combinations(grid: dict[str, dict[str, list[str] | None]]) -> list[CellSpec]:
     """A cell for each combination of the axes."""
     specs = [CellSpec(row={})] if grid else []
     for axis, choices in grid.items():
@@ -257,13 +258,10 @@ def combinations(grid: dict[str, dict[str, list[str] | None]]) -> list[CellSpec]
     return specs
 
 
-def cover(
+def _cover(
     table: Table, name: str, readout: str | None, specs: Sequence[CellSpec], cited: Sequence[dict[str, str]]
 ) -> list[list[Row]]:
-    """The rows of the printed table that each cell covers: one, unless they differ in the column `readout`.
-
-    Raises ConfigError for a cell or citation without a row, and for a row that is not covered exactly once.
-    """
+    """The rows of the printed table that each cell covers: one, unless they differ in the column `readout`."""
     owners: dict[Row, list[str]] = {row: [] for row in table.printed}
 
     def matching(labels: dict[str, str], owner: str) -> list[Row]:
@@ -271,7 +269,7 @@ def cover(
             must_have(column, table.keys, f"{owner}: {name} has no key column")
         rows = [row for row in table.printed if labels.items() <= row.labels.items()]
         if not rows:
-            near = nearest(row_text(labels), [row_text({k: row.labels[k] for k in labels}) for row in table.printed])
+            near = nearest(_row_text(labels), [_row_text({k: row.labels[k] for k in labels}) for row in table.printed])
             raise ConfigError(f"{owner} matches no row of {name}{near}")
         for row in rows:
             owners[row].append(owner)
@@ -284,9 +282,9 @@ def cover(
             raise ConfigError(f"{spec.where} matches {len(rows)} rows of {name}; name more columns")
         placed.append(rows)
     for labels in cited:
-        matching(labels, f"the cited row {row_text(labels)}")
+        matching(labels, f"the cited row {_row_text(labels)}")
     for row, names in owners.items():
-        text = row_text(row.labels)
+        text = _row_text(row.labels)
         if not names:
             raise ConfigError(f"no cell covers the row {text} of {name}; add one, or put it under cited")
         if len(names) > 1:
@@ -294,10 +292,10 @@ def cover(
     return placed
 
 
-def names_of(rows: Sequence[dict[str, str]]) -> list[str]:
+def _names_of(rows: Sequence[dict[str, str]]) -> list[str]:
     """A short name of letters, digits and `.-_` for each cell; those that would be alike get a hash."""
     if twice := [row for i, row in enumerate(rows) if row in rows[:i]]:
-        raise ConfigError(f"the cell {row_text(twice[0])} comes twice")
+        raise ConfigError(f"the cell {_row_text(twice[0])} comes twice")
     names = ["_".join(_slug(text) for text in row.values()) for row in rows]
     counts = Counter(names)
     hashes = [hashlib.sha256(repr(sorted(row.items())).encode()).hexdigest()[:6] for row in rows]
@@ -308,12 +306,12 @@ def _slug(text: str) -> str:
     return re.sub(r"[^a-z0-9.]+", "-", text.lower()).strip("-.") or "no"
 
 
-def effective(overrides: Sequence[str]) -> list[str]:
+def _effective(overrides: Sequence[str]) -> list[str]:
     """The overrides without those of which a later one sets the same key; deletions stay."""
     last = {(key_of(text), text.startswith("~")): i for i, text in enumerate(overrides)}
     return [overrides[i] for i in sorted(last.values())]
 
 
-def row_text(labels: dict[str, str]) -> str:
+def _row_text(labels: dict[str, str]) -> str:
     """`column text, column text`."""
     return ", ".join(f"{column} {text}" for column, text in labels.items())

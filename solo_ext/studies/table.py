@@ -92,23 +92,24 @@ def _words(study: Study, jobs: Sequence[Job], results: Results, failed: Mapping[
     }
 
 
-def _numbers(study: Study, scored: Scores, by_cell: Mapping[str, Style]) -> dict[str, Any]:
+def _numbers(study: Study, rows: Scores, by_cell: Mapping[str, Style]) -> dict[str, Any]:
     """The table: its columns, its rows for HTML, and the whole in Markdown. Printed numbers have two decimals."""
-    columns = keys = list(study.rows[0].labels)
+    keys = list(study.rows[0].labels)
     both = [column for column in study.metrics if any(row.values.get(column) is not None for row in study.rows)]
+    columns = list(keys)
     for column in study.metrics:
-        columns = columns + ([f"{column}, ours", f"{column}, paper", "ours - paper"] if column in both else [column])
-    rows, lines = [], []
-    for row, score in scored:
+        columns += [f"{column}, ours", f"{column}, paper", "ours - paper"] if column in both else [column]
+    cells, lines = [], []
+    for row, by_column in rows:
         texts: list[str] = []
         for column in study.metrics:
-            texts += score[column].texts(".2f") if column in both else score[column].texts(".4g")[:1]
+            texts += by_column[column].texts(".2f") if column in both else by_column[column].texts(".4g")[:1]
         first, *others = labels = list(row.labels.values())
         style = by_cell[row.name] if isinstance(row, Cell) else None
-        rows.append({"kind": "run" if style else "floor", "style": style, "label": first, "cells": [*others, *texts]})
+        cells.append({"kind": "run" if style else "floor", "style": style, "label": first, "cells": [*others, *texts]})
         lines.append([*(labels if style else (f"*{text}*" for text in labels)), *texts])
     table = markdown_table(columns, lines, range(len(keys), len(columns))) if study.metrics else ""
-    return {"columns": columns, "rows": rows, "table": table}
+    return {"columns": columns, "rows": cells, "table": table}
 
 
 # The figure in the paper's form: bars of ours beside the paper's, or curves over epochs.
