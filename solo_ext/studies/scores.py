@@ -15,7 +15,7 @@ from solo_ext.text import nearest
 
 FACTS = ("teacher_layers", "parameters_millions", "forwards_per_view")  # of the method, whatever the run did
 MINUTES = "minutes_per_epoch"
-SETTING = {  # where these differ from the paper's, the numbers do not compare
+SETTING = {  # where these differ from the paper's, the numbers are not comparable
     "data.dataset": "data set",
     "max_epochs": "epochs",
     "backbone.name": "backbone",
