@@ -25,6 +25,7 @@ RC: dict[Any, Any] = {
     "axes.formatter.limits": (-4, 6),
     "grid.color": RULE,
     "text.color": INK,
+    "text.parse_math": False,  # a name may look like mathematics
     "lines.linewidth": 1.4,
     "svg.fonttype": "none",
     "svg.hashsalt": "solo_ext",
@@ -151,14 +152,13 @@ def grid(panels: Sequence[Panel], legend: Sequence[Style], last_epoch: float) ->
     for ax, panel in zip(axes, panels, strict=False):
         _draw(ax, panel, last_epoch)
         every = f" ({panel.same})" if panel.same.startswith("the same in") and not panel.run else ""
-        ax.set_title((panel.title or panel.metric) + every, parse_math=False)
+        ax.set_title((panel.title or panel.metric) + every)
     for ax in axes[len(panels) :]:
         ax.set_axis_off()
     keys = [Line2D([], [], **_line(style)) for style in legend]
     ncols = 4 if wide > 1 else 2
     box = figure.legend(keys, [""] * len(keys), loc="outside upper left", ncols=ncols, frameon=False)
-    for text, style in zip(box.get_texts(), legend, strict=True):  # a name may look like mathematics
-        text.set_parse_math(False)
+    for text, style in zip(box.get_texts(), legend, strict=True):  # matplotlib < 3.10 leaves out labels such as _a
         text.set_text(style.label)
     return figure
 

@@ -136,15 +136,14 @@ def bars(study: Study, rows: Scores, by_cell: Mapping[str, Style]) -> Any:
             container = ax.barh(np.arange(n) + offset, ends, 0.36, xerr=errors, **look)
             texts = [f"{value:.2f}" if abs(value) >= 1 else f"{value:.3g}" for value in ends]
             ax.bar_label(container, texts, padding=3, fontsize=6.5)
-        ax.set_title(column, parse_math=False)
+        ax.set_title(column)
         ax.grid(axis="x")
         ax.grid(visible=False, axis="y")
         ax.set_xlim(0, 1.2 * max(ax.dataLim.x1, 0) or 1)
         ax.xaxis.get_major_locator().set_params(nbins=5)
-    for text in axes[0].set_yticks(range(n), names):
-        text.label1.set_parse_math(False)
+    axes[0].set_yticks(range(n), names)
     axes[0].set_ylim(n - 0.4, -0.6)
-    axes[0].set_ylabel(" · ".join(columns), parse_math=False)
+    axes[0].set_ylabel(" · ".join(columns))
     keys = [Patch(color=pages.MUTED, linewidth=0, label="ours")]
     if any(score.paper is not None for _, by_column in rows for score in by_column.values()):
         keys.append(Patch(color=pages.MUTED, alpha=PALE, linewidth=0, label="paper"))
