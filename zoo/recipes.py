@@ -11,8 +11,8 @@ from pathlib import Path
 
 from solo_ext.training.compose import compose
 from solo_ext.training.config import resolve
-from solo_ext.zoo.add import recipe_sum, write_tables
-from solo_ext.zoo.index import Entry, Figure, Recipe, editing, short
+from solo_ext.zoo.edit import recipe_sum, write_tables
+from solo_ext.zoo.index import Entry, Recipe, Score, editing, short
 
 ZOO = Path(__file__).parent
 ROOT = ZOO.parent
@@ -42,7 +42,7 @@ def recipes() -> list[Entry]:
                 epochs=cfg.max_epochs,
                 recipe=Recipe(file.relative_to(ROOT).as_posix(), recipe_sum(file)),
                 figures=[
-                    Figure("linear top-1", float(match["value"]), f"printed: paper {match['paper']}, {match['tables']}")
+                    Score("linear top-1", float(match["value"]), f"printed: paper {match['paper']}, {match['tables']}")
                 ],
             )
         )

@@ -48,7 +48,7 @@ def _list(args: argparse.Namespace) -> None:
 def _score(entry: "Entry", metric: str) -> str:
     from solo_ext.zoo.index import percent
 
-    value = entry.figure(metric)
+    value = entry.score(metric)
     return percent(value) if value is None or entry.files else f"paper {percent(value)}"
 
 
@@ -149,7 +149,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _add(args: argparse.Namespace) -> None:
-    from solo_ext.zoo.add import add
+    from solo_ext.zoo.edit import add
     from solo_ext.zoo.store import installed
 
     zoo = args.zoo or installed()
@@ -164,8 +164,8 @@ def _publish_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _publish(args: argparse.Namespace) -> None:
+    from solo_ext.zoo.edit import publish
     from solo_ext.zoo.index import read_index
-    from solo_ext.zoo.publish import publish
     from solo_ext.zoo.store import installed
 
     zoo = args.zoo or installed()

@@ -12,50 +12,50 @@ from huggingface_hub import utils
 from solo_ext import __version__
 from solo_ext.errors import CheckpointError, ConfigError
 from solo_ext.files import read_json
-from solo_ext.runs.run import RECORDS, WEIGHTS
+from solo_ext.runs.run import ARGS, RECORDS, WEIGHTS
 from solo_ext.zoo.index import REPOSITORY, Entry, ZooFile
 
 CONFIG = "config.json"  # timm's
-FILES = (WEIGHTS, "args.json", RECORDS, CONFIG)  # of `hf://owner/name`; no other file is looked at
 _AGENT: dict[str, Any] = {"library_name": "solo_ext", "library_version": __version__}
 
 
 def fetch(source: str) -> Path:
-    """The weights of `hf://owner/name[@revision]` in the cache, with args.json beside them.
+    """The weights of `hf://owner/name[@revision]` in the cache, with args.json beside them; no other file is read.
 
-    Without network, what the cache has is taken.
+    Without a network, what the cache has is taken.
 
     Raises:
-        CheckpointError: no such repository or revision, no way to it, or not what `solo-ext export` writes.
+        CheckpointError: no such repository or revision, no connection, or not what `solo-ext export` writes.
     """
-    match = re.fullmatch(rf"hf://({REPOSITORY.pattern})(?:@([\w./-]+))?", source)
+    match = re.fullmatch(rf"hf://({REPOSITORY})(?:@([\w./-]+))?", source)
     if not match or ".." in source:
         raise CheckpointError(f"'{source}' is not of the form hf://owner/name or hf://owner/name@revision")
     repository, revision = match.groups()
+    patterns = [WEIGHTS, ARGS, RECORDS, CONFIG]
     with _explained(source):
-        folder = Path(hf.snapshot_download(repository, revision=revision, allow_patterns=list(FILES), **_AGENT))
+        folder = Path(hf.snapshot_download(repository, revision=revision, allow_patterns=patterns, **_AGENT))
     record = (read_json(folder / RECORDS) or {}).get(WEIGHTS)
-    missing = [name for name in FILES[:2] if not (folder / name).is_file()]
-    if missing or not isinstance(record, dict) or not isinstance(record.get("sha256"), str):
-        lacks = missing[0] if missing else f"SHA-256 of {WEIGHTS} in {RECORDS}"
-        timms = "architecture" in (read_json(folder / CONFIG) or {})
-        hint = f"; timm.create_model('hf-hub:{source[5:]}', pretrained=True) may load it" if timms else ""
-        raise CheckpointError(f"{source} is not what solo-ext export --to huggingface writes: it has no {lacks}{hint}")
+    missing = [name for name in (WEIGHTS, ARGS) if not (folder / name).is_file()]
+    if not isinstance(record, dict) or not isinstance(record.get("sha256"), str):
+        missing.append(f"SHA-256 of {WEIGHTS} in {RECORDS}")
+    if missing:
+        by_timm = "architecture" in (read_json(folder / CONFIG) or {})
+        hint = f"; timm.create_model('hf-hub:{source[5:]}', pretrained=True) may load it" if by_timm else ""
+        message = f"{source} is not what solo-ext export --to huggingface writes: it has no {missing[0]}{hint}"
+        raise CheckpointError(message)
     return folder / WEIGHTS
 
 
 def cached(entry: Entry, file: ZooFile) -> Path | None:
     """Where the cache has this file of `entry`, whatever its content."""
-    if entry.repository is None:
-        return None
-    path = hf.try_to_load_from_cache(entry.repository, file.path, revision=entry.revision)
+    path = entry.repository and hf.try_to_load_from_cache(entry.repository, file.path, revision=entry.revision)
     return Path(path) if isinstance(path, str) else None
 
 
 def read(entry: Entry, file: ZooFile) -> tuple[Path, bytes]:
-    """A file of a published `entry` in the cache, and its content, of the size and SHA-256 that the index says.
+    """A file of a published `entry` in the cache, and its content, which has the size and SHA-256 of the index.
 
-    It is downloaded where it is missing, and once more where it is damaged. What differs even then is removed.
+    A file that is missing is downloaded, a damaged one once more; if it still differs, it is removed.
 
     Raises:
         CheckpointError: it cannot be downloaded, or is another file.
@@ -74,19 +74,19 @@ def read(entry: Entry, file: ZooFile) -> tuple[Path, bytes]:
 
 def check_upload(option: str, repository: str) -> None:
     """Raises ConfigError if nothing can be uploaded to `repository`: it is not OWNER/NAME, or there is no token."""
-    if not REPOSITORY.fullmatch(repository):
+    if not re.fullmatch(REPOSITORY, repository):
         raise ConfigError(f"{option} takes OWNER/NAME of a repository on the Hugging Face Hub, not '{repository}'")
     if not hf.get_token():
         raise ConfigError(f"{option} needs a token of the Hugging Face Hub: log in with hf auth login, or set HF_TOKEN")
 
 
 def upload(repository: str, files: Mapping[str, bytes | Path], message: str, failure: str) -> tuple[hf.RepoUrl, str]:
-    """Puts files into a repository, which is made if need be, in one commit.
+    """Commits files to a repository, which is created if it does not exist.
 
     Args:
         files: path in the repository -> content, or a file on the disk.
         message: of the commit.
-        failure: what the sentence begins with if it fails.
+        failure: the beginning of the error message.
 
     Returns:
         The repository, whose text is its URL, and the hash of the commit.
@@ -103,7 +103,7 @@ def upload(repository: str, files: Mapping[str, bytes | Path], message: str, fai
 
 @contextmanager
 def _explained(subject: str) -> Iterator[None]:
-    """Whatever goes wrong as a CheckpointError that begins with `subject`."""
+    """Turns every failure into a CheckpointError that begins with `subject`."""
     try:
         yield
     except Exception as error:  # of the HTTP library, which differs between versions
@@ -113,16 +113,17 @@ def _explained(subject: str) -> Iterator[None]:
 def _reason(error: Exception) -> str:
     """What went wrong with a repository, as the end of a sentence."""
     address = hf.constants.ENDPOINT
-    if isinstance(error, utils.GatedRepoError):
-        return "wants its terms to be accepted, on its page and logged in (hf auth login, or HF_TOKEN)"
-    if isinstance(error, utils.RepositoryNotFoundError):
-        return "is not on the Hugging Face Hub, or is private and needs hf auth login or HF_TOKEN"
-    if isinstance(error, utils.RevisionNotFoundError):
-        return "has no such revision"
-    if isinstance(error, utils.LocalEntryNotFoundError):
-        why = "HF_HUB_OFFLINE is set" if hf.constants.HF_HUB_OFFLINE else f"{address} cannot be reached or fails"
-        return f"is not in the cache ({hf.constants.HF_HUB_CACHE}), and {why}"
-    if isinstance(error, utils.HfHubHTTPError) and error.response is not None:
-        detail = f" ({error.server_message})" if getattr(error, "server_message", None) else ""
-        return f"is refused by {address}: status {error.response.status_code}{detail}"
+    match error:
+        case utils.GatedRepoError():
+            return "wants its terms to be accepted, on its page and logged in (hf auth login, or HF_TOKEN)"
+        case utils.RepositoryNotFoundError():
+            return "is not on the Hugging Face Hub, or is private and needs hf auth login or HF_TOKEN"
+        case utils.RevisionNotFoundError():
+            return "has no such revision"
+        case utils.LocalEntryNotFoundError():
+            why = "HF_HUB_OFFLINE is set" if hf.constants.HF_HUB_OFFLINE else f"{address} cannot be reached or fails"
+            return f"is not in the cache ({hf.constants.HF_HUB_CACHE}), and {why}"
+        case utils.HfHubHTTPError(response=response) if response is not None:
+            detail = f" ({error.server_message})" if error.server_message else ""
+            return f"is refused by {address}: status {response.status_code}{detail}"
     return f"fails: {(str(error) or type(error).__name__).splitlines()[0]}"

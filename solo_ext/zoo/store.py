@@ -40,20 +40,12 @@ def folders() -> list[Path]:
 
 
 def entries() -> dict[str, Entry]:
-    """Name -> entry; one in $SOLO_EXT_ZOO goes before one of the same name that came with the code.
-
-    Raises:
-        CheckpointError: an index is damaged.
-    """
+    """Name -> entry; one in $SOLO_EXT_ZOO takes precedence over one of the same name that came with the code."""
     return {name: entry for folder in reversed(folders()) for name, entry in read_index(folder).items()}
 
 
 def find(name: str, known: Mapping[str, Entry] | None = None) -> Entry:
-    """The entry `name` of `known`, by default of `entries()`.
-
-    Raises:
-        CheckpointError: there is none; the nearest name is said.
-    """
+    """The entry `name` of `known`, by default of `entries()`; a CheckpointError names the nearest one there is."""
     known = entries() if known is None else known
     if name not in known:
         close = nearest(name, known) or " (solo-ext zoo list says which there are)"

@@ -65,9 +65,10 @@ def exported(folder: Path, name: str, **kwargs):
 @torch.no_grad()
 def test_the_graph_gives_the_backbones_map(name):
     backbone = random_backbone(name)
-    assert export.supports(backbone) is None and export.depth_of(backbone) == int(name.rpartition("resnet")[2])
+    depth = int(name.rpartition("resnet")[2])
+    assert export.supports(backbone) is None and export.depth_of(backbone) == depth
     x = torch.randn(2, 3, 75, 64)
-    found = export.forward(export.convert(backbone.state_dict()), x)
+    found = export.network(export.convert(backbone.state_dict()), depth)(x)
     assert difference(found, export.feature_map(backbone, x)) <= 1e-5
 
 

@@ -23,8 +23,7 @@ from solo_ext.runs.encoder import load_encoder
 from solo_ext.training.compose import overlay
 from solo_ext.training.config import resolve, run_values
 from solo_ext.training.recipes import find as find_recipe
-from solo_ext.zoo import add as adding
-from solo_ext.zoo import store
+from solo_ext.zoo import edit, store
 from solo_ext.zoo.index import Entry, markdown, parse_index, read_index, short, within, write_index
 
 ROOT = Path(solo_ext.__file__).parents[1]
@@ -136,7 +135,7 @@ def test_figures_come_out_again(name, run):
     found = {f"kNN-{line.split()[2]}": float(line.split("acc@1")[1].split()[0]) for line in out.splitlines()}
     # another CPU's bfloat16 may turn a few of 1,000 images
     assert (
-        found == {metric: pytest.approx(ENTRIES[name].figure(metric), abs=0.5) for metric in found} and len(found) == 2
+        found == {metric: pytest.approx(ENTRIES[name].score(metric), abs=0.5) for metric in found} and len(found) == 2
     )
 
 
@@ -194,10 +193,10 @@ def test_the_good_index_is_good():
         ({"file_path": "../../etc/passwd"}, "files.path must be 'a/byol-a-r18/<name>'"),
         ({"file_path": "a/byol-a-r18/../model.safetensors"}, "files.path must be"),
         ({"file_path": "/etc/model.safetensors"}, "files.path must be"),
-        ({"file_path": "a/byol-a-r18/.."}, "the last part of files.path"),
-        ({"file_path": "a/byol-a-r18/"}, "the last part of files.path"),
-        ({"file_path": "a/byol-a-r18/a\\b"}, "the last part of files.path"),
-        ({"file_path": "a/byol-a-r18/.hidden"}, "the last part of files.path"),
+        ({"file_path": "a/byol-a-r18/.."}, "files.path must be 'a/byol-a-r18/<name>', the name of letters"),
+        ({"file_path": "a/byol-a-r18/"}, "files.path must be 'a/byol-a-r18/<name>', the name of letters"),
+        ({"file_path": "a/byol-a-r18/a\\b"}, "files.path must be 'a/byol-a-r18/<name>', the name of letters"),
+        ({"file_path": "a/byol-a-r18/.hidden"}, "files.path must be 'a/byol-a-r18/<name>', the name of letters"),
         ({"file_path": "a/byol-a-r18/x"}, "has no model.safetensors"),
         ({"file_path": None}, "path is missing"),
         ({"file_url": "https://example.org/model.safetensors"}, "unknown key"),
@@ -206,7 +205,7 @@ def test_the_good_index_is_good():
         ({"repository": "jane/../zoo", "revision": "0" * 40}, "repository must be owner/name"),
         ({"repository": "https://x.org/a", "revision": "0" * 40}, "repository must be owner/name"),
         ({"repository": "jane/zoo", "revision": "main"}, "revision must be 40 hexadecimal digits"),
-        ({"file_size": -1}, "files.size must be at least 0"),
+        ({"file_size": -1}, "files.0.size must be a whole number of at least 0"),
         ({"file_size": "many"}, "size must be a whole number"),
         ({"file_sha256": "0" * 63}, "64 hexadecimal digits"),
         ({"file_sha256": "../" * 20}, "64 hexadecimal digits"),
@@ -315,7 +314,7 @@ def test_weights_are_hashed_when_they_are_loaded(own):
 
 def test_a_zoo_of_ones_own_goes_first(trained, tmp_path, own, monkeypatch):
     """Also where it has weights for what is only a recipe here."""
-    added = adding.add(trained, own, name=next(name for name in RECIPES if name.endswith("cifar10-r18")))
+    added = edit.add(trained, own, name=next(name for name in RECIPES if name.endswith("cifar10-r18")))
     assert not ENTRIES[added.name].files
     assert store.entries().keys() == ENTRIES.keys() and store.find(added.name) == added
     for name, zoo in ((SAMPLE, own), (WEIGHTS[1], ZOO)):
@@ -387,9 +386,9 @@ def test_a_run_becomes_an_entry(trained, tmp_path, run):
     assert status == 0, err
     [entry] = parse_index((zoo / "index.yaml").read_bytes(), "x").values()
     assert entry.name == "byol-cifar10-r10w16" and entry.epochs == 3 and entry.licence == "MIT"
-    assert entry.figure("kNN-20") == 41.5 and "before its weights were rounded" in entry.figures[0].protocol
+    assert entry.score("kNN-20") == 41.5 and "before its weights were rounded" in entry.figures[0].protocol
     assert entry.recipe.path == "scripts/pretrain/cifar10/byol.yaml" and entry.recipe.overrides == ["max_epochs=3"]
-    by_name = adding.recipe_from(["solo-ext", "pretrain", "cifar10/res_byol", "seed=1"], tmp_path / "own")
+    by_name = edit.recipe_from(["solo-ext", "pretrain", "cifar10/res_byol", "seed=1"], tmp_path / "own")
     assert (by_name.path, by_name.overrides) == ("scripts/pretrain/cifar10/res_byol.yaml", ["seed=1"])
     assert "byol-cifar10-r10w16" in (tmp_path / "own" / "README.md").read_text()
     folder = zoo / entry.folder

@@ -13,8 +13,8 @@ from hub_server import TOKEN, whole
 import solo_ext
 from solo_ext.errors import CheckpointError
 from solo_ext.zoo import store
+from solo_ext.zoo.edit import publish
 from solo_ext.zoo.index import Entry, ZooFile, read_index, write_index
-from solo_ext.zoo.publish import publish
 
 NAME, FOLDER, REPOSITORY = "byol-a-r18", "a/byol-a-r18", "jane/zoo"
 WEIGHTS = f"{FOLDER}/model.safetensors"

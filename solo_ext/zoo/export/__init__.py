@@ -1,21 +1,21 @@
 """What `solo-ext export` writes: one module per target, and the frame that proves what each wrote before it stays.
 
-A target is a module of this folder with two functions:
+A target is a module of this folder with
 
-    supports(backbone) -> str | None     why it cannot hold this network, as one clause; None: it can
-    export(source: Source) -> Product    its files, and how its own library makes a network of them
+    export(source: Source, folder: Path) -> Product    writes its files, and loads them with its own library
+    supports(backbone) -> str | None                   optional: why it cannot hold this network, as one clause
 """
 
-import hashlib
+import io
 import os
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from solo_ext.data.transforms import Transform
 from solo_ext.errors import CheckpointError, ConfigError
-from solo_ext.files import json_text, new_folder
+from solo_ext.files import json_text, new_folder, sha256
 from solo_ext.runs.checkpoints import Checkpoint
 from solo_ext.runs.encoder import load_encoder
 from solo_ext.runs.environment import environment
@@ -37,12 +37,11 @@ BATCHES = (1, 2, 5)  # images in each of the proof's forward passes
 RECORD = "export.json"
 
 
-@dataclass(frozen=True)
-class Target:
-    """bound: of the proof. dtypes: in which it can hold matrices, the default first."""
+class Target(NamedTuple):
+    """The bound of the proof, and the types in which the target can hold matrices, the default first."""
 
     bound: float = 1e-5
-    dtypes: tuple[str, ...] = ("float32", "float16", "bfloat16")
+    dtypes: tuple[str, ...] = tuple(DTYPES)
 
 
 TARGETS = {
@@ -59,15 +58,15 @@ TARGETS = {
 class Source:
     """What is exported.
 
-    path: the checkpoint file. config: its run's args.json. name: for the files, e.g. `byol-cifar10-ab12cd34-teacher`.
+    checkpoint: with the run's args.json. name: for the files, e.g. `byol-cifar10-ab12cd34-teacher`.
     backbone: in eval mode, float32, its matrices rounded to `dtype`: what a target has to compute.
-    tensors: its state_dict as files hold it: matrices (ndim > 1) in `dtype`, all else as it is; contiguous.
+    tensors: its state_dict as files hold it: matrices (ndim > 1) in `dtype`, all else unchanged; contiguous.
     exact: the backbone before rounding.
     transform: of the images that it takes; has `size` in pixels, and `mean`, `std` of RGB values in [0, 1].
-    out: the folder that is going to hold the files.
+    out: where the folder of the files will be.
     """
 
-    path: Path
+    checkpoint: Checkpoint
     config: dict[str, Any]
     name: str
     teacher: bool
@@ -83,23 +82,20 @@ class Source:
 class Product:
     """What a target makes of a source.
 
-    files: name -> content.
-    network: folder of the files -> images [B, 3, H, W] -> features [B, D]: built by the target's library, loaded from
-        the files there, in eval mode.
+    network: images [B, 3, H, W] -> features [B, D]: built by the target's library, loaded from its files, in eval mode.
     architecture: what the library built for it, as the user would call it.
     have, want: names of the tensors in the file, and in that architecture with its classifier.
     load: lines of code that load the files from their folder.
     reference: (backbone, images) -> what `network` has to equal, where that is not the backbone's features.
-    record: what export.json says beyond that.
+    record: what export.json says in addition.
     """
 
-    files: dict[str, bytes]
-    network: Callable[[Path], Callable[[Tensor], Tensor]]
+    network: Callable[[Tensor], Tensor]
     architecture: str
     have: Collection[str]
     want: Collection[str]
     load: tuple[str, ...]
-    reference: Callable[[nn.Module, Tensor], Tensor] = lambda backbone, images: backbone(images)
+    reference: Callable[[nn.Module, Tensor], Tensor] = nn.Module.__call__
     record: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -107,6 +103,7 @@ class Product:
 class Report:
     """What was exported, and what the proof found.
 
+    files: name -> size in bytes and SHA-256.
     difference: the largest one between the features of both networks, relative to the largest feature.
     rounding: None in float32; else what rounding does to the features: `difference`, likewise, and `cosine`, the
         lowest similarity of an image's features before and after.
@@ -120,7 +117,7 @@ class Report:
     dtype: str
     architecture: str
     load: tuple[str, ...]
-    files: dict[str, dict[str, Any]]  # name -> size in bytes, sha256
+    files: dict[str, dict[str, Any]]
     matched: list[str]
     missing: list[str]
     unexpected: list[str]
@@ -131,20 +128,18 @@ class Report:
     rounding: dict[str, float] | None
 
     def __str__(self) -> str:
-        encoder = "teacher" if self.teacher else "student"
-        lines = [f"{self.folder}: the {encoder} of {self.checkpoint} as {self.architecture}"]
-        for name, file in self.files.items():
-            lines.append(f"  {name}  {file['size']:,} bytes  sha256 {file['sha256']}")
         counts = [f"{len(self.matched)} matched"]
-        for word in ("missing", "unexpected"):
-            keys = getattr(self, word)
-            some = ", ".join(keys[:4]) + (", ..." if len(keys) > 4 else "")
-            counts.append(f"{len(keys)} {word}" + (f" ({some})" if keys else ""))
-        lines.append(f"  tensors: {', '.join(counts)}")
-        lines.append(
+        for word, keys in (("missing", self.missing), ("unexpected", self.unexpected)):
+            examples = f" ({', '.join(keys[:4])}{', ...' if len(keys) > 4 else ''})" if keys else ""
+            counts.append(f"{len(keys)} {word}{examples}")
+        encoder = "teacher" if self.teacher else "student"
+        lines = [
+            f"{self.folder}: the {encoder} of {self.checkpoint} as {self.architecture}",
+            *(f"  {name}  {file['size']:,} bytes  sha256 {file['sha256']}" for name, file in self.files.items()),
+            f"  tensors: {', '.join(counts)}",
             f"  features differ by {self.difference:.1e} of the largest (at most {self.bound:.0e}) "
-            f"on {self.images} random images of {self.image_size} px"
-        )
+            f"on {self.images} random images of {self.image_size} px",
+        ]
         if self.rounding:
             lines.append(
                 f"  rounding to {self.dtype} moved them by {self.rounding['difference']:.1e}, "
@@ -160,35 +155,38 @@ def export(
     teacher: bool = False,
     dtype: str | None = None,
 ) -> Report:
-    """Writes the backbone of a run as another library takes it, and proves that it computes the same there.
+    """Writes the backbone of a run for another library, and proves that it computes the same there.
 
     Args:
         checkpoint: run folder, checkpoint or export, ours or solo-learn's; an entry of the zoo; hf://owner/name.
         to: a key of `TARGETS`.
-        out: the folder to make; None: `exports/<name>-<to>`.
-        teacher: the momentum encoder in place of the student.
-        dtype: of the matrices in the files: float32, float16 or bfloat16; None: the target's default.
+        out: the folder to make; default `exports/<name>-<to>`.
+        teacher: the momentum encoder instead of the student.
+        dtype: of the matrices in the files: float32, float16 or bfloat16; default: the target's.
 
     Returns:
         The report, which is also in the folder's export.json.
 
     Raises:
-        ConfigError: unknown target or type, a network that the target has no place for, or a folder that exists.
+        ConfigError: unknown target or type, a network that the target cannot hold, or a folder that exists.
         CheckpointError: no weights there, or damaged; the proof failed; the folder cannot be written.
             Nothing is left behind.
     """
-    dtype = check_target(to, dtype)
+    if to not in TARGETS:
+        raise ConfigError(f"--to: there is no '{to}'{hint(to, TARGETS)}")
+    dtypes = TARGETS[to].dtypes
+    if dtype is not None and dtype not in dtypes:
+        raise ConfigError(f"--dtype: --to {to} has no '{dtype}'{hint(dtype, dtypes)}")
     opened = open_source(checkpoint)
     name = _name(opened.path) + ("-teacher" if teacher else "")
     folder = Path(out).expanduser() if out is not None else Path("exports") / f"{name}-{to}"
     if os.path.lexists(folder):
         raise ConfigError(f"--out: {folder} exists; name another folder, or remove it")
-    source = _source(opened, name, teacher, dtype, folder)
-    product = _module(to, source.backbone).export(source)
+    source = _source(opened, name, teacher, dtype or dtypes[0], folder)
+    target = _module(to, source.backbone)
     with new_folder(folder) as temporary:
-        for file, content in product.files.items():
-            (temporary / file).write_bytes(content)
-        report = _prove(source, product, product.network(temporary), to)
+        product = target.export(source, temporary)
+        report = _prove(source, product, to, temporary)
         load = [line.replace(str(folder), folder.name) for line in report.load]  # no path of this machine
         record = {**asdict(report), **product.record, "folder": folder.name, "load": load}
         record["packages"] = environment()["packages"]
@@ -196,19 +194,8 @@ def export(
     return report
 
 
-def check_target(to: str, dtype: str | None = None) -> str:
-    """`dtype`, or the default of the target `to`; raises ConfigError if there is no such target or type."""
-    if to not in TARGETS:
-        raise ConfigError(f"--to: there is no '{to}'{hint(to, TARGETS)}")
-    dtypes = TARGETS[to].dtypes
-    if dtype is not None and dtype not in dtypes:
-        raise ConfigError(f"--dtype: --to {to} has no '{dtype}'{hint(dtype, dtypes)}")
-    return dtype or dtypes[0]
-
-
 def _source(checkpoint: Checkpoint, name: str, teacher: bool, dtype: str, out: Path) -> Source:
     """The network of a checkpoint, as it is exported."""
-    path = checkpoint.path
     exact, config = load_encoder(checkpoint, teacher=teacher)
     tensors = {}
     for key, x in exact.state_dict().items():
@@ -216,25 +203,31 @@ def _source(checkpoint: Checkpoint, name: str, teacher: bool, dtype: str, out: P
         tensors[key] = x.to(DTYPES[dtype] if matrix else x.dtype).contiguous()
         if not tensors[key].isfinite().all():
             why = "does not fit into float16; --dtype bfloat16 holds it" if x.isfinite().all() else "is not finite"
-            raise CheckpointError(f"{path} is not exported: {key} {why}")
-    backbone = exact
-    if dtype != "float32":
-        backbone = deepcopy(exact)
-        backbone.load_state_dict(tensors)
-    return Source(path, dict(config or {}), name, teacher, dtype, backbone, tensors, exact, eval_transform(config), out)
+            raise CheckpointError(f"{checkpoint.path} is not exported: {key} {why}")
+    backbone = deepcopy(exact)
+    backbone.load_state_dict(tensors)
+    transform = eval_transform(config)
+    return Source(checkpoint, dict(config or {}), name, teacher, dtype, backbone, tensors, exact, transform, out)
 
 
-def supporting(backbone: nn.Module) -> dict[str, str | None]:
+def supporting(backbone: nn.Module, targets: Iterable[str] = TARGETS) -> dict[str, str | None]:
     """Target -> why it cannot hold `backbone`; None: it can."""
-    return {name: import_module(f"{__name__}.{name}").supports(backbone) for name in TARGETS}
+    modules = {name: import_module(f"{__name__}.{name}") for name in targets}
+    return {name: getattr(module, "supports", lambda _: None)(backbone) for name, module in modules.items()}
 
 
 def _module(to: str, backbone: nn.Module) -> ModuleType:
-    module = import_module(f"{__name__}.{to}")
-    if reason := module.supports(backbone):
-        others = [name for name, why in supporting(backbone).items() if why is None]
-        raise ConfigError(f"--to {to} has no place for this network: {reason}; possible: {', '.join(others)}")
-    return module
+    if reason := supporting(backbone, [to])[to]:
+        others = ", ".join(name for name, why in supporting(backbone).items() if why is None)
+        raise ConfigError(f"--to {to} has no place for this network: {reason}; possible: {others}")
+    return import_module(f"{__name__}.{to}")
+
+
+def saved(content: Any) -> bytes:
+    """What `torch.save` writes."""
+    file = io.BytesIO()
+    torch.save(content, file)
+    return file.getvalue()
 
 
 def render(template: str, **values: Any) -> str:
@@ -249,28 +242,25 @@ def _name(path: Path) -> str:
     return re.sub(r"[^\w.-]+", "_", stem).strip("._") or "backbone"
 
 
-# The proof.
-
-
 @torch.no_grad()
-def _prove(source: Source, product: Product, network: Callable[[Tensor], Tensor], to: str) -> Report:
-    """Compares `network` with ours; raises CheckpointError if they differ."""
+def _prove(source: Source, product: Product, to: str, folder: Path) -> Report:
+    """Compares the product's network with ours; raises CheckpointError if they differ."""
     generator = torch.Generator().manual_seed(0)
-    size, bound = source.transform.size, TARGETS[to].bound
+    size, bound, path = source.transform.size, TARGETS[to].bound, source.checkpoint.path
     batches = [torch.randn(count, 3, size, size, generator=generator) for count in BATCHES]
     ours = [product.reference(source.backbone, batch) for batch in batches]
-    theirs = [network(batch) for batch in batches]
+    theirs = [product.network(batch) for batch in batches]
     for a, b in zip(ours, theirs, strict=True):
         if a.shape != b.shape:
             raise CheckpointError(
-                f"{source.path} is not exported: --to {to} gives features {list(b.shape)}, ours are {list(a.shape)}"
+                f"{path} is not exported: --to {to} gives features {list(b.shape)}, ours are {list(a.shape)}"
             )
     difference = _difference(ours, theirs)
-    if not 0 < torch.cat([x.flatten() for x in ours]).abs().max() < torch.inf:
-        raise CheckpointError(f"{source.path} is not exported: its features of random images are all 0 or not finite")
+    if not 0 < max(x.abs().max() for x in ours) < torch.inf:
+        raise CheckpointError(f"{path} is not exported: its features of random images are all 0 or not finite")
     if not difference <= bound:  # nor is NaN
         raise CheckpointError(
-            f"{source.path} is not exported: the features of --to {to} differ from ours by {difference:.1e} of the "
+            f"{path} is not exported: the features of --to {to} differ from ours by {difference:.1e} of the "
             f"largest, more than {bound:.0e}"
         )
     rounding = None
@@ -281,16 +271,13 @@ def _prove(source: Source, product: Product, network: Callable[[Tensor], Tensor]
     return Report(
         folder=source.out,
         target=to,
-        checkpoint=source.path.name,
+        checkpoint=path.name,
         teacher=source.teacher,
         backbone=source.config["backbone"]["name"],
         dtype=source.dtype,
         architecture=product.architecture,
         load=product.load,
-        files={
-            name: {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-            for name, content in product.files.items()
-        },
+        files={file.name: {"size": file.stat().st_size, "sha256": sha256(file)} for file in sorted(folder.iterdir())},
         matched=[key for key in product.want if key in product.have],
         missing=[key for key in product.want if key not in product.have],
         unexpected=[key for key in product.have if key not in product.want],

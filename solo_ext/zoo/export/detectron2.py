@@ -1,11 +1,10 @@
 """A `.pth` that detectron2's detectors start from, torchvision's ResNets under its names, and the settings for it.
 
-The file is a `.pth` of plain tensors, so that reading it executes nothing. detectron2's DetectionCheckpointer takes it
-as it takes the `.pkl` of other converters: `matching_heuristics` matches the names by their ends, so that `res5` finds
+The file is a `.pth` of plain tensors, so that reading it executes nothing. detectron2's DetectionCheckpointer loads it
+as it loads the `.pkl` of other converters: `matching_heuristics` matches the names by their ends, so that `res5` finds
 its place in the backbone (FPN) and in the box head (C4) alike.
 """
 
-import io
 import json
 import re
 from collections.abc import Callable, Mapping
@@ -13,25 +12,17 @@ from functools import cache, partial
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models import resnet18, resnet34, resnet50, resnet101, resnet152
 
 from solo_ext.runs.checkpoints import load_checkpoint
-from solo_ext.zoo.export import Product, Source, render
+from solo_ext.zoo.export import Product, Source, render, saved
 
 RESNETS = {18: resnet18, 34: resnet34, 50: resnet50, 101: resnet101, 152: resnet152}
-EPS = 1e-5  # of all of detectron2's BatchNorms, frozen or not
-
-KEY = re.compile(
-    r"(layer(?P<stage>[1-4])\.(?P<block>\d+)\.)?"
-    r"((?P<kind>conv|bn)(?P<number>[1-3])|downsample\.(?P<part>[01]))\."
-    r"(?P<tensor>weight|bias|running_mean|running_var)"
-)
 
 
 def _layout(backbone: nn.Module) -> dict[str, str]:
-    """Module path -> what decides about its output, for convolutions, BatchNorms and pooling before the mean."""
+    """Module path -> what determines its output, for convolutions, BatchNorms and pooling before the mean."""
     kinds = (nn.Conv2d, nn.BatchNorm2d, nn.MaxPool2d)
     return {path: repr(module) for path, module in backbone.named_modules() if isinstance(module, kinds)}
 
@@ -49,7 +40,6 @@ def depth_of(backbone: nn.Module) -> int | None:
 
 
 def supports(backbone: nn.Module) -> str | None:
-    """Why detectron2's standard ResNets cannot hold `backbone`, as one clause; None: they can."""
     if depth_of(backbone):
         return None
     stem = getattr(backbone, "conv1", None)
@@ -57,20 +47,21 @@ def supports(backbone: nn.Module) -> str | None:
         theirs = "detectron2's a 7x7 one with max-pooling (backbone.stem: imagenet)"
         return f"the stem is a 3x3 convolution (backbone.stem: small), {theirs}"
     resnets = ", ".join(f"resnet{depth}" for depth in RESNETS)
-    return f"detectron2's backbones are torchvision's {resnets} as they stand; this {type(backbone).__name__} differs"
+    return f"detectron2's backbones are torchvision's {resnets}, unchanged; this {type(backbone).__name__} differs"
 
 
 def rename(key: str) -> str | None:
-    """detectron2's name of a tensor of torchvision's ResNet; None: it has no place there.
+    """detectron2's name of a tensor of torchvision's ResNet, as its tools/convert-torchvision-to-d2.py; None: no place.
 
     That is the classifier (`fc`, also BN1 of ProjectorEMA) and BatchNorm's `num_batches_tracked`, which nothing reads.
     """
-    if not (match := KEY.fullmatch(key)):
+    if key.startswith("fc.") or key.endswith(".num_batches_tracked"):
         return None
-    place = f"res{int(match['stage']) + 1}.{match['block']}" if match["stage"] else "stem"
-    layer = f"conv{match['number']}" if match["kind"] else "shortcut"
-    norm = ".norm" if match["kind"] == "bn" or match["part"] == "1" else ""
-    return f"{place}.{layer}{norm}.{match['tensor']}"
+    key = re.sub(r"^layer(\d)", lambda match: f"res{int(match[1]) + 1}", key)
+    key = re.sub(
+        r"\bbn(\d)", r"conv\1.norm", key.replace("downsample.0", "shortcut").replace("downsample.1", "shortcut.norm")
+    )
+    return key if key.startswith("res") else f"stem.{key}"
 
 
 def convert(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -78,71 +69,46 @@ def convert(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor for key, tensor in state.items() if (name := rename(key))}
 
 
-def forward(weights: Mapping[str, Tensor], x: Tensor) -> Tensor:
-    """What detectron2's ResNet (STRIDE_IN_1X1 False, BatchNorm in eval mode) computes from converted `weights`.
+def network(weights: Mapping[str, Tensor], depth: int) -> Callable[[Tensor], Tensor]:
+    """Normalised RGB images [B, 3, H, W] -> the map of res5, [B, 512 or 2048, H / 32, W / 32], of converted `weights`.
 
-    Args:
-        x: normalised RGB images [B, 3, H, W].
-
-    Returns:
-        The map of res5, [B, 512 or 2048, H / 32, W / 32], rounded up.
+    detectron2's graph, with STRIDE_IN_1X1 False and eps 1e-5 in all BatchNorms, is torchvision's under other names.
     """
 
-    def conv(x: Tensor, name: str, stride: int = 1) -> Tensor:
-        kernel = weights[f"{name}.weight"]
-        x = F.conv2d(x, kernel, stride=stride, padding=kernel.shape[-1] // 2)
-        mean, var, weight, bias = (
-            weights[f"{name}.norm.{x}"] for x in ("running_mean", "running_var", "weight", "bias")
-        )
-        return F.batch_norm(x, mean, var, weight, bias, eps=EPS)
+    def original(name: str) -> str:
+        name = re.sub(r"^res(\d)", lambda match: f"layer{int(match[1]) - 1}", name.removeprefix("stem."))
+        name = name.replace("shortcut.norm", "downsample.1").replace("shortcut", "downsample.0")
+        return re.sub(r"conv(\d)\.norm", r"bn\1", name)
 
-    x = F.max_pool2d(conv(x, "stem.conv1", stride=2).relu(), kernel_size=3, stride=2, padding=1)
-    blocks = {(int(match[1]), int(match[2])) for name in weights if (match := re.match(r"res(\d)\.(\d+)\.", name))}
-    for stage, block in sorted(blocks):
-        path, stride = f"res{stage}.{block}", 2 if stage > 2 and block == 0 else 1
-        if f"{path}.conv3.weight" in weights:
-            y = conv(conv(x, f"{path}.conv1").relu(), f"{path}.conv2", stride)
-            y = conv(y.relu(), f"{path}.conv3")
-        else:
-            y = conv(conv(x, f"{path}.conv1", stride).relu(), f"{path}.conv2")
-        shortcut = conv(x, f"{path}.shortcut", stride) if f"{path}.shortcut.weight" in weights else x
-        x = (y + shortcut).relu()
-    return x
+    model = RESNETS[depth]()
+    model.load_state_dict({original(name): x for name, x in weights.items()}, strict=False)
+    return partial(feature_map, model.eval())
 
 
 def feature_map(backbone: nn.Module, x: Tensor) -> Tensor:
-    """What `layer4` of the backbone itself gives, in the mode it is in: what `forward` must equal in eval mode."""
+    """The output of the backbone's own `layer4`: what `network` must equal in eval mode."""
     maps: list[Tensor] = []
     with backbone.get_submodule("layer4").register_forward_hook(lambda _module, _inputs, output: maps.append(output)):
         backbone(x)
     return maps[0]
 
 
-def settings(source: Source, depth: int, weights: Path) -> str:
-    """The YAML that detectron2 needs for these weights; it looks for a relative path where it starts."""
-    transform = source.transform
-    mean, std = ([round(255 * x, 4) for x in values.tolist()] for values in (transform.mean, transform.std))
-    path = json.dumps(str(weights), ensure_ascii=False)
-    return render("detectron2.yaml.j2", weights=path, mean=mean, std=std, depth=depth)
-
-
-def export(source: Source) -> Product:
-    """The weights, and the `settings` that name them with their full path. The proof compares maps, before the mean."""
+def export(source: Source, folder: Path) -> Product:
+    """The weights, and the settings that name them by their full path. The proof compares maps, before the mean."""
     depth = depth_of(source.backbone)
     assert depth, "supports() lets no other through"
     weights, file, yaml = convert(source.tensors), f"{source.name}.pth", f"{source.name}.yaml"
-    content = io.BytesIO()
-    torch.save({"model": weights, "__author__": "solo_ext", "matching_heuristics": True}, content)
-    text = settings(source, depth, source.out.absolute() / file)
+    content = {"model": weights, "__author__": "solo_ext", "matching_heuristics": True}
+    (folder / file).write_bytes(saved(content))
+    pixels = [[round(255 * x, 4) for x in values.tolist()] for values in (source.transform.mean, source.transform.std)]
+    # detectron2 looks for a relative path where it starts
+    path = json.dumps(str(source.out.absolute() / file), ensure_ascii=False)
+    settings = render("detectron2.yaml.j2", weights=path, mean=pixels[0], std=pixels[1], depth=depth)
+    (folder / yaml).write_text(settings, encoding="utf-8")
     with torch.device("meta"):
         want = convert(RESNETS[depth]().state_dict())
-
-    def network(folder: Path) -> Callable[[Tensor], Tensor]:
-        return partial(forward, load_checkpoint(folder / file)["model"])
-
     return Product(
-        {file: content.getvalue(), yaml: text.encode()},
-        network,
+        network(load_checkpoint(folder / file)["model"], depth),
         f"detectron2's ResNet-{depth}",
         have=weights,
         want=want,

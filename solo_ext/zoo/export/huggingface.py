@@ -1,80 +1,65 @@
 """A folder for the Hugging Face Hub, which timm and `load_backbone` take: safetensors, config.json and a card."""
 
 import math
-from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import timm.models
 import yaml
 from timm.models._hub import save_config_for_hf
-from torch import nn
 
 from solo_ext.data.datasets import DATASETS
 from solo_ext.data.transforms import Transform
-from solo_ext.files import read_json
+from solo_ext.runs.run import Run
 from solo_ext.zoo.export import RECORD, Product, Source, render, safetensors, torchvision
 from solo_ext.zoo.export import timm as timms
 from solo_ext.zoo.hub import CONFIG, upload
-from solo_ext.zoo.index import figures_of
+from solo_ext.zoo.index import scores
 from solo_ext.zoo.model import solo_ext_backbone
 
 CARD = "README.md"
 REPOSITORY = "OWNER/NAME"  # in a card, until it is pushed
 LICENSE = "mit"
-OURS = solo_ext_backbone.__name__
-
-
-def supports(backbone: nn.Module) -> str | None:
-    """None: all backbones; what timm lacks, `solo_ext_backbone` builds for it."""
-    return None
+OURS = solo_ext_backbone.__name__  # what timm lacks, it builds for timm
 
 
 def architecture(source: Source) -> tuple[str, dict[str, Any]]:
     """Name and arguments of the `timm.create_model` call that builds the network: of timm itself, where it can."""
-    backbone = source.backbone
-    if timms.supports(backbone) is None and not torchvision.replaced(backbone):
-        return timms.architecture(source)
-    config = source.config["backbone"]
-    config = {
-        "name": config["name"],
-        "kwargs": torchvision.kwargs_of(config),
-        "stem": "small" if torchvision.replaced(backbone) else "imagenet",
-        "last_norm": bool(config.get("last_norm")),
-    }
-    return OURS, {"num_classes": 0, "config": {"backbone": config}}
+    backbone, config = source.backbone, source.config["backbone"]
+    stem = "small" if torchvision.replaced(backbone) else "imagenet"
+    if timms.supports(backbone) is None and stem == "imagenet":
+        name, kwargs = timms.architecture(source)
+        return name.partition(".")[0], kwargs  # without the tag of somebody's weights
+    kwargs = {"name": config["name"], "kwargs": torchvision.kwargs_of(config), "stem": stem}
+    return OURS, {"num_classes": 0, "config": {"backbone": {**kwargs, "last_norm": bool(config.get("last_norm"))}}}
 
 
 def preprocessing(transform: Transform) -> dict[str, Any]:
-    """What timm's `create_transform` takes to do the same."""
+    """The arguments with which timm's `create_transform` does the same."""
     size, shorter = transform.size, transform.shorter or transform.size
     share = size / shorter
     if math.floor(size / share) < shorter:  # as timm computes it, and rounding can make it a pixel less
         share = math.nextafter(share, 0)
+    # 0.4914 of float32's 0.49140000343322754
+    mean, std = (tuple(float(f"{x:.7g}") for x in values.tolist()) for values in (transform.mean, transform.std))
     return {
         "input_size": (3, size, size),
         "interpolation": transform.mode,
         "crop_pct": share,
         "crop_mode": "center" if transform.shorter else "squash",
-        "mean": tuple(map(_decimal, transform.mean.tolist())),
-        "std": tuple(map(_decimal, transform.std.tolist())),
+        "mean": mean,
+        "std": std,
     }
 
 
-def _decimal(x: float) -> float:
-    """0.4914 of float32's 0.49140000343322754."""
-    return float(f"{x:.7g}")
-
-
-def export(source: Source) -> Product:
+def export(source: Source, folder: Path) -> Product:
     """All that --to safetensors writes, timm's config.json and README.md."""
+    base = safetensors.export(source, folder)
     name, kwargs = architecture(source)
-    name = name.partition(".")[0]  # without the tag of somebody's weights
     ours = name == OURS
-    known = timm.models.PretrainedCfg(first_conv="conv1", classifier="fc")
-    known = known if ours else timm.models.get_pretrained_cfg(name) or timm.models.PretrainedCfg()
+    known = timm.models.PretrainedCfg(first_conv="conv1", classifier="fc") if ours else None
+    known = known or timm.models.get_pretrained_cfg(name) or timm.models.PretrainedCfg()
     layers = {key: getattr(known, key) for key in ("first_conv", "classifier", "fixed_input_size")}
     image = preprocessing(source.transform)
     described = {"architecture": name, "num_classes": kwargs["num_classes"], "license": LICENSE, **layers, **image}
@@ -82,16 +67,13 @@ def export(source: Source) -> Product:
         timm.create_model(name, pretrained_cfg=described, **{**kwargs, "num_classes": classes})
         for classes in (kwargs["num_classes"], 0 if ours else 1000)
     )
-    with TemporaryDirectory() as folder:
-        file: Any = Path(folder) / CONFIG  # annotated as a string, but timm before 1.0.27 needs the Path
-        save_config_for_hf(model, file, model_args=kwargs)
-        config = file.read_bytes()
-    base = safetensors.export(source)
+    file: Any = folder / CONFIG  # annotated as a string, but timm before 1.0.27 needs the Path
+    save_config_for_hf(model, file, model_args=kwargs)
     imports = ("import solo_ext.zoo.model",) if ours else ()
+    (folder / CARD).write_text(card(source, image, imports), encoding="utf-8")
     return replace(
         base,
-        files={**base.files, CONFIG: config, CARD: card(source, image, imports).encode()},
-        network=lambda folder: timm.create_model(f"local-dir:{folder}", pretrained=True).eval(),
+        network=timm.create_model(f"local-dir:{folder}", pretrained=True).eval(),
         architecture=f"timm's {name}" + ", after import solo_ext.zoo.model" * ours,
         want=list(classifying.state_dict()),
         load=(
@@ -103,10 +85,10 @@ def export(source: Source) -> Product:
     )
 
 
-def card(source: Source, image: Mapping[str, Any], imports: Sequence[str]) -> str:
+def card(source: Source, image: dict[str, Any], imports: tuple[str, ...]) -> str:
     """README.md: what it is, how it is loaded, what it reached, what it comes from."""
-    config, backbone = source.config, source.backbone
-    method, dataset = config.get("method"), (config.get("data") or {}).get("dataset")
+    run, method = Run(source.checkpoint.path.parent), source.config.get("method")
+    dataset = (source.config.get("data") or {}).get("dataset")
     front = {
         "library_name": "timm",
         "license": LICENSE,
@@ -114,31 +96,19 @@ def card(source: Source, image: Mapping[str, Any], imports: Sequence[str]) -> st
         "tags": ["timm", "solo_ext", "self-supervised-learning", *([method] if method else [])],
         **({"datasets": [info.hub]} if (info := DATASETS.get(dataset or "")) and info.hub else {}),
     }
-    name = config["backbone"]["name"]
-    stem = ", CIFAR stem" if torchvision.replaced(backbone) else ""
-    parameters = sum(x.numel() for x in backbone.parameters())
-    environment = read_json(source.path.with_name(safetensors.ENVIRONMENT)) or {}
-    trained = environment.get("data", {}).get("train") or {}
-    facts = {
-        "network": f"`{name}`{stem}: {parameters:,} parameters, {backbone.num_features} features, in {source.dtype}",
-        "trained by": f"`{method}`, without labels" if method else "solo_ext, without labels",
-        "trained on": f"`{dataset}`" + (f", {trained['images']:,} images" if "images" in trained else ""),
-        "epochs": config.get("max_epochs"),
-        "encoder": "the teacher, an exponential moving average" if source.teacher else "the student",
-        "images": f"RGB, {source.transform.size} x {source.transform.size} px ({image['crop_mode']}, "
-        f"{image['interpolation']}), mean {list(image['mean'])}, std {list(image['std'])}",
-    }
     return render(
         "card.md.j2",
         front=yaml.safe_dump(front, sort_keys=False),
-        name=name,
+        source=source,
+        name=source.config["backbone"]["name"],
         method=method,
         dataset=dataset,
-        facts=facts,
+        stem=", CIFAR stem" if torchvision.replaced(source.backbone) else "",
+        parameters=sum(x.numel() for x in source.backbone.parameters()),
+        images=((run.environment or {}).get("data", {}).get("train") or {}).get("images"),
+        image=image,
         imports=imports,
-        features=backbone.num_features,
-        figures=[] if source.teacher else figures_of(source.path.parent, source.path.name),
-        rounded="" if source.dtype == "float32" else f"; before the weights were rounded to {source.dtype}",
+        scores=[] if source.teacher else scores(run.dir, source.checkpoint.path.name),
         repository=REPOSITORY,
     )
 

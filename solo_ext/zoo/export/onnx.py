@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from importlib import import_module
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -21,29 +22,24 @@ INPUT, OUTPUT = "images", "features"
 NAMED: dict[str, Any] = {"input_names": [INPUT], "output_names": [OUTPUT], "opset_version": OPSET}
 
 
-def supports(backbone: nn.Module) -> str | None:
-    """None: all backbones are tried."""
-    return None
-
-
-def export(source: Source) -> Product:
+def export(source: Source, folder: Path) -> Product:
     """One file: `images` [batch, 3, size, size] -> `features` [batch, D], any batch.
 
     Raises:
         ConfigError: a package is missing.
-        CheckpointError: the exporters, ONNX's checker or onnxruntime do not take the network.
+        CheckpointError: the exporters, ONNX's checker or onnxruntime reject the network.
     """
     for package in ("onnx", "onnxscript", "onnxruntime"):
         _package(package)
     file, size = f"{source.name}.onnx", source.transform.size
     if sum(x.nbytes for x in source.tensors.values()) >= LIMIT:
-        raise CheckpointError(f"{source.path} is not exported: an ONNX file holds less than 2 GiB")
+        raise CheckpointError(f"{source.checkpoint.path} is not exported: an ONNX file holds less than 2 GiB")
     graph = _graph(source)
+    (folder / file).write_bytes(graph.SerializeToString())
     names = [tensor.name for tensor in graph.graph.initializer]
     opset = next(entry.version for entry in graph.opset_import if entry.domain in ("", "ai.onnx"))
     return Product(
-        {file: graph.SerializeToString()},
-        lambda folder: _session((folder / file).read_bytes()),
+        _session((folder / file).read_bytes()),
         f"an ONNX graph of opset {opset}",
         have=names,
         want=names,
@@ -70,12 +66,12 @@ def _graph(source: Source) -> Any:
             return graph
         except Exception as error:  # of many types, from torch.export to onnxruntime
             failure = error
-    reason = (str(failure).strip() or type(failure).__name__).splitlines()[0]
-    raise CheckpointError(f"{source.path} is not exported: ONNX does not take this network: {reason}") from failure
+    path, reason = source.checkpoint.path, (str(failure).strip() or type(failure).__name__).splitlines()[0]
+    raise CheckpointError(f"{path} is not exported: ONNX does not take this network: {reason}") from failure
 
 
 def _trace(backbone: nn.Module, images: Tensor) -> Any:
-    """By PyTorch's exporter of today, built on torch.export; that of 2.5 fails at BatchNorm and fixes some batches."""
+    """By PyTorch's current exporter, built on torch.export; that of 2.5 fails at BatchNorm and fixes some batches."""
     batch = torch.export.Dim("batch")
     program: Any = torch.onnx.export(backbone, (images,), dynamic_shapes=({0: batch},), dynamo=True, **NAMED)
     return program.model_proto

@@ -4,21 +4,17 @@ import hashlib
 import re
 import shlex
 from collections.abc import Mapping
-from pathlib import PureWindowsPath
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
 import safetensors.torch
-from torch import nn
 
-from solo_ext.errors import CheckpointError
-from solo_ext.files import json_text, read_json
-from solo_ext.runs.checkpoints import load_checkpoint
+from solo_ext.files import json_text
 from solo_ext.runs.encoder import load_encoder
-from solo_ext.runs.run import ARGS, ENVIRONMENT, RECORDS, WEIGHTS, Run
-from solo_ext.runs.run import METRICS as LOG
+from solo_ext.runs.run import ARGS, ENVIRONMENT, METRICS, RECORDS, WEIGHTS, Run
 from solo_ext.zoo.export import Product, Source
 
-FILES = (WEIGHTS, ARGS, RECORDS, LOG, ENVIRONMENT)
+FILES = (WEIGHTS, ARGS, RECORDS, METRICS, ENVIRONMENT)
 # the last word of a key whose text names a place, a person or a secret
 _PRIVATE = re.compile(
     r"(^|[._-])(path|dir|root|folder|file|checkpoint|extractor|url|entity|project|host|user|email|token|secret|password|key)$"
@@ -27,27 +23,23 @@ _PLACE = re.compile(r"~|/|\\\\|[A-Za-z]:[\\/]|\.\.[\\/]|[a-z0-9]+://")  # how th
 _INNER = re.compile(rf"(?<![\w./~-])(?:{_PLACE.pattern})[^\[\](){{}},'\"]*")  # one in a list or mapping
 
 
-def public_config(config: Mapping[str, Any]) -> dict[str, Any]:
+def public_config(config: Any) -> Any:
     """An args.json without what names this machine or person: paths, accounts, secrets; the network and data stay."""
-    return {key: _public(value) for key, value in config.items() if not _is_private(key, value)}
+    if isinstance(config, Mapping):
+        return {key: public_config(value) for key, value in config.items() if not _is_private(key, value)}
+    if isinstance(config, list | tuple):
+        return [public_config(item) for item in config if not _is_private("", item)]
+    return config
 
 
 def _is_private(key: str, value: Any) -> bool:
     return isinstance(value, str) and bool(_PRIVATE.search(str(key).lower()) or _PLACE.match(value))
 
 
-def _public(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return public_config(value)
-    if isinstance(value, list | tuple):
-        return [_public(item) for item in value if not _is_private("", item)]
-    return value
-
-
 def public_environment(environment: Mapping[str, Any]) -> dict[str, Any]:
-    """An environment.json without the host; of the paths in its commands only the last part stays.
+    """An environment.json without the host; a path in its commands keeps only its last part.
 
-    Of a YAML's path all stays that begins with the repository's `scripts`.
+    A YAML's path is kept from the repository's `scripts` on.
     """
     public = public_config({key: value for key, value in environment.items() if key not in ("host", "before")})
     if isinstance(command := environment.get("command"), list):
@@ -76,42 +68,24 @@ def _last_part(path: str) -> str:
     return parts[-1] if len(parts) > 1 else "***"
 
 
-def supports(backbone: nn.Module) -> str | None:
-    """None: all backbones."""
-    return None
-
-
-def export(source: Source) -> Product:
+def export(source: Source, folder: Path) -> Product:
     """`model.safetensors`, args.json, the record of its SHA-256, and the run's log and environment if there are any."""
-    run = source.path.parent
-    weights = safetensors.torch.save(source.tensors, {"format": "pt"})
-    place = Run(run).records.get(source.path.name)
-    if place is None:
-        checkpoint = load_checkpoint(source.path)
-        place = {"epoch": checkpoint.get("epoch"), "step": checkpoint.get("global_step")}
+    path, content = source.checkpoint.path, source.checkpoint.content
+    run, weights = Run(path.parent), safetensors.torch.save(source.tensors, {"format": "pt"})
+    place = run.records.get(path.name) or {"epoch": content.get("epoch"), "step": content.get("global_step")}
     record = {**place, "sha256": hashlib.sha256(weights).hexdigest(), "size": len(weights)}
-    files = {
-        WEIGHTS: weights,
-        ARGS: _json(public_config(source.config)),
-        RECORDS: _json({WEIGHTS: record}),
-    }
-    if environment := read_json(run / ENVIRONMENT):
-        files[ENVIRONMENT] = _json(public_environment(environment))
-    try:
-        files[LOG] = (run / LOG).read_bytes()
-    except FileNotFoundError:
-        pass
-    except OSError as error:
-        raise CheckpointError(f"{run / LOG} cannot be read: {error.strerror}") from error
+    (folder / WEIGHTS).write_bytes(weights)
+    contents = {ARGS: public_config(source.config), RECORDS: {WEIGHTS: record}}
+    if run.environment:
+        contents[ENVIRONMENT] = public_environment(run.environment)
+    for name, value in contents.items():
+        (folder / name).write_text(json_text(value), encoding="utf-8")
+    if (log := run.dir / METRICS).exists():
+        (folder / METRICS).write_bytes(log.read_bytes())
     return Product(
-        files,
-        lambda folder: load_encoder(folder)[0],
+        load_encoder(folder)[0],
         f"a run folder of {source.config['backbone']['name']}",
         have=source.tensors,
         want=list(source.backbone.state_dict()),
         load=(f"solo-ext knn --run {shlex.quote(str(source.out))}",),
     )
-
-
-def _json(value: Any) -> bytes:
-    return json_text(value).encode()

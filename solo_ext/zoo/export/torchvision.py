@@ -1,25 +1,22 @@
 """A `.pth` for torchvision's ResNets."""
 
-import io
 from collections.abc import Collection, Mapping
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
-import torch
 import torchvision.models
 from torch import nn
 from torchvision.models.resnet import ResNet
 
-from solo_ext.networks.backbones import SMALL_STEM
 from solo_ext.runs.checkpoints import load_checkpoint
 from solo_ext.runs.encoder import FETCHING
-from solo_ext.zoo.export import Product, Source
+from solo_ext.zoo.export import Product, Source, saved
 
 IGNORED = FETCHING | {"progress", "num_classes"}  # pretrained weights and the classifier: backbone.kwargs may name them
 
 
 def supports(backbone: nn.Module) -> str | None:
-    """Why no ResNet of torchvision holds `backbone`; None: one does."""
     if type(backbone) is not ResNet:
         return "its ResNets are resnet18, resnet34 and resnet50"
     if not isinstance(backbone.fc, nn.Identity):
@@ -37,45 +34,35 @@ def call(function: str, *args: Any, **kwargs: Any) -> str:
     return f"{function}({', '.join([*map(repr, args), *(f'{key}={value!r}' for key, value in kwargs.items())])})"
 
 
-def replaced(backbone: nn.Module) -> Mapping[str, tuple[type[nn.Module], tuple, dict[str, Any]]]:
-    """Module -> (class, arguments) for what has to be replaced in an ImageNet ResNet to give it `backbone`'s stem."""
-    if not isinstance(backbone, ResNet) or not isinstance(backbone.maxpool, nn.Identity):
-        return {}
-    conv = (nn.Conv2d, (3, backbone.conv1.out_channels), {**SMALL_STEM, "bias": False})
-    return {"conv1": conv, "maxpool": (nn.Identity, (), {})}
+def replaced(backbone: nn.Module) -> tuple[str, ...]:
+    """The modules that have to be replaced in an ImageNet ResNet to give it `backbone`'s stem."""
+    small = isinstance(backbone, ResNet) and isinstance(backbone.maxpool, nn.Identity)
+    return ("conv1", "maxpool") if small else ()
 
 
-def give_stem(model: nn.Module, backbone: nn.Module) -> tuple[str, ...]:
-    """Replaces what `replaced` says in `model`; returns the lines of code that do so."""
-    lines = []
-    for name, (cls, args, kwargs) in replaced(backbone).items():
-        setattr(model, name, cls(*args, **kwargs))
-        lines.append(f"model.{name} = {call(f'torch.nn.{cls.__name__}', *args, **kwargs)}")
-    return tuple(lines)
+def give_stem(model: nn.Module, backbone: nn.Module) -> list[str]:
+    """Gives `model` the stem of `backbone`; returns the lines of code that do so."""
+    for name in replaced(backbone):
+        setattr(model, name, deepcopy(backbone.get_submodule(name)))
+    return [f"model.{name} = torch.nn.{backbone.get_submodule(name)}" for name in replaced(backbone)]
 
 
-def export(source: Source) -> Product:
+def export(source: Source, folder: Path) -> Product:
     """One file, for `load_state_dict(..., strict=False)`: the classifier is missing."""
     config, file = source.config["backbone"], f"{source.name}.pth"
     name, kwargs = config["name"], kwargs_of(config)
-    content = io.BytesIO()
-    torch.save(source.tensors, content)
-    model = getattr(torchvision.models, name)(**kwargs)
-    stem = give_stem(model, source.backbone)
-
-    def network(folder: Path) -> nn.Module:
-        model.load_state_dict(load_checkpoint(folder / file), strict=False)
-        model.fc = nn.Identity()
-        return model.eval()
-
+    (folder / file).write_bytes(saved(source.tensors))
+    model, build = getattr(torchvision.models, name)(**kwargs), call(f"torchvision.models.{name}", **kwargs)
+    stem, want = give_stem(model, source.backbone), list(model.state_dict())
+    model.load_state_dict(load_checkpoint(folder / file), strict=False)
+    model.fc = nn.Identity()
     return Product(
-        {file: content.getvalue()},
-        network,
-        call(f"torchvision.models.{name}", **kwargs) + " with another stem" * bool(stem),
+        model.eval(),
+        build + " with another stem" * bool(stem),
         have=source.tensors,
-        want=list(model.state_dict()),
+        want=want,
         load=(
-            f"model = {call(f'torchvision.models.{name}', **kwargs)}",
+            f"model = {build}",
             *stem,
             f'model.load_state_dict(torch.load("{file}", weights_only=True), strict=False)',
             "model.fc = torch.nn.Identity()  # for features, or leave the new classifier",

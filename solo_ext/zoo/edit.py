@@ -1,10 +1,12 @@
-"""`solo-ext zoo add`: a run of one's own becomes an entry."""
+"""`solo-ext zoo add` makes an entry of a run; `solo-ext zoo publish` puts entries onto the Hugging Face Hub."""
 
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path, PurePath
 
@@ -13,12 +15,13 @@ from omegaconf import OmegaConf
 from solo_ext.errors import CheckpointError
 from solo_ext.files import new_folder, read_json, sha256, write_text
 from solo_ext.runs.checkpoints import find_checkpoint, foreign_config, run_config
-from solo_ext.runs.run import WEIGHTS
+from solo_ext.runs.run import ENVIRONMENT, METRICS, WEIGHTS
 from solo_ext.training.compose import compose
 from solo_ext.training.recipes import derived
 from solo_ext.zoo.export import RECORD, export, safetensors
-from solo_ext.zoo.export.safetensors import ENVIRONMENT, LOG
-from solo_ext.zoo.index import Entry, Recipe, ZooFile, editing, figures_of, markdown, read_index, short, within
+from solo_ext.zoo.hub import check_upload, upload
+from solo_ext.zoo.index import INDEX, Entry, Recipe, ZooFile, editing, markdown, read_index, scores, short, within
+from solo_ext.zoo.store import find
 
 # where a run lies and how it is shown, not what is trained
 OF_THE_MACHINE = (
@@ -28,41 +31,41 @@ OF_THE_MACHINE = (
 
 
 def add(run: str | Path, zoo: Path, name: str | None = None, licence: str = "MIT") -> Entry:
-    """Puts the student's backbone of `run` and its log into the folder `zoo`, and them and its results into the index.
+    """Adds the student's backbone, log and results of a run to the folder `zoo`, its index and the tables of READMEs.
 
     Args:
         run: a run folder or checkpoint, or what `export(..., "safetensors")` wrote; evaluated by `knn` or `linear`.
-        zoo: gets `<dataset>/<name>/`, an entry in index.yaml, and, where a README.md has room for it, a new table.
-        name: default `<method>-<dataset>-<backbone>`.
+        name: of the entry; default `<method>-<dataset>-<backbone>`.
 
     Raises:
         CheckpointError: nothing to add, no evaluation, a name that is taken, or no place to write; the zoo is as it
             was.
     """
     checkpoint = find_checkpoint(run)
-    source = checkpoint.parent
     config = run_config(checkpoint)
     if not config or "method" not in config:
         raise CheckpointError(f"{checkpoint} has no args.json of a pre-training beside it, which an entry needs")
-    figures = figures_of(source, checkpoint.name)
+    figures = scores(checkpoint.parent, checkpoint.name)
     if not figures:
-        raise CheckpointError(f"{source} has not been evaluated: solo-ext knn --run {source} does it, or linear")
+        raise CheckpointError(
+            f"{checkpoint.parent} has not been evaluated: solo-ext knn --run {checkpoint.parent} does it, or linear"
+        )
     with foreign_config(checkpoint):
         dataset, backbone = config["data"]["dataset"], config["backbone"]["name"]
         name = name or f"{config['method']}-{dataset}-{short(backbone)}"
         entry = Entry(name, config["method"], backbone, dataset, config["max_epochs"], figures=figures, licence=licence)
     if checkpoint.name != WEIGHTS:
-        for figure in figures:
+        for figure in entry.figures:
             figure.protocol += "; before its weights were rounded to float16"
     folder = zoo / entry.folder
     with ExitStack() as on_failure:
-        with editing(zoo) as known:
-            if folder.exists() or (name in known and known[name].files):
+        with editing(zoo) as entries:
+            if folder.exists() or (name in entries and entries[name].files):
                 raise CheckpointError(f"the zoo in {zoo} has '{name}' already; give another --name")
             on_failure.callback(_remove, folder)
             _fill(folder, checkpoint)
             _describe(entry, folder, zoo.parent)
-            known[name] = entry
+            entries[name] = entry
         on_failure.pop_all()
     write_tables(zoo)
     return entry
@@ -81,9 +84,9 @@ def _fill(folder: Path, checkpoint: Path) -> None:
         (folder / RECORD).unlink()  # it names the checkpoint
         return
     with new_folder(folder) as new:
-        for name in safetensors.FILES:
-            if (source := checkpoint.with_name(name)).is_file():
-                shutil.copyfile(source, new / name)
+        for file in (checkpoint.with_name(name) for name in safetensors.FILES):
+            if file.is_file():
+                shutil.copyfile(file, new / file.name)
 
 
 def _describe(entry: Entry, folder: Path, root: Path) -> None:
@@ -94,30 +97,27 @@ def _describe(entry: Entry, folder: Path, root: Path) -> None:
     files = sorted(folder.iterdir())
     entry.files = [ZooFile(file.stat().st_size, sha256(file), f"{entry.folder}/{file.name}") for file in files]
     names = [file.name for file in files]
-    entry.log, entry.environment = (name if name in names else None for name in (LOG, ENVIRONMENT))
+    entry.log, entry.environment = (name if name in names else None for name in (METRICS, ENVIRONMENT))
 
 
 def recipe_from(command: Sequence[str], root: Path) -> Recipe | None:
     """The recipe of the repository at `root` that a run's command line names, and the values that it changes."""
-    words = list(command)
-    named = dict(pairwise(words))
+    options = dict(pairwise(command))
     folder, name = (
-        named.get(long) or named.get(brief) for long, brief in (("--config-path", "-cp"), ("--config-name", "-cn"))
+        options.get(long) or options.get(brief) for long, brief in (("--config-path", "-cp"), ("--config-name", "-cn"))
     )
-    for word in [str(PurePath(folder or "", name))] if name else [word for word in words if "=" not in word]:
-        by_name = not word.endswith((".yaml", ".yml"))
-        yaml = PurePath("scripts", "pretrain", f"{word}.yaml") if by_name else PurePath(word)
-        parts = yaml.parts
-        inside = PurePath(*parts[parts.index("scripts") :]) if "scripts" in parts else yaml
+    for word in [str(PurePath(folder or "", name))] if name else [word for word in command if "=" not in word]:
+        is_path = word.endswith((".yaml", ".yml"))
+        yaml = PurePath(word) if is_path else PurePath("scripts", "pretrain", f"{word}.yaml")
+        inside = PurePath(*yaml.parts[yaml.parts.index("scripts") :]) if "scripts" in yaml.parts else yaml
         if not inside.is_absolute() and ((root / inside).is_file() or derived(root / inside)):
-            changed = [w for w in words if "=" in w and not w.startswith(("-", *OF_THE_MACHINE))]
-            return Recipe(inside.as_posix(), recipe_sum(root / inside), changed)
+            overrides = [w for w in command if "=" in w and not w.startswith(("-", *OF_THE_MACHINE))]
+            return Recipe(inside.as_posix(), recipe_sum(root / inside), overrides)
     return None
 
 
-def recipe_sum(path: str | Path) -> str:
+def recipe_sum(path: Path) -> str:
     """SHA-256 of the values of a YAML, those of its defaults list included; comments and order do not matter."""
-    path = Path(path)
     values = OmegaConf.to_container(compose(path.parent, path.name))
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
@@ -130,3 +130,36 @@ def write_tables(zoo: Path) -> None:
             text = readme.read_text(encoding="utf-8")
             if (new := within(text, markdown(entries, weights))) != text:
                 write_text(readme, new)
+
+
+def publish(zoo: Path, repository: str, names: Sequence[str]) -> str:
+    """Uploads entries of the zoo in the folder `zoo` in one commit, and enters repository and revision into its index.
+
+    Args:
+        repository: owner/name; it is created if need be, and gets `<dataset>/<name>/` for each entry.
+
+    Returns:
+        The URL of the commit's tree.
+
+    Raises:
+        ConfigError: `repository` is no such name, or there is no token.
+        CheckpointError: no such entry, files that are not what the index says, an index that cannot be written, or the
+            Hub cannot be reached or refuses; the index is as it was.
+    """
+    check_upload("--repo", repository)
+    for path in (zoo, zoo / INDEX):
+        if not os.access(path, os.W_OK):
+            raise CheckpointError(f"{zoo / INDEX} cannot be written, so nothing is published")
+    with editing(zoo) as entries:
+        uploads = [find(name, entries) for name in names]
+        paths = {file.path: zoo / file.path for entry in uploads for file in entry.files}
+        for entry in uploads:
+            if not entry.files:
+                raise CheckpointError(f"'{entry.name}' is a recipe without weights: there is nothing to publish")
+            for file in entry.files:
+                if file.read(paths[file.path]) is None:
+                    raise CheckpointError(f"{paths[file.path]} is missing or damaged, so nothing is published")
+        message = f"Entries of solo-ext's zoo: {', '.join(names)}"
+        url, revision = upload(repository, paths, message, "nothing is published")
+        entries.update((entry.name, replace(entry, repository=url.repo_id, revision=revision)) for entry in uploads)
+    return f"{url}/tree/{revision}"
