@@ -5,7 +5,7 @@ import json
 import os
 import shutil
 from collections.abc import Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path, PurePath
@@ -13,12 +13,12 @@ from pathlib import Path, PurePath
 from omegaconf import OmegaConf
 
 from solo_ext.errors import CheckpointError
-from solo_ext.files import new_folder, read_json, sha256, write_text
+from solo_ext.files import sha256, write_text
 from solo_ext.runs.checkpoints import find_checkpoint, foreign_config, run_config
-from solo_ext.runs.run import ENVIRONMENT, METRICS, WEIGHTS
+from solo_ext.runs.run import ENVIRONMENT, METRICS, Run
 from solo_ext.training.compose import compose
 from solo_ext.training.recipes import derived
-from solo_ext.zoo.export import RECORD, export, safetensors
+from solo_ext.zoo.export import RECORD, export
 from solo_ext.zoo.hub import check_upload, upload
 from solo_ext.zoo.index import INDEX, Entry, Recipe, ZooFile, editing, markdown, read_index, scores, short, within
 from solo_ext.zoo.store import find
@@ -38,8 +38,8 @@ def add(run: str | Path, zoo: Path, name: str | None = None, licence: str = "MIT
         name: of the entry; default `<method>-<dataset>-<backbone>`.
 
     Raises:
-        CheckpointError: nothing to add, no evaluation, a name that is taken, or no place to write; the zoo is as it
-            was.
+        CheckpointError: nothing to add, no evaluation, a name that is taken, or no place to write.
+            The zoo is as it was.
     """
     checkpoint = find_checkpoint(run)
     config = run_config(checkpoint)
@@ -47,68 +47,51 @@ def add(run: str | Path, zoo: Path, name: str | None = None, licence: str = "MIT
         raise CheckpointError(f"{checkpoint} has no args.json of a pre-training beside it, which an entry needs")
     figures = scores(checkpoint.parent, checkpoint.name)
     if not figures:
-        raise CheckpointError(
-            f"{checkpoint.parent} has not been evaluated: solo-ext knn --run {checkpoint.parent} does it, or linear"
-        )
+        run = checkpoint.parent
+        raise CheckpointError(f"{run} has not been evaluated: solo-ext knn --run {run} does it, or linear")
     with foreign_config(checkpoint):
         dataset, backbone = config["data"]["dataset"], config["backbone"]["name"]
         name = name or f"{config['method']}-{dataset}-{short(backbone)}"
         entry = Entry(name, config["method"], backbone, dataset, config["max_epochs"], figures=figures, licence=licence)
-    if checkpoint.name != WEIGHTS:
-        for figure in entry.figures:
-            figure.protocol += "; before its weights were rounded to float16"
     folder = zoo / entry.folder
     with ExitStack() as on_failure:
         with editing(zoo) as entries:
             if folder.exists() or (name in entries and entries[name].files):
                 raise CheckpointError(f"the zoo in {zoo} has '{name}' already; give another --name")
-            on_failure.callback(_remove, folder)
-            _fill(folder, checkpoint)
-            _describe(entry, folder, zoo.parent)
-            entries[name] = entry
+            on_failure.callback(shutil.rmtree, folder, ignore_errors=True)
+            report = export(checkpoint, "safetensors", folder, dtype="float16")
+            (folder / RECORD).unlink()  # it names the checkpoint
+            if report.rounding and report.rounding["difference"]:
+                for figure in entry.figures:
+                    figure.protocol += "; before its weights were rounded to float16"
+            entries[name] = _described(entry, folder, zoo.parent)
         on_failure.pop_all()
     write_tables(zoo)
-    return entry
+    return entries[name]
 
 
-def _remove(folder: Path) -> None:
-    shutil.rmtree(folder, ignore_errors=True)
-    with suppress(OSError):
-        folder.parent.rmdir()  # only if empty
-
-
-def _fill(folder: Path, checkpoint: Path) -> None:
-    """Makes the folder of an entry."""
-    if checkpoint.name != WEIGHTS:
-        export(checkpoint, "safetensors", folder, dtype="float16")
-        (folder / RECORD).unlink()  # it names the checkpoint
-        return
-    with new_folder(folder) as new:
-        for file in (checkpoint.with_name(name) for name in safetensors.FILES):
-            if file.is_file():
-                shutil.copyfile(file, new / file.name)
-
-
-def _describe(entry: Entry, folder: Path, root: Path) -> None:
-    """Completes `entry` with what its folder holds; `root`: of the repository that its recipe may be in."""
-    environment = read_json(folder / ENVIRONMENT) or {}
-    entry.recipe = recipe_from(environment.get("command", []), root)
-    entry.fingerprint = ((environment.get("data") or {}).get("train") or {}).get("fingerprint")
-    files = sorted(folder.iterdir())
-    entry.files = [ZooFile(file.stat().st_size, sha256(file), f"{entry.folder}/{file.name}") for file in files]
-    names = [file.name for file in files]
-    entry.log, entry.environment = (name if name in names else None for name in (METRICS, ENVIRONMENT))
+def _described(entry: Entry, folder: Path, root: Path) -> Entry:
+    """`entry` with what its folder holds; `root`: of the repository that its recipe may be in."""
+    environment = Run(folder).environment or {}
+    files = {file.name: file for file in sorted(folder.iterdir())}
+    return replace(
+        entry,
+        recipe=recipe_from(environment.get("command", []), root),
+        fingerprint=((environment.get("data") or {}).get("train") or {}).get("fingerprint"),
+        log=METRICS if METRICS in files else None,
+        environment=ENVIRONMENT if ENVIRONMENT in files else None,
+        files=[ZooFile(x.stat().st_size, sha256(x), f"{entry.folder}/{name}") for name, x in files.items()],
+    )
 
 
 def recipe_from(command: Sequence[str], root: Path) -> Recipe | None:
     """The recipe of the repository at `root` that a run's command line names, and the values that it changes."""
     options = dict(pairwise(command))
-    folder, name = (
-        options.get(long) or options.get(brief) for long, brief in (("--config-path", "-cp"), ("--config-name", "-cn"))
-    )
-    for word in [str(PurePath(folder or "", name))] if name else [word for word in command if "=" not in word]:
-        is_path = word.endswith((".yaml", ".yml"))
-        yaml = PurePath(word) if is_path else PurePath("scripts", "pretrain", f"{word}.yaml")
+    folder = options.get("--config-path") or options.get("-cp") or ""
+    name = options.get("--config-name") or options.get("-cn")
+    for word in [str(PurePath(folder, name))] if name else [word for word in command if "=" not in word]:
+        by_path = word.endswith((".yaml", ".yml"))
+        yaml = PurePath(word) if by_path else PurePath("scripts", "pretrain", f"{word}.yaml")
         inside = PurePath(*yaml.parts[yaml.parts.index("scripts") :]) if "scripts" in yaml.parts else yaml
         if not inside.is_absolute() and ((root / inside).is_file() or derived(root / inside)):
             overrides = [w for w in command if "=" in w and not w.startswith(("-", *OF_THE_MACHINE))]

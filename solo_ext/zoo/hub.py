@@ -41,8 +41,8 @@ def fetch(source: str) -> Path:
     if missing:
         by_timm = "architecture" in (read_json(folder / CONFIG) or {})
         hint = f"; timm.create_model('hf-hub:{source[5:]}', pretrained=True) may load it" if by_timm else ""
-        message = f"{source} is not what solo-ext export --to huggingface writes: it has no {missing[0]}{hint}"
-        raise CheckpointError(message)
+        lacks = f"it has no {missing[0]}{hint}"
+        raise CheckpointError(f"{source} is not what solo-ext export --to huggingface writes: {lacks}")
     return folder / WEIGHTS
 
 
@@ -81,18 +81,10 @@ def check_upload(option: str, repository: str) -> None:
 
 
 def upload(repository: str, files: Mapping[str, bytes | Path], message: str, failure: str) -> tuple[hf.RepoUrl, str]:
-    """Commits files to a repository, which is created if it does not exist.
+    """Commits `files`, path -> content or a file on the disk, to a repository, which is created if need be.
 
-    Args:
-        files: path in the repository -> content, or a file on the disk.
-        message: of the commit.
-        failure: the beginning of the error message.
-
-    Returns:
-        The repository, whose text is its URL, and the hash of the commit.
-
-    Raises:
-        CheckpointError: the Hub cannot be reached or refuses.
+    Returns the repository, whose text is its URL, and the hash of the commit. If the Hub cannot be reached or refuses,
+    a CheckpointError begins with `failure`.
     """
     api = hf.HfApi(**_AGENT)
     with _explained(f"{failure}: {repository}"):

@@ -26,8 +26,8 @@ def load_backbone(source: str | os.PathLike, teacher: bool = False) -> nn.Module
     Args:
         source: an entry of the zoo (`solo-ext zoo list`), downloaded once if it is not here; `hf://owner/name[@revision]`
             on the Hugging Face Hub; or a path: run folder, checkpoint file or export, ours or solo-learn's. A file or
-            folder goes before an entry of the same name.
-        teacher: the momentum encoder in place of the student.
+            folder takes precedence over an entry of the same name.
+        teacher: the momentum encoder instead of the student.
 
     Returns:
         A module [B, 3, H, W] -> [B, num_features] in eval mode, on the CPU, with the attributes `num_features`;
@@ -56,26 +56,22 @@ def eval_transform(config: Mapping[str, Any] | None) -> Transform:
 
 
 def open_source(source: str | os.PathLike) -> Checkpoint:
-    """What `source`, as `load_backbone` takes it, names: read once, verified, downloaded if need be.
-
-    Raises:
-        CheckpointError: there is none.
-    """
+    """The checkpoint that `source`, as in `load_backbone`, names: read once, verified, downloaded if need be."""
     if _is_path(source):
         return open_checkpoint(Path(source))
     name = str(source)
     if name.startswith("hf://"):
         return open_checkpoint(hub.fetch(name))
-    known = entries()
-    if name not in known:
-        raise CheckpointError(f"there is no '{name}', neither here nor in the zoo{nearest(name, known)}")
-    return open_checkpoint(*fetch(known[name]))
+    zoo = entries()
+    if name not in zoo:
+        raise CheckpointError(f"there is no '{name}', neither here nor in the zoo{nearest(name, zoo)}")
+    return open_checkpoint(*fetch(zoo[name]))
 
 
 def results_folder(source: str | os.PathLike) -> Path | None:
     """Where evaluations of `source` are kept; None: beside its weights.
 
-    Those of the zoo and the Hub are in an installed package or a cache, where no results of the user's belong.
+    Weights of the zoo and the Hub are in an installed package or a cache, where a user's results do not belong.
     """
     if _is_path(source):
         return None
@@ -83,7 +79,7 @@ def results_folder(source: str | os.PathLike) -> Path | None:
 
 
 def _is_path(source: str | os.PathLike) -> bool:
-    """Whether `source` is neither hf://... nor a name of the zoo; what exists here goes before a name."""
+    """Whether `source` is neither hf://... nor a name of the zoo; a path that exists takes precedence."""
     path = Path(source).expanduser()
     return not isinstance(source, str) or (not source.startswith("hf://") and (path.name != source or path.exists()))
 
@@ -104,5 +100,5 @@ def _build(config: Mapping[str, Any], num_classes: int = 0, in_chans: int = 3, g
 
 @register_model
 def solo_ext_backbone(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """timm's entry to the ResNets that timm lacks; `config` has the key `backbone` of an args.json."""
+    """The ResNets that timm lacks, for `timm.create_model`; `config` has the key `backbone` of an args.json."""
     return build_model_with_cfg(_build, "solo_ext_backbone", pretrained, **kwargs)

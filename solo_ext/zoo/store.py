@@ -25,11 +25,7 @@ def installed() -> Path:
 
 
 def folders() -> list[Path]:
-    """The zoos on the disk: that of $SOLO_EXT_ZOO, if it is set, and the installed one.
-
-    Raises:
-        CheckpointError: the variable does not name the folder of a zoo.
-    """
+    """The zoos on the disk: that of $SOLO_EXT_ZOO, if it is set, and the installed one."""
     own = os.environ.get(ZOO)
     if not own:
         return [installed()]
@@ -56,10 +52,8 @@ def find(name: str, known: Mapping[str, Entry] | None = None) -> Entry:
 def fetch(entry: Entry) -> tuple[Path, bytes]:
     """The weights of `entry` and their content, with the run's other files beside them, all verified.
 
-    They are used in place where a zoo on the disk has them, and are downloaded into the Hub's cache elsewhere.
-
-    Raises:
-        CheckpointError: an entry without weights, or files that are not what the index says.
+    They are used in place if a zoo on the disk has them, and otherwise downloaded into the Hub's cache. An entry
+    without weights, and files that are not what the index says, raise a CheckpointError.
     """
     if not entry.files:
         train = f"; it is trained by solo-ext pretrain {entry.recipe.path}" if entry.recipe else ""

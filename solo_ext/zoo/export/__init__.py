@@ -86,7 +86,7 @@ class Product:
     architecture: what the library built for it, as the user would call it.
     have, want: names of the tensors in the file, and in that architecture with its classifier.
     load: lines of code that load the files from their folder.
-    reference: (backbone, images) -> what `network` has to equal, where that is not the backbone's features.
+    reference: (backbone, images) -> what `network` has to equal, if not the backbone's features.
     record: what export.json says in addition.
     """
 
@@ -187,9 +187,8 @@ def export(
     with new_folder(folder) as temporary:
         product = target.export(source, temporary)
         report = _prove(source, product, to, temporary)
-        load = [line.replace(str(folder), folder.name) for line in report.load]  # no path of this machine
-        record = {**asdict(report), **product.record, "folder": folder.name, "load": load}
-        record["packages"] = environment()["packages"]
+        record = {**asdict(report), **product.record, "packages": environment()["packages"], "folder": folder.name}
+        record["load"] = [line.replace(str(folder), folder.name) for line in report.load]  # no path of this machine
         (temporary / RECORD).write_text(json_text(record), encoding="utf-8")
     return report
 

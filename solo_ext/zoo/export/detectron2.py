@@ -8,7 +8,7 @@ its place in the backbone (FPN) and in the box head (C4) alike.
 import json
 import re
 from collections.abc import Callable, Mapping
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -21,22 +21,15 @@ from solo_ext.zoo.export import Product, Source, render, saved
 RESNETS = {18: resnet18, 34: resnet34, 50: resnet50, 101: resnet101, 152: resnet152}
 
 
-def _layout(backbone: nn.Module) -> dict[str, str]:
-    """Module path -> what determines its output, for convolutions, BatchNorms and pooling before the mean."""
-    kinds = (nn.Conv2d, nn.BatchNorm2d, nn.MaxPool2d)
-    return {path: repr(module) for path, module in backbone.named_modules() if isinstance(module, kinds)}
-
-
-@cache
-def _layouts() -> dict[int, dict[str, str]]:
-    with torch.device("meta"):
-        return {depth: _layout(build()) for depth, build in RESNETS.items()}
-
-
 def depth_of(backbone: nn.Module) -> int | None:
     """18, 34, 50, 101 or 152: the MODEL.RESNETS.DEPTH whose layers are those of `backbone`; None: there is none."""
-    layout = _layout(backbone)
-    return next((depth for depth, theirs in _layouts().items() if theirs == layout), None)
+
+    def layout(network: nn.Module) -> dict[str, str]:  # all that determines its output before the mean
+        kinds = (nn.Conv2d, nn.BatchNorm2d, nn.MaxPool2d)
+        return {path: repr(module) for path, module in network.named_modules() if isinstance(module, kinds)}
+
+    with torch.device("meta"):
+        return next((depth for depth, build in RESNETS.items() if layout(build()) == layout(backbone)), None)
 
 
 def supports(backbone: nn.Module) -> str | None:

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from importlib import import_module
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -30,7 +29,11 @@ def export(source: Source, folder: Path) -> Product:
         CheckpointError: the exporters, ONNX's checker or onnxruntime reject the network.
     """
     for package in ("onnx", "onnxscript", "onnxruntime"):
-        _package(package)
+        try:
+            import_module(package)
+        except ImportError:
+            missing = f"{package}, which is not installed: pip install 'solo-ext[onnx]'"
+            raise ConfigError(f"--to onnx needs {missing}") from None
     file, size = f"{source.name}.onnx", source.transform.size
     if sum(x.nbytes for x in source.tensors.values()) >= LIMIT:
         raise CheckpointError(f"{source.checkpoint.path} is not exported: an ONNX file holds less than 2 GiB")
@@ -59,7 +62,7 @@ def _graph(source: Source) -> Any:
         try:
             with _silence():
                 graph = trace(source.backbone, images)
-            _package("onnx").checker.check_model(graph, full_check=True)
+            import_module("onnx").checker.check_model(graph, full_check=True)
             run = _session(graph.SerializeToString())
             for count in (1, 3):
                 run(torch.zeros(count, 3, size, size))
@@ -82,23 +85,16 @@ def _trace_as_before(backbone: nn.Module, images: Tensor) -> Any:
     file: Any = io.BytesIO()
     axes = {name: {0: "batch"} for name in (INPUT, OUTPUT)}
     torch.onnx.export(backbone, (images,), file, dynamic_axes=axes, dynamo=False, **NAMED)
-    return _package("onnx").load_from_string(file.getvalue())
+    return import_module("onnx").load_from_string(file.getvalue())
 
 
 def _session(graph: bytes) -> Callable[[Tensor], Tensor]:
     """images -> features, by onnxruntime on the CPU."""
-    runtime = _package("onnxruntime")
+    runtime = import_module("onnxruntime")
     options = runtime.SessionOptions()
     options.log_severity_level = 4  # it also raises what it would print
     session = runtime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
     return lambda images: torch.from_numpy(session.run([OUTPUT], {INPUT: images.numpy()})[0])
-
-
-def _package(name: str) -> ModuleType:
-    try:
-        return import_module(name)
-    except ImportError:
-        raise ConfigError(f"--to onnx needs {name}, which is not installed: pip install 'solo-ext[onnx]'") from None
 
 
 @contextmanager
