@@ -118,16 +118,13 @@ def write_tables(zoo: Path) -> None:
 def publish(zoo: Path, repository: str, names: Sequence[str]) -> str:
     """Uploads entries of the zoo in the folder `zoo` in one commit, and enters repository and revision into its index.
 
-    Args:
-        repository: owner/name; it is created if need be, and gets `<dataset>/<name>/` for each entry.
-
-    Returns:
-        The URL of the commit's tree.
+    The `repository`, owner/name, is created if need be, and gets `<dataset>/<name>/` for each entry. Returns the URL of
+    the commit's tree. On every failure the index stays as it was.
 
     Raises:
         ConfigError: `repository` is no such name, or there is no token.
-        CheckpointError: no such entry, files that are not what the index says, an index that cannot be written, or the
-            Hub cannot be reached or refuses; the index is as it was.
+        CheckpointError: no such entry, damaged files, an index that cannot be written, or a Hub that does not answer or
+            refuses.
     """
     check_upload("--repo", repository)
     for path in (zoo, zoo / INDEX):

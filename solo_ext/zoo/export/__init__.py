@@ -4,6 +4,8 @@ A target is a module of this folder with
 
     export(source: Source, folder: Path) -> Product    writes its files, and loads them with its own library
     supports(backbone) -> str | None                   optional: why it cannot hold this network, as one clause
+    BOUND = 1e-5                                       optional: of the proof, relative to the largest feature
+    DTYPES = ("float32", "float16", "bfloat16")        optional: in which it can hold matrices, the default first
 """
 
 import io
@@ -14,8 +16,8 @@ from copy import deepcopy
 from dataclasses import asdict, dataclass, field
 from importlib import import_module
 from pathlib import Path
-from types import ModuleType
-from typing import Any, NamedTuple
+from pkgutil import iter_modules
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -35,23 +37,7 @@ from solo_ext.zoo.model import eval_transform, open_source
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 BATCHES = (1, 2, 5)  # images in each of the proof's forward passes
 RECORD = "export.json"
-
-
-class Target(NamedTuple):
-    """The bound of the proof, and the types in which the target can hold matrices, the default first."""
-
-    bound: float = 1e-5
-    dtypes: tuple[str, ...] = tuple(DTYPES)
-
-
-TARGETS = {
-    "torchvision": Target(),
-    "timm": Target(),
-    "detectron2": Target(dtypes=("float32",)),
-    "huggingface": Target(),
-    "onnx": Target(bound=1e-4, dtypes=("float32",)),
-    "safetensors": Target(dtypes=("float16", "bfloat16", "float32")),
-}
+TARGETS = [module.name for module in iter_modules(__path__)]
 
 
 @dataclass(frozen=True)
@@ -76,6 +62,9 @@ class Source:
     exact: nn.Module
     transform: Transform
     out: Path
+
+    def failure(self, reason: str) -> CheckpointError:
+        return CheckpointError(f"{self.checkpoint.path} is not exported: {reason}")
 
 
 @dataclass(frozen=True)
@@ -174,7 +163,8 @@ def export(
     """
     if to not in TARGETS:
         raise ConfigError(f"--to: there is no '{to}'{hint(to, TARGETS)}")
-    dtypes = TARGETS[to].dtypes
+    target = import_module(f"{__name__}.{to}")
+    dtypes: tuple[str, ...] = getattr(target, "DTYPES", tuple(DTYPES))
     if dtype is not None and dtype not in dtypes:
         raise ConfigError(f"--dtype: --to {to} has no '{dtype}'{hint(dtype, dtypes)}")
     opened = open_source(checkpoint)
@@ -183,10 +173,12 @@ def export(
     if os.path.lexists(folder):
         raise ConfigError(f"--out: {folder} exists; name another folder, or remove it")
     source = _source(opened, name, teacher, dtype or dtypes[0], folder)
-    target = _module(to, source.backbone)
+    if reason := supporting(source.backbone, [to])[to]:
+        others = ", ".join(name for name, why in supporting(source.backbone).items() if why is None)
+        raise ConfigError(f"--to {to} has no place for this network: {reason}; possible: {others}")
     with new_folder(folder) as temporary:
         product = target.export(source, temporary)
-        report = _prove(source, product, to, temporary)
+        report = _prove(source, product, to, getattr(target, "BOUND", 1e-5), temporary)
         record = {**asdict(report), **product.record, "packages": environment()["packages"], "folder": folder.name}
         record["load"] = [line.replace(str(folder), folder.name) for line in report.load]  # no path of this machine
         (temporary / RECORD).write_text(json_text(record), encoding="utf-8")
@@ -215,13 +207,6 @@ def supporting(backbone: nn.Module, targets: Iterable[str] = TARGETS) -> dict[st
     return {name: getattr(module, "supports", lambda _: None)(backbone) for name, module in modules.items()}
 
 
-def _module(to: str, backbone: nn.Module) -> ModuleType:
-    if reason := supporting(backbone, [to])[to]:
-        others = ", ".join(name for name, why in supporting(backbone).items() if why is None)
-        raise ConfigError(f"--to {to} has no place for this network: {reason}; possible: {others}")
-    return import_module(f"{__name__}.{to}")
-
-
 def saved(content: Any) -> bytes:
     """What `torch.save` writes."""
     file = io.BytesIO()
@@ -242,26 +227,22 @@ def _name(path: Path) -> str:
 
 
 @torch.no_grad()
-def _prove(source: Source, product: Product, to: str, folder: Path) -> Report:
+def _prove(source: Source, product: Product, to: str, bound: float, folder: Path) -> Report:
     """Compares the product's network with ours; raises CheckpointError if they differ."""
     generator = torch.Generator().manual_seed(0)
-    size, bound, path = source.transform.size, TARGETS[to].bound, source.checkpoint.path
+    size = source.transform.size
     batches = [torch.randn(count, 3, size, size, generator=generator) for count in BATCHES]
     ours = [product.reference(source.backbone, batch) for batch in batches]
     theirs = [product.network(batch) for batch in batches]
     for a, b in zip(ours, theirs, strict=True):
         if a.shape != b.shape:
-            raise CheckpointError(
-                f"{path} is not exported: --to {to} gives features {list(b.shape)}, ours are {list(a.shape)}"
-            )
+            raise source.failure(f"--to {to} gives features {list(b.shape)}, ours are {list(a.shape)}")
     difference = _difference(ours, theirs)
     if not 0 < max(x.abs().max() for x in ours) < torch.inf:
-        raise CheckpointError(f"{path} is not exported: its features of random images are all 0 or not finite")
+        raise source.failure("its features of random images are all 0 or not finite")
     if not difference <= bound:  # nor is NaN
-        raise CheckpointError(
-            f"{path} is not exported: the features of --to {to} differ from ours by {difference:.1e} of the "
-            f"largest, more than {bound:.0e}"
-        )
+        excess = f"{difference:.1e} of the largest, more than {bound:.0e}"
+        raise source.failure(f"the features of --to {to} differ from ours by {excess}")
     rounding = None
     if source.dtype != "float32":
         before, after = ([net(batch) for batch in batches] for net in (source.exact, source.backbone))
@@ -270,7 +251,7 @@ def _prove(source: Source, product: Product, to: str, folder: Path) -> Report:
     return Report(
         folder=source.out,
         target=to,
-        checkpoint=path.name,
+        checkpoint=source.checkpoint.path.name,
         teacher=source.teacher,
         backbone=source.config["backbone"]["name"],
         dtype=source.dtype,

@@ -18,6 +18,7 @@ from torchvision.models import resnet18, resnet34, resnet50, resnet101, resnet15
 from solo_ext.runs.checkpoints import load_checkpoint
 from solo_ext.zoo.export import Product, Source, render, saved
 
+DTYPES = ("float32",)
 RESNETS = {18: resnet18, 34: resnet34, 50: resnet50, 101: resnet101, 152: resnet152}
 
 

@@ -12,9 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from solo_ext.errors import CheckpointError, ConfigError
+from solo_ext.errors import ConfigError
 from solo_ext.zoo.export import Product, Source
 
+BOUND, DTYPES = 1e-4, ("float32",)
 OPSET = 18
 LIMIT = 2**31  # bytes; a protobuf message cannot be larger
 INPUT, OUTPUT = "images", "features"
@@ -36,7 +37,7 @@ def export(source: Source, folder: Path) -> Product:
             raise ConfigError(f"--to onnx needs {missing}") from None
     file, size = f"{source.name}.onnx", source.transform.size
     if sum(x.nbytes for x in source.tensors.values()) >= LIMIT:
-        raise CheckpointError(f"{source.checkpoint.path} is not exported: an ONNX file holds less than 2 GiB")
+        raise source.failure("an ONNX file holds less than 2 GiB")
     graph = _graph(source)
     (folder / file).write_bytes(graph.SerializeToString())
     names = [tensor.name for tensor in graph.graph.initializer]
@@ -69,8 +70,8 @@ def _graph(source: Source) -> Any:
             return graph
         except Exception as error:  # of many types, from torch.export to onnxruntime
             failure = error
-    path, reason = source.checkpoint.path, (str(failure).strip() or type(failure).__name__).splitlines()[0]
-    raise CheckpointError(f"{path} is not exported: ONNX does not take this network: {reason}") from failure
+    reason = (str(failure).strip() or type(failure).__name__).splitlines()[0]
+    raise source.failure(f"ONNX does not take this network: {reason}") from failure
 
 
 def _trace(backbone: nn.Module, images: Tensor) -> Any:

@@ -14,6 +14,7 @@ from solo_ext.runs.encoder import load_encoder
 from solo_ext.runs.run import ARGS, ENVIRONMENT, METRICS, RECORDS, WEIGHTS, Run
 from solo_ext.zoo.export import Product, Source
 
+DTYPES = ("float16", "bfloat16", "float32")
 # the last word of a key whose text names a place, a person or a secret
 _PRIVATE = re.compile(
     r"(^|[._-])(path|dir|root|folder|file|checkpoint|extractor|url|entity|project|host|user|email|token|secret|password|key)$"
