@@ -43,7 +43,7 @@ cosine_distance = batch_mean(lambda p, z: squared_distance(unit(p), unit(z)))  #
 
 
 def info_nce(query, key, temperature):
-    """MoCo v3, Eq. 1; paper B, Eq. 2."""
+    """MoCo v3, Eq. 1; residual momentum, Eq. 2."""
     query, key = [unit(a) for a in query], [unit(b) for b in key]
     scores = [[torch.exp(dot(a, b) / temperature) for b in key] for a in query]
     return mean(-torch.log(row[i] / sum(row)) for i, row in enumerate(scores))

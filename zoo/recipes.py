@@ -2,8 +2,8 @@
 
     python zoo/recipes.py
 
-Each recipe's first line says which printed result it is for, as `paper B, Table 2 (71.65)`; those without one are left
-out. Other entries stay as they are.
+A recipe's first line names the printed result that it reproduces, as in `residual momentum, Table 2 (71.65)`; recipes
+without one are left out. Other entries stay as they are.
 """
 
 import re
@@ -17,7 +17,8 @@ from solo_ext.zoo.index import Entry, Recipe, Score, editing, short
 ZOO = Path(__file__).parent
 ROOT = ZOO.parent
 FOLDERS = ("cifar10", "cifar100", "imagenet-100", "imagenet")
-PRINTED = re.compile(r"paper (?P<paper>[AB])\b[^(]*?(?P<tables>Tables? [A-Z0-9. and]*\d)(?:: | \()(?P<value>\d+\.\d+)")
+TABLES = r"(?P<tables>Tables? [A-Z0-9. and]*\d)"
+PRINTED = re.compile(rf"(?P<paper>ProjectorEMA|residual momentum)\b[^(]*?{TABLES}(?:: | \()(?P<value>\d+\.\d+)")
 
 
 def printed(file: Path) -> re.Match | None:
@@ -28,12 +29,12 @@ def printed(file: Path) -> re.Match | None:
 
 def recipes() -> list[Entry]:
     """An entry for each recipe that has a printed result."""
-    found = []
+    entries = []
     for file in [file for folder in FOLDERS for file in sorted((ROOT / "scripts/pretrain" / folder).glob("*.yaml"))]:
         if not (match := printed(file)):
             continue
         cfg = resolve(compose(file.parent, file.name))
-        found.append(
+        entries.append(
             Entry(
                 name=f"{cfg.method}-{cfg.data.dataset}-{short(cfg.backbone.name)}",
                 method=cfg.method,
@@ -41,17 +42,15 @@ def recipes() -> list[Entry]:
                 dataset=cfg.data.dataset,
                 epochs=cfg.max_epochs,
                 recipe=Recipe(file.relative_to(ROOT).as_posix(), recipe_sum(file)),
-                figures=[
-                    Score("linear top-1", float(match["value"]), f"printed: paper {match['paper']}, {match['tables']}")
-                ],
+                figures=[Score("linear top-1", float(match["value"]), f"printed: {match['paper']}, {match['tables']}")],
             )
         )
-    return found
+    return entries
 
 
 if __name__ == "__main__":
-    with editing(ZOO) as known:
-        trained = {name: entry for name, entry in known.items() if entry.files}
-        known.clear()
-        known.update({entry.name: entry for entry in recipes()} | trained)
+    with editing(ZOO) as entries:
+        trained = {name: entry for name, entry in entries.items() if entry.files}
+        entries.clear()
+        entries.update({entry.name: entry for entry in recipes()} | trained)
     write_tables(ZOO)

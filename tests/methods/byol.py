@@ -6,7 +6,7 @@ from frameworks import Framework
 
 
 def loss(n, q, k):
-    """solo-learn: the sum; paper A, Eq. 5, and paper B, Eq. 3 and 5: the mean."""
+    """solo-learn: the sum; ProjectorEMA, Eq. 5, and residual momentum, Eq. 3 and 5: the mean."""
     if n.loss_scale == "solo":
         return sum(directions(formulas.cosine_distance, q, k))
     return mean(directions(formulas.cosine_distance if n.method == "res_byol" else formulas.negative_cosine, q, k))
@@ -20,8 +20,8 @@ SPEC = Framework(
     predictor=True,
     loss_scale={"res_byol": "paper"},
     steps=[
-        ("projector_ema_byol", {"method_kwargs__loss_scale": "paper"}),  # paper A, Alg. 1
-        # paper A's BN1 and BN2 (Tables C.8 and D.9)
+        ("projector_ema_byol", {"method_kwargs__loss_scale": "paper"}),  # ProjectorEMA, Alg. 1
+        # ProjectorEMA's BN1 and BN2 (Tables C.8 and D.9)
         ("byol", {"backbone__last_norm": True, "method_kwargs__proj_last_norm": True}),
         # an intra term on any stages
         ("byol", {"intra__weight": 0.5, "momentum__stages": "projector"}),

@@ -6,7 +6,7 @@ from frameworks import Framework
 
 
 def loss(n, q, k):
-    """solo-learn: the sum times 2 temperatures; paper B, Eq. 3: the mean."""
+    """solo-learn: the sum times 2 temperatures; residual momentum, Eq. 3: the mean."""
     losses = directions(lambda a, b: formulas.info_nce(a, b, n.temperature), q, k)
     return 2 * n.temperature * sum(losses) if n.loss_scale == "solo" else mean(losses)
 

@@ -1,4 +1,4 @@
-"""SimCLR: its own positives and negatives have gradient; with momentum the teacher gives them (paper A, Table 1)."""
+"""SimCLR: its positives and negatives have gradient; with momentum, the teacher gives them (ProjectorEMA, Table 1)."""
 
 import formulas
 from formulas import directions, mean

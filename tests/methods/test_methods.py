@@ -130,7 +130,7 @@ def test_the_whole_step_by_hand(method, changes):
         torch.testing.assert_close(a, b, rtol=1e-7, atol=1e-10, msg=lambda m, n=name: f"{n}: {m}")
 
 
-def test_paper_as_norms_end_the_networks():
+def test_the_norms_of_projector_ema_end_the_networks():
     """BN1 and BN2 of Tables C.8 and D.9, in the teacher too."""
     model = build("byol", backbone__last_norm=True, method_kwargs__proj_last_norm=True)
     for prefix in ("", "momentum_"):
@@ -291,14 +291,14 @@ def losses(method, **changes):
 
 @pytest.mark.parametrize("framework", FRAMEWORKS)
 def test_tau_0_equals_sharing_and_tau_1_never_moves(framework):
-    """Sharing: the target branch is the student's own, with stop-gradient (paper A, Sec. 2.2)."""
+    """Sharing: the target branch is the student's own, with stop-gradient (ProjectorEMA, Sec. 2.2)."""
     spec = spec_of(framework)
     # with targets of its own `none` means no target branch at all, so two ways of sharing are compared
     shared, _ = losses(framework, momentum__stages={"backbone": 0.0} if spec.own_targets else "none")
     followed, _ = losses(framework, momentum__stages={"projector": 0.0})
     assert followed == pytest.approx(shared, rel=1e-5)
     start = build(framework).part("projector").state_dict()
-    frozen, model = losses(framework, momentum__stages={"projector": 1.0})  # paper A, Table 7
+    frozen, model = losses(framework, momentum__stages={"projector": 1.0})  # ProjectorEMA, Table 7
     assert frozen != pytest.approx(shared, rel=1e-5)
     for name, p in getattr(model, f"momentum_{spec.head}").named_parameters():
         assert torch.equal(p, start[name]), name

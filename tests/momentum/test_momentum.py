@@ -423,7 +423,7 @@ def test_tau_0_equals_sharing():
 
 
 def test_tau_1_is_a_frozen_copy_of_the_initial_weights():
-    """Paper A, Table 7."""
+    """ProjectorEMA, Table 7."""
     model = build(momentum__stages={"projector": 1.0})
     start = copy.deepcopy(model.momentum_projector.state_dict())
     fit(model, random_batches(3))
@@ -530,7 +530,7 @@ def test_the_intra_term_at_a_stage_compares_its_pooled_outputs(stages):
 @pytest.mark.parametrize("target", ["predictor", "projector"])
 @pytest.mark.parametrize("distance", ["cosine", "ce", "mse"])
 def test_intra_term_is_added_to_the_loss(distance, target):
-    """Total = inter + weight * mean over views of D(q, q_m or g_m), by the printed formulas (paper B, Eq. 5-9)."""
+    """Total = inter + weight * mean over views of D(q, q_m or g_m), as printed (residual momentum, Eq. 5-9)."""
     changes = {"momentum__stages": "full", "gap__enabled": False, "data__num_classes": 0}
     plain = build("res_mocov3", **changes, intra__weight=0.0)
     model = build("res_mocov3", **changes, intra__weight=0.7, intra__distance=distance, intra__target=target)
@@ -553,7 +553,7 @@ def test_intra_term_is_added_to_the_loss(distance, target):
 
 
 def test_intra_term_switches_on_and_off():
-    """Paper B, Fig. 12: on first."""
+    """Residual momentum, Fig. 12: on first."""
     term = IntraMomentum(weight=1.0, every=3)
     assert [term.active(step) for step in range(8)] == [True] * 3 + [False] * 3 + [True] * 2
     assert not IntraMomentum(weight=0.0).active(0)
@@ -566,7 +566,7 @@ def test_a_teacher_that_nothing_asks_does_not_run():
 
 
 def test_inter_off_takes_the_students_own_keys():
-    """Paper B, Eq. 10: keys are the online projector's outputs with stop-gradient."""
+    """Residual momentum, Eq. 10: keys are the online projector's outputs with stop-gradient."""
     changes = {"gap__enabled": False, "data__num_classes": 0, "method_kwargs__loss_scale": "paper"}
     model = build("mocov3", momentum__inter=False, **changes)
     with torch.no_grad():  # a teacher that must not matter

@@ -89,7 +89,7 @@ def test_weight_norm_equals_pytorchs():
 
 
 def test_last_norm_is_a_batch_norm_on_the_pooled_features():
-    """Paper A, Table C.8."""
+    """ProjectorEMA, Table C.8."""
     plain = build_backbone("resnet10_w16")
     backbone = build_backbone("resnet10_w16", last_norm=True)
     extra = backbone.state_dict().keys() - plain.state_dict().keys()

@@ -86,7 +86,7 @@ def test_anatomy_of_byol_by_hand(stages, parameters, layers, backbones, forwards
 @pytest.mark.parametrize(
     "method, layers, millions, forwards", [("dino", 53, 47.0, 2), ("projector_ema_dino", 3, 23.5, 1)]
 )
-def test_table_4_of_paper_a(method, layers, millions, forwards):
+def test_table_4_of_projector_ema(method, layers, millions, forwards):
     changes = {"backbone__name": "resnet50", "backbone__stem": "small", "augmentations": VIEWS}
     kwargs = {"proj_hidden_dim": 16, "proj_output_dim": 8, "num_prototypes": 32}
     found = anatomy(METHODS[method](method_config(method, method_kwargs=kwargs, **changes)))

@@ -164,21 +164,26 @@ def test_every_table_and_figure_has_a_study():
     assert sorted(item(file) for file in FILES if study(file).table) == sorted(TABLES)
 
 
+LETTERS = {"ProjectorEMA": "A", "Residual momentum": "B"}
+
+
 def introduction(file: Path) -> tuple[str, str, str]:
     """Paper, table or figure, and what it shows: the first line of a study."""
     first = file.read_text().splitlines()[0]
-    return re.fullmatch(r"# Paper ([AB]), ((?:Table|Fig\.) [\w.]+)(?: and Fig\. 5)?: (.+)\.", first).groups()
+    return re.fullmatch(
+        r"# (ProjectorEMA|Residual momentum), ((?:Table|Fig\.) [\w.]+)(?: and Fig\. 5)?: (.+)\.", first
+    ).groups()
 
 
 @every_study
 def test_name_id_and_first_line_agree(file):
     paper, what, _ = introduction(file)
     kind, number = what.split()
-    assert FOLDER[paper] == file.parent.name
+    assert FOLDER[LETTERS[paper]] == file.parent.name
     assert file.stem.split("_")[0] == {"Table": "table", "Fig.": "figure"}[kind] + number.replace(".", "")
-    assert item(file) == f"{paper}-{'' if kind == 'Table' else 'Fig'}{number}"
+    assert item(file) == f"{LETTERS[paper]}-{'' if kind == 'Table' else 'Fig'}{number}"
     if study(file).table:
-        assert study(file).table.source.startswith(f"paper {paper}, {what}")
+        assert study(file).table.source.startswith(f"{paper}, {what}")
 
 
 def test_the_index_lists_the_studies():
@@ -233,7 +238,7 @@ FRAMEWORKS = {
 BACKBONES = {"ResNet-18": "resnet18", "ResNet-34": "resnet34", "ResNet-50": "resnet50", "ViT-S": "vit_small"}
 MARK = {"Y": True, "-": False}
 SCOPES = {(True, True): "full", (True, False): "backbone", (False, True): "projector", (False, False): "none"}
-STAGES = {  # what a label in paper A says of the stages with EMA
+STAGES = {  # what a label of ProjectorEMA says of the stages with EMA
     "nothing": "none",
     "Conv1": ["conv1"],
     "Block1": ["block1"],
@@ -258,7 +263,7 @@ STAGES = {  # what a label in paper A says of the stages with EMA
 
 def labelled_config(file: Path, labels: dict[str, str]) -> dict:
     """What the labels of a cell say of its configuration, given its study's settings."""
-    paper = introduction(file)[0]
+    paper = LETTERS[introduction(file)[0]]
     settings = {"framework": "byol"} | PAPERS[paper] | SETTINGS.get(f"{file.parent.name}/{file.stem}", {})
     method = labels.get("Method", labels.get("Setup", labels.get("EMA on", "")))
     bare = re.sub(r"^Res-| (\+|w/|w/o) .*|, .*", "", method)
@@ -374,7 +379,7 @@ def test_every_study_resolves_on_the_bundled_images(file):
     assert cell.config(seed=1) == cfg
 
 
-# What the labels of paper A's Table 2 mean in a network.
+# What the labels of Table 2 of ProjectorEMA mean in a network.
 
 
 def bottleneck(setup: str):

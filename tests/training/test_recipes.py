@@ -89,7 +89,7 @@ def test_the_list_has_every_recipe_and_study(run):
     rows = {words[0]: " ".join(words[1:]) for line in out.splitlines() if (words := line.split()) and line[0] == " "}
     places = [p for kind in ("pretrain", "studies") for p in (recipes.scripts() / kind).glob("[!_]*") if p.is_dir()]
     assert status == 0 and rows.keys() == {f"{p.name}/{name}" for p in places for name in recipes.names(p)}
-    assert "paper B, Table 1 (93.71)" in rows["cifar10/res_mocov3"] and "derived" in rows["cifar10/res_dino"]
+    assert "residual momentum, Table 1 (93.71)" in rows["cifar10/res_mocov3"] and "derived" in rows["cifar10/res_dino"]
     assert all(rows.values())
 
     status, some, _ = run("recipes", "cifar100", "res_")

@@ -122,8 +122,9 @@ def test_recipes_are_those_of_the_papers():
     tables = yaml.safe_load((ROOT / "scripts/studies/paper_results.yaml").read_text())
     for name in RECIPES:
         [figure] = ENTRIES[name].figures
-        paper, numbers = figure.protocol.removeprefix("printed: paper ").split(", Table")
-        keys = [f"{paper}-{number}" for number in numbers.removeprefix("s").strip().split(" and ")]
+        paper, numbers = figure.protocol.removeprefix("printed: ").split(", Table")
+        letter = {"ProjectorEMA": "A", "residual momentum": "B"}[paper]
+        keys = [f"{letter}-{number}" for number in numbers.removeprefix("s").strip().split(" and ")]
         assert all(any(figure.value in row for row in tables[key]["rows"]) for key in keys), name
 
 
