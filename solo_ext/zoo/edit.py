@@ -1,8 +1,7 @@
-"""`solo-ext zoo add` makes an entry of a run; `solo-ext zoo publish` puts entries onto the Hugging Face Hub."""
+"""`solo-ext zoo add` turns a run into an entry; `solo-ext zoo publish` uploads entries to the Hugging Face Hub."""
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -20,10 +19,10 @@ from solo_ext.training.compose import compose
 from solo_ext.training.recipes import derived
 from solo_ext.zoo.export import RECORD, export
 from solo_ext.zoo.hub import check_upload, upload
-from solo_ext.zoo.index import INDEX, Entry, Recipe, ZooFile, editing, markdown, read_index, scores, short, within
+from solo_ext.zoo.index import Entry, Recipe, ZooFile, editing, markdown, read_index, scores, short, within
 from solo_ext.zoo.store import find
 
-# where a run lies and how it is shown, not what is trained
+# overrides that concern the machine and the display, not what is trained
 OF_THE_MACHINE = (
     *("checkpoint.", "auto_resume.", "wandb", "tensorboard", "enable_progress_bar", "name=", "knn_eval."),
     *("data.train_path", "data.val_path", "data.num_workers"),
@@ -38,8 +37,8 @@ def add(run: str | Path, zoo: Path, name: str | None = None, licence: str = "MIT
         name: of the entry; default `<method>-<dataset>-<backbone>`.
 
     Raises:
-        CheckpointError: nothing to add, no evaluation, a name that is taken, or no place to write.
-            The zoo is as it was.
+        CheckpointError: nothing to add, no evaluation, a name that is taken, or a zoo that cannot be written.
+            The zoo is then unchanged.
     """
     checkpoint = find_checkpoint(run)
     config = run_config(checkpoint)
@@ -64,14 +63,14 @@ def add(run: str | Path, zoo: Path, name: str | None = None, licence: str = "MIT
             if report.rounding and report.rounding["difference"]:
                 for figure in entry.figures:
                     figure.protocol += "; before its weights were rounded to float16"
-            entries[name] = _described(entry, folder, zoo.parent)
+            entries[name] = _with_files(entry, folder, zoo.parent)
         on_failure.pop_all()
     write_tables(zoo)
     return entries[name]
 
 
-def _described(entry: Entry, folder: Path, root: Path) -> Entry:
-    """`entry` with what its folder holds; `root`: of the repository that its recipe may be in."""
+def _with_files(entry: Entry, folder: Path, root: Path) -> Entry:
+    """`entry` with what its folder contains; `root`: of the repository that its recipe may be in."""
     environment = Run(folder).environment or {}
     files = {file.name: file for file in sorted(folder.iterdir())}
     return replace(
@@ -85,7 +84,7 @@ def _described(entry: Entry, folder: Path, root: Path) -> Entry:
 
 
 def recipe_from(command: Sequence[str], root: Path) -> Recipe | None:
-    """The recipe of the repository at `root` that a run's command line names, and the values that it changes."""
+    """The recipe, of the repository at `root`, that a run's command line names, and its overrides."""
     options = dict(pairwise(command))
     folder = options.get("--config-path") or options.get("-cp") or ""
     name = options.get("--config-name") or options.get("-cn")
@@ -100,13 +99,13 @@ def recipe_from(command: Sequence[str], root: Path) -> Recipe | None:
 
 
 def recipe_sum(path: Path) -> str:
-    """SHA-256 of the values of a YAML, those of its defaults list included; comments and order do not matter."""
+    """SHA-256 of the values of a YAML, including those of its defaults list; comments and order do not matter."""
     values = OmegaConf.to_container(compose(path.parent, path.name))
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def write_tables(zoo: Path) -> None:
-    """The tables of the zoo's index in the README.md of the repository (weights) and of the zoo (recipes)."""
+    """Updates the tables in the README.md of the repository (weights) and of the zoo (recipes)."""
     entries = read_index(zoo).values()
     for readme, weights in ((zoo.parent / "README.md", True), (zoo / "README.md", False)):
         if readme.is_file():
@@ -116,10 +115,10 @@ def write_tables(zoo: Path) -> None:
 
 
 def publish(zoo: Path, repository: str, names: Sequence[str]) -> str:
-    """Uploads entries of the zoo in the folder `zoo` in one commit, and enters repository and revision into its index.
+    """Uploads entries of the zoo in the folder `zoo` in one commit, and writes repository and revision to its index.
 
     The `repository`, owner/name, is created if need be, and gets `<dataset>/<name>/` for each entry. Returns the URL of
-    the commit's tree. On every failure the index stays as it was.
+    the commit's tree. After a failure the index is unchanged.
 
     Raises:
         ConfigError: `repository` is no such name, or there is no token.
@@ -127,9 +126,6 @@ def publish(zoo: Path, repository: str, names: Sequence[str]) -> str:
             refuses.
     """
     check_upload("--repo", repository)
-    for path in (zoo, zoo / INDEX):
-        if not os.access(path, os.W_OK):
-            raise CheckpointError(f"{zoo / INDEX} cannot be written, so nothing is published")
     with editing(zoo) as entries:
         uploads = [find(name, entries) for name in names]
         paths = {file.path: zoo / file.path for entry in uploads for file in entry.files}

@@ -22,7 +22,7 @@ _AGENT: dict[str, Any] = {"library_name": "solo_ext", "library_version": __versi
 def fetch(source: str) -> Path:
     """The weights of `hf://owner/name[@revision]` in the cache, with args.json beside them; no other file is read.
 
-    Without a network, what the cache has is taken.
+    Without a network, the cache is used.
 
     Raises:
         CheckpointError: no such repository or revision, no connection, or not what `solo-ext export` writes.
@@ -46,7 +46,7 @@ def fetch(source: str) -> Path:
     return folder / WEIGHTS
 
 
-def cached(entry: Entry, file: ZooFile) -> Path | None:
+def cache_path(entry: Entry, file: ZooFile) -> Path | None:
     """Where the cache has this file of `entry`, whatever its content."""
     path = entry.repository and hf.try_to_load_from_cache(entry.repository, file.path, revision=entry.revision)
     return Path(path) if isinstance(path, str) else None
@@ -55,7 +55,7 @@ def cached(entry: Entry, file: ZooFile) -> Path | None:
 def read(entry: Entry, file: ZooFile) -> tuple[Path, bytes]:
     """A file of a published `entry` in the cache, and its content, which has the size and SHA-256 of the index.
 
-    A file that is missing is downloaded, a damaged one once more; if it still differs, it is removed.
+    A missing file is downloaded, a damaged one once more; if it still differs, it is removed.
 
     Raises:
         CheckpointError: it cannot be downloaded, or is another file.

@@ -157,13 +157,13 @@ def parse_index(text: str | bytes, where: str) -> dict[str, Entry]:
     """
     try:
         entries = build(_Index, yaml.load(text, _Loader)).entries
-        named = {entry.name: entry for entry in entries}
-        if len(named) < len(entries):
-            duplicate = next(entry.name for entry in entries if named[entry.name] is not entry)
+        by_name = {entry.name: entry for entry in entries}
+        if len(by_name) < len(entries):
+            duplicate = next(entry.name for entry in entries if by_name[entry.name] is not entry)
             raise ConfigError(f"it has '{duplicate}' twice")
     except (yaml.YAMLError, ValueError, TypeError, RecursionError, OverflowError) as error:
         raise CheckpointError(f"{where} is not an index of a zoo: {' '.join(str(error).split())[:300]}") from None
-    return named
+    return by_name
 
 
 def read_index(zoo: Path) -> dict[str, Entry]:
@@ -177,12 +177,9 @@ def read_index(zoo: Path) -> dict[str, Entry]:
 
 @contextmanager
 def editing(zoo: Path) -> Iterator[dict[str, Entry]]:
-    """The index in the folder `zoo`, empty if there is none, to be changed; it is written at the end.
+    """The index in the folder `zoo`, empty if there is none, to be changed by one process at a time.
 
-    One process at a time has it. If anything is raised, it stays as it was.
-
-    Raises:
-        CheckpointError: it is damaged, or cannot be written.
+    It is written at the end, unless something is raised: CheckpointError if it is damaged or cannot be written.
     """
     try:
         zoo.mkdir(parents=True, exist_ok=True)
@@ -195,7 +192,7 @@ def editing(zoo: Path) -> Iterator[dict[str, Entry]]:
 
 
 def write_index(path: Path, entries: Iterable[Entry]) -> None:
-    """Replaces the index at `path`, entries in order of dataset and name, those with files first."""
+    """Replaces the index at `path`; entries are ordered by dataset and name, those with files first."""
     ordered = sorted(entries, key=lambda entry: (not entry.files, entry.dataset, entry.name))
 
     def informative(items: list[tuple]) -> dict:

@@ -36,7 +36,7 @@ def load_backbone(source: str | os.PathLike, teacher: bool = False) -> nn.Module
 
     Raises:
         CheckpointError: no such entry or file, a damaged one, one of another network, or one without the teacher.
-        ConfigError: the run's args.json asks for what does not exist.
+        ConfigError: the run's args.json names something that does not exist.
     """
     checkpoint = open_source(source)
     backbone: Any  # nn.Module's own attributes are tensors and modules

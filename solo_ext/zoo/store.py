@@ -1,4 +1,4 @@
-"""Where an entry of the zoo lies: in a folder on the disk, or on the Hugging Face Hub."""
+"""Where an entry of the zoo is: in a folder on the disk, or on the Hugging Face Hub."""
 
 import logging
 import os
@@ -18,7 +18,7 @@ ZOO = "SOLO_EXT_ZOO"  # environment variable
 
 
 def installed() -> Path:
-    """The zoo that came with the code: of the checkout, or else of the installed package."""
+    """The zoo that comes with the code: of the checkout, or else of the installed package."""
     package = Path(solo_ext.__file__).parent
     checkout = package.parent / "zoo"
     return checkout if (checkout / INDEX).is_file() else package / "zoo" / "files"
@@ -40,13 +40,12 @@ def entries() -> dict[str, Entry]:
     return {name: entry for folder in reversed(folders()) for name, entry in read_index(folder).items()}
 
 
-def find(name: str, known: Mapping[str, Entry] | None = None) -> Entry:
-    """The entry `name` of `known`, by default of `entries()`; a CheckpointError names the nearest one there is."""
-    known = entries() if known is None else known
-    if name not in known:
-        close = nearest(name, known) or " (solo-ext zoo list says which there are)"
-        raise CheckpointError(f"the zoo has no '{name}'{close}")
-    return known[name]
+def find(name: str, choices: Mapping[str, Entry] | None = None) -> Entry:
+    """The entry `name` of `choices`, by default `entries()`; if there is none, a CheckpointError names the nearest."""
+    choices = entries() if choices is None else choices
+    if name not in choices:
+        raise CheckpointError(f"the zoo has no '{name}'{nearest(name, choices) or ' (solo-ext zoo list shows all)'}")
+    return choices[name]
 
 
 def fetch(entry: Entry) -> tuple[Path, bytes]:
@@ -76,7 +75,7 @@ def verify(entry: Entry) -> list[tuple[Path, str]]:
     """The place of each file of `entry`, and whether it is ok, missing or damaged."""
     folder, states = _on_disk(entry), []
     for file in entry.files:
-        path = folder / file.name if folder else hub.cached(entry, file)
+        path = folder / file.name if folder else hub.cache_path(entry, file)
         if path is None or not os.path.lexists(path):
             states.append((path or Path(file.path), "missing"))
         else:

@@ -1,4 +1,4 @@
-"""What `solo-ext export` writes: one module per target, and the frame that proves what each wrote before it stays.
+"""What `solo-ext export` writes: one module per target, and the frame that proves each one's files before they stay.
 
 A target is a module of this folder with
 
@@ -167,12 +167,12 @@ def export(
     dtypes: tuple[str, ...] = getattr(target, "DTYPES", tuple(DTYPES))
     if dtype is not None and dtype not in dtypes:
         raise ConfigError(f"--dtype: --to {to} has no '{dtype}'{hint(dtype, dtypes)}")
-    opened = open_source(checkpoint)
-    name = _name(opened.path) + ("-teacher" if teacher else "")
+    weights = open_source(checkpoint)
+    name = _name(weights.path) + ("-teacher" if teacher else "")
     folder = Path(out).expanduser() if out is not None else Path("exports") / f"{name}-{to}"
     if os.path.lexists(folder):
         raise ConfigError(f"--out: {folder} exists; name another folder, or remove it")
-    source = _source(opened, name, teacher, dtype or dtypes[0], folder)
+    source = _source(weights, name, teacher, dtype or dtypes[0], folder)
     if reason := supporting(source.backbone, [to])[to]:
         others = ", ".join(name for name, why in supporting(source.backbone).items() if why is None)
         raise ConfigError(f"--to {to} has no place for this network: {reason}; possible: {others}")
@@ -221,7 +221,7 @@ def render(template: str, **values: Any) -> str:
 
 
 def _name(path: Path) -> str:
-    """What names a checkpoint: its file's name without the place in the training, or its folder's."""
+    """A name for a checkpoint: its file's without epoch and step, or its folder's."""
     stem = path.absolute().parent.name if path.name == WEIGHTS else re.sub(r"-ep=\d+(-step=\d+)?$", "", path.stem)
     return re.sub(r"[^\w.-]+", "_", stem).strip("._") or "backbone"
 

@@ -21,13 +21,13 @@ from solo_ext.zoo.model import solo_ext_backbone
 CARD = "README.md"
 REPOSITORY = "OWNER/NAME"  # in a card, until it is pushed
 LICENSE = "mit"
-OURS = solo_ext_backbone.__name__  # what timm lacks, it builds for timm
+OURS = solo_ext_backbone.__name__  # builds the networks that timm lacks
 
 
 def architecture(source: Source) -> tuple[str, dict[str, Any]]:
-    """Name and arguments of the `timm.create_model` call that builds the network: of timm itself, where it can."""
+    """Name and arguments of the `timm.create_model` call that builds the network: timm's own, if there is one."""
     backbone, config = source.backbone, source.config["backbone"]
-    stem = "small" if torchvision.replaced(backbone) else "imagenet"
+    stem = "small" if torchvision.replacements(backbone) else "imagenet"
     if timms.supports(backbone) is None and stem == "imagenet":
         name, kwargs = timms.architecture(source)
         return name.partition(".")[0], kwargs  # without the tag of somebody's weights
@@ -57,14 +57,13 @@ def export(source: Source, folder: Path) -> Product:
     """All that --to safetensors writes, timm's config.json and README.md."""
     base = safetensors.export(source, folder)
     name, kwargs = architecture(source)
-    ours = name == OURS
-    known = timm.models.PretrainedCfg(first_conv="conv1", classifier="fc") if ours else None
-    known = known or timm.models.get_pretrained_cfg(name) or timm.models.PretrainedCfg()
-    layers = {key: getattr(known, key) for key in ("first_conv", "classifier", "fixed_input_size")}
-    image = preprocessing(source.transform)
-    described = {"architecture": name, "num_classes": kwargs["num_classes"], "license": LICENSE, **layers, **image}
-    model, classifying = (
-        timm.create_model(name, pretrained_cfg=described, **{**kwargs, "num_classes": classes})
+    ours, image = name == OURS, preprocessing(source.transform)
+    defaults = timm.models.PretrainedCfg(first_conv="conv1", classifier="fc") if ours else None
+    defaults = defaults or timm.models.get_pretrained_cfg(name) or timm.models.PretrainedCfg()
+    layers = {key: getattr(defaults, key) for key in ("first_conv", "classifier", "fixed_input_size")}
+    cfg = {"architecture": name, "num_classes": kwargs["num_classes"], "license": LICENSE, **layers, **image}
+    model, with_classifier = (
+        timm.create_model(name, pretrained_cfg=cfg, **{**kwargs, "num_classes": classes})
         for classes in (kwargs["num_classes"], 0 if ours else 1000)
     )
     file: Any = folder / CONFIG  # annotated as a string, but timm before 1.0.27 needs the Path
@@ -75,7 +74,7 @@ def export(source: Source, folder: Path) -> Product:
         base,
         network=timm.create_model(f"local-dir:{folder}", pretrained=True).eval(),
         architecture=f"timm's {name}" + ", after import solo_ext.zoo.model" * ours,
-        want=list(classifying.state_dict()),
+        want=list(with_classifier.state_dict()),
         load=(
             *imports,
             f"model = timm.create_model('local-dir:{source.out}', pretrained=True)",
@@ -103,7 +102,7 @@ def card(source: Source, image: dict[str, Any], imports: tuple[str, ...]) -> str
         name=source.config["backbone"]["name"],
         method=method,
         dataset=dataset,
-        stem=", CIFAR stem" if torchvision.replaced(source.backbone) else "",
+        stem=", CIFAR stem" if torchvision.replacements(source.backbone) else "",
         parameters=sum(x.numel() for x in source.backbone.parameters()),
         images=((run.environment or {}).get("data", {}).get("train") or {}).get("images"),
         image=image,

@@ -1,4 +1,4 @@
-"""An ONNX graph with its weights, for onnxruntime and all that reads ONNX."""
+"""An ONNX graph with its weights, for onnxruntime and other readers of ONNX."""
 
 import io
 import logging
@@ -82,7 +82,7 @@ def _trace(backbone: nn.Module, images: Tensor) -> Any:
 
 
 def _trace_as_before(backbone: nn.Module, images: Tensor) -> Any:
-    """By the exporter before that one, built on TorchScript."""
+    """By the older exporter, built on TorchScript."""
     file: Any = io.BytesIO()
     axes = {name: {0: "batch"} for name in (INPUT, OUTPUT)}
     torch.onnx.export(backbone, (images,), file, dynamic_axes=axes, dynamo=False, **NAMED)
@@ -93,14 +93,14 @@ def _session(graph: bytes) -> Callable[[Tensor], Tensor]:
     """images -> features, by onnxruntime on the CPU."""
     runtime = import_module("onnxruntime")
     options = runtime.SessionOptions()
-    options.log_severity_level = 4  # it also raises what it would print
+    options.log_severity_level = 4  # errors are raised anyway
     session = runtime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
     return lambda images: torch.from_numpy(session.run([OUTPUT], {INPUT: images.numpy()})[0])
 
 
 @contextmanager
 def _silence() -> Iterator[None]:
-    """Keeps the exporter's progress, hints and warnings to itself."""
+    """Suppresses the exporter's progress, hints and warnings."""
     level, nothing = logging.root.manager.disable, io.StringIO()
     logging.disable(logging.ERROR)
     try:

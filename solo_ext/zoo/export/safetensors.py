@@ -1,4 +1,4 @@
-"""A run folder again, with the backbone alone in `model.safetensors`, and nothing private."""
+"""A run folder with only the backbone, in `model.safetensors`, and nothing private."""
 
 import hashlib
 import re
@@ -15,7 +15,7 @@ from solo_ext.runs.run import ARGS, ENVIRONMENT, METRICS, RECORDS, WEIGHTS, Run
 from solo_ext.zoo.export import Product, Source
 
 DTYPES = ("float16", "bfloat16", "float32")
-# the last word of a key whose text names a place, a person or a secret
+# the last word of a key whose value names a place, a person or a secret
 _PRIVATE = re.compile(
     r"(^|[._-])(path|dir|root|folder|file|checkpoint|extractor|url|entity|project|host|user|email|token|secret|password|key)$"
 )
@@ -24,7 +24,7 @@ _INNER = re.compile(rf"(?<![\w./~-])(?:{_PLACE.pattern})[^\[\](){{}},'\"]*")  # 
 
 
 def public_config(config: Any) -> Any:
-    """An args.json without what names this machine or person: paths, accounts, secrets; the network and data stay."""
+    """An args.json without what identifies this machine or person: paths, accounts, secrets."""
     if isinstance(config, Mapping):
         return {key: public_config(value) for key, value in config.items() if not _is_private(key, value)}
     if isinstance(config, list | tuple):
@@ -37,10 +37,7 @@ def _is_private(key: str, value: Any) -> bool:
 
 
 def public_environment(environment: Mapping[str, Any]) -> dict[str, Any]:
-    """An environment.json without the host; a path in its commands keeps only its last part.
-
-    A YAML's path is kept from the repository's `scripts` on.
-    """
+    """An environment.json without the host; of a path in its commands, only the last part, or from `scripts` on."""
     public = public_config({key: value for key, value in environment.items() if key not in ("host", "before")})
     if isinstance(command := environment.get("command"), list):
         public["command"] = [_public_word(str(word)) for word in command]
@@ -69,7 +66,7 @@ def _last_part(path: str) -> str:
 
 
 def export(source: Source, folder: Path) -> Product:
-    """`model.safetensors`, args.json, the record of its SHA-256, and the run's log and environment if there are any."""
+    """`model.safetensors`, args.json, the record of the SHA-256, and the run's log and environment if there are any."""
     path, content = source.checkpoint.path, source.checkpoint.content
     run, weights = Run(path.parent), safetensors.torch.save(source.tensors, {"format": "pt"})
     place = run.records.get(path.name) or {"epoch": content.get("epoch"), "step": content.get("global_step")}

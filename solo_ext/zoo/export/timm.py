@@ -11,7 +11,7 @@ from torchvision.models.resnet import ResNet
 from solo_ext.networks.vit import MoCoViT
 from solo_ext.runs.encoder import FETCHING
 from solo_ext.zoo.export import Product, Source, torchvision
-from solo_ext.zoo.export.torchvision import call, give_stem, kwargs_of, replaced
+from solo_ext.zoo.export.torchvision import call, give_stem, kwargs_of, replacements
 
 VITS = {f"vit_{size}": f"vit_{size}_patch16_224" for size in ("tiny", "small", "base", "large")}
 
@@ -54,5 +54,5 @@ def export(source: Source, folder: Path) -> Product:
         have=source.tensors,
         want=list(timm.create_model(name, **kwargs_of_classifier).state_dict()),
         load=(f"model = {build}", *stem, f'model.load_state_dict(safetensors.torch.load_file("{file}"))'),
-        record={"model": name, "kwargs": kwargs, "replaced": list(replaced(source.backbone))},
+        record={"model": name, "kwargs": kwargs, "replaced": list(replacements(source.backbone))},
     )

@@ -34,17 +34,17 @@ def call(function: str, *args: Any, **kwargs: Any) -> str:
     return f"{function}({', '.join([*map(repr, args), *(f'{key}={value!r}' for key, value in kwargs.items())])})"
 
 
-def replaced(backbone: nn.Module) -> tuple[str, ...]:
-    """The modules that have to be replaced in an ImageNet ResNet to give it `backbone`'s stem."""
+def replacements(backbone: nn.Module) -> tuple[str, ...]:
+    """The modules to replace in an ImageNet ResNet so that it has `backbone`'s stem."""
     small = isinstance(backbone, ResNet) and isinstance(backbone.maxpool, nn.Identity)
     return ("conv1", "maxpool") if small else ()
 
 
 def give_stem(model: nn.Module, backbone: nn.Module) -> list[str]:
     """Gives `model` the stem of `backbone`; returns the lines of code that do so."""
-    for name in replaced(backbone):
+    for name in replacements(backbone):
         setattr(model, name, deepcopy(backbone.get_submodule(name)))
-    return [f"model.{name} = torch.nn.{backbone.get_submodule(name)}" for name in replaced(backbone)]
+    return [f"model.{name} = torch.nn.{backbone.get_submodule(name)}" for name in replacements(backbone)]
 
 
 def export(source: Source, folder: Path) -> Product:
@@ -67,5 +67,5 @@ def export(source: Source, folder: Path) -> Product:
             f'model.load_state_dict(torch.load("{file}", weights_only=True), strict=False)',
             "model.fc = torch.nn.Identity()  # for features, or leave the new classifier",
         ),
-        record={"replaced": list(replaced(source.backbone))},
+        record={"replaced": list(replacements(source.backbone))},
     )
