@@ -215,7 +215,7 @@ def scores(folder: Path, checkpoint: str) -> list[Score]:
         views = "random crops and flips" if protocol["augmented"] else "features extracted once, not augmented"
         text = f"offline linear, {linear['epochs']} epochs, {optimizer['name']}, lr {optimizer['lr']:g}, {views}"
         rows.append(Score("linear top-1", round(linear["acc1"], 2), f"{text}, seed {protocol['seed']}"))
-    for row in knn["results"] if knn else ():
+    for row in (knn or {}).get("results", []):
         if row["distance"] == "cosine" and row["T"] == 0.07:
             text = "offline, cosine, T 0.07, not augmented"
             rows.append(Score(f"kNN-{row['k']}", round(row["acc1"], 2), text))

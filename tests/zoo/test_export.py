@@ -93,11 +93,11 @@ def runs(tmp_path_factory):
     """A function: case -> run folder and its student; for tests that leave the folder as it is."""
 
     @cache
-    def made(case: str):
+    def make(case: str):
         folder = tmp_path_factory.mktemp("runs") / "run"
         return folder, *make_run(folder, case)
 
-    return made
+    return make
 
 
 def features(network):
@@ -146,8 +146,8 @@ def test_rounded_matrices(to, case, dtype, runs, tmp_path):
     file = next(path for path in (tmp_path / "out").iterdir() if path.suffix in (".pth", ".safetensors"))
     stored = torch.load(file, weights_only=True) if file.suffix == ".pth" else safetensors.torch.load_file(file)
     for name, x in student.state_dict().items():
-        kept = x.to(getattr(torch, dtype)) if x.ndim > 1 else x
-        assert stored[name].dtype == kept.dtype and stored[name].equal(kept), name
+        rounded_tensor = x.to(getattr(torch, dtype)) if x.ndim > 1 else x
+        assert stored[name].dtype == rounded_tensor.dtype and stored[name].equal(rounded_tensor), name
     rounded = backbone_of(config_of(case)).eval()
     rounded.load_state_dict(stored)
     ours, theirs = features(student), features(rounded)

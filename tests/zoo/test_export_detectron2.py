@@ -45,9 +45,9 @@ def random_backbone(name: str, **kwargs):
     return backbone
 
 
-def difference(found, wanted) -> float:
-    assert found.shape == wanted.shape
-    return ((found - wanted).abs().max() / wanted.abs().max()).item()
+def difference(actual, expected) -> float:
+    assert actual.shape == expected.shape
+    return ((actual - expected).abs().max() / expected.abs().max()).item()
 
 
 def exported(folder: Path, name: str, **kwargs):
@@ -68,8 +68,8 @@ def test_the_graph_gives_the_backbones_map(name):
     depth = int(name.rpartition("resnet")[2])
     assert export.supports(backbone) is None and export.depth_of(backbone) == depth
     x = torch.randn(2, 3, 75, 64)
-    found = export.network(export.convert(backbone.state_dict()), depth)(x)
-    assert difference(found, export.feature_map(backbone, x)) <= 1e-5
+    actual = export.network(export.convert(backbone.state_dict()), depth)(x)
+    assert difference(actual, export.feature_map(backbone, x)) <= 1e-5
 
 
 @pytest.mark.parametrize(("name", "depth", "width"), [("resnet18", 18, 64), ("resnet50", 50, 256)])
@@ -90,8 +90,8 @@ def test_files(tmp_path, name, depth, width):
     model, resnets = config.MODEL, config.MODEL.RESNETS
     assert (str(files[0]), depth, width) == (model.WEIGHTS, resnets.DEPTH, resnets.RES2_OUT_CHANNELS)
     assert config.INPUT.FORMAT == "RGB" and resnets.STRIDE_IN_1X1 is False and model.BACKBONE.FREEZE_AT == 0
-    for found, wanted in ((model.PIXEL_MEAN, MEAN), (model.PIXEL_STD, STD)):
-        assert found == pytest.approx([255 * value for value in wanted])
+    for actual, expected in ((model.PIXEL_MEAN, MEAN), (model.PIXEL_STD, STD)):
+        assert actual == pytest.approx([255 * value for value in expected])
     assert ("Res5ROIHeads" in files[1].read_text()) == (depth < 50)
 
 
@@ -149,9 +149,9 @@ def test_detectron2_loads_it(tmp_path, name, head):
     with torch.no_grad():
         pixels = model.preprocess_image([{"image": image}]).tensor
         if head == "fpn":
-            found = model.backbone.bottom_up(pixels)["res5"]
+            actual = model.backbone.bottom_up(pixels)["res5"]
         else:
-            found = model.roi_heads.res5(model.backbone(pixels)["res4"])
-        wanted = export.feature_map(backbone, x)
+            actual = model.roi_heads.res5(model.backbone(pixels)["res4"])
+        expected = export.feature_map(backbone, x)
     assert difference(pixels, x) <= 1e-5
-    assert difference(found, wanted) <= 1e-5
+    assert difference(actual, expected) <= 1e-5

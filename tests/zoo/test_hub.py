@@ -89,7 +89,7 @@ def test_the_transform_is_what_the_evaluations_feed(dataset, size, tmp_path):
         data = {"train_path": str(tmp_path / "images"), "val_path": str(tmp_path / "images"), "num_workers": 0}
     run = make_run(tmp_path / "run", dataset=dataset, size=size, data=data)
     cfg = resolve(overlay(run_values(run, "knn")), "knn")
-    _, [fed], _ = next(iter(ClassificationData(cfg.data, None, 7, 0, augment=False).train_dataloader()))
+    _, [batch], _ = next(iter(ClassificationData(cfg.data, None, 7, 0, augment=False).train_dataloader()))
 
     if dataset == "custom":
         images = [Image.open(tmp_path / "images" / "x" / name) for name in FILES]
@@ -97,7 +97,7 @@ def test_the_transform_is_what_the_evaluations_feed(dataset, size, tmp_path):
         pixels = np.load(Path(solo_ext.__file__).parent / "data" / "assets" / "fashion_mnist_mini.npz")
         images = [Image.fromarray(x) for x in pixels["train_images"][:7]]
     transform, before = load_backbone(run).transform, torch.get_rng_state()
-    assert torch.equal(torch.stack([transform(image) for image in images]), fed)
+    assert torch.equal(torch.stack([transform(image) for image in images]), batch)
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -197,8 +197,8 @@ def test_timm_loads_the_folder(backbone, dataset, size, teacher, architecture, t
 def test_timm_resizes_to_the_same_side():
     for size in range(8, 640):
         shorter = round(size * 256 / 224)
-        said = preprocessing(EvalTransform(size, shorter, [0.4914] * 3, [0.1] * 3))
-        assert math.floor(size / said["crop_pct"]) == shorter and said["mean"] == (0.4914,) * 3
+        arguments = preprocessing(EvalTransform(size, shorter, [0.4914] * 3, [0.1] * 3))
+        assert math.floor(size / arguments["crop_pct"]) == shorter and arguments["mean"] == (0.4914,) * 3
 
 
 def test_the_card(run_folder, tmp_path):
@@ -253,8 +253,8 @@ def test_hf_fetches_once_and_works_offline(hub, exported, run_folder):
     expected = features(load_backbone(run_folder))
     for source in ("hf://jane/byol", f"hf://jane/byol@{sha}", "hf://jane/byol@main"):
         assert torch.equal(features(solo_ext.load_backbone(source)), expected)
-    asked = [path.rpartition("/")[2] for _, path, _ in hub.seen if "/resolve/" in path]
-    assert {*asked} == {"model.safetensors", "args.json", "checkpoints.json", "config.json"}
+    downloads = [path.rpartition("/")[2] for _, path, _ in hub.seen if "/resolve/" in path]
+    assert {*downloads} == {"model.safetensors", "args.json", "checkpoints.json", "config.json"}
     timms = timm.create_model("hf-hub:jane/byol", pretrained=True).eval()
     assert torch.equal(features(timms), expected)
 

@@ -51,7 +51,7 @@ def own(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def trained(tmp_path):
+def run_folder(tmp_path):
     """A run folder as `pretrain` leaves it, of a network with random weights, evaluated."""
     folder = tmp_path / "runs" / "byol" / "abcd1234"
     folder.mkdir(parents=True)
@@ -133,10 +133,11 @@ def test_figures_come_out_again(name, run):
     """kNN of the shipped weights on the bundled images."""
     status, out, err = run("knn", "--run", name, "--k", "1", "20", "--distance", "cosine", "data.num_workers=0")
     assert status == 0, err
-    found = {f"kNN-{line.split()[2]}": float(line.split("acc@1")[1].split()[0]) for line in out.splitlines()}
+    accuracies = {f"kNN-{line.split()[2]}": float(line.split("acc@1")[1].split()[0]) for line in out.splitlines()}
     # another CPU's bfloat16 may turn a few of 1,000 images
     assert (
-        found == {metric: pytest.approx(ENTRIES[name].score(metric), abs=0.5) for metric in found} and len(found) == 2
+        accuracies == {metric: pytest.approx(ENTRIES[name].score(metric), abs=0.5) for metric in accuracies}
+        and len(accuracies) == 2
     )
 
 
@@ -189,7 +190,7 @@ def test_the_good_index_is_good():
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"file_path": "../../etc/passwd"}, "files.path must be 'a/byol-a-r18/<name>'"),
         ({"file_path": "a/byol-a-r18/../model.safetensors"}, "files.path must be"),
@@ -220,10 +221,10 @@ def test_the_good_index_is_good():
         ({"files": "x"}, "files must be a list"),
     ],
 )
-def test_a_bad_entry_is_refused(changes, said):
+def test_a_bad_entry_is_refused(changes, message):
     with pytest.raises(CheckpointError, match="x is not an index of a zoo") as error:
         parse_index(changed(**changes), "x")
-    assert said in str(error.value)
+    assert message in str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -313,9 +314,9 @@ def test_weights_are_hashed_when_they_are_loaded(own):
     assert all(torch.equal(x, after[name]) for name, x in before.items())
 
 
-def test_a_zoo_of_ones_own_goes_first(trained, tmp_path, own, monkeypatch):
+def test_a_zoo_of_ones_own_goes_first(run_folder, tmp_path, own, monkeypatch):
     """Also where it has weights for what is only a recipe here."""
-    added = edit.add(trained, own, name=next(name for name in RECIPES if name.endswith("cifar10-r18")))
+    added = edit.add(run_folder, own, name=next(name for name in RECIPES if name.endswith("cifar10-r18")))
     assert not ENTRIES[added.name].files
     assert store.entries().keys() == ENTRIES.keys() and store.find(added.name) == added
     for name, zoo in ((SAMPLE, own), (WEIGHTS[1], ZOO)):
@@ -377,13 +378,13 @@ def test_a_mutated_args_json_is_read_or_refused(own):
 # Adding.
 
 
-def test_a_run_becomes_an_entry(trained, tmp_path, run):
+def test_a_run_becomes_an_entry(run_folder, tmp_path, run):
     zoo = tmp_path / "own" / "zoo"
     (tmp_path / "own").mkdir()
     (tmp_path / "own" / "README.md").write_text("before\n<!-- zoo -->\n<!-- /zoo -->\nafter\n")
     shutil.copytree(ROOT / "scripts/pretrain/cifar10", tmp_path / "own/scripts/pretrain/cifar10")
     shutil.copytree(ROOT / "scripts/pretrain/_shared", tmp_path / "own/scripts/pretrain/_shared")
-    status, _, err = run("zoo", "add", trained, "--zoo", zoo)
+    status, _, err = run("zoo", "add", run_folder, "--zoo", zoo)
     assert status == 0, err
     [entry] = parse_index((zoo / "index.yaml").read_bytes(), "x").values()
     assert entry.name == "byol-cifar10-r10w16" and entry.epochs == 3 and entry.licence == "MIT"
@@ -396,18 +397,18 @@ def test_a_run_becomes_an_entry(trained, tmp_path, run):
     assert {path.name for path in folder.iterdir()} == {file.name for file in entry.files}
     for path in folder.iterdir():
         assert path.suffix == ".safetensors" or "someone" not in path.read_text(), path
-    ours, stored = load_encoder(trained)[0].state_dict(), load_encoder(folder)[0].state_dict()
+    ours, stored = load_encoder(run_folder)[0].state_dict(), load_encoder(folder)[0].state_dict()
     for name, x in ours.items():
         torch.testing.assert_close(stored[name], x, rtol=1e-3, atol=1e-6)
 
-    status, _, err = run("zoo", "add", trained, "--zoo", zoo)
+    status, _, err = run("zoo", "add", run_folder, "--zoo", zoo)
     assert status == 2 and "has 'byol-cifar10-r10w16' already" in err
-    status, _, err = run("zoo", "add", trained, "--zoo", trained / "metrics.csv" / "zoo")
+    status, _, err = run("zoo", "add", run_folder, "--zoo", run_folder / "metrics.csv" / "zoo")
     assert status == 2 and "metrics.csv/zoo cannot be written: Not a directory" in err and err.count("\n") == 1
     before = (zoo / "index.yaml").read_bytes()
-    knn = json.loads((trained / "knn.json").read_text())
-    (trained / "knn.json").unlink()
-    status, _, err = run("zoo", "add", trained, "--zoo", zoo, "--name", "other")
+    knn = json.loads((run_folder / "knn.json").read_text())
+    (run_folder / "knn.json").unlink()
+    status, _, err = run("zoo", "add", run_folder, "--zoo", zoo, "--name", "other")
     assert status == 2 and "has not been evaluated: solo-ext knn --run" in err
     knn["protocol"]["checkpoint"] = "model.safetensors"
     (folder / "knn.json").write_text(json.dumps(knn))
@@ -461,7 +462,7 @@ def test_publish_and_download(run, own, hub, monkeypatch, tmp_path, caplog):
     status, _, err = run(*words)
     assert status == 2 and "nothing is published: jane/zoo is refused by http" in err and "status 401" in err
     monkeypatch.setenv("HF_TOKEN", TOKEN)
-    for changes, said in (
+    for changes, message in (
         ((), "which entry? name one"),
         ((SAMPLE, "--all"), "two ways to say it"),
         ((SAMPLE[:-1],), f"did you mean '{SAMPLE}'?"),
@@ -469,7 +470,7 @@ def test_publish_and_download(run, own, hub, monkeypatch, tmp_path, caplog):
         ((SAMPLE, "--zoo", tmp_path / "none"), "index.yaml cannot be read: No such file"),
     ):
         status, _, err = run("zoo", "publish", "--repo", "jane/zoo", "--zoo", own, *changes)
-        assert status == 2 and said in err and len(err.splitlines()) == 1
+        assert status == 2 and message in err and len(err.splitlines()) == 1
     (own / ENTRIES[SAMPLE].folder / "metrics.csv").write_text("x")
     status, _, err = run(*words)
     assert status == 2 and "metrics.csv is missing or damaged, so nothing is published" in err
@@ -513,7 +514,7 @@ def test_an_entry_that_is_nowhere(own, run):
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (("show", SAMPLE[:-1]), f"did you mean '{SAMPLE}'?"),
         (("download",), "which entry?"),
@@ -528,10 +529,10 @@ def test_an_entry_that_is_nowhere(own, run):
         (("add", "nowhere"), "nowhere does not exist"),
     ],
 )
-def test_mistakes(words, said, run, tmp_path, monkeypatch):
+def test_mistakes(words, message, run, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     status, out, err = run("zoo", *words)
-    assert (status, out) == (2, "") and said in err and len(err.splitlines()) == 1
+    assert (status, out) == (2, "") and message in err and len(err.splitlines()) == 1
     assert not list(tmp_path.iterdir())
 
 
