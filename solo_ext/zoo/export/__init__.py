@@ -148,7 +148,7 @@ def export(
 
     Args:
         checkpoint: run folder, checkpoint or export, ours or solo-learn's; an entry of the zoo; hf://owner/name.
-        to: a key of `TARGETS`.
+        to: one of `TARGETS`.
         out: the folder to make; default `exports/<name>-<to>`.
         teacher: the momentum encoder instead of the student.
         dtype: of the matrices in the files: float32, float16 or bfloat16; default: the target's.
