@@ -22,7 +22,7 @@ from solo_ext.runs.checkpoints import save_checkpoint
 from solo_ext.runs.encoder import load_encoder
 from solo_ext.runs.run import RECORDS, WEIGHTS
 from solo_ext.zoo.export import BATCHES, RECORD, TARGETS, export, onnx, supporting
-from solo_ext.zoo.export.safetensors import public_config, public_environment
+from solo_ext.zoo.export.safetensors import public
 
 SIZE = 24  # pixels
 SMALL_VIT = {"img_size": SIZE, "patch_size": 8, "depth": 2, "embed_dim": 48}
@@ -251,7 +251,7 @@ def test_what_is_private_stays_here():
         "notes": ["~/x", "fine", "file:///x"],
         "other": "/home/jane",
     }
-    assert public_config(config) == {
+    assert public(config) == {
         "name": "byol",
         "backbone": {"name": "timm/x", "kwargs": {"class_token": True}},
         "data": {"dataset": "custom", "val_path": None, "format": "h5"},
@@ -277,8 +277,8 @@ def test_what_is_private_stays_here():
         "optimizer.lr=0.3/2": "optimizer.lr=0.3/2",
     }
     environment = {"cpu": "x", "host": "ab", "command": list(command), "data": {"train": {"path": "/x", "images": 5}}}
-    public = {"cpu": "x", "command": list(command.values()), "data": {"train": {"images": 5}}}
-    assert public_environment({**environment, "before": [environment]}) == {**public, "before": [public]}
+    expected = {"cpu": "x", "command": list(command.values()), "data": {"train": {"images": 5}}}
+    assert public({**environment, "before": [environment]}) == {**expected, "before": [expected]}
 
 
 # What must not be left behind.

@@ -23,27 +23,22 @@ _PLACE = re.compile(r"~|/|\\\\|[A-Za-z]:[\\/]|\.\.[\\/]|[a-z0-9]+://")  # how th
 _INNER = re.compile(rf"(?<![\w./~-])(?:{_PLACE.pattern})[^\[\](){{}},'\"]*")  # one in a list or mapping
 
 
-def public_config(config: Any) -> Any:
-    """An args.json without what identifies this machine or person: paths, accounts, secrets."""
-    if isinstance(config, Mapping):
-        return {key: public_config(value) for key, value in config.items() if not _is_private(key, value)}
-    if isinstance(config, list | tuple):
-        return [public_config(item) for item in config if not _is_private("", item)]
-    return config
+def public(content: Any, key: str = "") -> Any:
+    """An args.json or environment.json without what identifies this machine or person: paths, accounts, secrets, host.
+
+    Of a path in a command line, the last part stays, or what begins with the repository's `scripts`.
+    """
+    if isinstance(content, Mapping):
+        return {key: public(value, key) for key, value in content.items() if not _is_private(key, value)}
+    if isinstance(content, list | tuple) and key == "command":
+        return [_public_word(str(word)) for word in content]
+    if isinstance(content, list | tuple):
+        return [public(item) for item in content if not _is_private("", item)]
+    return content
 
 
 def _is_private(key: str, value: Any) -> bool:
     return isinstance(value, str) and bool(_PRIVATE.search(str(key).lower()) or _PLACE.match(value))
-
-
-def public_environment(environment: Mapping[str, Any]) -> dict[str, Any]:
-    """An environment.json without the host; of a path in its commands, only the last part, or from `scripts` on."""
-    public = public_config({key: value for key, value in environment.items() if key not in ("host", "before")})
-    if isinstance(command := environment.get("command"), list):
-        public["command"] = [_public_word(str(word)) for word in command]
-    if isinstance(before := environment.get("before"), list):  # of the processes that the run continued
-        public["before"] = [public_environment(each) for each in before if isinstance(each, Mapping)]
-    return public
 
 
 def _public_word(word: str) -> str:
@@ -72,9 +67,9 @@ def export(source: Source, folder: Path) -> Product:
     place = run.records.get(path.name) or {"epoch": content.get("epoch"), "step": content.get("global_step")}
     record = {**place, "sha256": hashlib.sha256(weights).hexdigest(), "size": len(weights)}
     (folder / WEIGHTS).write_bytes(weights)
-    contents = {ARGS: public_config(source.config), RECORDS: {WEIGHTS: record}}
+    contents = {ARGS: public(source.config), RECORDS: {WEIGHTS: record}}
     if run.environment:
-        contents[ENVIRONMENT] = public_environment(run.environment)
+        contents[ENVIRONMENT] = public(run.environment)
     for name, value in contents.items():
         (folder / name).write_text(json_text(value), encoding="utf-8")
     if (log := run.dir / METRICS).exists():
