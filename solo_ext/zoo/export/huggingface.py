@@ -19,7 +19,7 @@ from solo_ext.zoo.index import scores
 from solo_ext.zoo.model import solo_ext_backbone
 
 CARD = "README.md"
-REPOSITORY = "OWNER/NAME"  # in a card, until it is pushed
+PLACEHOLDER = "OWNER/NAME"  # in a card, until it is pushed
 LICENSE = "mit"
 OURS = solo_ext_backbone.__name__  # builds the networks that timm lacks
 
@@ -108,7 +108,7 @@ def card(source: Source, image: dict[str, Any], imports: tuple[str, ...]) -> str
         image=image,
         imports=imports,
         scores=[] if source.teacher else scores(run.dir, source.checkpoint.path.name),
-        repository=REPOSITORY,
+        repository=PLACEHOLDER,
     )
 
 
@@ -119,6 +119,6 @@ def push(folder: Path, repository: str) -> str:
         CheckpointError: the Hub cannot be reached or refuses.
     """
     files = {file.name: file.read_bytes() for file in folder.iterdir() if file.name != RECORD}
-    files[CARD] = files[CARD].replace(REPOSITORY.encode(), repository.encode())
+    files[CARD] = files[CARD].replace(PLACEHOLDER.encode(), repository.encode())
     url, _ = upload(repository, files, "Encoder written by solo-ext export", f"{folder} is not pushed")
     return str(url)
