@@ -118,12 +118,8 @@ def publish(zoo: Path, repository: str, names: Sequence[str]) -> str:
     """Uploads entries of the zoo in the folder `zoo` in one commit, and writes repository and revision to its index.
 
     The `repository`, owner/name, is created if need be, and gets `<dataset>/<name>/` for each entry. Returns the URL of
-    the commit's tree. After a failure the index is unchanged.
-
-    Raises:
-        ConfigError: `repository` is no such name, or there is no token.
-        CheckpointError: no such entry, damaged files, an index that cannot be written, or a Hub that does not answer or
-            refuses.
+    the commit's tree. After a failure (ConfigError: name or token; CheckpointError: entries, files, Hub) the index is
+    unchanged.
     """
     check_upload("--repo", repository)
     with editing(zoo) as entries:

@@ -22,10 +22,8 @@ _AGENT: dict[str, Any] = {"library_name": "solo_ext", "library_version": __versi
 def fetch(source: str) -> Path:
     """The weights of `hf://owner/name[@revision]` in the cache, with args.json beside them; no other file is read.
 
-    Without a network, the cache is used.
-
-    Raises:
-        CheckpointError: no such repository or revision, no connection, or not what `solo-ext export` writes.
+    Without a network, the cache is used. A CheckpointError says what is missing, or that `solo-ext export` did not
+    write the repository.
     """
     match = re.fullmatch(rf"hf://({REPOSITORY})(?:@([\w./-]+))?", source)
     if not match or ".." in source:
@@ -55,10 +53,7 @@ def cache_path(entry: Entry, file: ZooFile) -> Path | None:
 def read(entry: Entry, file: ZooFile) -> tuple[Path, bytes]:
     """A file of a published `entry` in the cache, and its content, which has the size and SHA-256 of the index.
 
-    A missing file is downloaded, a damaged one once more; if it still differs, it is removed.
-
-    Raises:
-        CheckpointError: it cannot be downloaded, or is another file.
+    A missing file is downloaded, a damaged one once more; if it still differs, it is removed: a CheckpointError.
     """
     assert entry.repository is not None, "only what was published is on the Hub"
     source = f"hf://{entry.repository}/{file.path}"

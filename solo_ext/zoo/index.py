@@ -150,11 +150,7 @@ class _Loader(yaml.SafeLoader):
 
 
 def parse_index(text: str | bytes, where: str) -> dict[str, Entry]:
-    """Name -> entry, in the order of the YAML `text` found at `where`.
-
-    Raises:
-        CheckpointError: it is not an index, or an entry is invalid.
-    """
+    """Name -> entry, in the order of the YAML `text` of the file `where`; CheckpointError if anything is invalid."""
     try:
         entries = build(_Index, yaml.load(text, _Loader)).entries
         by_name = {entry.name: entry for entry in entries}

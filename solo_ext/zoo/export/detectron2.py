@@ -45,16 +45,15 @@ def supports(backbone: nn.Module) -> str | None:
 
 
 def rename(key: str) -> str | None:
-    """detectron2's name of a tensor of torchvision's ResNet, as its tools/convert-torchvision-to-d2.py; None: no place.
+    """detectron2's name of a tensor of torchvision's ResNet, as in its tools/convert-torchvision-to-d2.py.
 
-    That is the classifier (`fc`, also BN1 of ProjectorEMA) and BatchNorm's `num_batches_tracked`, which nothing reads.
+    None for what has no place there: the classifier (`fc`, also BN1 of ProjectorEMA) and `num_batches_tracked`.
     """
     if key.startswith("fc.") or key.endswith(".num_batches_tracked"):
         return None
     key = re.sub(r"^layer(\d)", lambda match: f"res{int(match[1]) + 1}", key)
-    key = re.sub(
-        r"\bbn(\d)", r"conv\1.norm", key.replace("downsample.0", "shortcut").replace("downsample.1", "shortcut.norm")
-    )
+    key = key.replace("downsample.0", "shortcut").replace("downsample.1", "shortcut.norm")
+    key = re.sub(r"\bbn(\d)", r"conv\1.norm", key)
     return key if key.startswith("res") else f"stem.{key}"
 
 

@@ -113,11 +113,7 @@ def card(source: Source, image: dict[str, Any], imports: tuple[str, ...]) -> str
 
 
 def push(folder: Path, repository: str) -> str:
-    """Uploads what `export` wrote into `folder`, in one commit, and returns the page's URL.
-
-    Raises:
-        CheckpointError: the Hub cannot be reached or refuses.
-    """
+    """Uploads what `export` wrote into `folder`, in one commit, and returns the page's URL."""
     files = {file.name: file.read_bytes() for file in folder.iterdir() if file.name != RECORD}
     files[CARD] = files[CARD].replace(PLACEHOLDER.encode(), repository.encode())
     url, _ = upload(repository, files, "Encoder written by solo-ext export", f"{folder} is not pushed")

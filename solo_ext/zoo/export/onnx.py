@@ -25,9 +25,8 @@ NAMED: dict[str, Any] = {"input_names": [INPUT], "output_names": [OUTPUT], "opse
 def export(source: Source, folder: Path) -> Product:
     """One file: `images` [batch, 3, size, size] -> `features` [batch, D], any batch.
 
-    Raises:
-        ConfigError: a package is missing.
-        CheckpointError: the exporters, ONNX's checker or onnxruntime reject the network.
+    A missing package is a ConfigError; a network that the exporters, ONNX's checker or onnxruntime reject, a
+    CheckpointError.
     """
     for package in ("onnx", "onnxscript", "onnxruntime"):
         try:
