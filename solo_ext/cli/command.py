@@ -1,99 +1,120 @@
-"""What a command is: its help, its options, and a mistake in them as one sentence."""
+"""What a command is: a function whose docstring is its help, with options; a mistake in them is one sentence."""
 
 import argparse
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+import inspect
+from argparse import Namespace
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from solo_ext.errors import ConfigError
 from solo_ext.text import hint, nearest
 
+Option = Callable[[argparse.ArgumentParser], Any]  # adds itself to a parser
+
+
+def option(usage: str, help: str, **settings: Any) -> Option:
+    """`--flag`, `-s --long METAVAR`, or the name and METAVAR of a word, with settings of argparse's `add_argument`."""
+    words = usage.split()
+    names = [word for word in words if word.startswith("-")] or words[:1]
+    if metavar := " ".join(words[len(names) :]):
+        settings["metavar"] = metavar
+    else:
+        settings["action"] = "store_true"
+    return lambda parser: parser.add_argument(*names, help=help, **settings)
+
 
 class _Parser(argparse.ArgumentParser):
-    """argparse, with a mistake as our one sentence."""
-
     def error(self, message: str):
         raise ConfigError(f"{message} (see {self.prog} --help)")
 
 
-@dataclass
-class Command:
-    """A command of `solo-ext`.
+class Help:
+    """What a docstring says: a summary in one line, paragraphs, and last, indented, the examples."""
 
-    name, summary, text: for the help. examples: command lines without the leading `solo-ext`.
-    arguments: adds the options to a parser. run: does the work.
-    own: how many of the words are the command's; the others are passed on, as `args.others`. Default: all.
-    """
+    def __init__(self, program: str, docstring: str | None):
+        self.program = program
+        self.text, _, examples = inspect.cleandoc(docstring or "").rpartition("\n\n")
+        self.examples = [f"  {line.strip()}" for line in examples.splitlines()]
+        summary = self.text.partition("\n")[0]
+        self.summary = summary[:1].lower() + summary[1:].rstrip(".")
 
-    name: str
-    summary: str
-    text: str
-    examples: Sequence[str]
-    arguments: Callable[[argparse.ArgumentParser], None]
-    run: Callable[[argparse.Namespace], None]
-    own: int | None = None
+
+class Command(Help):
+    """A command, as `Group.command` makes it; called with its words, it raises SoloExtError for a user's mistake."""
+
+    def __init__(self, program: str, run: Callable[[Namespace], None], options: Sequence[Option], own: int | None):
+        super().__init__(program, run.__doc__)
+        self.run, self.options, self.own = run, options, own
 
     def __call__(self, argv: Sequence[str]) -> None:
-        """Parses and runs.
-
-        Raises:
-            SoloExtError: what the user got wrong.
-        """
         parser = _Parser(
-            prog=f"solo-ext {self.name}",
+            prog=self.program,
             description=self.text,
-            epilog="examples:\n" + "\n".join(f"  solo-ext {example}" for example in self.examples),
+            epilog="\n".join(["examples:", *self.examples]),
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
         )
-        self.arguments(parser)
+        for add in self.options:
+            add(parser)
         args, unknown = parser.parse_known_intermixed_args(argv[: self.own])
         if unknown:
-            options = [option for action in parser._actions for option in action.option_strings]
-            hint = nearest(unknown[0], options) or f" (see {parser.prog} --help)"
-            raise ConfigError(f"unknown option '{unknown[0]}'{hint}")
-        args.others = argv[len(argv) if self.own is None else self.own :]
+            names = [name for action in parser._actions for name in action.option_strings]
+            close = nearest(unknown[0], names) or f" (see {self.program} --help)"
+            raise ConfigError(f"unknown option '{unknown[0]}'{close}")
+        args.others = [] if self.own is None else argv[self.own :]
         self.run(args)
 
 
-@dataclass
-class Group:
+class Group(Help):
     """A command whose first word names one of `commands`."""
 
-    name: str
-    summary: str
-    text: str
-    examples: Sequence[str]
-    commands: Mapping[str, Command]
+    def __init__(self, program: str, docstring: str | None):
+        super().__init__(program, docstring)
+        self.commands: dict[str, Command | Group] = {}
+
+    def group(self, name: str, docstring: str | None) -> "Group":
+        """A new group inside this one."""
+        self.commands[name] = group = Group(f"{self.program} {name}", docstring)
+        return group
+
+    def command(self, *options: Option, own: int | None = None) -> Callable[[Callable[[Namespace], None]], Command]:
+        """Makes a function a command of this group, under its own name.
+
+        own: how many of the words are the command's; it gets the others as `args.others`. Default: all.
+        """
+
+        def register(run: Callable[[Namespace], None]) -> Command:
+            name = run.__name__.strip("_").replace("_", "-")
+            self.commands[name] = command = Command(f"{self.program} {name}", run, options, own)
+            return command
+
+        return register
 
     def __call__(self, argv: Sequence[str]) -> None:
-        """Runs the command that `argv` begins with, or prints which there are.
-
-        Raises:
-            SoloExtError: what the user got wrong.
-        """
         if not argv or argv[0] in ("-h", "--help"):
-            examples = "\n".join(f"  solo-ext {example}" for example in self.examples)
-            print(f"{overview(f'solo-ext {self.name}', self.text, self.commands)}\n\nexamples:\n{examples}\n")
+            print(self._help())
+        elif argv[0] in self.commands:
+            self.commands[argv[0]](argv[1:])
         else:
-            dispatch(self.commands, argv, f"{self.name} ")
+            words = f"{self.program} {argv[0]}".removeprefix("solo-ext ")
+            raise ConfigError(f"there is no command '{words}'{hint(argv[0], self.commands)}")
+
+    def _help(self) -> str:
+        width = max(map(len, self.commands))
+        lines = (f"  {name:<{width}}  {command.summary}" for name, command in self.commands.items())
+        more = f"{self.program} <command> --help says what a command takes."
+        usage = f"usage: {self.program} <command> ..."
+        return "\n".join([usage, "", self.text, "", "commands:", *lines, "", more, "", "examples:", *self.examples])
 
 
-def overview(program: str, text: str, commands: Mapping[str, "Command | Group"]) -> str:
-    """The help of `program`, which takes one of `commands`."""
-    width = max(map(len, commands))
-    lines = "\n".join(f"  {name:<{width}}  {command.summary}" for name, command in commands.items())
-    return f"""usage: {program} <command> ...
+SOLO_EXT = Group(
+    "solo-ext",
+    """Train image encoders without labels, with projector-only and residual momentum.
 
-{text}
+    solo-ext --version prints the version. --import MODULE, with any command, registers methods, backbones, datasets
+    and monitors of your own.
 
-commands:
-{lines}
-
-{program} <command> --help says what a command takes."""
-
-
-def dispatch(commands: Mapping[str, "Command | Group"], argv: Sequence[str], before: str = "") -> None:
-    """Runs the one of `commands` that `argv` begins with; `before`: the words before it, for the message."""
-    if argv[0] not in commands:
-        raise ConfigError(f"there is no command '{before}{argv[0]}'{hint(argv[0], commands)}")
-    commands[argv[0]](argv[1:])
+      solo-ext demo
+      solo-ext pretrain cifar10/res_mocov3 data.train_path=/data
+    """,
+)

@@ -1,67 +1,45 @@
-"""The commands: what each takes, says about itself, and calls."""
+"""The commands of `solo-ext`: what each takes, says about itself, and calls. Torch is imported when one runs."""
 
-import argparse
+from argparse import Namespace
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
-from solo_ext.cli.command import Command
-from solo_ext.cli.data import DATA
-from solo_ext.cli.export import EXPORT
-from solo_ext.cli.solo_learn import WITH_SOLO_LEARN
-from solo_ext.cli.zoo import ZOO
+from solo_ext.cli.command import SOLO_EXT, option
 from solo_ext.errors import ConfigError
 from solo_ext.training import recipes
 
-YAML = (".yaml", ".yml")
+SOURCE = "run folder or checkpoint, also solo-learn's; an entry of the zoo; hf://owner/name"
 OVERRIDES = """\
-Overrides are Hydra's: key=value and ++key=value set a key, ~key removes it; a list is [1,2], nothing is null.
-A mistyped key is refused, with the nearest one that exists."""
+overrides in Hydra's syntax: key=value or ++key=value sets a key, ~key removes it; a list is [1,2], nothing is null; a
+mistyped key is refused, with the nearest one that exists"""
+CFG = option("--cfg", "print the configuration that would run, and stop")
+YAML_WORDS = (
+    option("words [RECIPE] key=value", f"<dataset>/<recipe> or FILE.yaml, and {OVERRIDES}", nargs="*"),
+    option("-cp --config-path FOLDER", "folder of the YAML, relative to the current directory"),
+    option("-cn --config-name NAME", "name of the YAML; FILE.yaml is a shorter way to give both"),
+)
 
 
-def _yaml_arguments(parser: argparse.ArgumentParser) -> None:
-    _yaml_words(parser)
-    _cfg_argument(parser)
-
-
-def _yaml_words(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "words", nargs="*", metavar="[RECIPE] key=value", help="<dataset>/<recipe> or FILE.yaml, and what to change"
-    )
-    parser.add_argument("-cp", "--config-path", metavar="FOLDER", help="folder of the YAML, from the current directory")
-    parser.add_argument("-cn", "--config-name", metavar="NAME", help="its name; FILE.yaml is a shorter way to say both")
-
-
-def _cfg_argument(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--cfg", action="store_true", help="print the configuration that would run, and stop")
-
-
-def _run_argument(parser: argparse.ArgumentParser, required: bool) -> None:
-    parser.add_argument(
-        "--run",
-        required=required,
-        metavar="PATH",
-        help="run folder or checkpoint of a pre-training, also solo-learn's; an entry of the zoo; hf://owner/name",
-    )
-
-
-def _yaml_and_overrides(args: argparse.Namespace, kind: str | None = None) -> tuple[Path | None, list[str]]:
+def _yaml_and_overrides(args: Namespace, kind: str | None = None) -> tuple[Path | None, list[str]]:
     """The YAML that the command line names, if any, and the overrides; `kind`: of the recipes that have a name."""
-    words = [word for word in args.words if not (getattr(args, "cfg", False) and word == "job")]  # Hydra's `--cfg job`
-    folder, name = getattr(args, "config_path", None), getattr(args, "config_name", None)
-    recipe = None
-    if name is None and words and "=" not in words[0]:
-        if words[0].endswith(YAML):
-            name = words.pop(0)
-        elif kind and folder is None and "/" in words[0]:
-            recipe = recipes.find(words.pop(0), kind)
+    options = vars(args)
+    words = [word for word in args.words if not (options.get("cfg") and word == "job")]  # Hydra's `--cfg job`
+    folder, name = options.get("config_path"), options.get("config_name")
+    file = Path(folder or ".") / name if name else None
+    if not name and words and "=" not in words[0]:
+        if words[0].endswith((".yaml", ".yml")):
+            file = Path(folder or ".") / words.pop(0)
+        elif kind and not folder and "/" in words[0]:
+            file = recipes.find(words.pop(0), kind)
     for word in words:
         if "=" not in word and not word.startswith("~"):
             raise ConfigError(f"'{word}' is not an override such as key=value; a YAML comes first")
-    return recipe or (Path(folder or ".") / name if name else None), words
+    return file, words
 
 
-def _composed(file: Path | None, overrides: Sequence[str]):
+def _composed(file: Path | None, overrides: Sequence[str]) -> Any:
     from solo_ext.training.compose import compose
 
     if file is None:
@@ -69,137 +47,162 @@ def _composed(file: Path | None, overrides: Sequence[str]):
     return compose(file.parent, file.name, overrides)
 
 
-def _start(cfg, args: argparse.Namespace, run: str, **options) -> None:
-    """Prints `cfg` or runs it, with `options`."""
+def _start(cfg: Any, args: Namespace, command: str, **options: Any) -> None:
+    """Prints `cfg` if the command line asks for that, else runs it, with `options`."""
     if args.cfg:
         from solo_ext.training.config import to_yaml
 
         print(to_yaml(cfg), end="")
     else:
         # one of them alone: pretrain's first line is out before Lightning is imported, and evaluate's is not
-        module = import_module(f"solo_ext.training.{'pretrain' if run == 'pretrain' else 'evaluate'}")
-        getattr(module, run)(cfg, **options)
+        module = import_module(f"solo_ext.training.{'pretrain' if command == 'pretrain' else 'evaluate'}")
+        getattr(module, command)(cfg, **options)
 
 
-def _pretrain(args: argparse.Namespace) -> None:
+def _evaluate(args: Namespace, command: str, file: Path | None, overrides: list[str]) -> None:
+    """Evaluates `args.run`, as `file` says or else as the run's own configuration does."""
+    from solo_ext.training.compose import assign, overlay
+    from solo_ext.training.config import resolve, run_values
+    from solo_ext.zoo.model import open_source, results_folder
+
+    encoder = open_source(args.run) if args.run else None
+    if encoder and not file:
+        raw = overlay(run_values(encoder.path, command), overrides)
+    else:
+        source = [assign("pretrained_feature_extractor", encoder.path)] if encoder else []
+        raw = _composed(file, [*overrides, *source])
+    results = args.run and results_folder(args.run)
+    _start(resolve(raw, command), args, command, encoder=encoder, results=results)
+
+
+@SOLO_EXT.command(*YAML_WORDS, CFG)
+def pretrain(args: Namespace) -> None:
+    """Train an encoder without labels, as a YAML says.
+
+    The YAML is a recipe (solo-ext recipes lists them) or your own. Checkpoints, metrics and configuration go to
+    <checkpoint.dir>/<method>/<run id>/; the same command again continues an interrupted run (auto_resume).
+
+      solo-ext pretrain cifar10/res_mocov3 data.train_path=/data seed=1
+      solo-ext pretrain --config-path scripts/pretrain/cifar10 --config-name byol.yaml max_epochs=100 --cfg
+    """
     from solo_ext.training.config import resolve
 
     _start(resolve(_composed(*_yaml_and_overrides(args, "pretrain"))), args, "pretrain")
 
 
-def _plan_arguments(parser: argparse.ArgumentParser) -> None:
-    _yaml_words(parser)
-    parser.add_argument("--no-measure", action="store_true", help="leave out time and memory, which take a minute")
-    parser.add_argument("--json", action="store_true", help="print JSON, with the name of every tensor")
+@SOLO_EXT.command(
+    *YAML_WORDS,
+    option("--no-measure", "leave out time and memory, which take a minute"),
+    option("--json", "print JSON, with the name of every tensor"),
+)
+def plan(args: Namespace) -> None:
+    """Show what a pre-training run will cost and do, before it starts.
 
+    Prints what the YAML's pre-training consists of: parameters, the teacher's tensors and their tau, passes through
+    the backbone, steps, learning rate; time and memory of a step, measured on synthetic images on this machine's
+    device; and warnings. It needs neither the data nor the hardware that the YAML names, and writes nothing.
 
-def _plan(args: argparse.Namespace) -> None:
+      solo-ext plan cifar10/byol momentum.stages=[block4,projector]
+      solo-ext plan my.yaml --no-measure --json
+    """
     import json
 
     from solo_ext.planning.plan import describe, plan
     from solo_ext.training.config import resolve
 
-    made = plan(resolve(_composed(*_yaml_and_overrides(args, "pretrain"))), measure=not args.no_measure)
-    print(json.dumps(made, indent=1) if args.json else describe(made))
+    cost = plan(resolve(_composed(*_yaml_and_overrides(args, "pretrain"))), measure=not args.no_measure)
+    print(json.dumps(cost, indent=1) if args.json else describe(cost))
 
 
-def _linear_arguments(parser: argparse.ArgumentParser) -> None:
-    _run_argument(parser, required=False)
-    _yaml_arguments(parser)
+@SOLO_EXT.command(option("--run PATH", SOURCE), *YAML_WORDS, CFG)
+def linear(args: Namespace) -> None:
+    """Train a linear classifier on a frozen encoder.
+
+    --run PATH alone takes the data from that run and the rest from solo-learn's recipe for offline linear evaluation;
+    with a YAML, the YAML gives both, and --run PATH stands for pretrained_feature_extractor=PATH.
+
+      solo-ext linear --run trained_models/byol/RUN data.num_workers=8
+      solo-ext linear cifar10/byol --run trained_models/byol/RUN optimizer.lr=0.1
+    """
+    _evaluate(args, "linear", *_yaml_and_overrides(args, "linear"))
 
 
-def _linear(args: argparse.Namespace) -> None:
-    from solo_ext.training.compose import assign, overlay
-    from solo_ext.training.config import resolve, run_values
-    from solo_ext.zoo.model import open_source, results_folder
+@SOLO_EXT.command(
+    option("--run PATH", SOURCE, required=True),
+    option("words key=value", OVERRIDES, nargs="*"),
+    option("--k K", "numbers of neighbours (default: 1 20)", nargs="+", default=[]),
+    option("--distance NAME", "cosine, euclidean (default: both)", nargs="+", default=[]),
+    option("--temperature T", "of the cosine votes (default: 0.07)", nargs="+", default=[]),
+    CFG,
+)
+def knn(args: Namespace) -> None:
+    """Classify by the nearest neighbours among an encoder's features.
 
-    file, overrides = _yaml_and_overrides(args, "linear")
-    encoder = open_source(args.run) if args.run else None
-    if encoder and file:
-        overrides.append(assign("pretrained_feature_extractor", encoder.path))
-    raw = overlay(run_values(encoder.path, "linear"), overrides) if encoder and not file else _composed(file, overrides)
-    results = args.run and results_folder(args.run)
-    _start(resolve(raw, "linear"), args, "linear", encoder=encoder, results=results)
+    Offline kNN evaluation: test images are classified by their nearest training images, by the features of the
+    frozen encoder in eval mode, without augmentation.
 
-
-def _knn_arguments(parser: argparse.ArgumentParser) -> None:
-    _run_argument(parser, required=True)
-    parser.add_argument("words", nargs="*", metavar="key=value", help="what to change of the run's data")
-    parser.add_argument("--k", nargs="+", default=[], help="numbers of neighbours (default: 1 20)")
-    parser.add_argument("--distance", nargs="+", default=[], metavar="NAME", help="cosine, euclidean (default: both)")
-    parser.add_argument("--temperature", nargs="+", default=[], metavar="T", help="of the cosine votes (default: 0.07)")
-    _cfg_argument(parser)
-
-
-def _knn(args: argparse.Namespace) -> None:
-    from solo_ext.training.compose import overlay
-    from solo_ext.training.config import resolve, run_values
-    from solo_ext.zoo.model import open_source, results_folder
-
+      solo-ext knn --run trained_models/byol/RUN
+      solo-ext knn --run model.ckpt --k 1 20 200 --distance cosine --temperature 0.07 0.2
+    """
     file, overrides = _yaml_and_overrides(args)
     if file:
         raise ConfigError(f"knn takes its data from --run, not from a YAML such as '{file}'")
-    for option, key in (("k", "k"), ("distance", "distance_func"), ("temperature", "T")):
+    for words, key in ((args.k, "k"), (args.distance, "distance_func"), (args.temperature, "T")):
         # an option takes all the words that follow it, overrides included
-        values = [word for word in getattr(args, option) if "=" not in word]
-        overrides += [word for word in getattr(args, option) if "=" in word]
+        values = [word for word in words if "=" not in word]
+        overrides += [word for word in words if "=" in word]
         if values:
             overrides.append(f"knn_eval.{key}=[{','.join(values)}]")
-    encoder = open_source(args.run)
-    cfg = resolve(overlay(run_values(encoder.path, "knn"), overrides), "knn")
-    _start(cfg, args, "knn", encoder=encoder, results=results_folder(args.run))
+    _evaluate(args, "knn", None, overrides)
 
 
-def _report_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="run folders; several are drawn into the same plots")
-    parser.add_argument("--out", default="report", metavar="FOLDER", help="where it goes (default: %(default)s)")
+@SOLO_EXT.command(
+    option("runs RUN", "run folders; several are drawn into the same plots", nargs="+"),
+    option("--out FOLDER", "output folder (default: %(default)s)", default="report"),
+)
+def report(args: Namespace) -> None:
+    """Draw the curves of one or several runs into a page.
 
+    Writes one self-contained HTML page, and its plots as PNG: losses, accuracies, gap between student and
+    teacher, tau, learning rate, throughput.
 
-def _report(args: argparse.Namespace) -> None:
+      solo-ext report trained_models/byol/RUN
+      solo-ext report trained_models/mocov3/RUN trained_models/res_mocov3/RUN --out gap
+    """
     from solo_ext.analysis.report import main_report
 
     print(main_report(args.runs, args.out))
 
 
-def _demo_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("words", nargs="*", metavar="key=value", help="what to change, such as seed=1 or max_epochs=5")
-    parser.add_argument("--out", default="demo", metavar="FOLDER", help="where all goes (default: %(default)s)")
+@SOLO_EXT.command(
+    option("words STUDY key=value", f"<paper>/<table> or FILE.yaml, and, for all runs, {OVERRIDES}", nargs="*"),
+    option("--out FOLDER", "output folder (default: studies/<folder>-<name of the study>)"),
+    option("--jobs N", "local processes at a time (default: %(default)s)", type=int, default=1),
+    option("--only CELL", "run only these cells, such as 'byol*'; repeatable", action="append", default=[]),
+    option("--launcher NAME", "run through submitit: submitit_slurm or submitit_local"),
+    option("--dry-run", "print the runs and their state, and stop"),
+)
+def study(args: Namespace) -> None:
+    """Run a table or figure of a paper, or a grid of your own.
 
+    Runs what is still missing from a study: each cell and seed is a run of its own in <out>/runs, with its output in
+    <out>/logs. After each, <out>/study.md, study.html and study.png show our results (mean, standard deviation, number
+    of runs) beside the paper's, if it has any. Ctrl-C or SIGTERM lets the runs save; the same command continues them.
 
-def _demo(args: argparse.Namespace) -> None:
-    from solo_ext.cli.demo import demo
+    seeds=[0,1,2] runs each cell with each seed; dataset=NAME (or data.dataset=NAME) takes that dataset's recipes,
+    to which the study's own overrides still apply, unless others follow on the command line. What a cell varies
+    cannot be overridden.
 
-    file, overrides = _yaml_and_overrides(args)
-    if file:
-        raise ConfigError(f"the demo has YAMLs of its own, and no use for '{file}'")
-    demo(overrides, args.out)
+    With --launcher submitit_slurm, submitit hands all runs to SLURM; hydra.launcher.* are its parameters. Runs that
+    run out of time are queued again.
 
-
-def _study_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "words",
-        nargs="*",
-        metavar="STUDY key=value",
-        help="<paper>/<table> or FILE.yaml, and what to change in all runs",
-    )
-    parser.add_argument(
-        "--out", metavar="FOLDER", help="where all goes (default: studies/<folder>-<name of the study>)"
-    )
-    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="local processes at a time (default: 1)")
-    parser.add_argument(
-        "--only", action="append", default=[], metavar="CELL", help="run these cells only, such as 'byol*'; repeatable"
-    )
-    parser.add_argument("--launcher", metavar="NAME", help="submitit_slurm or submitit_local: submitit runs it")
-    parser.add_argument("--dry-run", action="store_true", help="print the runs and their state, and stop")
-
-
-def _study(args: argparse.Namespace) -> None:
+      solo-ext study projector_ema/table3 dataset=fashion_mnist_mini seeds=[0,1,2] --jobs 2
+      solo-ext study residual/table2 --launcher submitit_slurm hydra.launcher.partition=gpu
+    """
     file, words = _yaml_and_overrides(args, "studies")
     settings = [word for word in words if word.lstrip("+~").startswith("hydra.")]
     if file is None:
-        raise ConfigError(
-            "which study? name it, as in solo-ext study projector_ema/table3; solo-ext recipes lists them"
-        )
+        raise ConfigError("which study? name it, as in solo-ext study residual/table2; solo-ext recipes lists them")
     if args.jobs < 1:
         raise ConfigError(f"--jobs must be at least 1, not {args.jobs}")
     if settings and not args.launcher:
@@ -218,145 +221,109 @@ def _study(args: argparse.Namespace) -> None:
         raise SystemExit(1)
 
 
-def _recipes_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("words", nargs="*", metavar="[WORD...] | copy NAME DIR", help="only names with all these WORDs")
+@SOLO_EXT.command(option("words [WORD...] | copy NAME DIR", "only names with all these WORDs", nargs="*"))
+def _recipes(args: Namespace) -> None:
+    """List the recipes, or copy one to change it.
 
+    pretrain and plan take recipes by name, and study studies. A recipe without a file is a framework's recipe with a
+    variant over it, which no paper prints. linear has a recipe of the same name for each, except ViTs and custom.
 
-def _recipes(args: argparse.Namespace) -> None:
+    copy writes the recipe, and the YAMLs that it is made of, below DIR: a file to change, which pretrain takes by its
+    path. copy linear/NAME DIR does so for linear's.
+
+      solo-ext recipes cifar100 res_
+      solo-ext recipes copy cifar10/res_dino my_recipes
+    """
     if args.words[:1] != ["copy"]:
         print(recipes.listing(args.words))
-    elif len(args.words) != 3:
-        raise ConfigError(
-            "solo-ext recipes copy takes a recipe's name and a folder, as in copy cifar10/byol my_recipes"
-        )
-    else:
+    elif len(args.words) == 3:
         print(recipes.copy(args.words[1], Path(args.words[2])))
+    else:
+        raise ConfigError("solo-ext recipes copy takes a recipe's name and a folder, as in copy cifar10/byol mine")
 
 
-_COMMANDS = (
-    Command(
-        "pretrain",
-        "train an encoder without labels, as a YAML says",
-        f"""\
-Trains an encoder without labels, by a recipe (solo-ext recipes lists them) or a YAML of one's own.
-Checkpoints, metrics and configuration go to <checkpoint.dir>/<method>/<run id>/; the same command again continues an
-interrupted run (auto_resume).
-
-{OVERRIDES}""",
-        (
-            "pretrain cifar10/res_mocov3 data.train_path=/data seed=1",
-            "pretrain --config-path scripts/pretrain/cifar10 --config-name byol.yaml max_epochs=100 --cfg",
-        ),
-        _yaml_arguments,
-        _pretrain,
-    ),
-    Command(
-        "plan",
-        "say what a pre-training will cost and do, before it runs",
-        f"""\
-Prints what the YAML's pre-training consists of: parameters, the teacher's tensors and their tau, passes through
-the backbone, steps, learning rate; time and memory of a step, measured on synthetic images on the device at
-hand; and warnings. It needs neither the data nor the hardware that the YAML names, and writes nothing.
-
-{OVERRIDES}""",
-        (
-            "plan cifar10/byol momentum.stages=[block4,projector]",
-            "plan my.yaml --no-measure --json",
-        ),
-        _plan_arguments,
-        _plan,
-    ),
-    Command(
-        "linear",
-        "train a linear classifier on a frozen encoder",
-        f"""\
-Offline linear evaluation: the pre-trained encoder is frozen and a linear classifier trained on its features.
---run PATH alone takes the data from that run and the rest from solo-learn's recipe; with a YAML, the YAML
-says both, and --run PATH stands for pretrained_feature_extractor=PATH.
-
-{OVERRIDES}""",
-        (
-            "linear --run trained_models/byol/RUN data.num_workers=8",
-            "linear cifar10/byol --run trained_models/byol/RUN optimizer.lr=0.1",
-        ),
-        _linear_arguments,
-        _linear,
-    ),
-    Command(
-        "knn",
-        "classify by the nearest neighbours among an encoder's features",
-        """\
-Offline kNN evaluation: test images are classified by their nearest training images, by the features of the
-frozen encoder in eval mode, without augmentation.""",
-        (
-            "knn --run trained_models/byol/RUN",
-            "knn --run model.ckpt --k 1 20 200 --distance cosine --temperature 0.07 0.2",
-        ),
-        _knn_arguments,
-        _knn,
-    ),
-    Command(
-        "report",
-        "draw the curves of one or several runs into a page",
-        """\
-Writes one self-contained HTML page, and its plots as PNG: losses, accuracies, gap between student and
-teacher, tau, learning rate, throughput.""",
-        (
-            "report trained_models/byol/RUN",
-            "report trained_models/mocov3/RUN trained_models/res_mocov3/RUN --out gap",
-        ),
-        _report_arguments,
-        _report,
-    ),
-    Command(
-        "study",
-        "run a table or figure of a paper, or a grid of your own",
-        f"""\
-Runs what a study still lacks: each cell and seed is a run of its own in <out>/runs, with its output in
-<out>/logs. After each, <out>/study.md, study.html and study.png set ours (mean, standard deviation, number of
-runs) beside the paper's, if there is one. Ctrl-C or SIGTERM lets the runs save; the same command continues them.
-
-seeds=[0,1,2] runs each cell with each seed; dataset=NAME (or data.dataset=NAME) takes that data set's recipes,
-to which the study's own overrides still apply, unless others follow on the command line. What a cell varies
-cannot be overridden.
-
-With --launcher submitit_slurm, submitit hands all runs to SLURM; hydra.launcher.* are its parameters. Runs that are
-out of time are queued again.
-
-{OVERRIDES}""",
-        (
-            "study projector_ema/table3 dataset=fashion_mnist_mini seeds=[0,1,2] --jobs 2",
-            "study residual/table2 --launcher submitit_slurm hydra.launcher.partition=gpu",
-        ),
-        _study_arguments,
-        _study,
-    ),
-    Command(
-        "recipes",
-        "list the recipes, or copy one to change it",
-        """\
-Lists the recipes that pretrain and plan take by name, and the studies. Those without a file are a framework's recipe
-with a variant over it, which no paper prints. linear has a recipe of the same name for each, except ViTs and custom.
-
-copy writes the recipe, and the YAMLs that it is made of, below DIR: a file to change, which pretrain takes by its
-path. copy linear/NAME DIR does so for linear's.""",
-        ("recipes cifar100 res_", "recipes copy cifar10/res_dino my_recipes"),
-        _recipes_arguments,
-        _recipes,
-    ),
-    DATA,
-    ZOO,
-    WITH_SOLO_LEARN,
-    EXPORT,
-    Command(
-        "demo",
-        "train and compare four methods on bundled images, in minutes, without a GPU",
-        """\
-Trains BYOL, projector-only BYOL, MoCo v3 and Res-MoCo on 5,000 bundled Fashion-MNIST images, evaluates each
-beside the untrained encoder, prints a table and writes the report.""",
-        ("demo", "demo --out /tmp/demo seed=1 max_epochs=5"),
-        _demo_arguments,
-        _demo,
-    ),
+@SOLO_EXT.command(
+    option("path PATH", "folder of a checkout of solo-learn"),
+    option("script SCRIPT ARGS...", "main_pretrain.py, main_linear.py, main_knn.py or main_umap.py"),
+    own=2,
 )
-COMMANDS = {command.name: command for command in _COMMANDS}
+def with_solo_learn(args: Namespace) -> None:
+    """Run a script of a solo-learn checkout with the methods of this package.
+
+    Runs the script unchanged, with our methods and backbones beside its own, and says which repairs it needs to run on
+    the installed libraries. Its main_linear.py, main_knn.py and main_umap.py read our run folders, and our commands
+    read its run folders.
+
+    ARGS are passed to the script unchanged. As if it were run by itself, a relative --config-path is taken from the
+    checkout, and data, checkpoints and trained_models from the current folder.
+
+      solo-ext with-solo-learn . main_pretrain.py --config-path scripts/pretrain/cifar -cn byol method=res_byol
+      solo-ext with-solo-learn ~/solo-learn main_knn.py --pretrained_checkpoint_dir trained_models/res_mocov3/RUN ...
+    """
+    from solo_ext.compat.solo_learn import run_script
+
+    run_script(args.path, args.script, args.others)
+
+
+@SOLO_EXT.command(
+    option("checkpoint CKPT", SOURCE),
+    option("--to TARGET", "torchvision, timm, detectron2, huggingface, onnx or safetensors", required=True),
+    option("--teacher", "the momentum encoder in place of the student"),
+    option("--dtype TYPE", "of the matrices: float32, float16 or bfloat16 (default: see above)"),
+    option("--out FOLDER", "the folder to make (default: exports/<name of the run>-TARGET)"),
+    option("--push OWNER/NAME", "upload it to this repository of the Hugging Face Hub"),
+)
+def export(args: Namespace) -> None:
+    """Write an encoder as torchvision, timm, detectron2, the Hugging Face Hub or ONNX take it.
+
+    export.json in the output folder says how to load it. TARGET's own network is built and loaded from the folder, and
+    its features of random images are compared with ours: if they differ by more than 1e-5 of the largest (onnx: 1e-4),
+    nothing is left behind.
+
+      torchvision  a .pth for torchvision.models.resnet*.load_state_dict
+      timm         a .safetensors for timm.create_model
+      detectron2   a .pth that detectron2's detectors start from, and the YAML for it
+      huggingface  a folder of the Hub, with model card, which timm.create_model("local-dir:...") loads
+      onnx         a graph with weights, for any batch size; needs pip install 'solo-ext[onnx]'
+      safetensors  a run folder again, which all commands with --run take, without anything private
+
+    In float16 and bfloat16 only matrices and convolutions are rounded; how far that moves the features is printed.
+    The default is float16 for safetensors and float32 for the others; onnx and detectron2 have float32 only.
+
+      solo-ext export trained_models/res_mocov3/RUN --to torchvision --teacher --out encoder
+      solo-ext export trained_models/byol/RUN --to huggingface --push jane/byol-cifar10
+    """
+    if args.push and args.to != "huggingface":
+        raise ConfigError(f"--push goes with --to huggingface, not --to {args.to}")
+    from solo_ext.zoo.export import export
+
+    if args.push:
+        from solo_ext.zoo.export.huggingface import push
+        from solo_ext.zoo.hub import check_upload
+
+        check_upload("--push", args.push)
+    report = export(args.checkpoint, args.to, args.out, args.teacher, args.dtype)
+    print(report)
+    if args.push:
+        print(f"  {push(report.folder, args.push)}")
+
+
+@SOLO_EXT.command(
+    option("words key=value", f"for all four runs, {OVERRIDES}", nargs="*"),
+    option("--out FOLDER", "output folder (default: %(default)s)", default="demo"),
+)
+def demo(args: Namespace) -> None:
+    """Train and compare four methods on bundled images, in minutes, without a GPU.
+
+    Trains BYOL, projector-only BYOL, MoCo v3 and Res-MoCo on 5,000 bundled Fashion-MNIST images, evaluates each
+    beside the untrained encoder, prints a table and writes the report.
+
+      solo-ext demo
+      solo-ext demo --out /tmp/demo seed=1 max_epochs=5
+    """
+    from solo_ext.cli.demo import demo
+
+    file, overrides = _yaml_and_overrides(args)
+    if file:
+        raise ConfigError(f"the demo has YAMLs of its own, and no use for '{file}'")
+    demo(overrides, args.out)

@@ -5,12 +5,10 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
-from omegaconf import DictConfig
-
 from solo_ext.analysis.report import main_report, print_table, table_rows
 from solo_ext.runs.run import load_run
 from solo_ext.training.compose import compose, overlay
-from solo_ext.training.config import resolve, run_values
+from solo_ext.training.config import LinearConfig, resolve, run_values
 from solo_ext.training.evaluate import knn, linear, untrained_folder
 from solo_ext.training.pretrain import pretrain
 from solo_ext.training.recipes import find
@@ -18,21 +16,15 @@ from solo_ext.training.recipes import find
 METHODS = ("mocov3", "res_mocov3", "byol", "projector_ema_byol")
 
 
-def demo(overrides: Sequence[str] = (), out: str | Path = "demo") -> None:
-    """Trains, evaluates, prints the table and, where matplotlib is installed, writes the report.
+def demo(overrides: Sequence[str], out: str) -> None:
+    """Trains and evaluates into `<out>/runs`, prints the table and, if matplotlib is installed, writes `<out>/report`.
 
-    Args:
-        overrides: Hydra overrides of all four configurations, such as `seed=1` or `max_epochs=5`.
-        out: a folder; runs go to `<out>/runs`, the report to `<out>/report`.
-
-    Raises:
-        ConfigError: an override that makes no sense.
+    overrides: Hydra's, for all four configurations.
     """
     began = time.perf_counter()
     fixed = [f"checkpoint.dir={Path(out) / 'runs'}", "auto_resume.enabled=False"]
     files = [find(f"fashion_mnist_mini/{method}") for method in METHODS]
     configs = [resolve(compose(file.parent, file.name, [*fixed, *overrides])) for file in files]
-
     folders = []
     for number, cfg in enumerate(configs, start=1):
         print(f"\n[{number}/{len(configs)}] {cfg.method}: {cfg.max_epochs} epochs", flush=True)
@@ -40,24 +32,23 @@ def demo(overrides: Sequence[str] = (), out: str | Path = "demo") -> None:
     print("\nkNN and linear evaluation of the frozen encoders, on features of un-augmented images", flush=True)
     for folder, method in zip(folders, METHODS, strict=True):
         print(f"{method}:", flush=True)
-        _evaluate(folder, [])
+        _evaluate(folder)
     print("untrained:", flush=True)
     fresh = ["name=untrained", "untrained=True", "pretrained_feature_extractor=null", f"seed={configs[0].seed}"]
-    cfg = _evaluate(folder, fresh)
-    folders.append(untrained_folder(cfg))
+    folders.append(untrained_folder(_evaluate(folders[-1], fresh)))
 
     print_table(table_rows([load_run(folder) for folder in folders]))
     if find_spec("matplotlib") is None:
         print(f"no report: it needs pip install 'solo-ext[viz]', then solo-ext report {' '.join(map(str, folders))}")
-        return
-    report = main_report(folders, Path(out) / "report")
-    print(f"report: {report.resolve()}   ({time.perf_counter() - began:.0f} s)")
+    else:
+        report = main_report(folders, Path(out) / "report")
+        print(f"report: {report.resolve()}   ({time.perf_counter() - began:.0f} s)")
 
 
-def _evaluate(folder: Path, overrides: Sequence[str]) -> DictConfig:
-    """kNN and linear evaluation of the run in `folder`, or of what `overrides` make of it."""
-    for kind, command in (("knn", knn), ("linear", linear)):
-        quick = ["cache_features=True"] if kind == "linear" else ["knn_eval.distance_func=[cosine]"]
-        cfg = resolve(overlay(run_values(folder, kind), [*quick, *overrides]), kind)
-        command(cfg)
+def _evaluate(folder: Path, overrides: Sequence[str] = ()) -> LinearConfig:
+    """kNN and linear evaluation of the run in `folder`, or of what `overrides` make of it; returns the latter's."""
+    values = overlay(run_values(folder, "knn"), ["knn_eval.distance_func=[cosine]", *overrides])
+    knn(resolve(values, "knn"))
+    cfg = resolve(overlay(run_values(folder, "linear"), ["cache_features=True", *overrides]), "linear")
+    linear(cfg)
     return cfg

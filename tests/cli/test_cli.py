@@ -11,8 +11,9 @@ import pytest
 from conftest import ROOT
 from omegaconf import OmegaConf
 
-from solo_ext.cli.commands import COMMANDS
+from solo_ext.cli.command import SOLO_EXT
 
+COMMANDS = SOLO_EXT.commands
 BYOL = ROOT / "scripts" / "pretrain" / "cifar10" / "byol.yaml"
 MINI = ROOT / "scripts" / "pretrain" / "fashion_mnist_mini" / "res_mocov3.yaml"
 ENV = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
