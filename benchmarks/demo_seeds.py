@@ -5,12 +5,11 @@ python benchmarks/demo_seeds.py seeds/0 seeds/1 seeds/2
 """
 
 import argparse
-import json
 import statistics
 from pathlib import Path
 
 from solo_ext.analysis.report import table_rows
-from solo_ext.runs.run import find_runs, load_run
+from solo_ext.runs.run import find_runs
 
 ACCURACIES = {"knn1": "kNN-1", "knn20": "kNN-20", "linear": "linear top-1"}
 
@@ -25,11 +24,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("demos", nargs="+", type=Path, help="--out folders of the demo, one per seed")
     demos = [find_runs(folder / "runs") for folder in parser.parse_args().demos]
-    rows = [{row["method"]: row for row in table_rows([load_run(run) for run in runs])} for runs in demos]
+    rows = [{row["method"]: row for row in table_rows(runs)} for runs in demos]
 
     print(f"| method | {' | '.join(ACCURACIES.values())} | least gain | similarity to teacher | teacher's stages |")
     print("|---|" + "---|" * (len(ACCURACIES) + 3))
-    args = {run.parent.name: json.loads((run / "args.json").read_text()) for run in demos[0]}
+    args = {run.method: run.args for run in demos[0]}
     for method in rows[0]:
         seeds = [row[method] for row in rows]
         cells = [spread([seed[key] for seed in seeds]) for key in ACCURACIES]

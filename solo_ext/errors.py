@@ -16,7 +16,7 @@ class ConfigError(SoloExtError):
 
 
 class DataError(SoloExtError):
-    """A data set, folder or image."""
+    """A dataset, folder or image."""
 
 
 class CheckpointError(SoloExtError):
@@ -34,3 +34,8 @@ def require(package: str, what: str, extra: str) -> None:
     except ImportError:
         hint = f"pip install 'solo-ext[{extra}]'"
         raise ConfigError(f"{what} needs {package}, which is not installed: {hint}") from None
+
+
+def reason(error: BaseException) -> str:
+    """What an error of another library says, in one line."""
+    return " ".join(str(getattr(error, "strerror", None) or error).split()) or type(error).__name__

@@ -9,25 +9,22 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from solo_ext.errors import CheckpointError, SoloExtError
+from solo_ext.errors import CheckpointError, SoloExtError, reason
 
 
 @contextmanager
 def replacing(
     path: Path,
     error: type[SoloExtError] = CheckpointError,
-    opener: Callable[[Path], BinaryIO] | None = None,
+    opener: Callable[[Path], BinaryIO] = lambda path: open(path, "w+b"),  # noqa: SIM115
 ) -> Iterator[BinaryIO]:
-    """A file beside `path`, which becomes `path` at the end, on the disk; removed if anything fails.
+    """A file beside `path`, opened by `opener`, that becomes `path` at the end, on the disk; removed if anything fails.
 
-    Args:
-        path: of the file that is replaced.
-        error: what is raised if it cannot be written (no room, no permission); the old one is untouched then.
-        opener: opens the temporary file; default `open(..., "wb")`.
+    If it cannot be written (no room, no permission), `error` is raised and `path` stays as it was.
     """
     temporary = path.with_name(f".{path.name}.tmp")
     try:
-        with opener(temporary) if opener else open(temporary, "wb") as file:
+        with opener(temporary) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -38,8 +35,7 @@ def replacing(
             temporary.unlink(missing_ok=True)
         if isinstance(failure, OSError | RuntimeError):  # torch's zip writer turns an OSError into a RuntimeError
             cause = failure if isinstance(failure, OSError) else failure.__context__ or failure
-            reason = getattr(cause, "strerror", None) or (str(cause) or type(cause).__name__).splitlines()[0]
-            raise error(f"{path} cannot be written: {reason}") from failure
+            raise error(f"{path} cannot be written: {reason(cause)}") from failure
         raise
 
 
@@ -65,7 +61,7 @@ def new_folder(path: Path) -> Iterator[Path]:
             with suppress(OSError):
                 parent.rmdir()
         if isinstance(failure, OSError):
-            raise CheckpointError(f"{path} cannot be written: {failure.strerror or failure}") from failure
+            raise CheckpointError(f"{path} cannot be written: {reason(failure)}") from failure
         raise
 
 
@@ -105,9 +101,9 @@ def read_json(path: Path, **parts: type) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
+        raise CheckpointError(f"{path} cannot be read: {reason(error)}") from error
     except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} is damaged: it is not JSON ({str(error).splitlines()[0]})") from error
+        raise CheckpointError(f"{path} is damaged: it is not JSON ({reason(error)})") from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} is damaged: it holds a {type(content).__name__}, not an object")
     for key, kind in parts.items():

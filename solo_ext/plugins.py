@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from functools import cache
 from importlib import metadata
 
-from solo_ext.errors import ConfigError
+from solo_ext.errors import ConfigError, reason
 
 VARIABLE = "SOLO_EXT_IMPORT"  # environment variable: module names, separated by commas
 OPTION = "--import"
@@ -55,7 +55,6 @@ def load() -> None:
         except ConfigError:
             raise
         except Exception as error:  # whatever the user's module raises
-            reason = " ".join(str(error).split()) or type(error).__name__
-            raise ConfigError(f"{OPTION} {name}: it cannot be imported ({reason})") from error
+            raise ConfigError(f"{OPTION} {name}: it cannot be imported ({reason(error)})") from error
     for point in metadata.entry_points(group="solo_ext"):
         point.load()

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from solo_ext.runs.comparison import flatten, show
+from solo_ext.runs.comparison import flatten, value_text
 from solo_ext.runs.metrics import is_number
 from solo_ext.runs.run import Run
 from solo_ext.text import Metric
@@ -282,7 +282,7 @@ def grouped(pairs: Iterable[tuple[K, str]]) -> dict[K, list[str]]:
 def by_value(shown: Shown, key: str) -> dict[str, list[str]]:
     """Value of a full configuration key -> labels of the runs that have it."""
     flat = [(flatten(run.args), style.label) for run, style in shown]
-    return grouped((show(args[key]), label) for args, label in flat if key in args)
+    return grouped((value_text(args[key]), label) for args, label in flat if key in args)
 
 
 def names_of(some: Sequence[str], shown: Shown) -> str:

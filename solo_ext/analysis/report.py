@@ -14,8 +14,8 @@ import numpy as np
 from solo_ext.analysis import figures, pages
 from solo_ext.analysis.figures import Shown, grouped, labels, names_of
 from solo_ext.errors import ConfigError, require
-from solo_ext.runs.comparison import compare, flatten, show
-from solo_ext.runs.run import ARGS, ENVIRONMENT, KNN, LINEAR, METRICS, Run, find_runs, load_run
+from solo_ext.runs.comparison import compare, flatten, value_text
+from solo_ext.runs.run import ARGS, ENVIRONMENT, KNN, LINEAR, METRICS, Run, find_runs
 from solo_ext.text import Metric
 from solo_ext.training.metrics import metric_of
 
@@ -45,8 +45,8 @@ def main_report(run_dirs: Sequence[str | Path], out: str | Path = "report") -> P
     out = Path(out)
     if out.is_file() or out.suffix == ".html":
         raise ConfigError(f"--out is a folder, not a file like {out}; did you mean '{out.with_suffix('')}'?")
-    folders = {path.resolve(): path for folder in run_dirs for path in find_runs(folder)}
-    runs = sorted(map(load_run, folders.values()), key=lambda run: run.untrained)
+    folders = {run.dir.resolve(): run for folder in run_dirs for run in find_runs(folder)}
+    runs = sorted(folders.values(), key=lambda run: run.untrained)
     if not runs:
         raise ConfigError("a report needs at least one run folder, <checkpoint.dir>/<method>/<run id>")
     try:
@@ -103,7 +103,7 @@ def _subtitle(runs: Sequence[Run]) -> str:
     """What all runs have in common, in one line."""
     words = [f"{len(runs)} run{'s' * (len(runs) > 1)}"]
     for key, form in (("data.dataset", "{}"), ("backbone.name", "{}"), ("max_epochs", "{} epochs")):
-        values = {show(flatten(run.args).get(key)) for run in runs}
+        values = {value_text(flatten(run.args).get(key)) for run in runs}
         words += [form.format(value) for value in values if len(values) == 1 and value != "null"]
     return " · ".join([*words, time.strftime("%Y-%m-%d")])
 
@@ -147,7 +147,11 @@ def _missing_files(shown: Shown) -> dict[tuple[str, ...], str]:
 def _knn_protocol(run: Run) -> dict[str, Any]:
     results = [result for k in (1, 20) if (result := run.knn_result(k))]
     how = merged([{key: result.get(key) for key in ("features", "distance", "T")} for result in results], " and ")
-    return {"k": " and ".join(show(result["k"]) for result in results), **how, **(run.knn or {}).get("protocol", {})}
+    return {
+        "k": " and ".join(value_text(result["k"]) for result in results),
+        **how,
+        **(run.knn or {}).get("protocol", {}),
+    }
 
 
 def _linear_protocol(run: Run) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from solo_ext.analysis.report import main_report, print_table, table_rows
-from solo_ext.runs.run import load_run
+from solo_ext.runs.run import Run
 from solo_ext.training.compose import compose, overlay
 from solo_ext.training.config import LinearConfig, resolve, run_values
 from solo_ext.training.evaluate import knn, linear, untrained_folder
@@ -37,7 +37,7 @@ def demo(overrides: Sequence[str], out: str) -> None:
     fresh = ["name=untrained", "untrained=True", "pretrained_feature_extractor=null", f"seed={configs[0].seed}"]
     folders.append(untrained_folder(_evaluate(folders[-1], fresh)))
 
-    print_table(table_rows([load_run(folder) for folder in folders]))
+    print_table(table_rows([Run(folder) for folder in folders]))
     if find_spec("matplotlib") is None:
         print(f"no report: it needs pip install 'solo-ext[viz]', then solo-ext report {' '.join(map(str, folders))}")
     else:

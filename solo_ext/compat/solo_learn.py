@@ -20,7 +20,7 @@ import torch
 from solo_ext.compat.registry import register
 from solo_ext.errors import ConfigError
 from solo_ext.runs.checkpoints import refuses_objects
-from solo_ext.runs.layouts import STAND_INS
+from solo_ext.runs.layouts import PLACEHOLDERS
 from solo_ext.text import hint
 
 log = logging.getLogger("solo_ext")
@@ -79,7 +79,7 @@ def _metric_accepts() -> None:
 def _read_objects() -> None:
     from torch.optim.lr_scheduler import LRScheduler
 
-    torch.serialization.add_safe_globals(STAND_INS)
+    torch.serialization.add_safe_globals(PLACEHOLDERS)
     load = LRScheduler.load_state_dict
 
     @functools.wraps(load)

@@ -1,7 +1,6 @@
 """Checkpoints: found, read once without running code, compared with their SHA-256, and saved whole."""
 
 import functools
-import hashlib
 import io
 import logging
 import pickle
@@ -11,15 +10,15 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import safetensors.torch
 import torch
 from torch import Tensor
 
-from solo_ext.errors import CheckpointError, ConfigError, SoloExtError
+from solo_ext.errors import CheckpointError, SoloExtError, reason
 from solo_ext.files import replacing, sha256
-from solo_ext.runs.layouts import STAND_INS, current_names
+from solo_ext.runs.layouts import PLACEHOLDERS, current_names
 from solo_ext.runs.run import ARGS, RECORDS, WEIGHTS, Run
 from solo_ext.schema import Config, Count
 from solo_ext.text import nearest
@@ -33,7 +32,7 @@ SUFFIXES = (".ckpt", ".pth", ".pt", ".safetensors")
 class CheckpointConfig(Config, section="checkpoint"):
     """The YAML's `checkpoint`.
 
-    dir: base folder of the runs; a run lies in `<dir>/<method>/<run id>`.
+    dir: a run lies in `<dir>/<method>/<run id>`.
     frequency: epochs between two checkpoints; the last epoch is always saved.
     keep_prev: keep every checkpoint, not only the newest.
     """
@@ -45,19 +44,12 @@ class CheckpointConfig(Config, section="checkpoint"):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.dir:
-            raise ConfigError("checkpoint.dir is empty; the default is trained_models")
+        self.require(bool(self.dir), "dir", "a folder such as trained_models")
 
 
 @dataclass
 class Checkpoint:
-    """A checkpoint that has been read.
-
-    Attributes:
-        path: of its file.
-        content: on the CPU.
-        config: of its run, under the current keys; None for a bare file.
-    """
+    """The content of the file `path`, on the CPU, and the configuration of its run; None for a bare file."""
 
     path: Path
     content: dict[str, Any]
@@ -65,18 +57,14 @@ class Checkpoint:
 
     @property
     def state(self) -> dict[str, Tensor]:
-        """The network's tensors, under their current names.
-
-        Raises:
-            CheckpointError: there are none.
-        """
+        """The network's tensors, under their current names; CheckpointError if there are none."""
         state = self.content.get("state_dict", self.content)
         if not isinstance(state, dict) or not state or not all(isinstance(x, Tensor) for x in state.values()):
             raise CheckpointError(f"{self.path} is not a checkpoint of a network: it has no state_dict of tensors")
         return current_names(state)
 
     def take(self) -> dict[str, Any]:
-        """The content, for a trainer that needs it once: this object no longer keeps it in memory."""
+        """The content, which this object then no longer keeps in memory."""
         content, self.content = self.content, {}
         return content
 
@@ -100,7 +88,7 @@ def find_checkpoint(path: str | Path) -> Path:
 
 
 def _find(path: str | Path) -> tuple[Path, dict[str, Any] | None]:
-    """The file, and its content if it was read in order to choose it."""
+    """The file, and its content if it was read to choose it."""
     path = Path(path).expanduser()
     if not path.is_dir():
         if not path.exists():
@@ -126,7 +114,7 @@ def _find(path: str | Path) -> tuple[Path, dict[str, Any] | None]:
 
 
 def load_checkpoint(path: str | Path, content: bytes | None = None) -> dict[str, Any]:
-    """What the file at `path` holds, on the CPU: tensors and plain values only; nothing in it is executed.
+    """The content of the file at `path`, on the CPU: tensors and plain values only; no code in it is executed.
 
     Args:
         content: of a .safetensors, where it has been read and verified already.
@@ -143,7 +131,7 @@ def load_checkpoint(path: str | Path, content: bytes | None = None) -> dict[str,
             file.seek(0)
             if path.suffix == ".safetensors":
                 return {"state_dict": safetensors.torch.load(file.read())}
-            with warnings.catch_warnings(), torch.serialization.safe_globals(STAND_INS):
+            with warnings.catch_warnings(), torch.serialization.safe_globals(PLACEHOLDERS):
                 warnings.simplefilter("ignore")
                 loaded = torch.load(file, map_location="cpu", weights_only=True)
     except FileNotFoundError:
@@ -151,7 +139,7 @@ def load_checkpoint(path: str | Path, content: bytes | None = None) -> dict[str,
     except CheckpointError:
         raise
     except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
+        raise CheckpointError(f"{path} cannot be read: {reason(error)}") from error
     except Exception as error:  # zip, pickle and tensor errors of many types
         raise CheckpointError(f"{path} {_diagnosis(path, error)}") from error
     if not isinstance(loaded, dict):
@@ -180,21 +168,18 @@ def _nearest_file(path: Path) -> str:
 
 def run_config(checkpoint: Path) -> dict[str, Any] | None:
     """The configuration of the run of `checkpoint`, ours or solo-learn's; None if there is none."""
-    return Run(Path(checkpoint).parent).config
+    return Run(checkpoint.parent).config
 
 
 @contextmanager
 def foreign_config(checkpoint: Path) -> Iterator[None]:
-    """Whatever is wrong with the values of the args.json beside `checkpoint`, which may come from anywhere, as a
-    CheckpointError."""
+    """Raises CheckpointError for any error in the values of the args.json beside `checkpoint`, whoever wrote them."""
     try:
         yield
     except SoloExtError:
         raise
     except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        path = Path(checkpoint).with_name(ARGS)
-        raise CheckpointError(f"{path} is not a run's configuration: {reason}") from error
+        raise CheckpointError(f"{checkpoint.with_name(ARGS)} is not a run's configuration: {reason(error)}") from error
 
 
 def refuses_objects() -> bool:
@@ -209,29 +194,16 @@ def refuses_objects() -> bool:
     return False
 
 
-class _Hashed:
-    """A binary file that knows the SHA-256 and the size of what was written to it."""
-
-    def __init__(self, file: BinaryIO):
-        self.file, self.sha256, self.size = file, hashlib.sha256(), 0
-
-    def write(self, data: bytes) -> int:
-        self.sha256.update(data)
-        self.size += len(data)
-        return self.file.write(data)
-
-    def flush(self) -> None:
-        self.file.flush()
-
-
 def save_checkpoint(checkpoint: Mapping[str, Any], path: Path) -> None:
     """Writes `checkpoint` and records its epoch, step, SHA-256 and size in the folder's `checkpoints.json`."""
-    run, record = Run(path.parent), {"epoch": checkpoint.get("epoch"), "step": checkpoint.get("global_step")}
-    recorded = run.records
-    if recorded.pop(path.name, None):  # killed between the two files, the new one must not be held against the old sum
-        run.records = recorded
+    run = Run(path.parent)
+    records = run.records
+    if records.pop(path.name, None):  # killed between the two files, the new one must not be held against the old sum
+        run.records = records
     with replacing(path) as file:
-        hashed = _Hashed(file)
-        torch.save(checkpoint, hashed)  # type: ignore[arg-type]  # `write` and `flush` are enough
-    record.update(sha256=hashed.sha256.hexdigest(), size=hashed.size)
-    run.records = {**recorded, path.name: record}
+        torch.save(checkpoint, file)
+        size = file.tell()
+        file.seek(0)
+        digest = sha256(file)
+    record = {"epoch": checkpoint.get("epoch"), "step": checkpoint.get("global_step"), "sha256": digest, "size": size}
+    run.records = {**records, path.name: record}

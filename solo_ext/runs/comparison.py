@@ -6,7 +6,7 @@ from typing import Any
 
 from solo_ext.schema import plain
 
-# A run continues another one if their whole resolved configurations agree, but for:
+# A run continues another one if their resolved configurations agree in everything but:
 IGNORED = (
     # where and how often something is written, and who watches
     "checkpoint",
@@ -44,12 +44,8 @@ def _aligned(configs: Sequence[Any]) -> dict[str, list[Any]]:
 
 
 def compare(configs: Sequence[Mapping[str, Any]]) -> tuple[dict[str, str], dict[str, list[str]]]:
-    """What nested dictionaries have alike and where they differ, by full key.
-
-    Returns:
-        ({key: value}, {key: [value of each, `-` where it has no such key]}), values as text.
-    """
-    texts = {key: [show(value) for value in values] for key, values in _aligned(configs).items()}
+    """Where nested dictionaries agree and differ: ({full key: value}, {full key: [value of each]}), values as text."""
+    texts = {key: [value_text(value) for value in values] for key, values in _aligned(configs).items()}
     same = {key: values[0] for key, values in texts.items() if len(set(values)) == 1}
     return same, {key: values for key, values in texts.items() if key not in same}
 
@@ -57,18 +53,18 @@ def compare(configs: Sequence[Mapping[str, Any]]) -> tuple[dict[str, str], dict[
 def differences(saved: Any, now: Any) -> list[str]:
     """The full keys, outside `IGNORED`, at which two resolved configurations differ: `key: old -> new`.
 
-    A `data.num_classes` of null in `now` is not known before the images are read, and differs from nothing.
+    A `data.num_classes` of null in `now`, which is unknown until the images are read, differs from nothing.
     """
     pairs = _aligned([plain(saved), plain(now)])
     if pairs.get("data.num_classes", [0, 0])[1] is None:
         del pairs["data.num_classes"]
     counted = (key for key in pairs if not any(f"{key}.".startswith(f"{name}.") for name in IGNORED))
     keys = [key for key in counted if pairs[key][0] != pairs[key][1]]
-    return [f"{key}: {show(pairs[key][0])} -> {show(pairs[key][1])}" for key in keys]
+    return [f"{key}: {value_text(pairs[key][0])} -> {value_text(pairs[key][1])}" for key in keys]
 
 
-def show(value: Any) -> str:
-    """A value as a YAML file has it; `-` for one that is not there."""
+def value_text(value: Any) -> str:
+    """A value as in a YAML file; `-` for a missing one."""
     if value is _ABSENT:
         return "-"
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

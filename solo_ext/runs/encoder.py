@@ -10,7 +10,7 @@ from solo_ext.errors import CheckpointError
 from solo_ext.methods import backbone_of
 from solo_ext.runs.checkpoints import Checkpoint, foreign_config, open_checkpoint
 
-# of backbone.kwargs, those by which timm and torchvision fetch weights to begin with
+# the backbone.kwargs by which timm and torchvision fetch initial weights
 FETCHING = {"pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir", "weights"}
 
 
@@ -28,29 +28,28 @@ def explain_mismatch(have: Mapping[str, Tensor], want: Mapping[str, Tensor]) -> 
 
 def load_encoder(
     source: str | Path | Checkpoint,
-    asked: Mapping[str, Any] | None = None,
+    config: Mapping[str, Any] | None = None,
     teacher: bool = False,
-    content: bytes | None = None,
 ) -> tuple[nn.Module, dict[str, Any] | None]:
     """The trained backbone of a run.
 
     Args:
         source: a run folder, a checkpoint file, or an export, ours or solo-learn's; or a checkpoint that is open.
-        asked: a configuration with `backbone` (and `data.dataset`, for the stem), as solo-learn's linear YAMLs have.
-            The run's own args.json takes precedence; `asked` has to agree with it, and replaces it if there is none.
+        config: with `backbone` (and `data.dataset`, for the stem), as in solo-learn's linear YAMLs. The run's own
+            args.json takes precedence; `config` must agree with it, and replaces it if there is none.
         teacher: the momentum encoder in place of the student; before its first stage it is the student.
-        content: of the file, as `open_checkpoint` takes it.
 
     Returns:
         The backbone in eval mode and the run's configuration (None without args.json).
 
     Raises:
-        CheckpointError: missing, damaged, made for another network, or without the teacher that is asked for.
+        CheckpointError: missing, damaged, made for another network, or without the requested teacher.
     """
-    checkpoint = source if isinstance(source, Checkpoint) else open_checkpoint(source, content)
+    checkpoint = source if isinstance(source, Checkpoint) else open_checkpoint(source)
     path, run, state = checkpoint.path, checkpoint.config, checkpoint.state
-    expected = (asked or {}).get("backbone") or {}
-    config = run if run and run.get("backbone") else asked
+    expected = (config or {}).get("backbone") or {}
+    if run and run.get("backbone"):
+        config = run
     if not config or not config.get("backbone"):
         raise CheckpointError(f"{path} has no args.json beside it, so backbone.name has to say which network it holds")
     with foreign_config(path):
@@ -79,10 +78,10 @@ def load_encoder(
 
 
 def bare_backbone(config: Mapping[str, Any]) -> nn.Module:
-    """`backbone_of`, but nothing is fetched for it: its weights follow, and an args.json may come from anywhere."""
+    """`backbone_of` without fetching initial weights: others follow, and an args.json may come from anywhere."""
     kwargs = config["backbone"].get("kwargs") or {}
-    kept = {key: value for key, value in kwargs.items() if key not in FETCHING}
-    return backbone_of({**config, "backbone": {**config["backbone"], "kwargs": kept}})
+    local = {key: value for key, value in kwargs.items() if key not in FETCHING}
+    return backbone_of({**config, "backbone": {**config["backbone"], "kwargs": local}})
 
 
 def _part(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

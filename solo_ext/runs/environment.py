@@ -42,7 +42,7 @@ def environment() -> dict[str, Any]:
 def commit() -> dict[str, Any] | None:
     """`{"hash", "dirty"}` of the checkout that solo_ext is imported from; None if it is installed otherwise.
 
-    dirty: something in `solo_ext` or `scripts` is not as committed; what else lies in the checkout decides nothing.
+    dirty: `solo_ext` or `scripts` has uncommitted changes.
     """
     root = Path(solo_ext.__file__).parents[1]
     if not (root / ".git").exists():

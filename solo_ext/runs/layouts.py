@@ -1,4 +1,4 @@
-"""Readers of what solo-learn's releases and older ones wrote into run folders: keys, names and objects."""
+"""Readers of the keys, names and objects that solo-learn's releases wrote into run folders."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -36,20 +36,20 @@ class _Dict(dict):
         return {}
 
 
-def _stand_in(path: str, base: type = Placeholder) -> type:
+def _placeholder(path: str, base: type = Placeholder) -> type:
     module, _, name = path.rpartition(".")
     return type(name, (base,), {"__module__": module})
 
 
 # With AdamW, solo-learn before PyTorch 2.6 saved `betas` as OmegaConf's list, and with it the whole configuration. With
-# SimSiam it saves the function that holds the predictor's learning rate, and with it the scheduler and the optimizer.
-# Their names, for `torch.serialization.safe_globals`: reading runs nothing of them. Other names are refused.
-STAND_INS: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
-    _stand_in("omegaconf.listconfig.ListConfig", _List),
-    _stand_in("omegaconf.nodes.AnyNode", _Value),
-    _stand_in("collections.defaultdict", _Dict),
+# SimSiam it saves the function that fixes the predictor's learning rate, and with it the scheduler and the optimizer.
+# For `torch.serialization.safe_globals`: reading runs none of their code, and other names are refused.
+PLACEHOLDERS: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
+    _placeholder("omegaconf.listconfig.ListConfig", _List),
+    _placeholder("omegaconf.nodes.AnyNode", _Value),
+    _placeholder("collections.defaultdict", _Dict),
     *map(
-        _stand_in,
+        _placeholder,
         (
             "omegaconf.dictconfig.DictConfig",
             "omegaconf.base.ContainerMetadata",
@@ -107,11 +107,7 @@ def current_config(args: dict[str, Any]) -> dict[str, Any]:
     return {
         "name": args.get("name") or args.get("method"),
         "method": args.get("method"),
-        "backbone": {
-            "name": name,
-            "kwargs": kwargs,
-            "stem": "small" if options.get("cifar") else "imagenet",
-        },
+        "backbone": {"name": name, "kwargs": kwargs, "stem": "small" if options.get("cifar") else "imagenet"},
         "data": {key: value for key, value in data.items() if value is not None},
         "augmentations": views,
     }

@@ -4,22 +4,17 @@ import csv
 import io
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeGuard
 
 import numpy as np
 
-from solo_ext.errors import CheckpointError
+from solo_ext.errors import CheckpointError, reason
 from solo_ext.files import write_text
 
 
 def read_table(path: Path) -> tuple[list[str], list[dict[str, Any]]]:
-    """The names of the columns, and the rows as the file has them; both empty without a file.
-
-    Raises:
-        CheckpointError: it cannot be read, or is no table.
-    """
+    """The names of the columns, and the rows; both empty without a file. CheckpointError if it is no table."""
     try:
         with open(path, newline="", encoding="utf-8", errors="replace") as file:
             # a machine that lost its power leaves NUL bytes, which Python 3.10's reader refuses
@@ -28,7 +23,7 @@ def read_table(path: Path) -> tuple[list[str], list[dict[str, Any]]]:
     except FileNotFoundError:
         return [], []
     except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
+        raise CheckpointError(f"{path} cannot be read: {reason(error)}") from error
     except csv.Error as error:
         raise CheckpointError(f"{path} is damaged: it is not a table ({error})") from error
 
@@ -42,33 +37,25 @@ def write_table(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, 
     write_text(path, text.getvalue())
 
 
-@dataclass
-class Metrics:
-    """What was logged.
+class Metrics(dict[str, list[tuple[float, float]]]):
+    """The file: column -> [(step, value), ...], steps ascending; cells without a number are left out.
 
-    Attributes:
-        points: column -> [(step, value), ...], steps ascending; cells without a number are left out.
-        epoch_ends: epoch -> the last step logged in it; both count from 0.
+    epoch_ends: epoch -> the last step logged in it; both count from 0.
     """
 
-    points: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
-    epoch_ends: dict[float, float] = field(default_factory=dict)
-
-    @classmethod
-    def read(cls, path: Path) -> "Metrics":
-        """What the file at `path` holds."""
+    def __init__(self, path: Path):
         points: dict[str, dict[float, float]] = {}
-        epoch_ends: dict[float, float] = {}
+        self.epoch_ends: dict[float, float] = {}
         for number, row in enumerate(read_table(path)[1]):
             epoch, step = _number(row.pop("epoch", None)), _number(row.pop("step", None))
             if not is_number(step):
                 step = float(number)
             if is_number(epoch):
-                epoch_ends[epoch] = max(step, epoch_ends.get(epoch, step))
+                self.epoch_ends[epoch] = max(step, self.epoch_ends.get(epoch, step))
             for column, cell in row.items():
                 if column and (value := _number(cell)) is not None:
                     points.setdefault(column, {})[step] = value  # a resumed run may log a step again
-        return cls({column: sorted(values.items()) for column, values in points.items()}, epoch_ends)
+        super().__init__({column: sorted(values.items()) for column, values in points.items()})
 
     def series(self, name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """What was logged as `name`, or else as `name_epoch`, or else as `name_step`.
@@ -77,8 +64,8 @@ class Metrics:
             Three arrays [n]: steps, counted from 0; the epochs done after these steps, with fractions (NaN if no
             epoch was logged); values. Empty if there are none.
         """
-        column = next((c for c in (name, f"{name}_epoch", f"{name}_step") if c in self.points), name)
-        steps, values = np.array(self.points.get(column, []), dtype=float).reshape(-1, 2).T
+        column = next((c for c in (name, f"{name}_epoch", f"{name}_step") if c in self), name)
+        steps, values = np.array(self.get(column, []), dtype=float).reshape(-1, 2).T
         if not self.epoch_ends:
             return steps, np.full_like(steps, np.nan), values
         epochs = sorted(self.epoch_ends)
@@ -92,7 +79,7 @@ def is_number(value: Any) -> TypeGuard[float]:
 
 
 def _number(cell: Any) -> float | None:
-    """A number, NaN and infinity included, which a diverged run has to show; None for anything else."""
+    """A number, also NaN or infinity, so that a diverged run shows; None for anything else."""
     try:
         return float(cell)
     except (TypeError, ValueError):

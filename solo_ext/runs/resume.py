@@ -1,4 +1,4 @@
-"""Continuing a run automatically: which one."""
+"""Auto-resume: which run is continued."""
 
 import logging
 import math
@@ -18,29 +18,22 @@ log = logging.getLogger("solo_ext")
 
 @dataclass
 class AutoResumeConfig(Config, section="auto_resume"):
-    """The YAML's `auto_resume`: continue the newest unfinished run of this very configuration.
-
-    max_hours: how long ago that run may have saved its last checkpoint.
-    """
+    """The YAML's `auto_resume`: continue the newest unfinished run of this very configuration, if it saved its last
+    checkpoint within `max_hours`."""
 
     enabled: bool = False
     max_hours: Positive = 36.0
 
 
 def find_resumable(cfg: Any, base: Path) -> Checkpoint | None:
-    """The checkpoint from which auto-resume continues.
-
-    Args:
-        cfg: the resolved configuration.
-        base: the folder of this method's runs.
-
-    Returns:
-        The newest checkpoint of the newest run below `base` that has the same configuration, is not finished, not
-        running, and not older than `auto_resume.max_hours`; None if there is no such run.
-    """
+    """The newest checkpoint of the newest run in the folder `base` that has the resolved configuration `cfg`, is not
+    finished, not running, and not older than `auto_resume.max_hours`; None if there is no such run."""
     now = plain(cfg)
     oldest = time.time() - cfg.auto_resume.max_hours * 3600
-    runs = [(run, files[0]) for run in _runs(base) if (files := [f for f in run.checkpoints if place_of(f)[0] >= 0])]
+    runs = []
+    for run in map(Run, base.iterdir() if base.is_dir() else ()):
+        if newest := next((file for file in run.checkpoints if place_of(file)[0] >= 0), None):
+            runs.append((run, newest))
     for run, newest in sorted(runs, key=lambda pair: saved_at(pair[1]), reverse=True):
         try:
             if saved_at(newest) < oldest or differences(run.args, now):
@@ -59,7 +52,3 @@ def find_resumable(cfg: Any, base: Path) -> Checkpoint | None:
         log.warning("%s has this configuration but %s: starting a new run", run.dir, reason)
         return None
     return None
-
-
-def _runs(base: Path) -> list[Run]:
-    return [Run(folder) for folder in base.iterdir()] if base.is_dir() else []

@@ -29,7 +29,7 @@ from solo_ext.text import nearest
 log = logging.getLogger("solo_ext")
 
 ARGS, METRICS, RESULT, ENVIRONMENT = "args.json", "metrics.csv", "result.json", "environment.json"
-LINEAR, KNN, SUMMARY = "linear.json", "knn.json", "summary.json"
+LINEAR, KNN = "linear.json", "knn.json"
 RECORDS = "checkpoints.json"  # epoch, step, SHA-256 and size of the checkpoints beside it
 WEIGHTS = "model.safetensors"  # what the folder of an exported run has in place of checkpoints
 
@@ -40,14 +40,10 @@ _PLACE = re.compile(r"-ep=(\d+)(?:-step=(\d+))?\.ckpt$")
 
 @dataclass(frozen=True)
 class RunResult:
-    """What a run left behind.
+    """What a run left behind in its folder `dir`.
 
-    Attributes:
-        dir: the run folder.
-        checkpoint: the newest checkpoint in it, if any.
-        metrics: the last value of everything logged.
-        seconds: wall-clock time of the fit, of this process only.
-        images_per_s: training throughput, the median over this process' epochs.
+    metrics: the last value of everything logged. seconds, images_per_s: wall-clock time and median training throughput
+    of this process only.
     """
 
     dir: Path
@@ -58,20 +54,16 @@ class RunResult:
 
 
 class Run:
-    """One run folder. Its files are read when they are first asked for.
-
-    Raises:
-        CheckpointError: on reading, a file that is damaged.
-    """
+    """One run folder. Its files are read when they are first asked for; a damaged one raises CheckpointError."""
 
     def __init__(self, folder: str | Path):
         self.dir = Path(folder)
 
     @classmethod
     def new(cls, base: Path) -> "Run":
-        """A run below `base` with an id that is free; its folder is not made yet."""
-        # not from the seeded generators: two runs of one seed are two runs
+        """A run below `base` with an unused id; its folder is not made yet."""
         letters = string.ascii_lowercase + string.digits
+        # not from the seeded generators: two runs of one seed are two runs
         while (folder := base / "".join(secrets.choice(letters) for _ in range(8))).exists():
             pass
         return cls(folder)
@@ -103,7 +95,7 @@ class Run:
 
     @property
     def config(self) -> dict[str, Any] | None:
-        """The same under the keys of today, also of solo-learn's runs; None without args.json."""
+        """The same under the current keys, also for solo-learn's older runs; None without args.json."""
         return current_config(self.args) if self.args else None
 
     @cached_property
@@ -118,13 +110,13 @@ class Run:
 
     @cached_property
     def environment(self) -> dict[str, Any] | None:
-        """What it ran on, and `before`: what the processes ran on that the last one continued."""
+        """What the last process ran on, and, as `before`, what those ran on that it continued."""
         return read_json(self.dir / ENVIRONMENT)
 
     @cached_property
     def summary(self) -> dict[str, Any] | None:
         """{"seconds", "images_per_s", ...} of a run that has ended."""
-        return read_json(self.dir / SUMMARY) or read_json(self.dir / RESULT)
+        return read_json(self.dir / RESULT)
 
     @property
     def finished(self) -> bool:
@@ -136,22 +128,17 @@ class Run:
         return not RunLock(self.dir).free()
 
     @cached_property
-    def _metrics(self) -> Metrics:
-        return Metrics.read(self.dir / METRICS)
-
-    @property
-    def metrics(self) -> dict[str, list[tuple[float, float]]]:
-        """Column of metrics.csv -> [(step, value), ...], steps ascending; cells without a number are left out."""
-        return self._metrics.points
+    def metrics(self) -> Metrics:
+        return Metrics(self.dir / METRICS)
 
     @cached_property
     def columns(self) -> list[str]:
-        """The logged metrics by their own names, without Lightning's `_step` and `_epoch`."""
+        """The names of the logged metrics, without Lightning's `_step` and `_epoch`."""
         return list(dict.fromkeys(c.removesuffix("_step").removesuffix("_epoch") for c in self.metrics))
 
     def series(self, name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Steps, epochs and values of what was logged as `name`, see `Metrics.series`."""
-        return self._metrics.series(name)
+        return self.metrics.series(name)
 
     def last(self, name: str) -> float | None:
         """The last value of `series(name)`, which may be NaN; None if there is none."""
@@ -159,15 +146,15 @@ class Run:
         return float(values[-1]) if len(values) else None
 
     def knn_result(self, k: int, distance: str = "cosine") -> dict[str, Any] | None:
-        """The result for k neighbours: backbone features, `distance`, T = 0.07, if there is a choice."""
+        """The result for k neighbours, preferably of backbone features, by `distance`, with T near 0.07."""
 
-        def strangeness(result: Mapping[str, Any]) -> tuple[bool, bool, float]:
+        def order(result: Mapping[str, Any]) -> tuple[bool, bool, float]:
             T = result.get("T")
             far = abs(T - 0.07) if is_number(T) else float("inf")
             return result.get("features", "backbone") != "backbone", result.get("distance") != distance, far
 
         results = [x for x in (self.knn or {}).get("results", []) if isinstance(x, dict) and x.get("k") == k]
-        return min(results, key=strangeness, default=None)
+        return min(results, key=order, default=None)
 
     # Checkpoints.
 
@@ -177,12 +164,12 @@ class Run:
         return sorted(self.dir.glob("*.ckpt"), key=lambda file: (place_of(file), saved_at(file)), reverse=True)
 
     def checkpoint_path(self, name: str, epoch: int, step: int | None = None) -> Path:
-        """Of a checkpoint at the end of an epoch, which counts from 0, or after a batch of it."""
+        """The path of the checkpoint at the end of an epoch, counted from 0, or after step `step` of it."""
         return self.dir / f"{name}-{self.id}-ep={epoch}{'' if step is None else f'-step={step}'}.ckpt"
 
     @property
     def records(self) -> dict[str, dict[str, Any]]:
-        """File name -> {epoch, step, sha256, size} of the checkpoints, as far as they were recorded and exist."""
+        """File name -> {epoch, step, sha256, size} of the recorded checkpoints that exist."""
         path = self.dir / RECORDS
         try:
             recorded = read_json(path) or {}
@@ -201,23 +188,19 @@ class Run:
     def in_use(
         self, args: Mapping[str, Any], environment: Mapping[str, Any], begun: Callable[[], bool] = lambda: False
     ) -> Iterator[None]:
-        """Makes the folder, or takes the one that is there, locks it, and writes what it holds from the start.
+        """Makes the folder unless it exists, locks it as `held` does, and writes what it holds from the start.
 
-        A new folder is removed if the run fails before `begun()`, or by a mistake of the user's before a checkpoint.
-
-        Raises:
-            ConfigError: it cannot be made, or another process works in it.
+        A new folder is removed if the run fails before `begun()`, or by a user's mistake before a checkpoint.
         """
         made = [path for path in (self.dir, *self.dir.parents) if not path.exists()]
-        busy = "a run that has not ended"
-        with held(self.dir, "checkpoint.dir", "resume_from_checkpoint", busy):
+        with held(self.dir, "checkpoint.dir", "resume_from_checkpoint", "a run that has not ended"):
             try:
                 write_json(self.dir / ARGS, args)
                 write_json(self.dir / ENVIRONMENT, {**environment, **self._before()})
                 (self.dir / RESULT).unlink(missing_ok=True)
                 yield
             except BaseException as error:
-                # what the user has to mend leaves nothing that cannot be resumed; other failures leave their metrics
+                # a user's mistake leaves nothing that cannot be resumed; other failures leave their metrics
                 if made and not (begun() and (self.checkpoints or not isinstance(error, SoloExtError))):
                     shutil.rmtree(self.dir, ignore_errors=True)
                     with suppress(OSError):
@@ -226,7 +209,7 @@ class Run:
                 raise
 
     def _before(self) -> dict[str, Any]:
-        """The environments of the processes that this one continues, as far as they are known."""
+        """The environments of the processes that this one continues, if they are known."""
         with suppress(CheckpointError):
             if before := read_json(self.dir / ENVIRONMENT):
                 return {"before": [*before.pop("before", []), before]}
@@ -237,7 +220,7 @@ class Run:
         write_json(self.dir / RESULT, asdict(result))
 
     def record(self, name: str, content: Mapping[str, Any], args: Mapping[str, Any] | None = None) -> None:
-        """Writes the evaluation `LINEAR` or `KNN` of the encoder; with `args`, into a folder that may be new."""
+        """Writes the evaluation `LINEAR` or `KNN` of the encoder; with `args`, the folder may be new."""
         if args is not None:
             self.dir.mkdir(parents=True, exist_ok=True)
             write_json(self.dir / ARGS, args)
@@ -251,33 +234,23 @@ def place_of(path: Path) -> tuple[int, float]:
 
 
 def saved_at(path: Path) -> float:
-    """When the file was written, in seconds; 0 if it has been removed since it was found."""
+    """The time at which the file was written, in seconds; 0 if it has been removed in the meantime."""
     try:
         return path.stat().st_mtime
     except OSError:
         return 0.0
 
 
-def load_run(path: str | Path) -> Run:
-    """The run in the folder `path`.
-
-    Raises:
-        CheckpointError: `path` is not a run folder.
-    """
-    path = Path(path)
-    if not _is_run(path):
-        raise CheckpointError(_no_run(path))
-    return Run(path)
-
-
-def find_runs(path: str | Path) -> list[Path]:
-    """`path` if it is a run folder, else the run folders below it, by name; those of linear classifiers are left out.
+def find_runs(path: str | Path) -> list[Run]:
+    """The run in the folder `path`, else those below it, by name, without those of linear classifiers.
 
     Raises:
         CheckpointError: there is none.
     """
     path = Path(path)
-    runs = [path] if _is_run(path) else [run for run in _walk(path) if run.parent.name != CLASSIFIERS]
+    if _is_run(path):
+        return [Run(path)]
+    runs = [Run(folder) for folder in _walk(path) if folder.parent.name != CLASSIFIERS]
     if not runs:
         raise CheckpointError(_no_run(path))
     return runs
@@ -289,23 +262,23 @@ def _is_run(path: Path) -> bool:
 
 def _walk(root: Path, depth: int | None = None) -> Iterator[Path]:
     """The run folders below `root`, at most `depth` levels down; nothing below a run is one."""
-    for folder, children, files in os.walk(root):
+    for folder, children, _ in os.walk(root):
         here = Path(folder)
         children[:] = sorted(child for child in children if not child.startswith("."))
-        if ARGS in files or METRICS in files:
+        run = _is_run(here)
+        if run:
             yield here
-            children.clear()
-        elif len(here.relative_to(root).parts) == depth:
+        if run or len(here.relative_to(root).parts) == depth:
             children.clear()
 
 
 def _no_run(path: Path) -> str:
     near = next((parent for parent in path.parents if parent.is_dir()), path)
     if path.is_file():
-        what = "is a file, not a run folder"
+        problem = "is a file, not a run folder"
     elif path.is_dir():
-        what = f"holds no run folder, which would have {ARGS} and {METRICS}"
+        problem = f"holds no run folder, which would have {ARGS} and {METRICS}"
     else:
-        what = "does not exist"
+        problem = "does not exist"
     runs = list(islice(_walk(near, depth=3), 1000)) if near != Path(near.anchor) else []
-    return f"{path} {what}{nearest(str(path), runs) or (f'; the nearest run is {runs[0]}' if runs else '')}"
+    return f"{path} {problem}{nearest(str(path), runs) or (f'; the nearest run is {runs[0]}' if runs else '')}"

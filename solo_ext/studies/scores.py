@@ -5,7 +5,7 @@ import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from solo_ext.runs.comparison import flatten, show
+from solo_ext.runs.comparison import flatten, value_text
 from solo_ext.runs.run import Run
 from solo_ext.schema import plain
 from solo_ext.studies.jobs import Job
@@ -120,7 +120,7 @@ def setting(study: Study, printed: bool = False) -> dict[str, str]:
     texts = {}
     for key, name in SETTING.items():
         values = [config.get(key) for config in configs]
-        texts[name] = ", ".join(dict.fromkeys(show(v) for v in values if v not in everything.get(key, (None,))))
+        texts[name] = ", ".join(dict.fromkeys(value_text(v) for v in values if v not in everything.get(key, (None,))))
     return texts
 
 

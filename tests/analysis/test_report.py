@@ -21,7 +21,7 @@ from solo_ext.analysis import figures, pages
 from solo_ext.analysis.report import cell, main_report, print_table, table_rows
 from solo_ext.errors import CheckpointError, ConfigError
 from solo_ext.runs.comparison import compare, flatten
-from solo_ext.runs.run import find_runs, load_run
+from solo_ext.runs.run import Run, find_runs
 from solo_ext.text import Metric
 from solo_ext.training.loggers import CSVMetrics
 from solo_ext.training.metrics import metric_of
@@ -116,8 +116,8 @@ def runs(tmp_path):
         {"optimizer.lr": 0.004, "method_kwargs.loss_scale": "paper"},
         environment=ENVIRONMENT,
     )
-    summary = {"seconds": 1234.4, "images_per_s": 987.6}
-    write_run(root / "byol" / "a1", step_rows(), linear=LINEAR, knn=KNN, environment=ENVIRONMENT, summary=summary)
+    result = {"seconds": 1234.4, "images_per_s": 987.6}
+    write_run(root / "byol" / "a1", step_rows(), linear=LINEAR, knn=KNN, environment=ENVIRONMENT, result=result)
     write_run(root / "untrained" / "u0", linear=LINEAR | {"acc1": 70.0}, knn=KNN)
     write_run(root / "linear" / "l0", [{"epoch": 0, "step": 0, "train_loss": 1.0}])
     return root
@@ -161,7 +161,7 @@ class Page(HTMLParser):
 
 
 def test_series_are_placed_by_epochs_done(tmp_path):
-    run = load_run(write_run(tmp_path / "byol" / "a", step_rows(epochs=3, steps=4)))
+    run = Run(write_run(tmp_path / "byol" / "a", step_rows(epochs=3, steps=4)))
     steps, epochs, values = run.series("val_acc1")
     assert steps.tolist() == [3, 7, 11] and epochs.tolist() == [1, 2, 3] and values.tolist() == [53, 57, 61]
     assert run.series("tau")[1].tolist() == [0.5, 1, 1.5, 2, 2.5, 3]
@@ -183,7 +183,7 @@ def test_series_of_an_untidy_table(tmp_path):
         "1,4,0.0\0\n"
         "1,5"  # cut short
     )
-    run = load_run(folder)
+    run = Run(folder)
     steps, epochs, values = run.series("loss")
     assert steps.tolist() == [0, 1, 2, 3, 4]
     np.testing.assert_array_equal(values, [1, 3, 5, np.nan, 0])
@@ -200,16 +200,19 @@ def test_reads_what_the_training_writes(tmp_path):
             logger.log_metrics({"lr": 0.1}, step=step)
         logger.log_metrics({"train_loss_epoch": float(epoch), "epoch": epoch}, step=2 * epoch + 1)
     logger.finalize("success")
-    run = load_run(folder)
+    run = Run(folder)
     assert [x.tolist() for x in run.series("train_loss")] == [[1, 3], [1, 2], [0, 1]]
     assert run.series("lr")[1].tolist() == [0.5, 1, 1.5, 2]
     assert set(run.columns) == {"train_loss", "lr"}
 
 
 def test_a_parent_means_the_runs_below_it(runs):
-    assert [path.name for path in find_runs(runs)] == ["a1", "b2", "u0"], "without the linear classifier's"
-    assert find_runs(runs / "byol" / "a1") == [runs / "byol" / "a1"]
-    assert find_runs(runs / "linear" / "l0") == [runs / "linear" / "l0"], "unless it is asked for"
+    def found(path):
+        return [run.dir for run in find_runs(path)]
+
+    assert [run.id for run in find_runs(runs)] == ["a1", "b2", "u0"], "without the linear classifier's"
+    assert found(runs / "byol" / "a1") == [runs / "byol" / "a1"]
+    assert found(runs / "linear" / "l0") == [runs / "linear" / "l0"], "unless it is asked for"
 
 
 @pytest.mark.parametrize(
@@ -222,10 +225,9 @@ def test_a_parent_means_the_runs_below_it(runs):
 )
 def test_no_run_names_the_nearest(runs, path, message):
     (runs / "empty" / "folder").mkdir(parents=True)
-    for read in (find_runs, load_run):
-        with pytest.raises(CheckpointError, match=re.escape(message.format(root=runs))) as error:
-            read(runs / path)
-        assert str(runs / "byol" / "a1") in str(error.value)
+    with pytest.raises(CheckpointError, match=re.escape(message.format(root=runs))) as error:
+        find_runs(runs / path)
+    assert str(runs / "byol" / "a1") in str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -250,7 +252,7 @@ def test_a_damaged_file_is_named(runs, tmp_path, name, content):
 
 
 def test_rows_prefer_offline_results_and_say_where_they_do_not(runs):
-    trained, online, untrained = table_rows([load_run(runs / p) for p in ("untrained/u0", "byol/a1", "res_mocov3/b2")])
+    trained, online, untrained = table_rows([Run(runs / p) for p in ("untrained/u0", "byol/a1", "res_mocov3/b2")])
     assert trained == {
         "method": "byol",
         "name": "tiny",
@@ -273,7 +275,7 @@ def test_rows_prefer_offline_results_and_say_where_they_do_not(runs):
 
 def test_table_in_the_terminal(runs):
     out = io.StringIO()
-    print_table(table_rows([load_run(path) for path in find_runs(runs)]), Console(file=out, width=80))
+    print_table(table_rows(find_runs(runs)), Console(file=out, width=80))
     lines = [line.split() for line in out.getvalue().splitlines()]
     assert ["byol", "78.50", "79.50", "84.25", "0.9100", "988", "1,234"] in lines
     assert ["res_mocov3", "71.00*", "72.00*", "-", "0.9100", "107", "-"] in lines
@@ -299,8 +301,8 @@ def test_labels_are_unique():
 
 
 def test_panels_hold_the_logged_values(runs):
-    shown = figures.styled([load_run(runs / "byol/a1"), load_run(runs / "res_mocov3/b2")])
-    made = {section.title: section for section in figures.sections(shown, [load_run(runs / "untrained/u0")])}
+    shown = figures.styled([Run(runs / "byol/a1"), Run(runs / "res_mocov3/b2")])
+    made = {section.title: section for section in figures.sections(shown, [Run(runs / "untrained/u0")])}
     panels = {panel.metric: panel for section in made.values() for panel in section.panels}
 
     assert [curve.values.tolist() for curve in panels["val_knn1"].curves] == [[63, 67, 71]] * 2
@@ -324,16 +326,16 @@ def test_panels_hold_the_logged_values(runs):
 
 
 def test_line_of_reference_is_measured_like_the_curves(runs, tmp_path):
-    untrained = [load_run(runs / "untrained/u0")]
+    untrained = [Run(runs / "untrained/u0")]
     for distance, floor in (("euclidean", [11.0]), ("cosine", [78.5]), ("manhattan", [])):
-        run = load_run(write_run(tmp_path / distance / "a", step_rows(), {"knn_eval.distance_func": distance}))
+        run = Run(write_run(tmp_path / distance / "a", step_rows(), {"knn_eval.distance_func": distance}))
         panels = figures.sections(figures.styled([run]), untrained)[1].panels
         assert {panel.metric: panel.floor for panel in panels}["val_knn1"] == floor
 
 
 def test_new_columns_are_drawn_too(tmp_path):
     rows = step_rows(train_dino_loss=lambda step: 3.0, train_z_std=lambda step: 0.1, val_knn200=lambda step: 9.0)
-    shown = figures.styled([load_run(write_run(tmp_path / "dino" / "a", rows))])
+    shown = figures.styled([Run(write_run(tmp_path / "dino" / "a", rows))])
     where = {panel.metric: section.title for section in figures.sections(shown) for panel in section.panels}
     assert where["train_dino_loss"] == "Losses"
     assert where["val_knn200"] == "Accuracies"
@@ -345,7 +347,7 @@ def test_stages_are_in_the_order_in_which_they_were_logged(tmp_path):
         rows = [{"epoch": 0, "step": 0, **{f"weight_distance/{stage}": 0.1 for stage in stages}}]
         folder = write_run(tmp_path / method / "a", [])
         (folder / "metrics.csv").write_text("\n".join([",".join(rows[0]), ",".join(map(str, rows[0].values()))]))
-        return load_run(folder)
+        return Run(folder)
 
     runs = [
         distances("projector_ema_byol", "projector.fc1", "projector.fc2", "predictor.fc1"),
@@ -371,7 +373,7 @@ def test_metrics_are_described_once():
 
 
 def test_gap_axis_is_two_minus_two_cosines(runs):
-    shown = figures.styled([load_run(runs / "byol/a1")])
+    shown = figures.styled([Run(runs / "byol/a1")])
     panel = next(panel for section in figures.sections(shown) for panel in section.panels if panel.metric == "gap_sim")
     figure = Figure()
     ax = figure.subplots()
@@ -533,4 +535,4 @@ def test_without_matplotlib_the_extra_is_named(runs, tmp_path, monkeypatch):
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(ConfigError, match=re.escape("pip install 'solo-ext[viz]'")):
         main_report([runs], tmp_path / "report")
-    assert table_rows([load_run(runs / "byol" / "a1")])[0]["knn1"] == 78.5, "the table needs none"
+    assert table_rows([Run(runs / "byol" / "a1")])[0]["knn1"] == 78.5, "the table needs none"
