@@ -14,11 +14,9 @@ from solo_ext.networks import BACKBONES, MOCO_VITS, build_backbone
 
 
 def register() -> list[str]:
-    """Puts the methods that solo-learn lacks into `solo.methods.METHODS`, and the backbones into its `BaseMethod`;
-    solo-learn must be importable.
+    """Adds the methods that solo-learn lacks to `solo.methods.METHODS`, and the backbones to its `BaseMethod`.
 
-    Returns:
-        The names of the methods added.
+    solo-learn must be importable. Returns the names of the added methods.
     """
     from solo.methods import METHODS as registry
     from solo.methods.base import BaseMethod
@@ -39,7 +37,7 @@ def _own(method: str | None) -> Any:
 
 @cache
 def _registered(method: type[LightningMethod]) -> type[LightningMethod]:
-    """`method` as solo-learn's script takes it, which reads `performance` off the configuration that it handed in."""
+    """`method` as solo-learn's script takes it, which reads `performance` from the configuration that it passed."""
 
     def __init__(self: LightningMethod, cfg: DictConfig) -> None:
         if "performance" not in cfg:

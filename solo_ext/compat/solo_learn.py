@@ -1,6 +1,6 @@
 """Runs solo-learn's own scripts, unchanged, out of a checkout: with our methods, and on today's libraries.
 
-A repair changes, in this process only, what a newer library took from under solo-learn's feet, where it is needed.
+A repair undoes, in this process only, what a newer library changed under solo-learn, where that is needed.
 """
 
 import functools
@@ -38,34 +38,41 @@ _PACKAGES = {  # module -> package, where the names differ
 
 @dataclass(frozen=True)
 class Repair:
-    """What a script of solo-learn needs to run here.
+    """What `scripts` of solo-learn, by default all, need to run here.
 
-    why: what stopped it. needed: looks at what the installed libraries do. apply: changes this process.
-    scripts: those that it concerns; default all.
+    apply: changes this process where the installed libraries make it necessary, and returns whether they do.
     """
 
     name: str
     why: str
-    needed: Callable[[], bool]
-    apply: Callable[[], None]
-    scripts: Sequence[str] = ()
+    apply: Callable[[], bool]
+    scripts: Sequence[str]
 
 
-def _metric_refuses() -> bool:
-    from solo.utils.knn import WeightedKNNClassifier
-
-    try:
-        WeightedKNNClassifier()
-    except (TypeError, ValueError):
-        return True
-    return False
+REPAIRS: list[Repair] = []
 
 
-def _metric_accepts() -> None:
+def _repair(name: str, why: str, *scripts: str) -> Callable[[Callable[[], bool]], Callable[[], bool]]:
+    def register(apply: Callable[[], bool]) -> Callable[[], bool]:
+        REPAIRS.append(Repair(name, why, apply, scripts))
+        return apply
+
+    return register
+
+
+_DROPPED = "torchmetrics dropped an argument that the kNN metric passes"
+
+
+@_repair("compute_on_step", _DROPPED, "main_pretrain.py", "main_knn.py")
+def _accept_the_argument() -> bool:
     from solo.utils.knn import WeightedKNNClassifier
     from torchmetrics import Metric
 
-    init = Metric.__init__
+    try:
+        WeightedKNNClassifier()
+        return False
+    except (TypeError, ValueError):
+        init = Metric.__init__
 
     @functools.wraps(init)
     def without(self, *args: Any, compute_on_step: bool | None = None, **kwargs: Any) -> None:
@@ -74,11 +81,15 @@ def _metric_accepts() -> None:
     Metric.__init__ = without  # type: ignore[method-assign]
     # what compute_on_step=False meant: a batch is stored, and not classified
     WeightedKNNClassifier.forward = lambda self, *args, **kwargs: self.update(*args, **kwargs)
+    return True
 
 
-def _read_objects() -> None:
+@_repair("checkpoint objects", "torch.load refuses the scheduler that SimSiam's checkpoints hold; it is passed over")
+def _read_objects() -> bool:
     from torch.optim.lr_scheduler import LRScheduler
 
+    if not refuses_objects():
+        return False
     torch.serialization.add_safe_globals(PLACEHOLDERS)
     load = LRScheduler.load_state_dict
 
@@ -87,9 +98,14 @@ def _read_objects() -> None:
         load(self, {key: value for key, value in state.items() if key != "get_lr"})  # the scheduler has its own
 
     LRScheduler.load_state_dict = without  # type: ignore[method-assign, assignment]  # `self` has no type
+    return True
 
 
-def _stay_on_the_cpu() -> None:
+@_repair("no GPU", "the script moves everything to a GPU, and there is none", "main_knn.py", "main_umap.py")
+def _stay_on_the_cpu() -> bool:
+    if torch.cuda.is_available():
+        return False
+
     def here(place: Any) -> Any:
         return "cpu" if isinstance(place, str | torch.device) and torch.device(place).type == "cuda" else place
 
@@ -103,49 +119,19 @@ def _stay_on_the_cpu() -> None:
     torch.Tensor.cuda = lambda self, *_args, **_kwargs: self  # type: ignore[method-assign]
     torch.Tensor.to = staying(torch.Tensor.to)  # type: ignore[method-assign]
     torch.nn.Module.to = staying(torch.nn.Module.to)  # type: ignore[method-assign]
-
-
-REPAIRS = (
-    Repair(
-        "compute_on_step",
-        "torchmetrics dropped an argument that the kNN metric passes",
-        _metric_refuses,
-        _metric_accepts,
-        ("main_pretrain.py", "main_knn.py"),
-    ),
-    Repair(
-        "checkpoint objects",
-        "torch.load refuses the scheduler that SimSiam's checkpoints hold; it is passed over",
-        refuses_objects,
-        _read_objects,
-    ),
-    Repair(
-        "no GPU",
-        "the script moves everything to a GPU, and there is none",
-        lambda: not torch.cuda.is_available(),
-        _stay_on_the_cpu,
-        ("main_knn.py", "main_umap.py"),
-    ),
-)
+    return True
 
 
 def repair(script: str) -> list[str]:
-    """Applies the repairs that `script` needs here; `solo` must be importable. Returns their names, and logs them."""
-    applied = []
-    for known in REPAIRS:
-        if (not known.scripts or script in known.scripts) and known.needed():
-            known.apply()
-            applied.append(known.name)
-            log.info("repaired for solo-learn: %s (%s)", known.name, known.why)
-    return applied
+    """Applies the repairs that `script` needs here and logs them; `solo` must be importable. Returns their names."""
+    applied = [known for known in REPAIRS if (not known.scripts or script in known.scripts) and known.apply()]
+    for known in applied:
+        log.info("repaired for solo-learn: %s (%s)", known.name, known.why)
+    return [known.name for known in applied]
 
 
 def find_script(checkout: str | Path, script: str) -> Path:
-    """The path of `script` in `checkout`.
-
-    Raises:
-        ConfigError: there is no checkout, it is older than solo-learn's move to `lightning`, or it has no such script.
-    """
+    """The path of `script` in `checkout`; ConfigError if there is none, or it is older than the move to `lightning`."""
     checkout = Path(checkout).expanduser().absolute()
     if not (checkout / "solo" / "methods" / "__init__.py").is_file():
         raise ConfigError(f"{checkout} is not a checkout of solo-learn: it has no solo/methods/__init__.py")
@@ -159,24 +145,19 @@ def find_script(checkout: str | Path, script: str) -> Path:
 
 
 def run_script(checkout: str | Path, script: str, argv: Sequence[str] = ()) -> None:
-    """Runs `script` of `checkout` as if it were started by itself, in the current folder.
-
-    Args:
-        checkout: folder of a solo-learn checkout.
-        script: e.g. `main_pretrain.py`.
-        argv: its command line.
+    """Runs `script` of the folder `checkout` as if by itself, in the current folder, with the command line `argv`.
 
     Raises:
         ConfigError: no such checkout or script, or a package that it needs is not installed.
     """
     path = find_script(checkout, script)
     sys.path.insert(0, str(path.parent))
-    # Lightning starts the other processes of a run as `python -m <this name> <argv>`: they come here, too
+    # Lightning starts the other processes of a run as `python -m <the name in __spec__> <argv>`: they come here, too
     os.environ[_RUN] = json.dumps([str(path.parent), script])
     main = ModuleType("__main__")
     main.__file__ = str(path)
     main.__spec__ = importlib.machinery.ModuleSpec(MODULE, None)
-    kept = sys.modules["__main__"], sys.argv
+    own = sys.modules["__main__"], sys.argv
     try:
         register()
         repair(script)
@@ -189,7 +170,7 @@ def run_script(checkout: str | Path, script: str, argv: Sequence[str] = ()) -> N
         package = _PACKAGES.get(module, module)
         raise ConfigError(f"{script} needs {module}, which is not installed: pip install {package}") from error
     finally:
-        sys.modules["__main__"], sys.argv = kept
+        sys.modules["__main__"], sys.argv = own
 
 
 if __name__ == "__main__":
