@@ -1,4 +1,4 @@
-"""Files and folders that are written whole or not at all, JSON, and what bytes sum up to."""
+"""Files and folders that are written whole or not at all, JSON, and SHA-256."""
 
 import hashlib
 import json
@@ -66,7 +66,7 @@ def new_folder(path: Path) -> Iterator[Path]:
 
 
 def sync(path: Path) -> None:
-    """Brings the content of a file, or the names in a folder, onto the disk."""
+    """Flushes the content of a file, or the names in a folder, to the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -91,7 +91,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path, **parts: type) -> dict[str, Any] | None:
-    """The JSON object in the file `path`, in which `parts`, where it has them, have these types; None if there is none.
+    """The JSON object in the file `path`, None without a file; `parts`: the types of keys that it may have.
 
     Raises:
         CheckpointError: it cannot be read, or is something else.
@@ -114,7 +114,7 @@ def read_json(path: Path, **parts: type) -> dict[str, Any] | None:
 
 
 def sha256(source: str | Path | BinaryIO) -> str:
-    """SHA-256, in hexadecimal, of the bytes of a file; of an open one, from where it stands."""
+    """SHA-256, in hexadecimal, of a file; of an open one, from its current position."""
     if isinstance(source, str | Path):
         with open(source, "rb") as file:
             return sha256(file)

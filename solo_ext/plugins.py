@@ -1,7 +1,7 @@
 """Modules from outside the package that register methods, backbones, datasets or monitors when they are imported.
 
-They are named by `solo-ext --import my_module`, which all child processes inherit, or by an entry point of the group
-`solo_ext` of an installed package.
+`solo-ext --import my_module` names them, also for all child processes, as do installed packages by entry points of the
+group `solo_ext`.
 """
 
 import importlib

@@ -1,4 +1,4 @@
-"""Typed sections of a configuration. A field's type says what it takes, and what is refused is named by its full key.
+"""Typed sections of a configuration. A field's type says what it takes, and errors name the full key.
 
     @dataclass
     class GapConfig(Config, section="gap"):
@@ -87,11 +87,7 @@ Temperature = Annotated[float, Bounds(1e-6)]  # of a softmax
 
 
 class UnknownKey(ConfigError):
-    """A key that the schema lacks.
-
-    Attributes:
-        key: its full, dotted name.
-    """
+    """The full, dotted `key` is none of `valid`."""
 
     def __init__(self, key: str, valid: Iterable[str]):
         super().__init__(f"unknown key '{key}'{nearest_key(key, list(valid))}")
@@ -99,10 +95,10 @@ class UnknownKey(ConfigError):
 
 
 class Config:
-    """Base of the dataclasses that are sections of a configuration: their fields are what their types say.
+    """Base of the dataclasses that are sections of a configuration: `fit` makes their fields what their types say.
 
-    Values are converted as `fit` does. A section that compares its values extends `__post_init__` with `require`.
-    The class keyword `section` is its full key; in an object made by `build` it is the key where the values stood.
+    A section that compares its values extends `__post_init__` with `require`. The class keyword `section` is its full
+    key; an object made by `build` has the key where its values stood.
 
     Raises:
         UnknownKey: an argument that the dataclass lacks.
@@ -110,7 +106,7 @@ class Config:
     """
 
     _section: ClassVar[str] = ""
-    when_given: ClassVar[frozenset[str]] = frozenset()  # fields that `plain` leaves out where they are null
+    when_given: ClassVar[frozenset[str]] = frozenset()  # fields that `plain` leaves out if they are null
 
     def __init_subclass__(cls, section: str | None = None, **kwargs: Any):
         super().__init_subclass__(**kwargs)
@@ -132,7 +128,7 @@ class Config:
 
 
 def build(cls: type[T], values: Any, at: str = "") -> T:
-    """The dataclass `cls`, with those nested in it and in its lists, from the values found at key `at`.
+    """The dataclass `cls`, with those nested in it and in its lists, from the values at key `at`.
 
     Args:
         values: a mapping, a DictConfig, None for all defaults, or the finished dataclass.
@@ -147,33 +143,33 @@ def build(cls: type[T], values: Any, at: str = "") -> T:
         values = OmegaConf.to_container(values, resolve=True)
     if values is not None and not isinstance(values, Mapping):
         raise ConfigError(f"{at} must be {describe(cls)}, not {show(values)}")
-    given, hints = dict(values or {}), _hints(cls)
-    _check_names(cls, given, at)
+    arguments, hints = dict(values or {}), _hints(cls)
+    _check_names(cls, arguments, at)
     for field in dataclasses.fields(cls):  # type: ignore[arg-type]  # a TypeVar cannot be bound to dataclasses
         no_default = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
-        if field.name not in given and (no_default or field.default == MISSING):
+        if field.name not in arguments and (no_default or field.default == MISSING):
             if not dataclasses.is_dataclass(hints[field.name]):
                 raise ConfigError(f"{join(at, field.name)} is missing")
-            given[field.name] = None
+            arguments[field.name] = None
     if not issubclass(cls, Config):
-        return cls(**{name: fit(hints[name], value, join(at, name)) for name, value in given.items()})
-    made = cls.__new__(cls)
-    object.__setattr__(made, "_section", at)
-    made.__init__(**given)  # type: ignore[misc]  # `cls(**given)` could not know where it is
-    return made
+        return cls(**{name: fit(hints[name], value, join(at, name)) for name, value in arguments.items()})
+    section = cls.__new__(cls)
+    object.__setattr__(section, "_section", at)
+    section.__init__(**arguments)  # type: ignore[misc]  # `cls(**arguments)` could not know where it is
+    return section
 
 
 def plain(config: Any) -> dict[str, Any]:
     """The values of a configuration, typed or not, as args.json holds them.
 
-    Fields of null that the class names in `when_given` are left out: what stands for them is not ours to say.
+    Null fields that the class names in `when_given` are left out: their default is another library's.
     """
 
     def values(x: Any) -> Any:
         if dataclasses.is_dataclass(x):
             named = {field.name: getattr(x, field.name) for field in dataclasses.fields(x)}
-            hidden = getattr(x, "when_given", ())
-            return {name: values(item) for name, item in named.items() if item is not None or name not in hidden}
+            omitted = getattr(x, "when_given", ())
+            return {name: values(item) for name, item in named.items() if item is not None or name not in omitted}
         if isinstance(x, Mapping):
             return {str(key): values(item) for key, item in x.items()}
         if isinstance(x, list | tuple):
@@ -187,7 +183,7 @@ def fit(hint: Any, value: Any, key: str) -> Any:
     """`value` as the type `hint`: unchanged if it is one, else converted, such as "1e-5" to a number.
 
     Raises:
-        ConfigError: it is no such thing, or a number that is not finite.
+        ConfigError: it cannot be converted, or is a number that is not finite.
     """
     if isinstance(value, str) and value == MISSING:
         raise ConfigError(f"{key} is missing")
@@ -298,11 +294,11 @@ def _types(cls: Any) -> dict[str, Any]:
     return {field.name: hints[field.name] for field in dataclasses.fields(cls)}
 
 
-_hints: Callable[[Any], dict[str, Any]] = lru_cache(maxsize=256)(_types)
+_hints: Callable[[Any], dict[str, Any]] = lru_cache(maxsize=256)(_types)  # typed for classes of any kind
 
 
-def _check_names(cls: type, given: Iterable[Any], at: str) -> None:
-    for name in given:
+def _check_names(cls: type, names: Iterable[Any], at: str) -> None:
+    for name in names:
         if name not in _hints(cls):
             raise UnknownKey(join(at, name), keys(cls, at))
 

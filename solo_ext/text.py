@@ -1,4 +1,4 @@
-"""Text for people: what was probably meant, how long something takes, tables, and how a metric is shown."""
+"""Text for people: the nearest name, durations, tables, and how a metric is shown."""
 
 import difflib
 from collections.abc import Iterable, Sequence
@@ -33,16 +33,16 @@ def duration(seconds: float) -> str:
 
 
 def markdown_table(headings: Sequence[str], rows: Iterable[Sequence[str]], right: Iterable[int] = ()) -> str:
-    """A Markdown table; `right`: the columns that are aligned to the right. It ends with a line break."""
-    to_the_right = set(right)
-    rule = ["---:" if i in to_the_right else "---" for i in range(len(headings))]
+    """A Markdown table, with a line break at its end; `right`: the columns that are aligned to the right."""
+    aligned = set(right)
+    rule = ["---:" if i in aligned else "---" for i in range(len(headings))]
     lines = (" | ".join(str(cell).replace("|", "\\|") for cell in row) for row in (headings, rule, *rows))
     return "".join(f"| {line} |\n" for line in lines)
 
 
 @dataclass(frozen=True)
 class Metric:
-    """How a logged metric is shown, wherever it is shown; it stands in the file that computes the metric.
+    """How a logged metric is shown everywhere; defined in the file that computes the metric.
 
     Attributes:
         name: as it is logged; a `*` stands for anything (`val_knn*`, `weight_distance/*`).

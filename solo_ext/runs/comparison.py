@@ -1,4 +1,4 @@
-"""Configurations side by side."""
+"""Configurations side by side: where they agree, and where they differ."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -8,7 +8,7 @@ from solo_ext.schema import plain
 
 # A run continues another one if their resolved configurations agree in everything but:
 IGNORED = (
-    # where and how often something is written, and who watches
+    # where and how often something is written or shown
     "checkpoint",
     "wandb",
     "tensorboard",
@@ -19,7 +19,7 @@ IGNORED = (
     "resume_from_checkpoint",
     # how the batches are loaded, not what they hold
     "data.num_workers",
-    # which devices: their number times the batch size is compared in optimizer.effective_lr, which it scales
+    # which devices: their number is compared in optimizer.effective_lr, which it scales
     "devices",
     "num_nodes",
 )

@@ -14,22 +14,20 @@ from solo_ext.runs.checkpoints import Checkpoint, foreign_config, open_checkpoin
 FETCHING = {"pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir", "weights"}
 
 
-def explain_mismatch(have: Mapping[str, Tensor], want: Mapping[str, Tensor]) -> str:
-    """How the tensors of a checkpoint differ from those of a network, in counts and first examples; '' if they fit."""
-    missing, unexpected = [k for k in want if k not in have], [k for k in have if k not in want]
-    shapes = [k for k in want if k in have and have[k].shape != want[k].shape]
+def explain_mismatch(state: Mapping[str, Tensor], network: Mapping[str, Tensor]) -> str:
+    """How the tensors of a checkpoint differ from a network's, in counts and first examples; '' if they fit."""
+    missing, unexpected = [k for k in network if k not in state], [k for k in state if k not in network]
+    shapes = [k for k in network if k in state and state[k].shape != network[k].shape]
     parts = [f"{len(missing)} missing (first {missing[0]})"] if missing else []
     parts += [f"{len(unexpected)} unexpected (first {unexpected[0]})"] if unexpected else []
     if shapes:
-        sizes = [list(tensors[shapes[0]].shape) for tensors in (have, want)]
+        sizes = [list(tensors[shapes[0]].shape) for tensors in (state, network)]
         parts += [f"{len(shapes)} of another shape (first {shapes[0]}: {sizes[0]} instead of {sizes[1]})"]
     return ", ".join(parts)
 
 
 def load_encoder(
-    source: str | Path | Checkpoint,
-    config: Mapping[str, Any] | None = None,
-    teacher: bool = False,
+    source: str | Path | Checkpoint, config: Mapping[str, Any] | None = None, teacher: bool = False
 ) -> tuple[nn.Module, dict[str, Any] | None]:
     """The trained backbone of a run.
 

@@ -1,4 +1,4 @@
-"""What a run ran on, as `environment.json`: versions, code, hardware."""
+"""The environment.json of a run: versions, code, hardware."""
 
 import hashlib
 import os
@@ -63,7 +63,7 @@ def _version(package: str) -> str | None:
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
-        return getattr(solo_ext, "__version__", None) if package == "solo-ext" else None
+        return solo_ext.__version__ if package == "solo-ext" else None
 
 
 def _cpu_model() -> str:

@@ -9,7 +9,7 @@ T = TypeVar("T")
 
 
 class Placeholder:
-    """Stands for a class or function that a checkpoint names: takes what is stored for it, and does nothing."""
+    """Stands for a class or function that a checkpoint names: accepts what is stored for it, and does nothing."""
 
     def __new__(cls, *_args: Any, **_kwargs: Any) -> "Placeholder":
         return super().__new__(cls)
@@ -32,7 +32,7 @@ class _List(list):
 
 
 class _Dict(dict):
-    def __new__(cls, *_args: Any) -> dict:  # type: ignore[misc]  # a plain one, which is all that may be filled
+    def __new__(cls, *_args: Any) -> dict:  # type: ignore[misc]  # a plain one: torch.load fills no other
         return {}
 
 
@@ -71,13 +71,13 @@ PLACEHOLDERS: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
 
 
 def current_names(state: Mapping[str, T]) -> dict[str, T]:
-    """The tensors under the names since solo-learn 1.0.3, in which `encoder.*` has become `backbone.*`."""
+    """The tensors under the names since solo-learn 1.0.3, in which `encoder.*` became `backbone.*`."""
     return {re.sub(r"^(momentum_)?encoder\.", r"\1backbone.", name): x for name, x in state.items()}
 
 
 def current_config(args: dict[str, Any]) -> dict[str, Any]:
     """An args.json under the current keys. Until solo-learn 1.0.5 it was a flat list of command-line options, of which
-    the network, the data and the size of the crops are taken; a nested one is returned as it is."""
+    the network, the data and the size of the crops are taken; a nested one is returned unchanged."""
     name = args.get("backbone") or args.get("encoder")
     if not isinstance(name, str):
         return args
@@ -85,7 +85,7 @@ def current_config(args: dict[str, Any]) -> dict[str, Any]:
     from solo_ext.networks.backbones import BACKBONES, MOCO_VITS
 
     options = args.get("backbone_args") or args  # until 0.9 they were options like the others
-    kwargs = {}  # that change the network's form
+    kwargs = {}  # those that change the network
     if name.startswith("vit"):
         kwargs = {key: options[key] for key in ("img_size", "patch_size") if key in options}
     if name in MOCO_VITS:  # MoCo v3 had no ViTs of its own yet

@@ -1,7 +1,4 @@
-"""The run folder, `<dir>/<method>/<run id>`: what its files are called, and how they are read, written and compared.
-
-Nothing here imports torch.
-"""
+"""The run folder, `<dir>/<method>/<run id>`: the names of its files, reading and writing them. Imports no torch."""
 
 import logging
 import os
@@ -31,7 +28,7 @@ log = logging.getLogger("solo_ext")
 ARGS, METRICS, RESULT, ENVIRONMENT = "args.json", "metrics.csv", "result.json", "environment.json"
 LINEAR, KNN = "linear.json", "knn.json"
 RECORDS = "checkpoints.json"  # epoch, step, SHA-256 and size of the checkpoints beside it
-WEIGHTS = "model.safetensors"  # what the folder of an exported run has in place of checkpoints
+WEIGHTS = "model.safetensors"  # in place of checkpoints, in the folder of an exported run
 
 UNTRAINED = "untrained"  # <dir>/untrained/<id>: the evaluations of an encoder as it was initialised
 CLASSIFIERS = "linear"  # <dir>/linear/<id>: linear classifiers, whose accuracies are in their encoder's linear.json
@@ -78,7 +75,7 @@ class Run:
 
     @property
     def method(self) -> str:
-        """The configuration's `method`, else the name of the folder above; `untrained` for such an encoder."""
+        """`untrained`, or the configuration's `method`, or else the name of the folder above."""
         return UNTRAINED if self.untrained else str(self.args.get("method") or self.dir.parent.name)
 
     @property
@@ -124,7 +121,7 @@ class Run:
 
     @property
     def running(self) -> bool:
-        """Whether a process works in it."""
+        """Whether a process is working in it."""
         return not RunLock(self.dir).free()
 
     @cached_property
@@ -174,7 +171,7 @@ class Run:
         try:
             recorded = read_json(path) or {}
             return {name: dict(entry) for name, entry in recorded.items() if (self.dir / name).is_file()}
-        except (CheckpointError, ValueError, TypeError):
+        except (ValueError, TypeError):
             log.warning("%s is damaged; the checkpoints beside it are read without their checksums", path)
             return {}
 
@@ -192,7 +189,7 @@ class Run:
 
         A new folder is removed if the run fails before `begun()`, or by a user's mistake before a checkpoint.
         """
-        made = [path for path in (self.dir, *self.dir.parents) if not path.exists()]
+        new_folders = [path for path in (self.dir, *self.dir.parents) if not path.exists()]
         with held(self.dir, "checkpoint.dir", "resume_from_checkpoint", "a run that has not ended"):
             try:
                 write_json(self.dir / ARGS, args)
@@ -201,10 +198,10 @@ class Run:
                 yield
             except BaseException as error:
                 # a user's mistake leaves nothing that cannot be resumed; other failures leave their metrics
-                if made and not (begun() and (self.checkpoints or not isinstance(error, SoloExtError))):
+                if new_folders and not (begun() and (self.checkpoints or not isinstance(error, SoloExtError))):
                     shutil.rmtree(self.dir, ignore_errors=True)
                     with suppress(OSError):
-                        for parent in made[1:]:
+                        for parent in new_folders[1:]:
                             parent.rmdir()
                 raise
 
@@ -219,8 +216,8 @@ class Run:
         """Marks the run as finished."""
         write_json(self.dir / RESULT, asdict(result))
 
-    def record(self, name: str, content: Mapping[str, Any], args: Mapping[str, Any] | None = None) -> None:
-        """Writes the evaluation `LINEAR` or `KNN` of the encoder; with `args`, the folder may be new."""
+    def write_evaluation(self, name: str, content: Mapping[str, Any], args: Mapping[str, Any] | None = None) -> None:
+        """Writes the file `LINEAR` or `KNN`; with `args`, the folder may be new."""
         if args is not None:
             self.dir.mkdir(parents=True, exist_ok=True)
             write_json(self.dir / ARGS, args)
@@ -242,18 +239,13 @@ def saved_at(path: Path) -> float:
 
 
 def find_runs(path: str | Path) -> list[Run]:
-    """The run in the folder `path`, else those below it, by name, without those of linear classifiers.
-
-    Raises:
-        CheckpointError: there is none.
-    """
+    """The run in the folder `path`, else those below it, by name, without linear classifiers; CheckpointError if there
+    are none."""
     path = Path(path)
-    if _is_run(path):
-        return [Run(path)]
-    runs = [Run(folder) for folder in _walk(path) if folder.parent.name != CLASSIFIERS]
-    if not runs:
+    folders = [path] if _is_run(path) else [x for x in _walk(path) if x.parent.name != CLASSIFIERS]
+    if not folders:
         raise CheckpointError(_no_run(path))
-    return runs
+    return [Run(folder) for folder in folders]
 
 
 def _is_run(path: Path) -> bool:

@@ -150,4 +150,4 @@ def _record(name: str, content: dict[str, Any], cfg: RunConfig, source: Path | N
     if args is None or not is_first():
         return
     target = Run(results or (encoder.dir if encoder else untrained_folder(cfg)))
-    target.record(name, content, None if encoder and target.dir == encoder.dir else args)
+    target.write_evaluation(name, content, None if encoder and target.dir == encoder.dir else args)
