@@ -92,19 +92,20 @@ class Group(Help):
 
     def __call__(self, argv: Sequence[str]) -> None:
         if not argv or argv[0] in ("-h", "--help"):
-            print(self._help())
+            self._print_help()
         elif argv[0] in self.commands:
             self.commands[argv[0]](argv[1:])
         else:
             words = f"{self.program} {argv[0]}".removeprefix("solo-ext ")
             raise ConfigError(f"there is no command '{words}'{hint(argv[0], self.commands)}")
 
-    def _help(self) -> str:
+    def _print_help(self) -> None:
+        print(f"usage: {self.program} <command> ...\n\n{self.text}\n\ncommands:")
         width = max(map(len, self.commands))
-        lines = (f"  {name:<{width}}  {command.summary}" for name, command in self.commands.items())
-        more = f"{self.program} <command> --help says what a command takes."
-        usage = f"usage: {self.program} <command> ..."
-        return "\n".join([usage, "", self.text, "", "commands:", *lines, "", more, "", "examples:", *self.examples])
+        for name, command in self.commands.items():
+            print(f"  {name:<{width}}  {command.summary}")
+        print(f"\n{self.program} <command> --help says what a command takes.\n")
+        print("examples:", *self.examples, sep="\n")
 
 
 SOLO_EXT = Group(
