@@ -13,7 +13,7 @@ _HOMES = {"METHODS": "solo_ext.methods", "load_backbone": "solo_ext.zoo.model", 
 
 
 def __getattr__(name: str):
-    # torch is imported when one of them is asked for, not when `solo-ext --help` is
+    # so that `solo-ext --help` does not import torch
     if name in _HOMES:
         return getattr(import_module(_HOMES[name]), name)
     raise AttributeError(f"module 'solo_ext' has no attribute '{name}'")

@@ -18,19 +18,15 @@ OPTION = "--import"
 
 
 def take(argv: Sequence[str]) -> list[str]:
-    """`argv` without `--import MODULE`, whose modules are noted for this process and its children.
-
-    Raises:
-        ConfigError: the option without a module.
-    """
+    """`argv` without `--import MODULE`, whose modules are noted for this process and its children."""
     rest, names = [], [name for name in os.environ.get(VARIABLE, "").split(",") if name]
     words = iter(argv)
     for word in words:
-        option, given, name = word.partition("=")
+        option, equals, name = word.partition("=")
         if option != OPTION:
             rest.append(word)
             continue
-        name = name if given else next(words, "")
+        name = name if equals else next(words, "")
         if not name or name.startswith("-"):
             raise ConfigError(f"{OPTION} needs the name of a module")
         names += [name] if name not in names else []
@@ -41,11 +37,7 @@ def take(argv: Sequence[str]) -> list[str]:
 
 @cache
 def load() -> None:
-    """Imports them, once.
-
-    Raises:
-        ConfigError: a module that is not there or cannot be imported.
-    """
+    """Imports them, once; ConfigError for one that cannot be imported."""
     names = [name for name in os.environ.get(VARIABLE, "").split(",") if name]
     if names and os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())  # where a script of the user's own lies

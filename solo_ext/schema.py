@@ -25,7 +25,7 @@ from solo_ext.errors import ConfigError
 from solo_ext.text import nearest
 
 T = TypeVar("T")
-MISSING = "???"  # OmegaConf's marker for a value that has to be given
+MISSING = "???"  # OmegaConf's marker for a required value
 _MISFIT = object()
 _WORDS = {
     float: "a number",

@@ -29,7 +29,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 class Help:
-    """What a docstring says: a summary in one line, paragraphs, and last, indented, the examples."""
+    """What a docstring says: a summary in one line, paragraphs, and the examples, which are the last of them."""
 
     def __init__(self, program: str, docstring: str | None):
         self.program = program
@@ -78,10 +78,7 @@ class Group(Help):
         return group
 
     def command(self, *options: Option, own: int | None = None) -> Callable[[Callable[[Namespace], None]], Command]:
-        """Makes a function a command of this group, under its own name.
-
-        own: how many of the words are the command's; it gets the others as `args.others`. Default: all.
-        """
+        """Makes a function a command of this group; words after the first `own` are passed on as `args.others`."""
 
         def register(run: Callable[[Namespace], None]) -> Command:
             name = run.__name__.strip("_").replace("_", "-")

@@ -42,15 +42,12 @@ def _selection(args: Namespace, command: str, known: Mapping[str, "Entry"]) -> l
         raise CheckpointError(f"the zoo has nothing{of}{nearest(dataset, {e.dataset for e in known.values()})}")
     if weights := [entry for entry in entries if entry.files]:
         return weights
-    recipe = entries[0].recipe and entries[0].recipe.path
-    raise CheckpointError(
-        f"the zoo has no weights{of}, only {len(entries)} recipes, such as solo-ext pretrain {recipe}: neither paper "
-        "published any"
-    )
+    recipes = f"{len(entries)} recipes, such as solo-ext pretrain {entries[0].recipe and entries[0].recipe.path}"
+    raise CheckpointError(f"the zoo has no weights{of}, only {recipes}: neither paper published any")
 
 
 @ZOO.command(
-    option("words WORD", "only entries with all of these in their name", nargs="*"),
+    option("words WORD", "only entries with all of these words in their name", nargs="*"),
     option("--weights", "leave out the recipes without weights"),
     option("--json", "print JSON, with everything that is known"),
     option("--markdown", "print the tables of the README files"),
@@ -147,10 +144,9 @@ def verify(args: Namespace) -> None:
     bad = [row for row in rows if row[2] != "ok"]
     if bad:
         entry, path, state = bad[0]
-        mend = f"; solo-ext zoo download {entry.name} fetches them" if entry.repository else ""
-        raise CheckpointError(
-            f"{len(bad)} of {len(rows)} files are not as the index says (first: {path} is {state}){mend}"
-        )
+        first = f"(first: {path} is {state})"
+        remedy = f"; solo-ext zoo download {entry.name} fetches them" if entry.repository else ""
+        raise CheckpointError(f"{len(bad)} of {len(rows)} files are not as the index says {first}{remedy}")
     if not rows:
         print("nothing of the zoo is on this machine", file=sys.stderr)
 

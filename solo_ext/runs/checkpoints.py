@@ -1,4 +1,4 @@
-"""Checkpoints: found, read once without running code, compared with their SHA-256, and saved whole."""
+"""Checkpoints: finding, reading without running code, checking SHA-256, saving whole."""
 
 import functools
 import io

@@ -59,8 +59,8 @@ def differences(saved: Any, now: Any) -> list[str]:
     if pairs.get("data.num_classes", [0, 0])[1] is None:
         del pairs["data.num_classes"]
     counted = (key for key in pairs if not any(f"{key}.".startswith(f"{name}.") for name in IGNORED))
-    keys = [key for key in counted if pairs[key][0] != pairs[key][1]]
-    return [f"{key}: {value_text(pairs[key][0])} -> {value_text(pairs[key][1])}" for key in keys]
+    changed = [(key, *pairs[key]) for key in counted if pairs[key][0] != pairs[key][1]]
+    return [f"{key}: {value_text(old)} -> {value_text(new)}" for key, old, new in changed]
 
 
 def value_text(value: Any) -> str:

@@ -40,18 +40,14 @@ def environment() -> dict[str, Any]:
 
 
 def commit() -> dict[str, Any] | None:
-    """`{"hash", "dirty"}` of the checkout that solo_ext is imported from; None if it is installed otherwise.
-
-    dirty: `solo_ext` or `scripts` has uncommitted changes.
-    """
+    """{"hash", "dirty": whether `solo_ext` or `scripts` is changed} of the checkout; None without one."""
     root = Path(solo_ext.__file__).parents[1]
     if not (root / ".git").exists():
         return None
 
     def git(*args: str) -> str:
-        return subprocess.run(
-            ["git", "-C", str(root), *args], capture_output=True, text=True, timeout=10, check=True
-        ).stdout.strip()
+        command = ["git", "-C", str(root), *args]
+        return subprocess.check_output(command, stderr=subprocess.DEVNULL, text=True, timeout=10).strip()
 
     try:
         return {"hash": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain", "solo_ext", "scripts"))}
