@@ -223,13 +223,13 @@ def study(args: Namespace) -> None:
 
 @SOLO_EXT.command(option("words [WORD...] | copy NAME DIR", "only names with all these WORDs", nargs="*"))
 def _recipes(args: Namespace) -> None:
-    """List the recipes, or copy one to change it.
+    """List the recipes, or copy one to edit it.
 
-    pretrain and plan take recipes by name, and study studies. A recipe without a file is a framework's recipe with a
+    pretrain and plan take recipes by name, study takes studies. A recipe without a file is a framework's recipe with a
     variant over it, which no paper prints. linear has a recipe of the same name for each, except ViTs and custom.
 
-    copy writes the recipe, and the YAMLs that it is made of, below DIR: a file to change, which pretrain takes by its
-    path. copy linear/NAME DIR does so for linear's.
+    copy writes the recipe, and the YAMLs that it is composed of, below DIR; pretrain takes the copy by its path. copy
+    linear/NAME DIR copies a recipe of linear.
 
       solo-ext recipes cifar100 res_
       solo-ext recipes copy cifar10/res_dino my_recipes
@@ -254,8 +254,8 @@ def with_solo_learn(args: Namespace) -> None:
     the installed libraries. Its main_linear.py, main_knn.py and main_umap.py read our run folders, and our commands
     read its run folders.
 
-    ARGS are passed to the script unchanged. As if it were run by itself, a relative --config-path is taken from the
-    checkout, and data, checkpoints and trained_models from the current folder.
+    ARGS are passed to the script unchanged. As when it is run by itself, a relative --config-path is looked up in the
+    checkout, and data, checkpoints and trained_models in the current folder.
 
       solo-ext with-solo-learn . main_pretrain.py --config-path scripts/pretrain/cifar -cn byol method=res_byol
       solo-ext with-solo-learn ~/solo-learn main_knn.py --pretrained_checkpoint_dir trained_models/res_mocov3/RUN ...
@@ -274,7 +274,7 @@ def with_solo_learn(args: Namespace) -> None:
     option("--push OWNER/NAME", "upload it to this repository of the Hugging Face Hub"),
 )
 def export(args: Namespace) -> None:
-    """Write an encoder as torchvision, timm, detectron2, the Hugging Face Hub or ONNX take it.
+    """Write an encoder in the format of torchvision, timm, detectron2, the Hugging Face Hub or ONNX.
 
     export.json in the output folder says how to load it. TARGET's own network is built and loaded from the folder, and
     its features of random images are compared with ours: if they differ by more than 1e-5 of the largest (onnx: 1e-4),

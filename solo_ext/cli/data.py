@@ -97,9 +97,9 @@ def fingerprint(args: Namespace) -> None:
 def certify(args: Namespace) -> None:
     """Show that all data formats give solo-learn's views.
 
-    Compares the views of each data format with those of solo-learn's chain of Pillow and torchvision: the parameters
-    that are drawn (Kolmogorov-Smirnov), every operation by the same numbers (mean difference, bias), and the whole
-    chain by other numbers; without a YAML, for all operations, on scikit-learn's two photographs and on bundled
+    Compares the views of each data format with those of solo-learn's chain of Pillow and torchvision: the drawn
+    parameters (Kolmogorov-Smirnov), every operation with the same random numbers (mean difference, bias), and the whole
+    chain with other ones; without a YAML, for all operations, on scikit-learn's two photographs and on bundled
     Fashion-MNIST images. Prints tables in Markdown, and exits 1 if a value is outside its bound. It needs a checkout.
 
       solo-ext data certify

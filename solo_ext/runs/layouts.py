@@ -11,9 +11,6 @@ T = TypeVar("T")
 class Placeholder:
     """Stands for a class or function that a checkpoint names: accepts what is stored for it, and does nothing."""
 
-    def __new__(cls, *_args: Any, **_kwargs: Any) -> "Placeholder":
-        return super().__new__(cls)
-
     def __init__(self, *_args: Any, **_kwargs: Any):
         pass
 
