@@ -44,11 +44,11 @@ def leaves(node, at: str = "") -> dict:
 
 
 def assert_every_value_is_read(raw, kind: str) -> None:
-    cfg, said = (leaves(values) for values in (schema.plain(resolve(raw, kind)), OmegaConf.to_container(raw)))
+    cfg, expected = (leaves(values) for values in (schema.plain(resolve(raw, kind)), OmegaConf.to_container(raw)))
     unused = METHODS[raw.method].unused_kwargs if kind == "pretrain" else ()
     unused = (*(f"method_kwargs.{key}" for key in unused), "hydra.", "augmentations_cfg", "wandb_cfg")
-    said = {key: value for key, value in said.items() if not key.startswith(unused)}
-    assert {key: cfg[key] for key in said} == said
+    expected = {key: value for key, value in expected.items() if not key.startswith(unused)}
+    assert {key: cfg[key] for key in expected} == expected
 
 
 @pytest.mark.parametrize("wandb", ["private", "mhug"])

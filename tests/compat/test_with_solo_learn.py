@@ -137,7 +137,7 @@ def test_a_script_runs_as_if_by_itself_also_in_the_processes_that_lightning_star
 
 
 @pytest.mark.parametrize(
-    ("files", "words", "said"),
+    ("files", "words", "message"),
     [
         ({}, [], "the following arguments are required: PATH, SCRIPT"),
         ({}, ["solo-learn"], "the following arguments are required: SCRIPT"),
@@ -150,12 +150,12 @@ def test_a_script_runs_as_if_by_itself_also_in_the_processes_that_lightning_star
         ({"solo/utils/knn.py": "import no.x\n"}, ["solo-learn", "main_knn.py"], "main_knn.py needs no, which is not"),
     ],
 )
-def test_a_mistake_is_one_sentence(run, checkout, monkeypatch, files, words, said):
+def test_a_mistake_is_one_sentence(run, checkout, monkeypatch, files, words, message):
     checkout(files)
     monkeypatch.setitem(sys.modules, "umap", None)  # as if it were not installed
     status, out, err = run("with-solo-learn", *words)
     lines = [line for line in err.splitlines() if "repaired" not in line]
-    assert status == 2 and not out and len(lines) == 1 and said in lines[0]
+    assert status == 2 and not out and len(lines) == 1 and message in lines[0]
 
 
 def test_what_the_script_itself_gets_wrong_stays_its_own(run, checkout):
@@ -328,11 +328,11 @@ def test_our_run_folders_are_read_whole(solo, linear_backbone, method):
 def test_its_knn_of_our_run_is_ours(solo, method, backbone, capsys):
     folder = our_run(method, backbone).dir
     encoder = {"pretrained_feature_extractor": str(folder), "accelerator": "cpu", "data": DATA}
-    asked = {"k": [1, 5], "distance_func": ["euclidean", "cosine"], "T": [0.1]}
-    ours = {(row["distance"], row["k"]): row for row in knn(resolve({**encoder, "knn_eval": asked}, "knn"))}
+    options = {"k": [1, 5], "distance_func": ["euclidean", "cosine"], "T": [0.1]}
+    ours = {(row["distance"], row["k"]): row for row in knn(resolve({**encoder, "knn_eval": options}, "knn"))}
     capsys.readouterr()
-    asked = ["--k", "1", "5", "--temperature", "0.1", "--feature_type", "backbone", "projector"]
-    solo("main_knn.py", [*images_and(folder), *asked, "--distance_function", "euclidean", "cosine"])
+    options = ["--k", "1", "5", "--temperature", "0.1", "--feature_type", "backbone", "projector"]
+    solo("main_knn.py", [*images_and(folder), *options, "--distance_function", "euclidean", "cosine"])
     printed = capsys.readouterr().out.split("### PROJECTOR")
     rows = re.findall(r"distance_fx=(\w+), k=(\d+), .*\n.*acc@1=([\d.]+), acc@5=([\d.]+)", printed[0])
     assert len(rows) == 4
