@@ -34,16 +34,16 @@ from solo_ext.runs.environment import environment
 from solo_ext.runs.lock import RunLock
 from solo_ext.runs.resume import find_resumable
 from solo_ext.runs.run import RECORDS
-from solo_ext.training import precision
+from solo_ext.training import hardware
 from solo_ext.training.callbacks.throughput import Throughput
 from solo_ext.training.config import resolve
 from solo_ext.training.distributed.ranks import is_first
 from solo_ext.training.evaluate import knn, linear
 from solo_ext.training.hardware import devices_text
-from solo_ext.training.logger_config import TensorboardConfig
 from solo_ext.training.loggers import CSVMetrics, reachable
 from solo_ext.training.pretrain import pretrain
 from solo_ext.training.safety import NonFiniteError, check_finite
+from solo_ext.training.trainer_config import TensorboardConfig, TrainerConfig
 
 AUGMENTATION = {"rrc": {"enabled": True}, "horizontal_flip": {"prob": 0.5}, "crop_size": 12, "num_crops": 2}
 
@@ -677,8 +677,8 @@ def test_a_server_that_never_answers_is_not_waited_for():
     ],
 )
 def test_pick_precision(monkeypatch, caplog, requested, accelerator, bf16, expected):
-    monkeypatch.setattr(precision, "cpu_has_bf16", lambda: bf16)
-    assert precision.pick_precision(requested, accelerator) == expected
+    monkeypatch.setattr(hardware, "cpu_has_bf16", lambda: bf16)
+    assert hardware.pick_precision(TrainerConfig(precision=requested, accelerator=accelerator)) == expected
     assert len(caplog.records) == (expected != {16: "16-mixed", 32: "32"}.get(requested, requested))
 
 

@@ -5,7 +5,6 @@ import time
 from contextlib import nullcontext, suppress
 from itertools import pairwise
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import lightning.pytorch as pl
@@ -87,7 +86,6 @@ def _measure(cfg: PretrainConfig, method: LightningMethod, images: int) -> dict[
     values = {key: value for key, value in plain(cfg).items() if key in STEP_KEYS}
     values |= {"accelerator": "cpu" if cfg.accelerator == "cpu" else "auto", "devices": 1, "num_nodes": 1}
     values |= {"strategy": "auto", "max_steps": WARM_UP + STEPS, "limit_val_batches": 0, "enable_progress_bar": False}
-    size = SimpleNamespace(train_set=range(images * values["max_steps"]), batch_size=images)
     clock, saved = _Clock(), {}
     free = _free_memory()
 
@@ -97,7 +95,7 @@ def _measure(cfg: PretrainConfig, method: LightningMethod, images: int) -> dict[
         return tensor
 
     with quietly(), explained():
-        trainer = make_trainer(TrainerConfig(**values), Path(), size, [clock])
+        trainer = make_trainer(TrainerConfig(**values), [clock], values["max_steps"])
         device = trainer.strategy.root_device
         gpu = device.type == "cuda"
         if gpu:

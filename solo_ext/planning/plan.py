@@ -17,7 +17,7 @@ from solo_ext.planning.anatomy import anatomy
 from solo_ext.planning.measure import crop_sizes, measure_steps
 from solo_ext.text import duration
 from solo_ext.training.config import PretrainConfig
-from solo_ext.training.hardware import device_count
+from solo_ext.training.hardware import processes
 from solo_ext.training.pretrain import check_sizes
 
 
@@ -47,7 +47,7 @@ def plan(cfg: PretrainConfig, measure: bool = True) -> dict[str, Any]:
     method = METHODS[cfg.method](cfg)
     check_sizes(method.backbone, cfg)
     images, unknown = _training_images(cfg.data)
-    devices = device_count(cfg) * cfg.num_nodes
+    devices = processes(cfg)
     per_epoch, steps = (None, None) if images is None else _optimizer_steps(cfg, images // devices)
     warmup = cfg.scheduler.warmup_epochs if cfg.scheduler.name == "warmup_cosine" else 0
     p = {

@@ -29,9 +29,8 @@ from solo_ext.schema import MISSING, Bounds, Config, Count, Positive, UnknownKey
 from solo_ext.text import hint
 from solo_ext.training.callbacks import MONITORS, MonitorCallback
 from solo_ext.training.compose import sentence
-from solo_ext.training.hardware import device_count
-from solo_ext.training.logger_config import TensorboardConfig, WandbConfig
-from solo_ext.training.trainer_config import OWN, TrainerConfig
+from solo_ext.training.hardware import processes
+from solo_ext.training.trainer_config import OWN, TensorboardConfig, TrainerConfig, WandbConfig
 
 log = logging.getLogger("solo_ext")
 
@@ -252,7 +251,7 @@ def _derive(cfg: AnyConfig, derived: Mapping[str, Any]) -> AnyConfig:
         # in a linear evaluation, solo-learn's scaling leaves the accumulation out
         accumulate = cfg.accumulate_grad_batches if pretrain else 1
         o.effective_lr, o.effective_classifier_lr = effective_lrs(
-            o.lr, o.classifier_lr, o.batch_size, device_count(cfg) * cfg.num_nodes, accumulate
+            o.lr, o.classifier_lr, o.batch_size, processes(cfg), accumulate
         )
     return cfg
 

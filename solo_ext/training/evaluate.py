@@ -19,8 +19,7 @@ from solo_ext.runs.run import CLASSIFIERS, KNN, LINEAR, UNTRAINED, Run, RunResul
 from solo_ext.schema import plain
 from solo_ext.training.config import KNNRunConfig, LinearConfig, RunConfig
 from solo_ext.training.distributed.ranks import is_first
-from solo_ext.training.hardware import on_gpu
-from solo_ext.training.precision import pick_precision
+from solo_ext.training.hardware import first_device, pick_precision
 from solo_ext.training.start import begin, runs_folder
 from solo_ext.training.trainer import fit, prepare, print_result, surroundings
 
@@ -34,7 +33,7 @@ def linear(cfg: LinearConfig, results: Path | None = None, encoder: Checkpoint |
     starts from. `cache_features` trains on features of un-augmented images, extracted once.
 
     Args:
-        results: the folder that gets linear.json and the encoder's args.json; default: where the latter lies.
+        results: the folder that gets linear.json and the encoder's args.json; default: the encoder's own.
         encoder: the checkpoint that `cfg` names, if it has been read already.
 
     Returns:
@@ -47,7 +46,9 @@ def linear(cfg: LinearConfig, results: Path | None = None, encoder: Checkpoint |
     if cached:
         result = _fit_cached(cfg, backbone, data, Run.new(base))
     else:
-        result = fit(cfg, _linear_model(cfg, backbone), data, begin(cfg, base))
+        layout = not cfg.performance.disable_channel_last
+        model = LinearModel(backbone, data.num_classes, cfg.optimizer, cfg.scheduler, cfg, layout)
+        result = fit(cfg, model, data, begin(cfg, base))
     recipe = {key: value for key, value in plain(cfg).items() if key in ("optimizer", "scheduler", "seed")}
     protocol = {"augmented": not cached, "dataset": cfg.data.dataset, **recipe}
     protocol |= {"checkpoint": source and source.name, "run": str(result.dir)}
@@ -61,9 +62,7 @@ def linear(cfg: LinearConfig, results: Path | None = None, encoder: Checkpoint |
 def knn(cfg: KNNRunConfig, results: Path | None = None, encoder: Checkpoint | None = None) -> list[dict[str, Any]]:
     """Classifies the test images by their nearest training images, by the features of the frozen encoder.
 
-    Args:
-        results: the folder that gets knn.json and the encoder's args.json; default: where the latter lies.
-        encoder: the checkpoint that `cfg` names, if it has been read already.
+    `results` and `encoder` are as for `linear`; the file is knn.json.
 
     Returns:
         {"features", "distance", "k", "T", "acc1", "acc5"} for every combination in `cfg.knn_eval`, as in knn.json.
@@ -71,25 +70,19 @@ def knn(cfg: KNNRunConfig, results: Path | None = None, encoder: Checkpoint | No
     data = ClassificationData(cfg.data, None, KNN_BATCH, cfg.seed, augment=False)
     cfg = prepare(cfg, data)
     backbone, source = _encoder(cfg, encoder)
-    sides = _features(cfg, backbone, data)
-    options, rows = plain(cfg)["knn_eval"], []
-    for distance in options["distance_func"]:
-        for temperature in options["T"] if distance == "cosine" else [None]:
-            scores = knn_accuracy(*sides, k=options["k"], distance=distance, temperature=temperature or 0.07)
+    features = _features(cfg, backbone, data)
+    options, rows = cfg.knn_eval, []
+    for distance in options.distance_func:
+        for temperature in options.T if distance == "cosine" else [None]:
+            scores = knn_accuracy(*features, k=options.k, distance=distance, temperature=temperature or 0.07)
             for k, score in scores.items():
                 rows.append({"features": "backbone", "distance": distance, "k": k, "T": temperature, **score})
     protocol = {"augmented": False, "dataset": cfg.data.dataset, "checkpoint": source and source.name}
     _record(KNN, {"protocol": protocol, "results": rows}, cfg, source, results)
     for row in rows:
-        temperature = "" if row["T"] is None else f"  T {row['T']}"
-        print(f"{row['distance']:9}  k {row['k']:<4}{temperature}  acc@1 {row['acc1']:.2f}  acc@5 {row['acc5']:.2f}")
+        votes = "" if row["T"] is None else f"  T {row['T']}"
+        print(f"{row['distance']:9}  k {row['k']:<4}{votes}  acc@1 {row['acc1']:.2f}  acc@5 {row['acc5']:.2f}")
     return rows
-
-
-def _linear_model(cfg: LinearConfig, backbone: nn.Module) -> LinearModel:
-    layout = not cfg.performance.disable_channel_last
-    assert cfg.data.num_classes is not None  # derived
-    return LinearModel(backbone, cfg.data.num_classes, cfg.optimizer, cfg.scheduler, cfg, layout)
 
 
 def _encoder(cfg: LinearConfig | KNNRunConfig, opened: Checkpoint | None) -> tuple[nn.Module, Path | None]:
@@ -108,12 +101,10 @@ def _encoder(cfg: LinearConfig | KNNRunConfig, opened: Checkpoint | None) -> tup
 
 
 def _features(cfg: RunConfig, backbone: nn.Module, data: ClassificationData) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Features and labels of the training and the test images, on the device."""
-    index = 0 if isinstance(cfg.devices, int | str) else cfg.devices[0]
-    device = torch.device("cuda", index) if on_gpu(cfg) and torch.cuda.is_available() else torch.device("cpu")
+    """Features and labels of the training images, then of the test images, on the device."""
+    device, precision = first_device(cfg), pick_precision(cfg)
     layout = not cfg.performance.disable_channel_last
     backbone = backbone.to(device).to(memory_format=torch.channels_last if layout else torch.preserve_format)
-    precision = pick_precision(cfg.precision, cfg.accelerator)
     bank, bank_labels, query, labels = (
         part.to(device)
         for loader in (data.train_dataloader(), data.val_dataloader())
@@ -124,12 +115,9 @@ def _features(cfg: RunConfig, backbone: nn.Module, data: ClassificationData) -> 
 
 def _fit_cached(cfg: LinearConfig, backbone: nn.Module, data: ClassificationData, run: Run) -> RunResult:
     began = time.perf_counter()
+    features = _features(cfg, backbone, data)
     scores = fit_cached_linear(
-        *_features(cfg, backbone, data),
-        optimizer=cfg.optimizer,
-        scheduler=cfg.scheduler,
-        epochs=cfg.max_epochs,
-        seed=cfg.seed,
+        *features, optimizer=cfg.optimizer, scheduler=cfg.scheduler, epochs=cfg.max_epochs, seed=cfg.seed
     )
     metrics = {name if "_" in name else f"val_{name}": value for name, value in scores.items()}
     with run.in_use(plain(cfg), surroundings(data, data.device)):

@@ -1,36 +1,49 @@
-"""What `devices` and `accelerator` ask for, and whether this machine has it."""
+"""What `devices`, `accelerator` and `precision` ask for, and what this machine has of it."""
+
+import logging
 
 import torch
 
 from solo_ext.errors import ConfigError
-from solo_ext.training.trainer_config import TrainerConfig, parse_devices
+from solo_ext.training.trainer_config import TrainerConfig, device_indices
 
-
-def device_count(cfg: TrainerConfig) -> int:
-    """Devices of a node that `cfg` runs on; `auto` and -1 ask this machine, the other values do not."""
-    devices = parse_devices(cfg.devices)
-    if devices is None:
-        return max(1, torch.cuda.device_count()) if cfg.accelerator in ("auto", "gpu", "cuda") else 1
-    return devices if isinstance(devices, int) else len(devices)
+log = logging.getLogger("solo_ext")
 
 
 def on_gpu(cfg: TrainerConfig) -> bool:
     return cfg.accelerator in ("gpu", "cuda") or (cfg.accelerator == "auto" and torch.cuda.is_available())
 
 
+def device_count(cfg: TrainerConfig) -> int:
+    """Devices of a node that `cfg` runs on; `auto` and -1 ask this machine, the other values do not."""
+    if indices := device_indices(cfg.devices):
+        return len(indices)
+    return max(1, torch.cuda.device_count()) if cfg.accelerator in ("auto", "gpu", "cuda") else 1
+
+
+def processes(cfg: TrainerConfig) -> int:
+    """The devices of all nodes."""
+    return device_count(cfg) * cfg.num_nodes
+
+
 def trainer_devices(cfg: TrainerConfig) -> int | str | list[int]:
     """`devices` as Lightning takes it on this machine: without GPUs a number, not indices or -1."""
-    if not on_gpu(cfg):
-        return device_count(cfg)
-    return cfg.devices if isinstance(cfg.devices, int | str) else list(cfg.devices)
+    return cfg.devices if on_gpu(cfg) else device_count(cfg)
+
+
+def first_device(cfg: TrainerConfig) -> torch.device:
+    """The device of a command that runs on one, a CPU if it is not a CUDA GPU."""
+    if on_gpu(cfg) and torch.cuda.is_available():
+        return torch.device("cuda", (device_indices(cfg.devices) or [0])[0])
+    return torch.device("cpu")
 
 
 def devices_text(cfg: TrainerConfig) -> str:
     """Where `cfg` runs, for a reader: `cpu`, `cuda:0 (NVIDIA H100)`, `cuda:0,1 (NVIDIA A100), 2 nodes`."""
-    devices, count = parse_devices(cfg.devices), device_count(cfg)
+    count = device_count(cfg)
     nodes = f", {cfg.num_nodes} nodes" if cfg.num_nodes > 1 else ""
     if on_gpu(cfg) and torch.cuda.is_available():
-        indices = devices if isinstance(devices, list) else range(count)
+        indices = device_indices(cfg.devices) or range(count)
         names = dict.fromkeys(torch.cuda.get_device_name(index) for index in indices)
         return f"cuda:{','.join(map(str, indices))} ({', '.join(names)}){nodes}"
     kind = {"auto": "cpu", "gpu": "mps"}.get(cfg.accelerator, cfg.accelerator)
@@ -46,8 +59,33 @@ def check_hardware(cfg: TrainerConfig) -> None:
             f"accelerator={cfg.accelerator} asks for a GPU, but PyTorch {torch.__version__} finds none here; "
             "use accelerator=cpu"
         )
-    if cfg.accelerator == "cuda" or (cfg.accelerator in ("auto", "gpu") and gpus):
-        devices = parse_devices(cfg.devices)
-        most = devices if isinstance(devices, int) else max(devices or [0]) + 1
-        if most > gpus:
-            raise ConfigError(f"devices={cfg.devices} asks for {most} GPUs, but there are {gpus}; use devices={gpus}")
+    most = max(device_indices(cfg.devices) or [0]) + 1
+    if most > gpus and (cfg.accelerator == "cuda" or (cfg.accelerator in ("auto", "gpu") and gpus)):
+        raise ConfigError(f"devices={cfg.devices} asks for {most} GPUs, but there are {gpus}; use devices={gpus}")
+
+
+def cpu_has_bf16() -> bool:
+    """Whether this CPU multiplies bfloat16 in hardware (AVX-512 BF16 or AMX), so that bf16 is faster than float32."""
+    checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")  # private, hence guarded
+    return any(getattr(torch.cpu, check, bool)() for check in checks)
+
+
+def pick_precision(cfg: TrainerConfig) -> str:
+    """Lightning's name of `precision`, or of the nearest one that the hardware has; a warning says so.
+
+    solo-learn's 16 is 16-mixed. Mixed precision on a CPU becomes bf16-mixed if it has bfloat16 instructions, else 32;
+    bf16-mixed on a GPU without bfloat16 becomes 16-mixed.
+    """
+    requested = {"16": "16-mixed", "bf16": "bf16-mixed"}.get(str(cfg.precision), str(cfg.precision))
+    picked, why = requested, ""
+    gpu_there = torch.cuda.is_available() or torch.backends.mps.is_available()
+    if cfg.accelerator == "cpu" or (cfg.accelerator == "auto" and not gpu_there):
+        if requested in ("16-mixed", "bf16-mixed"):
+            bf16 = cpu_has_bf16()
+            picked = "bf16-mixed" if bf16 else "32"
+            why = "this CPU has bfloat16, not float16" if bf16 else "this CPU has no 16-bit instructions"
+    elif requested == "bf16-mixed" and torch.cuda.is_available() and not torch.cuda.is_bf16_supported(False):
+        picked, why = "16-mixed", "this GPU has no bfloat16"
+    if picked != requested:
+        log.warning("precision %s instead of %s: %s", picked, cfg.precision, why)
+    return picked

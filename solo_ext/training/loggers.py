@@ -18,7 +18,7 @@ from solo_ext.runs.metrics import read_table, write_table
 from solo_ext.runs.run import METRICS
 from solo_ext.schema import plain
 from solo_ext.training.config import TrainingConfig
-from solo_ext.training.logger_config import WandbConfig
+from solo_ext.training.trainer_config import WandbConfig
 
 log = logging.getLogger("solo_ext")
 

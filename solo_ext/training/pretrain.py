@@ -4,7 +4,7 @@ What takes seconds to import is imported after the first line about the run is o
 """
 
 import copy
-import importlib
+import pkgutil
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -14,29 +14,30 @@ from torch import nn
 from solo_ext.errors import ConfigError
 from solo_ext.runs.run import RunResult
 from solo_ext.text import hint
+from solo_ext.training.callbacks import MONITORS
 from solo_ext.training.config import PretrainConfig
 from solo_ext.training.start import begin, runs_folder
 
 if TYPE_CHECKING:
-    import lightning.pytorch as pl
+    from lightning.pytorch import Callback, LightningDataModule, LightningModule
 
-    AnyMethod: TypeAlias = str | type[pl.LightningModule] | pl.LightningModule
+    AnyMethod: TypeAlias = str | type[LightningModule] | LightningModule
 
 
 def pretrain(
     cfg: PretrainConfig,
     *,
     method: "AnyMethod | None" = None,
-    data: "pl.LightningDataModule | None" = None,
-    callbacks: "Sequence[pl.Callback]" = (),
+    data: "LightningDataModule | None" = None,
+    callbacks: "Sequence[Callback]" = (),
 ) -> RunResult:
     """Trains an encoder without labels, as the resolved `cfg` says.
 
     Args:
-        method: in place of the one that `cfg` names: a registered name, a class that is built from `cfg`, or a module
-            that is built. Its name is what args.json and the path of the run folder say.
-        data: in place of the images that `cfg` names. Batches are `(indexes, [view, ...], targets)`; they are not
-            checked, and there is no kNN probe.
+        method: in place of the one in `cfg`: a registered name, a class that is built from `cfg`, or a built module.
+            Its name appears in args.json and in the path of the run folder.
+        data: in place of the images in `cfg`. Batches are `(indexes, [view, ...], targets)`; they are not checked, and
+            there is no kNN probe.
         callbacks: beside those that follow from `cfg`.
 
     Raises:
@@ -61,7 +62,7 @@ def pretrain(
     module: Any = lightning_module(method)(cfg) if isinstance(method, type) else method  # type: ignore[arg-type]
     if isinstance(module, Method):
         check_sizes(module.backbone, cfg)
-    own = callbacks_of(cfg, data if isinstance(data, ImageData) else None)
+    own = _callbacks(cfg, data if isinstance(data, ImageData) else None)
     result = fit(cfg, module, data, start, [*own, *callbacks])
     print_result(result, ("val_acc1", "val_knn1", "val_knn20", "gap_sim"))
     return result
@@ -79,27 +80,18 @@ def _name(method: "AnyMethod") -> str:
     return next((name for name, known in METHODS.declared.items() if cls in (known, METHODS[name])), cls.__name__)
 
 
-def callbacks_of(cfg: PretrainConfig, data: Any) -> "list[pl.Callback]":
-    """The monitors that `cfg` switches on, and the user's own callbacks that it names.
-
-    data: the run's `PretrainData`; None: the images are not ours, and what needs them is left out.
-
-    Raises:
-        ConfigError: `callbacks` names what cannot be imported, or gives arguments that do not fit.
-    """
-    from solo_ext.training.callbacks import MONITORS
-
+def _callbacks(cfg: PretrainConfig, data: Any) -> "list[Callback]":
+    """The monitors that `cfg` switches on, which may need `data` (None: not ours), and the callbacks that it names."""
     sections = [(monitor, getattr(cfg, key)) for key, monitor in MONITORS.items()]
-    made = [monitor.make(section, cfg, data) for monitor, section in sections if section.enabled]
-    return [callback for callback in made if callback] + [_imported(*item) for item in (cfg.callbacks or {}).items()]
+    monitors = [monitor.make(section, cfg, data) for monitor, section in sections if section.enabled]
+    return [*filter(None, monitors), *(_imported(*item) for item in (cfg.callbacks or {}).items())]
 
 
-def _imported(path: str, arguments: Any) -> "pl.Callback":
+def _imported(path: str, arguments: dict[str, Any] | None) -> "Callback":
     from lightning.pytorch import Callback
 
-    module, _, name = path.rpartition(".")
     try:
-        callback = getattr(importlib.import_module(module), name)(**(arguments or {}))
+        callback = pkgutil.resolve_name(path)(**(arguments or {}))
     except (ImportError, AttributeError, ValueError, TypeError) as error:
         raise ConfigError(f"callbacks.{path}: {error}") from error
     if not isinstance(callback, Callback):

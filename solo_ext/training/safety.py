@@ -16,7 +16,7 @@ from torch import nn
 
 from solo_ext.data.loader import derive_seed
 from solo_ext.errors import NonFiniteError
-from solo_ext.runs.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
+from solo_ext.runs.checkpoints import Checkpoint, CheckpointConfig, load_checkpoint, save_checkpoint
 from solo_ext.runs.run import Run, place_of
 
 
@@ -41,18 +41,15 @@ class Checkpointer(CheckpointCallback):
     `...-ep=N-step=S.ckpt` after the current step, unless that is one of several accumulated batches, whose gradients
     no checkpoint holds.
 
-    Args:
-        name: the configuration's `name`.
-        frequency: saves when N is a multiple of it, and after the last epoch.
-        keep_prev: whether the older checkpoints stay; if not, each is removed once the next one is complete.
+    Where `keep_prev` is false, each is removed once the next one is complete.
 
     Raises:
         CheckpointError: a checkpoint cannot be written.
         NonFiniteError: a weight is not finite; the checkpoints saved so far are.
     """
 
-    def __init__(self, run: Run, name: str, frequency: int, keep_prev: bool):
-        self.run, self.name, self.frequency, self.keep_prev = run, name, frequency, keep_prev
+    def __init__(self, run: Run, name: str, cfg: CheckpointConfig):
+        self.run, self.name, self.cfg = run, name, cfg
         self.last_step = -1
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
@@ -63,7 +60,7 @@ class Checkpointer(CheckpointCallback):
     def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         epoch = trainer.current_epoch
         last = epoch + 1 == trainer.max_epochs or trainer.should_stop
-        if epoch % self.frequency == 0 or last or 0 <= trainer.max_steps <= trainer.global_step:
+        if epoch % self.cfg.frequency == 0 or last or 0 <= trainer.max_steps <= trainer.global_step:
             self._save(trainer, module, epoch)
 
     def on_exception(self, trainer: pl.Trainer, module: pl.LightningModule, exception: BaseException) -> None:
@@ -84,7 +81,7 @@ class Checkpointer(CheckpointCallback):
             for older in self.run.checkpoints:
                 epoch, step = place_of(older)
                 # one from the middle of an epoch is for resuming only, and does not stay
-                if older != path and epoch >= 0 and (not self.keep_prev or step < math.inf):
+                if older != path and epoch >= 0 and (not self.cfg.keep_prev or step < math.inf):
                     older.unlink()
             self.run.records = self.run.records
 

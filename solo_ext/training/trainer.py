@@ -26,9 +26,8 @@ from solo_ext.training.callbacks.throughput import Throughput
 from solo_ext.training.config import AnyConfig, TrainingConfig
 from solo_ext.training.distributed.ranks import agree, cluster_environment, is_first
 from solo_ext.training.distributed.sync_bn import SyncNorms
-from solo_ext.training.hardware import check_hardware, device_count, on_gpu, trainer_devices
+from solo_ext.training.hardware import check_hardware, on_gpu, pick_precision, processes, trainer_devices
 from solo_ext.training.loggers import close, make_loggers
-from solo_ext.training.precision import pick_precision
 from solo_ext.training.progress import RunProgress
 from solo_ext.training.safety import Checkpointer, CheckpointIO, ExactResume, StopOnNonFinite, StopTogether
 from solo_ext.training.start import Start, runs_folder
@@ -44,7 +43,7 @@ def prepare(cfg: AnyConfig, data: pl.LightningDataModule) -> AnyConfig:
     check_hardware(cfg)
     cfg = copy.deepcopy(cfg)
     if isinstance(data, ImageData):
-        data.check(device_count(cfg) * cfg.num_nodes)
+        data.check(processes(cfg))
         cfg.data.num_classes = data.num_classes
     pl.seed_everything(cfg.seed, workers=True, verbose=False)
     return cfg
@@ -71,17 +70,16 @@ def fit(
     if not cfg.performance.disable_channel_last:
         module = module.to(memory_format=torch.channels_last)
     throughput = Throughput()
-    standard = [ExactResume(cfg.seed), StopTogether(), StopOnNonFinite()]
     bar = [] if cfg.enable_progress_bar is False else [RunProgress()]
+    callbacks = [ExactResume(cfg.seed), StopTogether(), StopOnNonFinite(), *callbacks, throughput, *bar]
+    batches = len(data.train_set) // (data.batch_size * processes(cfg)) if isinstance(data, ImageData) else None
     with quietly():
-        trainer = make_trainer(cfg, runs_folder(cfg), data, [*standard, *callbacks, throughput, *bar])
+        trainer = make_trainer(cfg, callbacks, batches, runs_folder(cfg))
         start = _agreed(trainer, start)
         step = _check_resumable(module, start.checkpoint, cfg.max_epochs) if start.checkpoint else 0
         with _folder(start.run, cfg, data, trainer):
             if cfg.checkpoint.enabled:
-                every, keep = cfg.checkpoint.frequency, cfg.checkpoint.keep_prev
-                checkpointer = Checkpointer(start.run, cfg.name, every, keep)
-                trainer.callbacks.append(checkpointer)  # type: ignore[attr-defined]  # set by Lightning
+                trainer.callbacks.append(Checkpointer(start.run, cfg.name, cfg.checkpoint))  # type: ignore[attr-defined]  # set by Lightning
             trainer.loggers = make_loggers(cfg, start.run.dir, resume_at=step)
             began = time.perf_counter()
             _train(trainer, module, data, start)
@@ -99,50 +97,45 @@ def fit(
     return result
 
 
-def make_trainer(cfg: TrainerConfig, base: Path, data: Any, callbacks: list[pl.Callback]) -> pl.Trainer:
-    """Lightning's Trainer for the resolved `cfg`, without logger; of `data`, only the size of an epoch is read."""
-    values = plain(cfg)
-    kwargs = {name: values[name] for name in TrainerConfig.__dataclass_fields__ if name in values}
-    processes = device_count(cfg) * cfg.num_nodes
-    kwargs["precision"] = pick_precision(cfg.precision, cfg.accelerator)
-    kwargs["devices"] = trainer_devices(cfg)
-    if processes == 1:
-        kwargs["strategy"] = "auto"  # a process group of one only costs time
-    elif cfg.strategy == "ddp":
-        kwargs["strategy"] = DDPStrategy(find_unused_parameters=False)
-    started_by = cluster_environment(device_count(cfg), cfg.num_nodes)
-    sync = [SyncNorms(on_gpu(cfg))] if kwargs.pop("sync_batchnorm", False) else []
-    kwargs["plugins"] = [CheckpointIO(), *([started_by] if started_by else []), *sync]
-    foreign = isinstance(data, pl.LightningDataModule) and not isinstance(data, ImageData)
-    steps = None if foreign else len(data.train_set) // (data.batch_size * processes)
+def make_trainer(
+    cfg: TrainerConfig, callbacks: Sequence[pl.Callback], batches: int | None, folder: Path | None = None
+) -> pl.Trainer:
+    """Lightning's Trainer for the resolved `cfg`, without logger.
+
+    Args:
+        batches: in an epoch of our own data, whose samplers split it; None: the data is the caller's.
+        folder: where Lightning writes, such as a profiler's output; default: the current one.
+
+    Raises:
+        ConfigError: Lightning cannot work with a value.
+    """
+    alone, strategy = processes(cfg) == 1, cfg.strategy
+    launcher = cluster_environment(cfg)
     defaults = {
         "enable_model_summary": False,
         "num_sanity_val_steps": 0,
-        "use_distributed_sampler": foreign,  # our data's own samplers shard
-        "log_every_n_steps": 1 if steps is None else max(1, min(50, steps)),  # at least one row an epoch
+        "use_distributed_sampler": batches is None,
+        "log_every_n_steps": max(1, min(50, batches or 1)),  # at least one row an epoch
     }
-    try:
-        trainer = pl.Trainer(
-            **{**defaults, **kwargs},
-            callbacks=callbacks,
-            logger=False,
-            enable_checkpointing=False,
-            default_root_dir=str(base),
-        )
-    except (MisconfigurationException, ValueError, TypeError) as error:  # about the arguments, which are the user's
-        raise ConfigError(" ".join(str(error).split())) from error
-    if steps is not None:
-        _check_interval(trainer, steps)
-    return trainer
-
-
-def _check_interval(trainer: pl.Trainer, steps: int) -> None:
-    """Raises ConfigError for what Lightning reports in the middle of a fit, as a ValueError like any other."""
-    limit, interval = trainer.limit_train_batches, trainer.val_check_interval
-    batches = min(steps, limit) if isinstance(limit, int) else int(steps * limit)
-    validates = trainer.check_val_every_n_epoch is not None and trainer.limit_val_batches
-    if validates and batches and isinstance(interval, int) and interval > batches:
-        raise ConfigError(f"val_check_interval must be at most {batches}, the batches of an epoch, not {interval}")
+    given = {key: value for key in TrainerConfig.__dataclass_fields__ if (value := getattr(cfg, key)) is not None}
+    ours = {
+        "precision": pick_precision(cfg),
+        "devices": trainer_devices(cfg),
+        # a process group of one only costs time
+        "strategy": "auto" if alone else DDPStrategy(find_unused_parameters=False) if strategy == "ddp" else strategy,
+        "sync_batchnorm": False,  # the plugin does it
+        "plugins": [
+            CheckpointIO(),
+            *([launcher] if launcher else []),
+            *([SyncNorms(on_gpu(cfg))] if cfg.sync_batchnorm else []),
+        ],
+        "callbacks": list(callbacks),
+        "logger": False,
+        "enable_checkpointing": False,
+        "default_root_dir": folder,
+    }
+    with explained(ValueError, TypeError):  # about the arguments, which are the user's
+        return pl.Trainer(**{**defaults, **given, **ours})
 
 
 def _agreed(trainer: pl.Trainer, start: Start | None) -> Start:
@@ -182,10 +175,8 @@ def surroundings(data: pl.LightningDataModule, device: torch.device) -> dict[str
 
 
 def _train(trainer: pl.Trainer, module: pl.LightningModule, data: pl.LightningDataModule, start: Start) -> None:
-    """Lightning's fit, with what ends it early as the rest of the program knows it."""
-    checkpoint_io = trainer.strategy.checkpoint_io
-    assert isinstance(checkpoint_io, CheckpointIO)
-    checkpoint_io.opened = start.checkpoint
+    """Lightning's fit; what ends it early is raised as the rest of the program knows it."""
+    trainer.strategy.checkpoint_io.opened = start.checkpoint  # type: ignore[attr-defined]  # ours
     path = start.checkpoint.path if start.checkpoint else None
     try:
         with explained():
@@ -193,7 +184,7 @@ def _train(trainer: pl.Trainer, module: pl.LightningModule, data: pl.LightningDa
     except SIGTERMException:
         if trainer.is_global_zero:
             log.warning("stopped by SIGTERM; auto_resume.enabled=true continues %s", start.run.dir)
-        # a launcher kills all, also those that still write, when one ends otherwise than with 0
+        # a launcher kills all processes, also those that still write, when one ends otherwise than with 0
         raise SystemExit(0 if trainer.global_rank else 143) from None
     except SystemExit as error:  # what Lightning makes of Ctrl-C
         if isinstance(error.__context__, KeyboardInterrupt):
@@ -204,31 +195,33 @@ def _train(trainer: pl.Trainer, module: pl.LightningModule, data: pl.LightningDa
 
 
 @contextlib.contextmanager
-def explained() -> Iterator[None]:
-    """Turns a full GPU, and what Lightning finds wrong with the values when a fit starts, into one sentence."""
+def explained(*kinds: type[Exception]) -> Iterator[None]:
+    """Turns a full GPU, and what Lightning or one of `kinds` says about the configuration, into one sentence."""
     try:
         yield
     except torch.OutOfMemoryError as error:
         raise ConfigError("optimizer.batch_size: the GPU's memory is too small; lower it, or use 16-mixed") from error
-    except MisconfigurationException as error:
-        raise ConfigError(" ".join(str(error).split())) from error
+    except (MisconfigurationException, ValueError, TypeError) as error:
+        text = " ".join(str(error).split())
+        if not isinstance(error, (MisconfigurationException, *kinds)) and "`val_check_interval`" not in text:
+            raise
+        raise ConfigError(text) from error
 
 
 @contextlib.contextmanager
 def quietly() -> Iterator[None]:
     """Without Lightning's tips, hardware lines and warnings about choices that are made on purpose."""
-    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
-    levels = [logger.level for logger in loggers]
+    levels = {logger: logger.level for logger in map(logging.getLogger, ("lightning.pytorch", "lightning.fabric"))}
     with warnings.catch_warnings():
         disable_possible_user_warnings()
         for pattern in _CHATTER:
             warnings.filterwarnings("ignore", pattern)
-        for logger in loggers:
+        for logger in levels:
             logger.setLevel(logging.WARNING)
         try:
             yield
         finally:
-            for logger, level in zip(loggers, levels, strict=True):
+            for logger, level in levels.items():
                 logger.setLevel(level)
 
 

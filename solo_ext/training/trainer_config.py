@@ -1,7 +1,8 @@
-"""Lightning's Trainer arguments, which a YAML has at its top level, checked without importing Lightning."""
+"""Lightning's Trainer arguments, which a YAML has at its top level, and its loggers', checked without Lightning."""
 
+import importlib
 import re
-from collections.abc import Callable, Collection
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Annotated, Literal
 
@@ -17,28 +18,17 @@ OWN = {  # arguments that follow from other keys
 }
 
 
-@dataclass(frozen=True)
-class _Known:
-    """One of `common`, or else of what Lightning has registered."""
+class _Registered:
+    """One of the `common` names, or else of those in a registry of Lightning's."""
 
-    common: Collection[str]
-    registered: Callable[[], Collection[str]]
+    def __init__(self, module: str, registry: str, *common: str):
+        self.module, self.registry, self.common = module, registry, common
 
     def check(self, value: str, key: str) -> None:
-        if value not in self.common and value not in (names := [*self.common, *self.registered()]):
-            raise ConfigError(f"{key}: there is no '{value}'{hint(value, dict.fromkeys(names))}")
-
-
-def _accelerators() -> Collection[str]:
-    from lightning.pytorch.accelerators import AcceleratorRegistry
-
-    return AcceleratorRegistry.available_accelerators()
-
-
-def _strategies() -> Collection[str]:
-    from lightning.pytorch.strategies import StrategyRegistry
-
-    return StrategyRegistry.available_strategies()
+        if value not in self.common:
+            names = [*self.common, *getattr(importlib.import_module(self.module), self.registry)]
+            if value not in names:
+                raise ConfigError(f"{key}: there is no '{value}'{hint(value, dict.fromkeys(names))}")
 
 
 class _Batches:
@@ -49,6 +39,10 @@ class _Batches:
             raise ConfigError(f"{key} must be a number of batches or a share between 0.0 and 1.0, not {value}")
 
 
+_ACCELERATORS = _Registered(
+    "lightning.pytorch.accelerators", "AcceleratorRegistry", "auto", "cpu", "gpu", "cuda", "mps", "tpu"
+)
+_STRATEGIES = _Registered("lightning.pytorch.strategies", "StrategyRegistry", "auto", "ddp")
 Batches = Annotated[int, _Batches()] | Annotated[float, _Batches()]
 Precision = (
     Literal["transformer-engine", "transformer-engine-float16", "16-true", "16-mixed", "bf16-true", "bf16-mixed"]
@@ -56,40 +50,34 @@ Precision = (
 )
 
 
-def parse_devices(devices: int | str | list[int]) -> int | list[int] | None:
-    """How many devices, or their indices; None for all there are.
+def device_indices(devices: int | str | list[int]) -> Sequence[int] | None:
+    """The indices that `devices` names; None for all there are.
 
     Raises:
-        ConfigError: neither of these.
+        ConfigError: it is not a number, a list of indices or auto.
     """
-    wrong = ConfigError(
+    if devices in ("auto", "-1", -1):
+        return None
+    if isinstance(devices, str) and re.fullmatch(r"\d+(,\d+)*,?", devices):
+        devices = [int(index) for index in devices.split(",") if index] if "," in devices else int(devices)
+    if isinstance(devices, int) and devices > 0:
+        return range(devices)
+    if isinstance(devices, list) and devices and len(set(devices)) == len(devices) and min(devices) >= 0:
+        return devices
+    raise ConfigError(
         f"devices must be a number of devices, a list of indices such as [0, 1], or auto, not {devices!r}"
     )
-    if isinstance(devices, str):
-        if not re.fullmatch(r"auto|-1|\d+(,\d+)*,?", devices):
-            raise wrong
-        if devices in ("auto", "-1"):
-            return None
-        numbers = [int(number) for number in devices.split(",") if number]
-        devices = numbers if "," in devices else numbers[0]
-    if isinstance(devices, int):
-        if devices < 1 and devices != -1:
-            raise wrong
-        return None if devices == -1 else devices
-    if not devices or len(set(devices)) < len(devices) or min(devices) < 0:
-        raise wrong
-    return list(devices)
 
 
 @dataclass(kw_only=True)
 class TrainerConfig(Config):
-    """What goes to Lightning's Trainer, by its names; see there. Null stands for Lightning's default."""
+    """What Lightning's Trainer takes, under its names. Null stands for Lightning's default."""
 
     max_epochs: Count | None = None
     devices: list[int] | int | str = "auto"
     num_nodes: Count = 1
-    accelerator: Annotated[str, _Known(("auto", "cpu", "gpu", "cuda", "mps", "tpu"), _accelerators)] = "auto"
-    strategy: Annotated[str, _Known(("auto", "ddp"), _strategies)] = "auto"
+    accelerator: Annotated[str, _ACCELERATORS] = "auto"
+    strategy: Annotated[str, _STRATEGIES] = "auto"
     precision: Precision = "32-true"
     sync_batchnorm: bool = False
     accumulate_grad_batches: Count = 1
@@ -124,7 +112,37 @@ class TrainerConfig(Config):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        parse_devices(self.devices)
+        device_indices(self.devices)
 
 
 TrainerConfig.when_given = frozenset(field.name for field in fields(TrainerConfig) if field.default is None)
+
+
+@dataclass
+class WandbConfig(Config, section="wandb"):
+    """The YAML's `wandb`. The API key has no place here: `wandb login` or WANDB_API_KEY sets it.
+
+    offline: log to the run folder; `wandb sync` uploads it later.
+    """
+
+    enabled: bool = False
+    entity: str | None = None
+    project: str = "solo-ext"
+    offline: bool = False
+
+
+@dataclass
+class TensorboardConfig(Config, section="tensorboard"):
+    """The YAML's `tensorboard`: event files in `<run folder>/tensorboard`."""
+
+    enabled: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.enabled:
+            try:
+                import torch.utils.tensorboard  # noqa: F401
+            except ImportError:
+                raise ConfigError(
+                    "tensorboard.enabled is true but TensorBoard is not installed: pip install 'solo-ext[viz]'"
+                ) from None

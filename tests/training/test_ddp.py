@@ -25,6 +25,7 @@ from solo_ext.training.config import resolve
 from solo_ext.training.distributed.ranks import cluster_environment, die_with
 from solo_ext.training.pretrain import pretrain
 from solo_ext.training.safety import ExactResume
+from solo_ext.training.trainer_config import TrainerConfig
 
 ROOT = Path(solo_ext.__file__).parents[1]
 YAMLS = ROOT / "scripts/pretrain/fashion_mnist_mini"
@@ -249,12 +250,12 @@ SRUN = BATCH_STEP | {"SLURM_STEP_ID": "0"}
 def test_who_starts_the_processes(variables, expected, monkeypatch):
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    found = cluster_environment(devices=2, nodes=1)
+    found = cluster_environment(TrainerConfig(devices=2))
     assert type(found) is (expected or type(None))
     assert not getattr(found, "auto_requeue", False)
     if expected in (TorchElasticEnvironment, SLURMEnvironment):
         with pytest.raises(ConfigError, match="started 2 processes, but devices=2 and num_nodes=4 need 8"):
-            cluster_environment(devices=2, nodes=4)
+            cluster_environment(TrainerConfig(devices=2, num_nodes=4))
 
 
 @pytest.mark.parametrize("script", sorted((ROOT / "scripts/slurm").glob("*.s*")), ids=lambda path: path.name)

@@ -11,6 +11,8 @@ import signal
 from typing import TYPE_CHECKING, Any
 
 from solo_ext.errors import ConfigError
+from solo_ext.training.hardware import device_count, processes
+from solo_ext.training.trainer_config import TrainerConfig
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl
@@ -25,10 +27,8 @@ def is_first() -> bool:
     return next(ranks, "0") == "0" and ("RANK" in os.environ or os.environ.get("NODE_RANK", "0") == "0")
 
 
-def cluster_environment(devices: int, nodes: int) -> "ClusterEnvironment | None":
+def cluster_environment(cfg: TrainerConfig) -> "ClusterEnvironment | None":
     """Who starts the processes: torchrun, SLURM's srun, or Lightning; None leaves it to Lightning to find out.
-
-    devices: of each node.
 
     Raises:
         ConfigError: torchrun or srun started another number of processes than there are devices.
@@ -48,10 +48,10 @@ def cluster_environment(devices: int, nodes: int) -> "ClusterEnvironment | None"
             launcher, who = environments.SLURMEnvironment(auto_requeue=False), "srun (--nodes, --ntasks-per-node)"
         except RuntimeError as error:
             raise ConfigError(f"SLURM: {error}") from error
-    if launcher.world_size() != devices * nodes:
+    if launcher.world_size() != processes(cfg):
         raise ConfigError(
-            f"{who} started {launcher.world_size()} processes, but devices={devices} and num_nodes={nodes} need "
-            f"{devices * nodes}: one for each device"
+            f"{who} started {launcher.world_size()} processes, but devices={device_count(cfg)} and "
+            f"num_nodes={cfg.num_nodes} need {processes(cfg)}: one for each device"
         )
     return launcher
 
