@@ -26,22 +26,34 @@ from solo_ext.training import recipes
 def compose(config_path: str | Path, config_name: str, overrides: Sequence[str] = ()) -> DictConfig:
     """The YAML `config_name` in the folder `config_path`, its defaults list and Hydra `overrides`, merged.
 
-    A recipe without a file is composed from what it is derived from, as `solo_ext.training.recipes` says. A plain
-    `key=value` also sets a key that the YAML lacks: whether the key exists is for `resolve` to say.
+    The YAML may be a derived recipe, see `solo_ext.training.recipes`. A plain `key=value` also sets a key that the YAML
+    lacks: whether the key exists is for `resolve` to say.
 
     Raises:
         ConfigError: no such folder or file, a YAML that cannot be read, an override that makes no sense.
     """
     folder = Path(config_path).expanduser()
-    if not folder.is_dir():
-        raise ConfigError(f"there is no folder '{folder}'{_neighbour(folder)}")
     file = folder / (config_name if config_name.endswith((".yaml", ".yml")) else f"{config_name}.yaml")
+    root, name = folder, str(file.relative_to(folder))
     if content := recipes.derived(file):
-        ConfigStore.instance().store("solo_ext_derived", content)
-        return _compose("solo_ext_derived", overrides, file.parent.absolute(), where=f"{file}: ")
-    if not file.is_file():
-        raise ConfigError(f"there is no file '{file}'{_neighbour(file)}")
-    return _compose(str(file.relative_to(folder)), overrides, folder.absolute(), where=f"{file}: ")
+        root, name = file.parent, "solo_ext_derived"
+        ConfigStore.instance().store(name, content)
+    elif not file.is_file():
+        kind, missing = ("file", file) if folder.is_dir() else ("folder", folder)
+        raise ConfigError(f"there is no {kind} '{missing}'{_neighbour(missing)}")
+    parsed = [_parse(text) for text in overrides]
+    try:
+        with initialize_config_dir(str(root.absolute()), version_base="1.2"):
+            is_group = GlobalHydra.instance().config_loader().repository.group_exists  # type: ignore[attr-defined]
+            forced = [
+                f"++{o.input_line}"
+                if o.type == OverrideType.CHANGE and "@" not in o.key_or_group and not is_group(o.key_or_group)
+                else str(o.input_line)
+                for o in parsed
+            ]
+            return hydra_compose(name, forced)
+    except (HydraException, OmegaConfBaseException, YAMLError, ValueError, OSError) as error:
+        raise ConfigError(f"{file}: {sentence(error)}") from error
 
 
 def overlay(values: Mapping[str, Any], overrides: Sequence[str] = ()) -> DictConfig:
@@ -55,10 +67,10 @@ def overridden(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
     Raises:
         ConfigError: an override that makes no sense. Choosing another config group is not possible here.
     """
-    cfg, parsed = copy.deepcopy(cfg), [_parse(_quoted(text)) for text in overrides]
-    for change in parsed:
-        if change.type == OverrideType.CHANGE:
-            change.type = OverrideType.FORCE_ADD
+    cfg, parsed = copy.deepcopy(cfg), [_parse(text) for text in overrides]
+    for override in parsed:
+        if override.type == OverrideType.CHANGE:
+            override.type = OverrideType.FORCE_ADD
     try:
         ConfigLoaderImpl._apply_overrides_to_config(parsed, cfg)
     except (HydraException, OmegaConfBaseException, ValueError) as error:
@@ -73,55 +85,35 @@ def assign(key: str, text: Any) -> str:
     return f"{key}='{escaped}'"
 
 
-def _compose(name: str, overrides: Sequence[str], folder: Path, where: str) -> DictConfig:
-    overrides = [_quoted(override) for override in overrides]
-    parsed = [_parse(override) for override in overrides]
+def _parse(text: str) -> Override:
+    """An override; its value is quoted where it holds a `=`, as the names of checkpoints do (`...-ep=9.ckpt`)."""
+    key, _, value = text.partition("=")
+    quoted = assign(key, value) if "=" in value and value[0] not in "'\"[{$(" else text
     try:
-        with initialize_config_dir(str(folder), version_base="1.2"):
-            is_group = GlobalHydra.instance().config_loader().repository.group_exists  # type: ignore[attr-defined]
-            plain = [
-                o.type == OverrideType.CHANGE and "@" not in o.key_or_group and not is_group(o.key_or_group)
-                for o in parsed
-            ]
-            forced = [f"++{text}" if force else text for text, force in zip(overrides, plain, strict=True)]
-            return hydra_compose(name, forced)
-    except (HydraException, OmegaConfBaseException, YAMLError, ValueError, OSError) as error:
-        raise ConfigError(f"{where}{sentence(error)}") from error
-
-
-def _quoted(override: str) -> str:
-    """`override`, quoted where its value holds a `=`, as the names of checkpoints do (`...-ep=9.ckpt`)."""
-    key, _, value = override.partition("=")
-    return override if "=" not in value or value[0] in "'\"[{$(" else assign(key, value)
-
-
-def _parse(override: str) -> Override:
-    try:
-        [parsed] = OverridesParser.create().parse_overrides([override])
+        [override] = OverridesParser.create().parse_overrides([quoted])
     except (HydraException, ValueError) as error:
         raise ConfigError(
-            f"'{override}' is not an override such as key=value (lists are [1,2], odd characters need quotes)"
+            f"'{text}' is not an override such as key=value (lists are [1,2], odd characters need quotes)"
         ) from error
-    if parsed.is_sweep_override():
-        key, _, value = override.partition("=")
+    if override.is_sweep_override():
         raise ConfigError(
-            f"'{override}' asks for several runs, which is not supported; a list is written '{key}=[{value}]'"
+            f"'{text}' asks for several runs, which is not supported; a list is written '{key}=[{value}]'"
         )
-    return parsed
+    return override
 
 
 def _neighbour(path: Path) -> str:
-    """The existing file or folder that `path` was most likely meant to be."""
+    """`; did you mean 'x'?` for the existing file or folder that `path` was most likely meant to be."""
     wrong, rest = path, Path()
     while not wrong.parent.is_dir():
         wrong, rest = wrong.parent, wrong.name / rest
     is_file = path.suffix in (".yaml", ".yml")
-    found = [entry / rest for entry in wrong.parent.iterdir() if (entry / rest).exists()]
-    names = {entry.parts[len(wrong.parent.parts)]: entry for entry in found if entry.is_file() == is_file}
+    siblings = {entry.name: entry / rest for entry in wrong.parent.iterdir() if (entry / rest).exists()}
+    places = {name: place for name, place in siblings.items() if place.is_file() == is_file}
     if is_file:
-        names |= {f"{name}.yaml": wrong.with_name(f"{name}.yaml") for name in recipes.names(wrong.parent)}
-    close = difflib.get_close_matches(wrong.name, names, n=1)
-    return f"; did you mean '{names[close[0]]}'?" if close else ""
+        places |= {f"{name}.yaml": wrong.with_name(f"{name}.yaml") for name in recipes.names(wrong.parent)}
+    close = difflib.get_close_matches(wrong.name, places, n=1)
+    return f"; did you mean '{places[close[0]]}'?" if close else ""
 
 
 def sentence(error: Exception) -> str:
@@ -130,7 +122,6 @@ def sentence(error: Exception) -> str:
     if text.startswith("Error merging override") and error.__cause__:
         text += f"\n{error.__cause__}"
     lines = [line.strip().rstrip(".;:") for line in text.splitlines()]
-    noise = ("full_key", "object_type", "See https")
-    lines = [line for line in lines if line and not line.startswith(noise)]
+    lines = [line for line in lines if line and not line.startswith(("full_key", "object_type", "See https"))]
     at = getattr(error, "full_key", None)
     return (f"{at}: " if at else "") + "; ".join(lines[:3])

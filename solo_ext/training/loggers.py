@@ -2,10 +2,11 @@
 
 import contextlib
 import logging
+import multiprocessing
 import os
 import socket
-import threading
 from collections.abc import Mapping
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -18,6 +19,7 @@ from solo_ext.runs.metrics import read_table, write_table
 from solo_ext.runs.run import METRICS
 from solo_ext.schema import plain
 from solo_ext.training.config import TrainingConfig
+from solo_ext.training.distributed.ranks import is_first
 from solo_ext.training.trainer_config import WandbConfig
 
 log = logging.getLogger("solo_ext")
@@ -26,17 +28,16 @@ log = logging.getLogger("solo_ext")
 class CSVMetrics(Logger):
     """One row per optimizer step in `metrics.csv`; a column for every metric ever logged; grows over resumed runs.
 
-    Lightning's CSVLogger deletes the file that it finds, and so cannot continue a run.
+    Lightning's CSVLogger deletes an existing file, and so cannot continue a run.
 
     Args:
         folder: the run's folder.
-        resume_at: the optimizer step to continue at: the file's rows from there on, to be made again, are dropped.
-        every: rows between two writes.
+        resume_at: the optimizer step to continue at; the file's rows from there on are made again.
     """
 
-    def __init__(self, folder: Path, resume_at: int = 0, every: int = 50):
+    def __init__(self, folder: Path, resume_at: int = 0):
         super().__init__()
-        self.path, self.every, self.unsaved = Path(folder) / METRICS, every, 0
+        self.path, self.unsaved = Path(folder) / METRICS, 0
         columns, rows = read_table(self.path) if resume_at else ([], [])
         self.columns = columns or ["epoch", "step"]
         steps = {int(row["step"]): row for row in rows if (row.get("step") or "").isdigit()}
@@ -54,7 +55,7 @@ class CSVMetrics(Logger):
         if "epoch" in metrics:
             row["epoch"] = int(metrics["epoch"])
         self.columns += [name for name in metrics if name not in self.columns]
-        if self.unsaved >= self.every:
+        if self.unsaved >= 50:  # rows between two writes
             self.save()
 
     def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
@@ -62,7 +63,7 @@ class CSVMetrics(Logger):
 
     @rank_zero_only
     def save(self) -> None:
-        """Writes the whole table atomically: a few MB at most, every `every` rows."""
+        """Writes the whole table, a few MB at most, atomically."""
         write_table(self.path, self.columns, (self.rows[step] for step in sorted(self.rows)))
         self.unsaved = 0
 
@@ -73,14 +74,9 @@ class CSVMetrics(Logger):
 
 
 def make_loggers(cfg: TrainingConfig, folder: Path, resume_at: int = 0) -> list[Logger]:
-    """The loggers of the run in `folder`.
-
-    Args:
-        cfg: the resolved configuration.
-        resume_at: the optimizer step that a resumed run starts with.
-    """
+    """The loggers of the run in `folder`, which starts with the optimizer step `resume_at`."""
     loggers: list[Logger] = [CSVMetrics(folder, resume_at)]
-    if cfg.wandb.enabled and rank_zero_only.rank == 0 and (wandb := wandb_logger(cfg.wandb, cfg.name, folder)):  # type: ignore[attr-defined]
+    if cfg.wandb.enabled and is_first() and (wandb := wandb_logger(cfg.wandb, cfg.name, folder)):
         wandb.log_hyperparams(plain(cfg))
         loggers.append(wandb)
     if cfg.tensorboard.enabled:
@@ -93,8 +89,7 @@ def wandb_logger(cfg: WandbConfig, name: str, folder: Path) -> WandbLogger | Non
 
     It never asks, and nothing that goes wrong with wandb stops a training: at worst there is no logger (None).
     """
-    # silent: no prompt, no banner; wandb reads it when it is first set up
-    os.environ.setdefault("WANDB_SILENT", "true")
+    os.environ.setdefault("WANDB_SILENT", "true")  # no prompt, no banner; wandb reads it when it is first set up
     import wandb
 
     def start(mode: str):
@@ -140,24 +135,15 @@ def _first_line(error: Exception) -> str:
 def reachable(url: str, seconds: float = 3.0) -> bool:
     """Whether the server of `url`, or the proxy on the way to it, accepts a TCP connection within `seconds`."""
     target = urlsplit(url)
-    proxy = None if proxy_bypass(target.hostname or "") else getproxies().get(target.scheme)
-    if proxy:
+    if proxy := not proxy_bypass(target.hostname or "") and getproxies().get(target.scheme):
         target = urlsplit(proxy if "//" in proxy else f"//{proxy}")
-    connected = threading.Event()
-
-    def connect() -> None:
-        port = target.port or (80 if target.scheme == "http" else 443)
+    address = target.hostname, target.port or (80 if target.scheme == "http" else 443)
+    with ThreadPool(1) as pool:  # resolving a name has no time limit of its own
         try:
-            with socket.create_connection((target.hostname, port), seconds):
-                connected.set()
-        except OSError:
-            pass
-
-    # in a thread, since resolving a name has no time limit of its own
-    thread = threading.Thread(target=connect, daemon=True)
-    thread.start()
-    thread.join(seconds)
-    return connected.is_set()
+            pool.apply_async(socket.create_connection, [address, seconds]).get(seconds).close()
+        except (OSError, multiprocessing.TimeoutError):
+            return False
+    return True
 
 
 def close(loggers: list[Logger]) -> None:

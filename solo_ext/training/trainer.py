@@ -130,6 +130,7 @@ def make_trainer(
             *([SyncNorms(on_gpu(cfg))] if cfg.sync_batchnorm else []),
         ],
         "callbacks": list(callbacks),
+        "enable_progress_bar": False,  # Lightning's own
         "logger": False,
         "enable_checkpointing": False,
         "default_root_dir": folder,
