@@ -37,12 +37,12 @@ from solo_ext.runs.run import RECORDS
 from solo_ext.training import hardware
 from solo_ext.training.callbacks.throughput import Throughput
 from solo_ext.training.config import resolve
-from solo_ext.training.distributed.ranks import is_first
 from solo_ext.training.evaluate import knn, linear
 from solo_ext.training.hardware import devices_text
 from solo_ext.training.loggers import CSVMetrics, reachable
 from solo_ext.training.pretrain import pretrain
 from solo_ext.training.safety import NonFiniteError, check_finite
+from solo_ext.training.start import is_first
 from solo_ext.training.trainer_config import TensorboardConfig, TrainerConfig
 
 AUGMENTATION = {"rrc": {"enabled": True}, "horizontal_flip": {"prob": 0.5}, "crop_size": 12, "num_crops": 2}

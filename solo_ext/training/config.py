@@ -1,7 +1,7 @@
-"""The configuration of a run: `resolve` makes a typed one of what a YAML says, and adds what follows from it.
+"""The configuration of a run: `resolve` makes a typed one from a YAML's values, and adds what follows from them.
 
-The keys are solo-learn's; each section's dataclass stands beside its owner. Nothing here builds a network or opens an
-image, and the configured values stay as they are: what is derived has keys of its own.
+The keys are solo-learn's; each section's dataclass is beside its owner. Nothing here builds a network or opens an
+image, and configured values are never overwritten: what is derived has keys of its own.
 """
 
 import logging
@@ -34,7 +34,7 @@ from solo_ext.training.trainer_config import OWN, TensorboardConfig, TrainerConf
 
 log = logging.getLogger("solo_ext")
 
-# computed by `resolve`; accepted on input, since args.json has them, and computed anew
+# computed by `resolve`; also on input, since args.json has them
 DERIVED = {
     "data": ("num_classes", "num_large_crops", "num_small_crops"),
     "optimizer": ("effective_lr", "effective_classifier_lr"),
@@ -51,7 +51,7 @@ UNUSED = ("auto_umap", "dali", "debug_augmentations", "augmentations_cfg", "wand
 
 @dataclass(kw_only=True)
 class RunConfig(TrainerConfig):
-    """What every run has."""
+    """What the configurations of all runs have."""
 
     name: str = "solo-ext"
     data: DataConfig
@@ -62,7 +62,7 @@ class RunConfig(TrainerConfig):
 
 @dataclass(kw_only=True)
 class TrainingConfig(RunConfig):
-    """What trains.
+    """A run that trains.
 
     callbacks: import path of a callback's class -> its arguments, such as `{my_module.MyCallback: {every: 3}}`.
     """
@@ -81,7 +81,7 @@ class TrainingConfig(RunConfig):
 
 @dataclass(kw_only=True)
 class PretrainConfig(TrainingConfig, MethodConfig):  # type: ignore[misc]  # here, max_epochs cannot be null
-    """A pre-training. `method_kwargs` is the method's `Kwargs`; each of `MONITORS` adds a section of its own."""
+    """A pre-training. `method_kwargs` is the method's `Kwargs`; each of `MONITORS` adds its section."""
 
     method: str
     augmentations: list[AugmentationConfig]
@@ -98,10 +98,10 @@ class PretrainConfig(TrainingConfig, MethodConfig):  # type: ignore[misc]  # her
 
 @dataclass(kw_only=True)
 class EvaluationConfig(RunConfig):
-    """What evaluates an encoder.
+    """An evaluation of an encoder.
 
     pretrained_feature_extractor: its run folder or checkpoint, ours or solo-learn's.
-    untrained: evaluate a freshly initialised one instead.
+    untrained: evaluate a freshly initialised encoder instead.
     """
 
     pretrained_feature_extractor: str | None = None
@@ -111,10 +111,7 @@ class EvaluationConfig(RunConfig):
 
 @dataclass(kw_only=True)
 class LinearConfig(LinearOptions, TrainingConfig, EvaluationConfig):
-    """An offline linear evaluation.
-
-    cache_features: train on features of un-augmented images, extracted once; a quick look.
-    """
+    """An offline linear evaluation; `cache_features` trains on features of un-augmented images, extracted once."""
 
     cache_features: bool = False
     auto_augment: bool = False
@@ -127,7 +124,7 @@ class LinearConfig(LinearOptions, TrainingConfig, EvaluationConfig):
 
 @dataclass
 class OfflineKNNConfig(Config, section="knn_eval"):
-    """`knn_eval` of an offline evaluation: every combination. T: temperatures of the cosine votes."""
+    """`knn_eval` of an offline evaluation, which takes every combination; T: temperatures of the cosine votes."""
 
     k: list[Count] = field(default_factory=lambda: [1, 20])
     distance_func: list[Distance] = field(default_factory=lambda: ["cosine", "euclidean"])
@@ -194,14 +191,9 @@ def resolve(raw: RunConfig | DictConfig | Mapping[str, Any], kind: str = "pretra
 
 
 def _given(raw: RunConfig | DictConfig | Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """`raw` as plain values without Hydra's node and the derived keys, and the derived keys that it had.
-
-    A Trainer argument that is null is Lightning's default, and so is not given.
-    """
-    if isinstance(raw, RunConfig):
-        raw = plain(raw)
+    """`raw` as plain values without Hydra's node, derived keys and null Trainer arguments; and the derived keys."""
     try:
-        unresolved: Any = OmegaConf.to_container(raw if OmegaConf.is_config(raw) else OmegaConf.create(dict(raw)))
+        unresolved: Any = OmegaConf.to_container(raw) if OmegaConf.is_config(raw) else plain(raw)
         unresolved.pop("hydra", None)
         values: Any = OmegaConf.to_container(OmegaConf.create(unresolved), resolve=True)
     except OmegaConfBaseException as error:
@@ -236,7 +228,7 @@ def _method(given: Mapping[str, Any]) -> type[Method]:
 def _derive(cfg: AnyConfig, derived: Mapping[str, Any]) -> AnyConfig:
     """Adds what follows from the rest."""
     classes = dataset_info(cfg.data).num_classes
-    # a folder that is not there yet: what a run's args.json says, else unknown until the data is read
+    # for a folder that does not exist yet, what a run's args.json says, else unknown until the data is read
     cfg.data.num_classes = derived.get("num_classes") if classes is None else classes
     if isinstance(cfg, PretrainConfig):
         cfg.data.num_large_crops, cfg.data.num_small_crops = count_crops(cfg.augmentations)
@@ -247,7 +239,7 @@ def _derive(cfg: AnyConfig, derived: Mapping[str, Any]) -> AnyConfig:
                 "optimizer.classifier_lr is null, but the data has labels (data.no_labels=True ignores them)"
             )
         if not pretrain:
-            o.classifier_lr = None  # the classifier is all that learns
+            o.classifier_lr = None  # only the classifier is trained
         # in a linear evaluation, solo-learn's scaling leaves the accumulation out
         accumulate = cfg.accumulate_grad_batches if pretrain else 1
         o.effective_lr, o.effective_classifier_lr = effective_lrs(
@@ -257,11 +249,10 @@ def _derive(cfg: AnyConfig, derived: Mapping[str, Any]) -> AnyConfig:
 
 
 def run_values(run: str | Path, kind: str) -> dict[str, Any]:
-    """What `resolve` needs for a linear or kNN evaluation of a pre-training, taken from its folder.
+    """What `resolve` needs for a `linear` or `knn` evaluation of a pre-training, taken from its folder.
 
     Args:
         run: run folder or checkpoint, ours or solo-learn's.
-        kind: `linear` or `knn`.
 
     Returns:
         The encoder, the data (all of it, with labels) and, for `linear`, solo-learn's ImageNet-100 recipe.
@@ -275,22 +266,21 @@ def run_values(run: str | Path, kind: str) -> dict[str, Any]:
         data = {key: value for key, value in config.get("data", {}).items() if key in EVALUATION_DATA}
         if views := config.get("augmentations"):
             data["augmentations"] = {key: views[0][key] for key in ("crop_size", "mean", "std") if key in views[0]}
+        folder = config.get("checkpoint", {}).get("dir", CheckpointConfig.dir)
         values: dict[str, Any] = {
             "name": f"{config.get('name', checkpoint.stem)}-{kind}",
             "pretrained_feature_extractor": str(checkpoint),
             "pretrain_method": config.get("method"),
             "data": data,
             "devices": 1,
+            "checkpoint": {"enabled": kind == "linear", "dir": folder},
             **{key: config[key] for key in ("backbone", "precision") if key in config},
         }
-        folder = config.get("checkpoint", {}).get("dir", CheckpointConfig.dir)
-        values["checkpoint"] = {"enabled": kind == "linear", "dir": folder}
     return values | LINEAR_RECIPE if kind == "linear" else values
 
 
 def to_yaml(cfg: RunConfig) -> str:
-    """`cfg` as a person reads it, and as `compose` and `resolve` take it again."""
-    values = plain(cfg)  # in a reader's order
+    """`cfg` as a YAML in a reader's order, which `compose` and `resolve` read back."""
+    values = plain(cfg)
     first = ("name", "method", "method_kwargs", "momentum", "intra", "gap", "backbone", "data")
-    ordered = {key: values[key] for key in dict.fromkeys((*first, *values)) if key in values}
-    return OmegaConf.to_yaml(OmegaConf.create(ordered))
+    return OmegaConf.to_yaml({key: values[key] for key in (*first, *values) if key in values})

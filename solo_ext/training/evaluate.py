@@ -18,9 +18,8 @@ from solo_ext.runs.encoder import load_encoder
 from solo_ext.runs.run import CLASSIFIERS, KNN, LINEAR, UNTRAINED, Run, RunResult
 from solo_ext.schema import plain
 from solo_ext.training.config import KNNRunConfig, LinearConfig, RunConfig
-from solo_ext.training.distributed.ranks import is_first
 from solo_ext.training.hardware import first_device, pick_precision
-from solo_ext.training.start import begin, runs_folder
+from solo_ext.training.start import begin, is_first, runs_folder
 from solo_ext.training.trainer import fit, prepare, print_result, surroundings
 
 KNN_BATCH = 256  # images per forward pass; it does not change a result

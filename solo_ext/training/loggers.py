@@ -19,7 +19,7 @@ from solo_ext.runs.metrics import read_table, write_table
 from solo_ext.runs.run import METRICS
 from solo_ext.schema import plain
 from solo_ext.training.config import TrainingConfig
-from solo_ext.training.distributed.ranks import is_first
+from solo_ext.training.start import is_first
 from solo_ext.training.trainer_config import WandbConfig
 
 log = logging.getLogger("solo_ext")

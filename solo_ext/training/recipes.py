@@ -1,7 +1,7 @@
-"""The recipes of `scripts/`: found by name from a checkout or an installed package, listed, copied.
+"""The recipes of `scripts/`: found by name in a checkout or an installed package, listed, copied.
 
-A variant that no paper prints needs no file: `cifar10/res_dino` is `cifar10/dino` with what `_shared/variants.yaml`
-puts over it. Its path is taken wherever that of a file is.
+A variant that no paper prints needs no file: `cifar10/res_dino` is `cifar10/dino` under the YAMLs that
+`_shared/variants.yaml` lists. Its path is accepted wherever a file's is.
 """
 
 import os
@@ -27,52 +27,49 @@ def scripts() -> Path:
 
 
 def find(name: str, kind: str = "pretrain") -> Path:
-    """The YAML of the recipe `<dataset>/<recipe>`, or of the study `<paper>/<table>`.
+    """The YAML of the recipe `<dataset>/<recipe>`, or of the study `<paper>/<table>`; ConfigError if there is none.
 
-    Args:
-        kind: `pretrain`, `linear` or `studies`.
-
-    Raises:
-        ConfigError: there is none of that name.
+    kind: `pretrain`, `linear` or `studies`.
     """
-    every = _every(kind)
-    by_dataset = {_plain(known): file for known, file in every.items()}
-    if _plain(name) not in by_dataset:
-        raise ConfigError(f"there is no recipe '{name}'{nearest(name, every) or '; solo-ext recipes lists them'}")
-    return by_dataset[_plain(name)]
-
-
-def _every(kind: str) -> dict[str, Path]:
-    """`<dataset>/<recipe>` -> its YAML."""
-    folders = sorted(place for place in (scripts() / kind).glob("[!_]*") if place.is_dir())
-    return {f"{folder.name}/{name}": folder / f"{name}.yaml" for folder in folders for name in names(folder)}
+    entries = _entries(kind)
+    for known, file in entries.items():
+        if _plain(known) == _plain(name):
+            return file
+    raise ConfigError(f"there is no recipe '{name}'{nearest(name, entries) or '; solo-ext recipes lists them'}")
 
 
 def recipe_file(folder: Path, dataset: str, recipe: str) -> Path:
-    """The YAML of `recipe` for `dataset` below `folder`; whether it is a file or derived is all the same.
-
-    Raises:
-        ConfigError: no recipes for that dataset, or none of that name.
-    """
-    places = {_plain(place.name): place for place in folder.glob("[!_]*") if place.is_dir()}
+    """The YAML of `recipe` for `dataset` below `folder`, a file or derived; ConfigError if there is none."""
+    places = {_plain(place.name): place for place in _folders(folder)}
     if _plain(dataset) not in places:
-        there = [place.name for place in places.values()]
-        raise ConfigError(f"there are no recipes for '{dataset}'{hint(dataset, sorted(there))}")
+        raise ConfigError(f"there are no recipes for '{dataset}'{hint(dataset, places)}")
     place = places[_plain(dataset)]
     if recipe not in names(place):
         raise ConfigError(f"there is no recipe '{recipe}' for '{dataset}'{hint(recipe, names(place))}")
     return place / f"{recipe}.yaml"
 
 
+def _folders(folder: Path) -> list[Path]:
+    return sorted(place for place in folder.glob("[!_]*") if place.is_dir())
+
+
+def _entries(kind: str) -> dict[str, Path]:
+    """`<dataset>/<recipe>` -> its YAML."""
+    folders = _folders(scripts() / kind)
+    return {f"{folder.name}/{name}": folder / f"{name}.yaml" for folder in folders for name in names(folder)}
+
+
 def _plain(name: str) -> str:
-    return name.replace("-", "")  # the recipes of the dataset imagenet100 lie in imagenet-100, as solo-learn's do
+    return name.replace("-", "")  # the recipes of the dataset imagenet100 are in imagenet-100, as solo-learn's are
+
+
+# Recipes without a file.
 
 
 def names(folder: Path) -> list[str]:
     """The recipes in the folder of a dataset: those with a file, then those that are derived."""
     files = sorted(file.stem for file in folder.glob("[!_]*.yaml"))
-    variants = _variants(folder)
-    prefixes = tuple(f"{variant}_" for variant in variants)
+    prefixes = tuple(f"{variant}_" for variant in _variants(folder))
     derived = [prefix + file for prefix in prefixes for file in files if not file.startswith(prefixes)]
     return [*files, *(name for name in derived if name not in files)]
 
@@ -81,26 +78,25 @@ def derived(file: Path) -> dict[str, Any] | None:
     """The content of a recipe that has no file: a defaults list and the method. None: there is no such recipe."""
     if file.is_file() or file.stem not in names(file.parent):
         return None
-    base, overlays = _parts(file)
-    variant = file.stem.removesuffix(base.stem)
+    variant, base, overlays = _parts(file)
     defaults = [base.stem, *(f"../_shared/{overlay}@_global_" for overlay in overlays), "_self_"]
-    return {"defaults": defaults} | {key: variant + method for key, method in _method(base).items()}
+    return {"defaults": defaults} | {key: f"{variant}_{method}" for key, method in _method(base).items()}
 
 
-def _parts(file: Path) -> tuple[Path, list[str]]:
-    """The YAML that a derived recipe starts from, and the names of those that lie over it."""
-    for variant, overlays in _variants(file.parent).items():
-        if file.stem.startswith(f"{variant}_"):
-            return file.with_name(file.stem.removeprefix(f"{variant}_") + ".yaml"), overlays
-    raise AssertionError(f"{file} is not derived")
+def _parts(file: Path) -> tuple[str, Path, list[str]]:
+    """The variant of a derived recipe, the YAML that it starts from, and the names of those that lie over it."""
+    return next(
+        (variant, file.with_name(file.name.removeprefix(f"{variant}_")), overlays)
+        for variant, overlays in _variants(file.parent).items()
+        if file.name.startswith(f"{variant}_")
+    )
 
 
 def _variants(folder: Path) -> dict[str, list[str]]:
-    """Variant -> the YAMLs of `_shared` that make it, for the dataset whose folder this is."""
+    """Variant -> the YAMLs of `_shared` that make it, for the dataset of this folder."""
     file = folder.parent / VARIANTS
-    if not file.is_file():
-        return {}
-    return {variant: by_dataset.get(folder.name, by_dataset["any"]) for variant, by_dataset in _read(file).items()}
+    variants = _read(file) if file.is_file() else {}
+    return {variant: by_dataset.get(folder.name, by_dataset["any"]) for variant, by_dataset in variants.items()}
 
 
 def _method(file: Path) -> dict[str, str]:
@@ -108,10 +104,10 @@ def _method(file: Path) -> dict[str, str]:
     content = _read(file)
     if own := {key: content[key] for key in METHOD_KEYS if key in content}:
         return own
-    return next((method for base in reversed(_needs(file)) if (method := _method(base))), {})
+    return next((method for base in reversed(_bases(file)) if (method := _method(base))), {})
 
 
-def _needs(file: Path) -> list[Path]:
+def _bases(file: Path) -> list[Path]:
     """The YAMLs in the defaults list of a recipe."""
     listed = [entry for entry in _read(file).get("defaults", ()) if isinstance(entry, str) and entry != "_self_"]
     return [Path(os.path.normpath(file.parent / f"{entry.partition('@')[0]}.yaml")) for entry in listed]
@@ -134,32 +130,25 @@ def _read(file: Path) -> dict[str, Any]:
 def summary(file: Path) -> str:
     """The first line of a YAML's header; for a derived recipe, what it is made of."""
     if not file.is_file():
-        base, overlays = _parts(file)
+        _, base, overlays = _parts(file)
         return f"{' + '.join([base.stem, *overlays])}: derived, no paper prints it."
     first = file.read_text(encoding="utf-8").partition("\n")[0]
     return first.strip("# ") if first.startswith("#") else ""
 
 
 def listing(words: list[str]) -> str:
-    """The recipes by dataset, and the studies by paper, whose names have all of `words` in them.
-
-    Raises:
-        ConfigError: there are none.
-    """
-    sections: dict[str, dict[str, Path]] = {}
-    for command, kind in (("pretrain", "pretrain"), ("study", "studies")):
-        for name, file in _every(kind).items():
-            if all(word in name for word in words):
-                sections.setdefault(f"{file.parent.name}: solo-ext {command} NAME", {})[name] = file
-    if not sections:
-        near = nearest(words[0], [*_every("pretrain"), *_every("studies")])
+    """The recipes by dataset, and the studies by paper, with all of `words` in their names; ConfigError if none has."""
+    lines, entries = [], {"pretrain": _entries("pretrain"), "study": _entries("studies")}
+    for command, files in entries.items():
+        matching = {name: file for name, file in files.items() if all(word in name for word in words)}
+        for folder in dict.fromkeys(file.parent for file in matching.values()):
+            rows = {name: summary(file) for name, file in matching.items() if file.parent == folder}
+            width = max(map(len, rows))
+            lines += ["", f"{folder.name}: solo-ext {command} NAME", *(f"  {n:<{width}}  {s}" for n, s in rows.items())]
+    if not lines:
+        near = nearest(words[0], [*entries["pretrain"], *entries["study"]])
         raise ConfigError(f"no recipe has '{' '.join(words)}' in its name{near}")
-    return "\n\n".join(_section(heading, files) for heading, files in sections.items())
-
-
-def _section(heading: str, files: dict[str, Path]) -> str:
-    width = max(map(len, files))
-    return "\n".join([heading, *(f"  {name:<{width}}  {summary(file)}" for name, file in files.items())])
+    return "\n".join(lines[1:])
 
 
 def copy(name: str, to: Path) -> Path:
@@ -181,8 +170,8 @@ def copy(name: str, to: Path) -> Path:
     def take(file: Path) -> None:
         made = f"# {summary(file)}\n{yaml.safe_dump(_read(file), sort_keys=False)}"
         texts[to / file.relative_to(scripts())] = file.read_text(encoding="utf-8") if file.is_file() else made
-        for other in _needs(file):
-            take(other)
+        for base in _bases(file):
+            take(base)
 
     take(recipe)
     for file, text in texts.items():

@@ -1,20 +1,35 @@
-"""How a run starts: its folder, what it continues, and the line that says so before anything slow is imported."""
+"""How a run starts: its folder, what it continues, its first line, and the processes that have to agree on them.
 
+Lightning is imported only where it is needed: the first line comes before anything slow.
+"""
+
+import contextlib
+import ctypes
+import json
 import logging
+import os
+import signal
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from solo_ext.errors import CheckpointError
+from solo_ext.errors import CheckpointError, ConfigError
 from solo_ext.runs.checkpoints import Checkpoint, open_checkpoint
 from solo_ext.runs.comparison import differences, flatten
 from solo_ext.runs.resume import find_resumable
 from solo_ext.runs.run import Run
 from solo_ext.schema import plain
 from solo_ext.training.config import RunConfig, TrainingConfig
-from solo_ext.training.distributed.ranks import is_first
-from solo_ext.training.hardware import check_hardware, devices_text, processes
+from solo_ext.training.hardware import check_hardware, device_count, devices_text, processes
+from solo_ext.training.trainer_config import TrainerConfig
+
+if TYPE_CHECKING:
+    import lightning.pytorch as pl
+    from lightning.fabric.plugins.environments import ClusterEnvironment
 
 log = logging.getLogger("solo_ext")
+
+_CHOICE = "SOLO_EXT_START"  # how the processes that Lightning starts learn what the first one chose
 
 
 @dataclass(frozen=True)
@@ -28,6 +43,12 @@ class Start:
 def runs_folder(cfg: RunConfig) -> Path:
     """The folder of all runs."""
     return Path(cfg.checkpoint.dir).expanduser()
+
+
+def is_first() -> bool:
+    """Whether this is the first process of a run, or the only one."""
+    ranks = (os.environ[name] for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID") if name in os.environ)
+    return next(ranks, "0") == "0" and ("RANK" in os.environ or os.environ.get("NODE_RANK", "0") == "0")
 
 
 def begin(cfg: TrainingConfig, base: Path) -> Start | None:
@@ -61,3 +82,66 @@ def _resumed(cfg: TrainingConfig, base: Path) -> Start | None:
     if changed := differences(checkpoint.config, cfg):
         log.warning("resuming with another configuration: %s", ", ".join(changed[:5]))
     return Start(Run(checkpoint.path.parent), checkpoint)
+
+
+def cluster_environment(cfg: TrainerConfig) -> "ClusterEnvironment | None":
+    """Who starts the processes: torchrun, SLURM's srun, or Lightning; None leaves it to Lightning to find out.
+
+    Raises:
+        ConfigError: torchrun or srun started another number of processes than there are devices.
+    """
+    from lightning.fabric.plugins import environments
+
+    launcher: ClusterEnvironment
+    if environments.TorchElasticEnvironment.detect():
+        launcher, name = environments.TorchElasticEnvironment(), "torchrun (--nnodes, --nproc-per-node)"
+    elif not environments.SLURMEnvironment.detect():
+        return None
+    elif "SLURM_STEP_ID" not in os.environ:  # in a job, but not under srun: nobody started the others
+        return environments.LightningEnvironment()
+    else:
+        try:
+            # requeueing is left to the job: Lightning's own would resume whichever run wrote last into a shared folder
+            launcher, name = environments.SLURMEnvironment(auto_requeue=False), "srun (--nodes, --ntasks-per-node)"
+        except RuntimeError as error:
+            raise ConfigError(f"SLURM: {error}") from error
+    if launcher.world_size() != processes(cfg):
+        raise ConfigError(
+            f"{name} started {launcher.world_size()} processes, but devices={device_count(cfg)} and "
+            f"num_nodes={cfg.num_nodes} need {processes(cfg)}: one for each device"
+        )
+    return launcher
+
+
+def agree(trainer: "pl.Trainer", start: Start | None) -> Start:
+    """The start that the first process chose, on all of them; each reads its checkpoint.
+
+    Raises:
+        ConfigError: nobody started the processes of the other nodes.
+    """
+    choice: Any = start and [str(start.run.dir), str(start.checkpoint.path) if start.checkpoint else None]
+    if trainer.world_size > 1:
+        launcher: ClusterEnvironment = trainer.strategy.cluster_environment  # type: ignore[attr-defined]  # of several
+        if not launcher.creates_processes_externally:
+            if trainer.global_rank:
+                raise ConfigError(f"num_nodes={trainer.num_nodes}: torchrun or srun has to start the processes")
+            # Lightning starts the others, with this environment, when the fit begins
+            os.environ[_CHOICE] = json.dumps([choice, os.getpid()])
+        elif trainer.global_rank and (message := os.environ.pop(_CHOICE, None)):
+            choice, parent = json.loads(message)
+            die_with(parent)
+        else:
+            trainer.strategy.setup_environment()
+            choice = trainer.strategy.broadcast(choice)
+    folder, path = choice
+    if start and str(start.run.dir) == folder:
+        return start
+    return Start(Run(folder), open_checkpoint(path) if path else None)
+
+
+def die_with(parent: int) -> None:
+    """Ends this process (on Linux) when the process `parent`, which started it, has ended, however that was."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+        if os.getppid() != parent:  # it ended before
+            os.kill(os.getpid(), signal.SIGKILL)

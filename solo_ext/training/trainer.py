@@ -17,20 +17,19 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException, SI
 
 from solo_ext.data.modules import ImageData
 from solo_ext.errors import CheckpointError, ConfigError
-from solo_ext.runs.checkpoints import Checkpoint, open_checkpoint
+from solo_ext.runs.checkpoints import Checkpoint
 from solo_ext.runs.encoder import explain_mismatch
 from solo_ext.runs.environment import environment
 from solo_ext.runs.run import Run, RunResult
 from solo_ext.schema import plain
 from solo_ext.training.callbacks.throughput import Throughput
 from solo_ext.training.config import AnyConfig, TrainingConfig
-from solo_ext.training.distributed.ranks import agree, cluster_environment, is_first
-from solo_ext.training.distributed.sync_bn import SyncNorms
 from solo_ext.training.hardware import check_hardware, on_gpu, pick_precision, processes, trainer_devices
 from solo_ext.training.loggers import close, make_loggers
 from solo_ext.training.progress import RunProgress
 from solo_ext.training.safety import Checkpointer, CheckpointIO, ExactResume, StopOnNonFinite, StopTogether
-from solo_ext.training.start import Start, runs_folder
+from solo_ext.training.start import Start, agree, cluster_environment, is_first, runs_folder
+from solo_ext.training.sync_bn import SyncNorms
 from solo_ext.training.trainer_config import TrainerConfig
 
 log = logging.getLogger("solo_ext")
@@ -75,7 +74,7 @@ def fit(
     batches = len(data.train_set) // (data.batch_size * processes(cfg)) if isinstance(data, ImageData) else None
     with quietly():
         trainer = make_trainer(cfg, callbacks, batches, runs_folder(cfg))
-        start = _agreed(trainer, start)
+        start = agree(trainer, start)
         step = _check_resumable(module, start.checkpoint, cfg.max_epochs) if start.checkpoint else 0
         with _folder(start.run, cfg, data, trainer):
             if cfg.checkpoint.enabled:
@@ -137,15 +136,6 @@ def make_trainer(
     }
     with explained(ValueError, TypeError):  # about the arguments, which are the user's
         return pl.Trainer(**{**defaults, **given, **ours})
-
-
-def _agreed(trainer: pl.Trainer, start: Start | None) -> Start:
-    """The start that the first process chose; the others read its checkpoint, too."""
-    checkpoint = start and start.checkpoint
-    folder, path = agree(trainer, start and [str(start.run.dir), checkpoint and str(checkpoint.path)])
-    if start and str(start.run.dir) == folder:
-        return start
-    return Start(Run(folder), path and open_checkpoint(path))
 
 
 def _check_resumable(module: pl.LightningModule, checkpoint: Checkpoint, max_epochs: int) -> int:

@@ -22,9 +22,9 @@ from solo_ext.errors import ConfigError
 from solo_ext.runs.checkpoints import find_checkpoint, load_checkpoint
 from solo_ext.training.compose import compose
 from solo_ext.training.config import resolve
-from solo_ext.training.distributed.ranks import cluster_environment, die_with
 from solo_ext.training.pretrain import pretrain
 from solo_ext.training.safety import ExactResume
+from solo_ext.training.start import cluster_environment, die_with
 from solo_ext.training.trainer_config import TrainerConfig
 
 ROOT = Path(solo_ext.__file__).parents[1]

@@ -10,7 +10,7 @@ from conftest import build, random_batches
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from solo_ext.training.distributed.sync_bn import CPUSyncBatchNorm, SyncNorms
+from solo_ext.training.sync_bn import CPUSyncBatchNorm, SyncNorms
 
 CHANNELS, STEPS = 4, 3
 LAYERS = {

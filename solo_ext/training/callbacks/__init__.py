@@ -1,11 +1,64 @@
-"""Callbacks of a training; the files of this folder that define a `MonitorCallback` are found by being here."""
+"""Monitors: callbacks that a section of the YAML switches on, and how their metrics are shown.
+
+Each file of this folder is imported for the monitors that it defines.
+"""
 
 import importlib
 import pkgutil
+from functools import cache
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from solo_ext.training.callbacks.monitor import MONITORS, MonitorCallback
+from solo_ext.schema import Config
+from solo_ext.text import Metric
 
-__all__ = ["MONITORS", "MonitorCallback"]
+if TYPE_CHECKING:
+    from lightning.pytorch import Callback
+else:
+    Callback = object  # until a monitor is built: Lightning takes seconds to import
+
+MONITORS: dict[str, type["MonitorCallback"]] = {}
+
+
+class MonitorCallback(Callback):
+    """Lightning's callback; subclass it in a file of this folder, or in a module of your own that `--import` names.
+
+    Its file should not import Lightning at the top: the configuration reads `key` and `Config` of every monitor.
+
+    key: its section in the YAML of a pre-training; a class without one is not switched on by the YAML.
+    Config: the dataclass of that section; it has `enabled`.
+    metrics: what it logs.
+    """
+
+    key: ClassVar[str]
+    Config: ClassVar[type[Config]]
+    metrics: ClassVar[tuple[Metric, ...]] = ()
+
+    def __init_subclass__(cls, **kwargs: Any):
+        super().__init_subclass__(**kwargs)
+        if "key" in vars(cls):
+            MONITORS[cls.key] = cls
+
+    def __new__(cls, *args: Any, **kwargs: Any):
+        return super().__new__(_lightning_callback(cls))  # type: ignore[arg-type]  # classes can be hashed
+
+    @classmethod
+    def make(cls, section: Any, cfg: Any, data: Any) -> "MonitorCallback | None":
+        """The callback for its `section` of the pre-training `cfg`, or None where it has nothing to do.
+
+        data: the run's `PretrainData`; None where the images are the caller's own.
+        """
+        return cls(section)  # type: ignore[call-arg]  # which a subclass takes
+
+
+@cache
+def _lightning_callback(monitor: Any) -> Any:
+    """The class of a monitor, derived from Lightning's `Callback`."""
+    from lightning.pytorch import Callback
+
+    if issubclass(monitor, Callback):
+        return monitor
+    return type(monitor.__name__, (monitor, Callback), {"__module__": monitor.__module__})
+
 
 for _module in pkgutil.iter_modules(__path__, f"{__name__}."):
     importlib.import_module(_module.name)

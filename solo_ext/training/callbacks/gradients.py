@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from solo_ext.schema import Config, Count
 from solo_ext.text import Metric
-from solo_ext.training.callbacks.monitor import MonitorCallback
+from solo_ext.training.callbacks import MonitorCallback
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class GradientsConfig(Config, section="gradients"):
-    """The YAML's `gradients`: whether to monitor them, and every how many optimizer steps. Training stays as it is."""
+    """The YAML's `gradients`: whether to monitor them, and every how many optimizer steps."""
 
     enabled: bool = False
     every: Count = 50
@@ -27,22 +27,22 @@ class GradientMonitor(MonitorCallback):
     """Logs `grad_linf/<stage>`: the l-infinity norm of d(loss) / d(output of the stage), over a batch of one view.
 
     The view is the first that the student learns on; the loss is the whole loss of the batch, without the loss scale of
-    16-bit precision and not divided by the accumulated batches, of which the first is looked at. Over several devices
-    the largest value counts. Infinite where the scaled gradient overflows: the optimizer leaves such a step out.
+    16-bit precision and not divided by the accumulated batches, of which only the first is monitored. Over several
+    devices it is the largest value. Infinite where the scaled gradient overflows: the optimizer skips such a step.
 
-    The values stay on the device until a logging step, and get the row of the step that they belong to.
+    The values stay on the device until a logging step, and are logged at the step that they belong to.
     """
 
     key = "gradients"
     Config = GradientsConfig
     metrics = (Metric("grad_linf/*", "Largest gradient at *"),)
 
-    def __init__(self, cfg: GradientsConfig | None = None):
-        self.every = (cfg or GradientsConfig()).every
+    def __init__(self, cfg: GradientsConfig):
+        self.every = cfg.every
         self.waiting: set[str] = set()  # whose output in this step is still to come
         self.norms: dict[str, Tensor] = {}  # of this step
         self.pending: dict[int, dict[str, Tensor]] = {}  # step -> norms, to be logged
-        self.last = -1  # the step looked at last
+        self.last = -1  # the last step in `pending`
         self.hooks: list[Any] = []
 
     def on_train_start(self, trainer: "Trainer", module: "LightningModule") -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from solo_ext.evaluation.features import extract_features
 from solo_ext.evaluation.knn import KNNConfig, knn_accuracy
 from solo_ext.text import Metric
-from solo_ext.training.callbacks.monitor import MonitorCallback
+from solo_ext.training.callbacks import MonitorCallback
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
@@ -16,9 +16,14 @@ if TYPE_CHECKING:
 class OnlineKNN(MonitorCallback):
     """Logs `val_knn1` and `val_knn20` (top-1 in percent; 20 is `knn_eval.k`) every `knn_eval.every` epochs.
 
-    solo-learn's online kNN searches the epoch's augmented views as the network saw them in train mode; here both sides
-    are features of images without augmentation, in eval mode, of one and the same network. With several processes the
+    solo-learn's online kNN searches the epoch's augmented views as the network saw them in train mode; here bank and
+    queries are features of images without augmentation, in eval mode, of the same network. With several processes the
     first computes and the others wait.
+
+    Args:
+        loaders: makes the loaders of labelled train and validation images, not augmented, not split over processes,
+            when they are first needed; batches are `(indexes, [view], targets)`.
+        channels_last: memory layout of the images.
     """
 
     key = "knn_eval"
@@ -31,37 +36,22 @@ class OnlineKNN(MonitorCallback):
             return None
         return cls(data.probe_dataloaders, section, not cfg.performance.disable_channel_last)
 
-    def __init__(
-        self,
-        loaders: Callable[[], tuple[Iterable, Iterable]],
-        cfg: KNNConfig | None = None,
-        channels_last: bool = True,
-    ):
-        """Takes loaders of labelled train and validation images, not augmented, not split over processes.
+    def __init__(self, loaders: Callable[[], tuple[Iterable, Iterable]], cfg: KNNConfig, channels_last: bool = True):
+        self.loaders, self.cfg, self.channels_last = cache(loaders), cfg, channels_last
 
-        Args:
-            loaders: makes both when they are first needed; batches are `(indexes, [view], targets)`.
-            cfg: the section `knn_eval`.
-            channels_last: memory layout of the images.
-        """
-        self.loaders = cache(loaders)
-        self.cfg = cfg or KNNConfig()
-        self.channels_last = channels_last
-
-    def on_validation_epoch_end(self, trainer: "Trainer", pl_module: "LightningModule") -> None:
+    def on_validation_epoch_end(self, trainer: "Trainer", module: "LightningModule") -> None:
         epoch = trainer.current_epoch + 1
         if trainer.sanity_checking or (epoch % self.cfg.every and epoch != trainer.max_epochs):
             return
-        scores = self._scores(trainer, pl_module) if trainer.is_global_zero else {}
-        pl_module.log_dict(trainer.strategy.broadcast(scores), sync_dist=True)
+        scores = self._scores(trainer, module) if trainer.is_global_zero else {}
+        module.log_dict(trainer.strategy.broadcast(scores), sync_dist=True)
 
-    def _scores(self, trainer: "Trainer", pl_module: "LightningModule") -> dict[str, float]:
-        backbone, device = pl_module.get_submodule("backbone"), pl_module.device
+    def _scores(self, trainer: "Trainer", module: "LightningModule") -> dict[str, float]:
+        backbone, device = module.get_submodule("backbone"), module.device
         bank, bank_labels, query, labels = (
             part.to(device)
             for loader in self.loaders()
             for part in extract_features(backbone, loader, device, trainer.precision, self.channels_last)
         )
-        ks = sorted({1, self.cfg.k})
-        results = knn_accuracy(bank, bank_labels, query, labels, ks, self.cfg.distance_func)
+        results = knn_accuracy(bank, bank_labels, query, labels, [*{1, self.cfg.k}], self.cfg.distance_func)
         return {f"val_knn{k}": result["acc1"] for k, result in results.items()}

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from solo_ext.text import Metric
-from solo_ext.training.callbacks.monitor import MonitorCallback
+from solo_ext.training.callbacks import MonitorCallback
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer

@@ -11,9 +11,9 @@ from solo_ext.losses import gather
 
 
 class CPUSyncBatchNorm(_BatchNorm):
-    """What `torch.nn.SyncBatchNorm` does on GPUs (it refuses other tensors, and DDP refuses it on other devices).
+    """`torch.nn.SyncBatchNorm`, which works on GPUs only, for CPUs; without a process group it is BatchNorm.
 
-    The statistics come from the sums of all ranks, taken in float64; without a process group it is BatchNorm.
+    The statistics come from the sums of all ranks, taken in float64.
     """
 
     running_mean: Tensor  # where they are tracked
@@ -24,7 +24,7 @@ class CPUSyncBatchNorm(_BatchNorm):
         pass  # one class for 1d, 2d and 3d
 
     def forward(self, x: Tensor) -> Tensor:
-        """x: [B, C, ...], B of another size on each rank if need be; returns the same shape and type."""
+        """x: [B, C, ...], where B may differ between ranks; returns the same shape and type."""
         if not (self.training and dist.is_available() and dist.is_initialized()):
             return super().forward(x)
         dims, channels = [0, *range(2, x.dim())], x.size(1)
@@ -35,21 +35,16 @@ class CPUSyncBatchNorm(_BatchNorm):
         mean = total / count
         variance = (squares / count - mean.square()).clamp(min=0)
         if self.track_running_stats:
-            self._track(mean.detach(), variance.detach() * count / (count - 1))
+            self.num_batches_tracked += 1
+            share = 1 / self.num_batches_tracked.item() if self.momentum is None else self.momentum
+            self.running_mean.lerp_(mean.detach().to(self.running_mean.dtype), share)
+            self.running_var.lerp_((variance.detach() * count / (count - 1)).to(self.running_var.dtype), share)
         kind, shape = torch.promote_types(x.dtype, torch.float32), [1, channels, *[1] * (x.dim() - 2)]
         scale = (variance + self.eps).rsqrt()
         y = (x - mean.to(kind).view(shape)) * scale.to(kind).view(shape)
-        if self.weight is not None:
-            y = y * self.weight.view(shape)
-        if self.bias is not None:
-            y = y + self.bias.view(shape)
+        if self.affine:
+            y = y * self.weight.view(shape) + self.bias.view(shape)
         return y.to(x.dtype)
-
-    def _track(self, mean: Tensor, variance: Tensor) -> None:
-        self.num_batches_tracked += 1
-        share = 1 / self.num_batches_tracked.item() if self.momentum is None else self.momentum
-        self.running_mean.lerp_(mean.to(self.running_mean.dtype), share)
-        self.running_var.lerp_(variance.to(self.running_var.dtype), share)
 
 
 class CPUSyncBatchNormAct(CPUSyncBatchNorm):
@@ -60,12 +55,10 @@ class CPUSyncBatchNormAct(CPUSyncBatchNorm):
 
 
 class SyncNorms(LayerSync):
-    """Makes the BatchNorms of a network synchronise while it is trained.
+    """Synchronises the BatchNorms of a network while it is trained, `on_gpu` or not.
 
-    Only the class of a layer changes; it stays the object that it was, with its tensors, names and hooks. (Lightning's
-    own plugin builds new layers, and drops the activation of timm's.)
-
-    on_gpu: whether the network is trained on GPUs.
+    Only the class of a layer changes; it stays the same object, with its tensors, names and hooks. (Lightning's own
+    plugin builds new layers, and drops the activation of timm's.)
     """
 
     def __init__(self, on_gpu: bool):
