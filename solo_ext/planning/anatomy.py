@@ -1,4 +1,4 @@
-"""What a method consists of: parameters, what its teacher copies, and passes through the backbone per view."""
+"""What a method consists of: parameters, the teacher's copies, forward passes through the backbone."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -14,16 +14,13 @@ def anatomy(method: LightningMethod) -> dict[str, Any]:
     """What the built `method` consists of, and how often a training step runs its backbone.
 
     Returns:
-        student_parameters: of backbone and heads, without the probes.
-        teacher_parameters: of the teacher's copies.
-        teacher_tensors: {stage: names of its parameters in the method's state_dict}; stages in order.
-        teacher_tau: {stage: tau in words}; 0: a copy of the student ("sharing").
+        student_parameters, teacher_parameters: of backbone and heads, without the probes; of the teacher's copies.
+        teacher_tensors, teacher_tau: {stage: names of its parameters in the state_dict}, {stage: tau in words}.
         teacher_layers: weight layers with an EMA copy, counted as in ProjectorEMA, Sec. 5 and Table 4; see `_layers`.
-        parameters_millions: of all backbones, student's and teacher's: ProjectorEMA, Table 4, "Params (MB)".
-        backbone_stages, teacher_backbone_stages: their names; those of which the teacher has copies.
-        student_forwards, teacher_forwards: forward passes through the backbone per view. A pass of the teacher through
-            some of the stages counts as their share of all stages.
-        forwards_per_view: their sum: ProjectorEMA, Table 4, "#Fwd".
+        parameters_millions: of student's and teacher's backbone: ProjectorEMA, Table 4, "Params (MB)".
+        backbone_stages, teacher_backbone_stages: names of all stages, and of those that the teacher copies.
+        student_forwards, teacher_forwards: passes through the backbone per view; part of it counts as its share.
+        forwards_per_view: the sum: ProjectorEMA, Table 4, "#Fwd".
     """
     teacher = method.teacher
     names = {id(parameter): name for name, parameter in method.named_parameters()}
@@ -56,13 +53,10 @@ def _count(parameters: Iterable[Tensor]) -> int:
 
 
 def _layers(method: LightningMethod, row: Sequence[Stage]) -> int:
-    """Convolutions and linear layers with an EMA copy.
+    """Convolutions and linear layers with an EMA copy; tau 0 does not count. `row`: the backbone's stages.
 
-    The paper's 53 and 21 are 50 + 3 and 18 + 3: a ResNet's own number, which leaves out the convolutions of its
-    shortcuts and counts the classification layer, here removed; and the 3 layers of DINO's head, whose prototypes
-    (weight-normed, no `nn.Linear`) it leaves out. Copies with tau 0 do not count.
-
-    row: the backbone's stages.
+    The paper's 53 and 21 are 50 + 3 and 18 + 3: the number in a ResNet's name, which leaves out the convolutions of the
+    shortcuts and counts the classification layer, removed here; and 3 layers of DINO's head, without its prototypes.
     """
     teacher = method.teacher
     averaged = [stage for stage in teacher.stages if not teacher.taus[stage.name].always(0)]

@@ -17,20 +17,19 @@ from solo_ext.data.loader import identity
 from solo_ext.errors import ConfigError
 from solo_ext.methods.module import LightningMethod
 from solo_ext.runs.environment import environment
-from solo_ext.schema import plain
 from solo_ext.training.config import PretrainConfig
 from solo_ext.training.trainer import explained, make_trainer, quietly
 from solo_ext.training.trainer_config import TrainerConfig
 
-WARM_UP, LEAST, STEPS = 3, 3, 10  # steps that do not count, and how few and how many do
+WARM_UP, LEAST, STEPS = 3, 3, 10  # steps that do not count; the least and the most that do
 SECONDS = 30  # after which LEAST steps are enough
-CPU_PIXELS, CPU_IMAGES = 2**17, 8  # on a CPU, a step is measured on about this many pixels, and on at least 8 images
+CPU_PIXELS, CPU_IMAGES = 2**17, 8  # on a CPU, a batch has about this many pixels, and at least 8 images
 # the Trainer's arguments that change what a step does
 STEP_KEYS = ("max_epochs", "precision", "gradient_clip_val", "gradient_clip_algorithm", "deterministic", "benchmark")
 
 
 class _Clock(pl.Callback):
-    """When each batch ended; ends the training when that has taken long enough."""
+    """When each batch ended; after SECONDS it ends the training."""
 
     def __init__(self) -> None:
         self.ends: list[float] = []
@@ -49,7 +48,7 @@ def crop_sizes(cfg: PretrainConfig) -> list[int]:
 
 
 def synthetic_batch(cfg: PretrainConfig, images: int, device: torch.device) -> tuple[Tensor, list[Tensor], Tensor]:
-    """A batch of random images as `cfg` has them: (indexes [B], views [B, 3, H, W], targets [B])."""
+    """A random batch in the shapes of `cfg`: (indexes [B], views [B, 3, H, W], targets [B])."""
     generator = torch.Generator().manual_seed(0)
     views = [torch.randn(images, 3, side, side, generator=generator).to(device) for side in crop_sizes(cfg)]
     classes = cfg.data.num_classes or 0
@@ -61,12 +60,11 @@ def measure_steps(cfg: PretrainConfig, method: LightningMethod) -> dict[str, Any
     """Time and memory of an optimizer step at `optimizer.batch_size`; trains `method` for a few steps.
 
     Returns:
-        device, precision: what it ran on and with.
-        images: in a batch; fewer than configured on a CPU, or where the full batch does not fit: the rest is scaled.
-        steps: how many `seconds` and `quartiles` are of.
-        seconds: the median, data loading left out; accumulated batches count as long each. quartiles: first and third.
-        memory: peak in bytes with the full batch. memory_of: what that is the peak of.
-        fits: whether the full batch fits the memory that is free here, as far as that can be known.
+        device, precision: of the measurement.
+        images: in a batch; if fewer than configured (on a CPU, or if more do not fit), time and memory are scaled.
+        steps, seconds, quartiles: number of steps, their median, first and third quartile, without data loading.
+        memory, memory_of: the peak in bytes with the full batch, and what it is the peak of.
+        fits: whether the full batch fits the memory that is free here, as far as that is known.
 
     Raises:
         ConfigError: not even two images fit the GPU.
@@ -83,19 +81,20 @@ def measure_steps(cfg: PretrainConfig, method: LightningMethod) -> dict[str, Any
 
 def _measure(cfg: PretrainConfig, method: LightningMethod, images: int) -> dict[str, Any] | None:
     """The measurement with a batch of `images`; None if they do not fit the GPU."""
-    values = {key: value for key, value in plain(cfg).items() if key in STEP_KEYS}
-    values |= {"accelerator": "cpu" if cfg.accelerator == "cpu" else "auto", "devices": 1, "num_nodes": 1}
-    values |= {"strategy": "auto", "max_steps": WARM_UP + STEPS, "limit_val_batches": 0, "enable_progress_bar": False}
+    steps = WARM_UP + STEPS
+    values: dict[str, Any] = {key: getattr(cfg, key) for key in STEP_KEYS}
+    values |= {"accelerator": "cpu" if cfg.accelerator == "cpu" else "auto", "devices": 1}
+    trainer_cfg = TrainerConfig(**values, max_steps=steps, limit_val_batches=0)
     clock, saved = _Clock(), {}
     free = _free_memory()
 
     def keep(tensor: Tensor) -> Tensor:
-        if not clock.ends:  # the first step speaks for all
+        if not clock.ends:  # in the first step
             saved[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
         return tensor
 
     with quietly(), explained():
-        trainer = make_trainer(TrainerConfig(**values), [clock], values["max_steps"])
+        trainer = make_trainer(trainer_cfg, [clock], steps)
         device = trainer.strategy.root_device
         gpu = device.type == "cuda"
         if gpu:
@@ -104,14 +103,14 @@ def _measure(cfg: PretrainConfig, method: LightningMethod, images: int) -> dict[
         if not cfg.performance.disable_channel_last:
             method = method.to(memory_format=torch.channels_last)
         method.zero_grad(set_to_none=True)
-        batches = [synthetic_batch(cfg, images, device)] * values["max_steps"]
+        batches = [synthetic_batch(cfg, images, device)] * steps
         try:
             with nullcontext() if gpu else saved_tensors_hooks(keep, lambda tensor: tensor):
-                trainer.fit(method, DataLoader(batches, batch_size=None, collate_fn=identity))  # type: ignore[arg-type]  # a list will do
+                trainer.fit(method, DataLoader(batches, batch_size=None, collate_fn=identity))  # type: ignore[arg-type]  # a list works
         except torch.OutOfMemoryError:
             return None
     weights = list(method.state_dict().values())
-    for tensor in weights:  # the backward pass keeps them, too
+    for tensor in weights:  # the backward pass keeps them too
         saved.pop(tensor.untyped_storage().data_ptr(), None)
     states = [value for state in trainer.optimizers[0].state.values() for value in state.values()]
     gradients = [parameter.grad for parameter in method.parameters() if parameter.grad is not None]
@@ -137,7 +136,7 @@ def _measure(cfg: PretrainConfig, method: LightningMethod, images: int) -> dict[
 
 
 def _free_memory() -> int | None:
-    """Bytes that this process may still take, by the machine and by its control group; None if not on Linux."""
+    """Bytes that machine and control group still have for this process; None if not on Linux."""
     free = None
     with suppress(OSError):
         free = 1024 * int(Path("/proc/meminfo").read_text().partition("MemAvailable:")[2].split()[0])

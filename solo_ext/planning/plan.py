@@ -20,6 +20,8 @@ from solo_ext.training.config import PretrainConfig
 from solo_ext.training.hardware import processes
 from solo_ext.training.pretrain import check_sizes
 
+OPTIMIZER_KEYS = ("batch_size", "lr", "effective_lr", "classifier_lr", "effective_classifier_lr")
+
 
 def plan(cfg: PretrainConfig, measure: bool = True) -> dict[str, Any]:
     """Builds the network of the resolved `cfg` and trains it for a few steps on synthetic images; writes nothing.
@@ -27,18 +29,17 @@ def plan(cfg: PretrainConfig, measure: bool = True) -> dict[str, Any]:
     Neither the data nor the hardware that `cfg` names has to be there.
 
     Args:
-        cfg: of a pre-training.
-        measure: take time and memory, on the device at hand.
+        measure: whether to measure time and memory, on this machine's device.
 
     Returns:
         Plain values, as `solo-ext plan --json` prints them; among them
         crop_sizes: of each view, in pixels.
-        images: in the training set; None if that is not known here, because of `images_unknown`.
-        batch_size: images per device; times `devices` (of all nodes) and `accumulate` (batches) in an optimizer step.
+        images: in the training set; None if that is unknown here, for the reason `images_unknown`.
+        batch_size: per device; an optimizer step has it times `devices` (of all nodes) times `accumulate` images.
         steps_per_epoch, steps, warmup_steps: optimizer steps; None without `images`.
         lr, effective_lr: as configured, per 256 images, and as the optimizer gets it; likewise the probe's.
-        anatomy: see `anatomy`. measured: see `measure_steps`; None if it was not asked for.
-        seconds: of all optimizer steps; loading of images, validation and kNN come on top.
+        anatomy, measured: see `anatomy` and `measure_steps`.
+        seconds: of all optimizer steps, without loading images, validation and kNN.
         warnings: what is allowed but probably not intended, a sentence each.
 
     Raises:
@@ -59,16 +60,12 @@ def plan(cfg: PretrainConfig, measure: bool = True) -> dict[str, Any]:
         "anatomy": anatomy(method),
         "images": images,
         "images_unknown": unknown,
-        "batch_size": cfg.optimizer.batch_size,
         "devices": devices,
         "accumulate": cfg.accumulate_grad_batches,
         "epochs": cfg.max_epochs,
         "steps_per_epoch": per_epoch,
         "steps": steps,
-        "lr": cfg.optimizer.lr,
-        "effective_lr": cfg.optimizer.effective_lr,
-        "classifier_lr": cfg.optimizer.classifier_lr,
-        "effective_classifier_lr": cfg.optimizer.effective_classifier_lr,
+        **{key: getattr(cfg.optimizer, key) for key in OPTIMIZER_KEYS},
         "warmup_epochs": warmup,
         "warmup_steps": None if steps is None else warmup * steps / cfg.max_epochs,
     }
@@ -84,9 +81,8 @@ def plan(cfg: PretrainConfig, measure: bool = True) -> dict[str, Any]:
 
 
 def _training_images(data: Any) -> tuple[int | None, str | None]:
-    """How many there are; or None, and why that is not known. The images of a dataset of known size are not read."""
-    size = dataset_info(data).train_size
-    if size is not None:
+    """How many there are; or None, and why that is unknown. The images of a dataset of known size are not read."""
+    if size := dataset_info(data).train_size:
         return (size if data.fraction == -1 else int(size * data.fraction)), None
     try:
         return len(load_dataset(data, "pretrain")), None
@@ -106,7 +102,6 @@ def _optimizer_steps(cfg: PretrainConfig, images: int) -> tuple[int, int]:
 
 
 def _warnings(p: dict[str, Any], cfg: PretrainConfig, method: LightningMethod) -> Iterator[str]:
-    """What is allowed but probably not intended, a sentence each."""
     devices, batch = p["devices"], p["batch_size"]
     if frozen := [stage for stage, tau in method.teacher.taus.items() if tau.always(1)]:
         yield (
@@ -144,7 +139,7 @@ def _warnings(p: dict[str, Any], cfg: PretrainConfig, method: LightningMethod) -
 
 
 def describe(p: dict[str, Any]) -> str:
-    """A plan as a person reads it."""
+    """A plan, for a reader."""
     return "\n".join(f"{title:<9} {line}" for title, line in _lines(p))
 
 

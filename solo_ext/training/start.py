@@ -55,8 +55,8 @@ def begin(cfg: TrainingConfig, base: Path) -> Start | None:
     """Chooses the folder below `base` for the run of the resolved `cfg`, and prints it; None on the other processes.
 
     Raises:
-        ConfigError: this machine lacks the hardware.
-        CheckpointError: what is to be resumed is damaged or belongs to another network.
+        ConfigError, CheckpointError: this machine lacks the hardware; the checkpoint to resume is damaged or another
+            network's.
     """
     check_hardware(cfg)
     if processes(cfg) > 1 and not is_first():
@@ -87,8 +87,7 @@ def _resumed(cfg: TrainingConfig, base: Path) -> Start | None:
 def cluster_environment(cfg: TrainerConfig) -> "ClusterEnvironment | None":
     """Who starts the processes: torchrun, SLURM's srun, or Lightning; None leaves it to Lightning to find out.
 
-    Raises:
-        ConfigError: torchrun or srun started another number of processes than there are devices.
+    ConfigError if the first two started another number of processes than there are devices.
     """
     from lightning.fabric.plugins import environments
 
@@ -114,11 +113,7 @@ def cluster_environment(cfg: TrainerConfig) -> "ClusterEnvironment | None":
 
 
 def agree(trainer: "pl.Trainer", start: Start | None) -> Start:
-    """The start that the first process chose, on all of them; each reads its checkpoint.
-
-    Raises:
-        ConfigError: nobody started the processes of the other nodes.
-    """
+    """The start that the first process chose, on all; ConfigError if nobody started those of the other nodes."""
     choice: Any = start and [str(start.run.dir), str(start.checkpoint.path) if start.checkpoint else None]
     if trainer.world_size > 1:
         launcher: ClusterEnvironment = trainer.strategy.cluster_environment  # type: ignore[attr-defined]  # of several

@@ -25,8 +25,7 @@ from solo_ext.schema import plain
 from solo_ext.training.callbacks.throughput import Throughput
 from solo_ext.training.config import AnyConfig, TrainingConfig
 from solo_ext.training.hardware import check_hardware, on_gpu, pick_precision, processes, trainer_devices
-from solo_ext.training.loggers import close, make_loggers
-from solo_ext.training.progress import RunProgress
+from solo_ext.training.loggers import RunProgress, close, make_loggers
 from solo_ext.training.safety import Checkpointer, CheckpointIO, ExactResume, StopOnNonFinite, StopTogether
 from solo_ext.training.start import Start, agree, cluster_environment, is_first, runs_folder
 from solo_ext.training.sync_bn import SyncNorms
@@ -55,10 +54,7 @@ def fit(
     start: Start | None,
     callbacks: Sequence[pl.Callback] = (),
 ) -> RunResult:
-    """Trains `module` on `data`.
-
-    Args:
-        start: where the run lies and what it continues; None where another process knows.
+    """Trains `module` on `data`; `start` is None where another process has chosen it.
 
     Raises:
         ConfigError: Lightning cannot work with a value.
@@ -99,17 +95,13 @@ def fit(
 def make_trainer(
     cfg: TrainerConfig, callbacks: Sequence[pl.Callback], batches: int | None, folder: Path | None = None
 ) -> pl.Trainer:
-    """Lightning's Trainer for the resolved `cfg`, without logger.
+    """Lightning's Trainer for the resolved `cfg`, without logger; ConfigError if Lightning cannot work with a value.
 
-    Args:
-        batches: in an epoch of our own data, whose samplers split it; None: the data is the caller's.
-        folder: where Lightning writes, such as a profiler's output; default: the current one.
-
-    Raises:
-        ConfigError: Lightning cannot work with a value.
+    batches: in an epoch of our own data, whose samplers split it; None: the data is the caller's.
+    folder: where Lightning writes, such as a profiler's output; default: the current one.
     """
     alone, strategy = processes(cfg) == 1, cfg.strategy
-    launcher = cluster_environment(cfg)
+    plugins = CheckpointIO(), cluster_environment(cfg), cfg.sync_batchnorm and SyncNorms(on_gpu(cfg))
     defaults = {
         "enable_model_summary": False,
         "num_sanity_val_steps": 0,
@@ -123,11 +115,7 @@ def make_trainer(
         # a process group of one only costs time
         "strategy": "auto" if alone else DDPStrategy(find_unused_parameters=False) if strategy == "ddp" else strategy,
         "sync_batchnorm": False,  # the plugin does it
-        "plugins": [
-            CheckpointIO(),
-            *([launcher] if launcher else []),
-            *([SyncNorms(on_gpu(cfg))] if cfg.sync_batchnorm else []),
-        ],
+        "plugins": list(filter(None, plugins)),
         "callbacks": list(callbacks),
         "enable_progress_bar": False,  # Lightning's own
         "logger": False,

@@ -51,11 +51,7 @@ Precision = (
 
 
 def device_indices(devices: int | str | list[int]) -> Sequence[int] | None:
-    """The indices that `devices` names; None for all there are.
-
-    Raises:
-        ConfigError: it is not a number, a list of indices or auto.
-    """
+    """The indices that `devices` names; None for all there are; ConfigError for anything else."""
     if devices in ("auto", "-1", -1):
         return None
     if isinstance(devices, str) and re.fullmatch(r"\d+(,\d+)*,?", devices):
