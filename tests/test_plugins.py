@@ -107,6 +107,7 @@ def mine(tmp_path):
     return tmp_path
 
 
+@pytest.mark.slow
 def test_a_run_of_what_a_module_of_ones_own_registers(mine):
     status, out, err = solo_ext(mine, "--import", "my_module", "pretrain", "mine.yaml", "checkpoint.enabled=True")
     assert status == 0, err

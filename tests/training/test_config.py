@@ -21,8 +21,6 @@ from solo_ext.schema import keys, plain
 from solo_ext.training import recipes
 from solo_ext.training.compose import assign, compose, overlay
 from solo_ext.training.config import resolve, run_values, to_yaml
-from solo_ext.training.hardware import check_hardware, device_count, trainer_devices
-from solo_ext.training.trainer_config import TrainerConfig
 
 SCRIPTS = ROOT / "scripts"
 PLACES = sorted(place for kind in ("pretrain", "linear") for place in SCRIPTS.glob(f"{kind}/[!_]*"))
@@ -706,66 +704,6 @@ def test_solo_learns_unused_keys_are_accepted_with_a_line(caplog, monkeypatch):
         "debug_augmentations",
         "method_kwargs.temperature",
     ]
-
-
-# Hardware.
-
-
-@pytest.fixture
-def gpus(monkeypatch):
-    def pretend(count: int):
-        monkeypatch.setattr(torch.cuda, "is_available", lambda: count > 0)
-        monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
-        monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
-
-    return pretend
-
-
-@pytest.mark.parametrize(
-    "there, accelerator, devices, count",
-    [
-        (0, "auto", "auto", 1),
-        (0, "auto", [0], 1),
-        (0, "cpu", 2, 2),
-        (0, "gpu", -1, 1),
-        (3, "auto", "auto", 3),
-        (3, "gpu", "-1", 3),
-        (3, "cpu", "auto", 1),
-        (3, "auto", "0,2", 2),
-        (3, "auto", 2, 2),
-    ],
-)
-def test_device_count(gpus, there, accelerator, devices, count):
-    gpus(there)
-    cfg = TrainerConfig(accelerator=accelerator, devices=devices)
-    assert device_count(cfg) == count
-    on_gpu = accelerator != "cpu" and (there or accelerator == "gpu")
-    assert trainer_devices(cfg) == (devices if on_gpu else count)
-
-
-@pytest.mark.parametrize(
-    "there, overrides, words",
-    [
-        (0, ["accelerator=gpu"], "accelerator=cpu"),
-        (0, ["accelerator=cuda"], "accelerator=cpu"),
-        (0, ["accelerator=mps"], "accelerator=cpu"),
-        (1, ["accelerator=gpu", "devices=4"], "asks for 4 GPUs, but there are 1"),
-        (2, ["devices=[2]"], "asks for 3 GPUs, but there are 2"),
-        (0, ["accelerator=cpu"], None),
-        (0, ["devices=[0]"], None),
-        (1, ["accelerator=gpu"], None),
-        (2, ["devices='0,1'"], None),
-        (2, ["accelerator=cpu", "devices=4"], None),
-    ],
-)
-def test_hardware_is_asked_for_only_when_a_run_begins(gpus, there, overrides, words):
-    gpus(there)
-    cfg = cifar("byol", *overrides)
-    if words is None:
-        check_hardware(cfg)
-    else:
-        with pytest.raises(ConfigError, match=re.escape(words)):
-            check_hardware(cfg)
 
 
 # Evaluating a run.

@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
+import tiny_runs
 import torch
 from lightning.fabric.plugins.environments import LightningEnvironment, SLURMEnvironment, TorchElasticEnvironment
 
@@ -173,6 +174,7 @@ def pair(tmp_path_factory):
     return run
 
 
+@pytest.mark.slow
 def test_lightning_starts_two_processes(pair, joint):
     assert_same_run(pair, joint, rtol=1e-5, atol=1e-5)
     initial = alone(pair.parent / "initial", FLOAT32, "optimizer.lr=1e-9", "optimizer.classifier_lr=1e-9")
@@ -182,6 +184,7 @@ def test_lightning_starts_two_processes(pair, joint):
     assert max(moved.values()) > 1e-3
 
 
+@pytest.mark.slow
 def test_torchrun_starts_two_processes_float64(tmp_path):
     torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "solo_ext")
     code, output = launch(*torchrun, "pretrain", *words(tmp_path / "two", 2, FLOAT64))
@@ -210,6 +213,7 @@ def copied(folder, target):
     return run
 
 
+@pytest.mark.slow
 def test_two_processes_resume_exactly(stopped, pair, tmp_path):
     run = copied(stopped, tmp_path / "two")
     for code, output in slurm("pretrain", *words(tmp_path / "two", 2, FLOAT32)):
@@ -281,3 +285,28 @@ def test_a_process_ends_with_the_one_that_started_it():
     assert ours.poll(10)
     with pytest.raises(EOFError):  # nobody holds the other end any more
         ours.recv()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["lightning", "torchrun"])
+def test_two_ranks_share_one_run(tmp_path, launcher):
+    script = tmp_path / "main.py"
+    script.write_text(
+        f"import sys; sys.path[:0] = [{str(Path(__file__).parents[1])!r}]\n"
+        "from tiny_runs import config, pretrain\n"
+        "two = dict(devices=2, strategy='ddp', optimizer__batch_size=8)\n"
+        f"first = pretrain(config({str(tmp_path / 'runs')!r}, max_epochs=1, **two))\n"
+        "again = {'max_epochs': 2, 'resume_from_checkpoint': str(first.dir)}\n"
+        f"assert pretrain(config({str(tmp_path / 'runs')!r}, **again, **two)).dir == first.dir\n"
+    )
+    torchrun = [
+        "-m",
+        "torch.distributed.run",
+        "--nproc-per-node=2",
+        f"--master-port={29500 + os.getpid() % 1000}",
+    ]
+    command = [sys.executable, *(torchrun if launcher == "torchrun" else []), str(script)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    [folder] = (tmp_path / "runs" / "byol").iterdir()
+    assert tiny_runs.rows(folder)[-1]["step"] == "5" and len(list(folder.glob("*.ckpt"))) == 1

@@ -1,9 +1,16 @@
 """How a run starts: what it says first, and what it has not imported by then."""
 
+import os
 import subprocess
 import sys
 
 import pytest
+import torch
+from conftest import ROOT
+from tiny_runs import config, interrupted
+
+from solo_ext.training.pretrain import pretrain
+from solo_ext.training.start import is_first
 
 SLOW = ("lightning", "torchvision", "timm", "h5py", "torch._dynamo", "matplotlib", "scipy")  # seconds, all together
 
@@ -27,3 +34,48 @@ def test_the_first_line_is_out_before_what_is_slow_to_import(words, line, tmp_pa
             pytest.fail("there is no such line")
         process.kill()
     assert "torch" in imported and not imported & {*SLOW}
+
+
+@pytest.mark.parametrize(
+    "module, slow",
+    [
+        ("solo_ext.training.pretrain", ["solo_ext.training.trainer", "solo_ext.data.modules", "timm"]),
+        ("solo_ext.data.datasets", ["torchvision", "h5py", "lightning"]),
+    ],
+)
+def test_the_first_line_comes_before_what_is_slow_to_import(module, slow):
+    code = f"import sys, {module}; print(*(m in sys.modules for m in {slow}))"
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=120)
+    assert done.stdout.split() == ["False"] * len(slow), done.stderr
+
+
+def test_the_first_line_says_where_a_run_lies_and_what_it_resumes(tmp_path, monkeypatch, capsys):
+    cfg = config(tmp_path)
+    folder, _ = interrupted(cfg, monkeypatch)
+    assert capsys.readouterr().out.splitlines()[0] == f"tiny: cpu, {folder}"
+    reads = []
+    original = torch.load
+    monkeypatch.setattr(torch, "load", lambda *args, **kwargs: (reads.append(1), original(*args, **kwargs))[1])
+    pretrain(cfg)
+    assert capsys.readouterr().out.splitlines()[0] == f"tiny: cpu, {folder}, resuming tiny-{folder.name}-ep=0.ckpt"
+    assert len(reads) == 1, "the checkpoint is read once"
+
+
+@pytest.mark.parametrize(
+    "variables, first",
+    [
+        ({}, True),
+        ({"RANK": "0", "LOCAL_RANK": "0", "SLURM_PROCID": "1"}, True),  # srun started torchrun
+        ({"RANK": "3", "LOCAL_RANK": "0"}, False),
+        ({"LOCAL_RANK": "1", "SLURM_PROCID": "0"}, False),  # Lightning, in a job
+        ({"SLURM_PROCID": "2"}, False),
+        ({"NODE_RANK": "1", "LOCAL_RANK": "0"}, False),
+    ],
+)
+def test_which_process_is_the_first(monkeypatch, variables, first):
+    for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID", "NODE_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert is_first() is first

@@ -1,0 +1,102 @@
+"""Encoders out of checkpoints: the student's, the teacher's, an exported one, and what does not fit."""
+
+import hashlib
+import json
+
+import pytest
+import safetensors.torch
+import torch
+from conftest import build
+
+from solo_ext.errors import CheckpointError
+from solo_ext.networks import build_backbone
+from solo_ext.runs.checkpoints import find_checkpoint, save_checkpoint
+from solo_ext.runs.encoder import load_encoder
+from solo_ext.runs.run import RECORDS
+
+CIFAR = {"backbone": {"name": "resnet18", "kwargs": {}}, "data": {"dataset": "cifar10"}, "method": "byol"}
+
+
+def run_folder(tmp_path, name="resnet18", prefix="backbone.", **args):
+    backbone = build_backbone(name, small_images=True)
+    state = {prefix + key: x for key, x in backbone.state_dict().items()} | {
+        "classifier.weight": torch.zeros(10, backbone.num_features),
+        "momentum_" + prefix + "conv1.weight": torch.zeros(1),
+    }
+    save_checkpoint({"state_dict": state}, tmp_path / "x-ep=1.ckpt")
+    if args:
+        (tmp_path / "args.json").write_text(json.dumps(args))
+    return backbone
+
+
+@pytest.mark.parametrize("prefix", ["backbone.", "encoder."])
+def test_load_encoder_from_a_run_folder_also_of_solo_learns_older_names(tmp_path, prefix):
+    original = run_folder(tmp_path, prefix=prefix, **CIFAR)
+    backbone, args = load_encoder(tmp_path)
+    assert args == CIFAR and not backbone.training
+    x = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        assert torch.equal(backbone(x), original.eval()(x))
+
+
+def test_a_checkpoint_of_another_network_is_refused_with_what_it_holds(tmp_path):
+    run_folder(tmp_path, "resnet50", **{**CIFAR, "backbone": {"name": "resnet50"}})
+    with pytest.raises(CheckpointError, match=r"holds a resnet50 \(features 2048\), but backbone.name is resnet18"):
+        load_encoder(tmp_path, CIFAR)
+    (tmp_path / "args.json").unlink()
+    with pytest.raises(CheckpointError, match=r"backbone.name has to say"):
+        load_encoder(tmp_path)
+    with pytest.raises(
+        CheckpointError, match=r"with 2048 features, not a resnet18 .features 512.: .*first layer1.0.conv"
+    ):
+        load_encoder(tmp_path, CIFAR)
+
+
+def test_the_wrong_stem_is_a_mismatch_too(tmp_path):
+    run_folder(tmp_path)
+    with pytest.raises(CheckpointError, match="1 of another shape"):
+        load_encoder(tmp_path, {**CIFAR, "data": {"dataset": "imagenet"}})
+
+
+@pytest.mark.parametrize("stages", ["full", "block4", "projector"])
+def test_the_teachers_encoder_is_the_students_before_its_first_stage(tmp_path, stages):
+    method = build("byol", momentum__stages=stages)
+    with torch.no_grad():
+        for name, x in method.named_parameters():
+            if name.startswith("momentum_backbone."):
+                x.add_(1)
+    config = {"method": "byol", "backbone": {"name": "resnet10_w16"}, "data": {"dataset": "cifar10"}}
+    (tmp_path / "args.json").write_text(json.dumps(config))
+    torch.save({"state_dict": method.state_dict()}, tmp_path / "x-ep=0.ckpt")
+    if stages == "projector":
+        with pytest.raises(CheckpointError, match="the teacher begins after the backbone"):
+            load_encoder(tmp_path, teacher=True)
+        return
+    student, teacher = (dict(load_encoder(tmp_path, teacher=t)[0].named_parameters()) for t in (False, True))
+    raised = {name for name, x in teacher.items() if torch.equal(x, student[name] + 1)}
+    same = {name for name, x in teacher.items() if torch.equal(x, student[name])}
+    assert raised == {name for name in teacher if stages == "full" or name.startswith("layer4")}
+    assert raised | same == teacher.keys()
+
+
+def test_safetensors_in_a_run_folder(tmp_path):
+    original = run_folder(tmp_path, **CIFAR)
+    [checkpoint] = tmp_path.glob("*.ckpt")
+    checkpoint.unlink()
+    data = safetensors.torch.save(original.state_dict())
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(data)
+    record = {"model.safetensors": {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data)}}
+    (tmp_path / RECORDS).write_text(json.dumps(record))
+    assert find_checkpoint(tmp_path) == path
+    loaded = load_encoder(tmp_path)[0].state_dict()
+    assert all(torch.equal(x, loaded[name]) for name, x in original.state_dict().items())
+    for damaged, said in ((data[:-1], "differs from its SHA-256"), (b"<html>", "differs from its SHA-256")):
+        path.write_bytes(damaged)
+        with pytest.raises(CheckpointError, match=said):
+            load_encoder(tmp_path)
+    (tmp_path / RECORDS).unlink()
+    for damaged, said in ((data[:-1], "is damaged"), (b"<html>", "but a web page"), (b"", "is empty")):
+        path.write_bytes(damaged)
+        with pytest.raises(CheckpointError, match=said):
+            load_encoder(tmp_path)

@@ -1,0 +1,81 @@
+"""Pre-training with a method, data and callbacks of one's own, and what a user can get wrong."""
+
+import json
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from conftest import random_batches, tiny_config
+from tiny_runs import config
+
+from solo_ext.errors import ConfigError, SoloExtError
+from solo_ext.methods import METHODS
+from solo_ext.training.pretrain import pretrain
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"optimizer__batch_size": 51}, "optimizer.batch_size"),
+        ({"backbone__kwargs": {"nonsense": 1}}, "backbone.kwargs"),
+        ({"data__dataset": "custom", "data__train_path": "nowhere"}, "data.train_path"),
+        ({"resume_from_checkpoint": "nowhere"}, "nowhere does not exist"),
+        ({"val_check_interval": 1000}, "val_check_interval"),
+        ({"limit_train_batches": 0}, "no step to train"),
+        ({"profiler": "nonsense"}, "profiler"),
+    ],
+)
+def test_a_mistake_is_one_sentence_and_leaves_nothing_behind(tmp_path, changes, message):
+    folder = tmp_path / "runs"
+    with pytest.raises(SoloExtError, match=message) as error:
+        pretrain(config(folder, **changes))
+    assert "\n" not in str(error.value) and not folder.exists()
+
+
+def test_an_unwritable_folder_is_named(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match=r"checkpoint.dir"):
+        pretrain(config(tmp_path / "file"))
+
+
+class Counter(pl.Callback):
+    steps = 0
+
+    def on_train_batch_end(self, *args):
+        self.steps += 1
+
+
+class MyBYOL(METHODS["byol"]):
+    pass
+
+
+class Views(pl.LightningDataModule):
+    """Two batches of random views."""
+
+    def train_dataloader(self):
+        return torch.utils.data.DataLoader(random_batches(2, size=12), batch_size=None, collate_fn=lambda batch: batch)
+
+
+@pytest.mark.parametrize(
+    "method, name",
+    [
+        ("projector_ema_byol", "projector_ema_byol"),
+        (METHODS["res_byol"], "res_byol"),
+        (MyBYOL, "MyBYOL"),
+        (MyBYOL(tiny_config("byol")), "MyBYOL"),
+    ],
+    ids=["name", "class", "own class", "built"],
+)
+def test_a_method_data_and_callbacks_of_the_callers_own(tmp_path, capsys, method, name):
+    cfg, counter = config(tmp_path, max_epochs=1), Counter()
+    run = pretrain(cfg, method=method, data=Views(), callbacks=[counter])
+    assert counter.steps == 2 and run.dir.parent == tmp_path / name
+    assert json.loads((run.dir / "args.json").read_text())["method"] == name and cfg.method == "byol"
+    assert json.loads((run.dir / "environment.json").read_text())["data"] == "Views"
+    assert capsys.readouterr().out.splitlines()[0] == f"tiny: cpu, {run.dir}"
+
+
+def test_a_name_that_is_no_method_is_refused_before_anything_else(tmp_path, capsys):
+    with pytest.raises(ConfigError, match="there is no method 'byoll'; did you mean 'byol'"):
+        pretrain(config(tmp_path), method="byoll")
+    assert not capsys.readouterr().out and not any(tmp_path.iterdir())

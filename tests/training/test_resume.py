@@ -1,0 +1,158 @@
+"""Runs: what they leave, and how they resume."""
+
+import json
+import os
+import signal
+import time
+
+import pytest
+import torch
+from tiny_runs import config, crash, interrupted, names, rows
+
+from solo_ext.errors import CheckpointError, ConfigError
+from solo_ext.runs.checkpoints import find_checkpoint, load_checkpoint
+from solo_ext.runs.comparison import differences
+from solo_ext.runs.lock import RunLock
+from solo_ext.runs.resume import find_resumable
+from solo_ext.runs.run import RECORDS
+from solo_ext.training.config import resolve
+from solo_ext.training.pretrain import pretrain
+
+
+def test_a_run_leaves_its_record(whole):
+    folder = whole.dir
+    checkpoints = [f"tiny-{folder.name}-ep={n}.ckpt" for n in range(3)]
+    expected = ["args.json", RECORDS, "environment.json", "metrics.csv", "result.json", *checkpoints]
+    assert names(folder) == sorted(expected)
+    assert whole.checkpoint.name == checkpoints[-1]
+    assert resolve(json.loads((folder / "args.json").read_text())) == config(
+        folder.parents[1], checkpoint__keep_prev=True
+    )
+    assert (
+        whole.images_per_s > 0
+        and whole.metrics["val_acc1"] == json.loads((folder / "result.json").read_text())["metrics"]["val_acc1"]
+    )
+    steps = [int(row["step"]) for row in rows(folder)]
+    assert steps == sorted(set(steps)) and steps[-1] == 8
+    assert float(rows(folder)[0]["lr"]) > 0
+
+
+def identical(a, b):
+    if isinstance(a, dict | list):
+        pairs = zip(a.values(), b.values(), strict=True) if isinstance(a, dict) else zip(a, b, strict=True)
+        return len(a) == len(b) and all(identical(x, y) for x, y in pairs)
+    return torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
+
+
+def stop():
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.mark.parametrize(
+    "step, how, leaves",
+    [(4, stop, "ep=1-step=1"), (6, stop, "ep=1"), (5, crash, "ep=0")],
+    ids=["SIGTERM in an epoch", "SIGTERM at its end", "crash"],
+)
+def test_an_interrupted_run_resumes_exactly(whole, tmp_path, monkeypatch, step, how, leaves):
+    cfg = config(tmp_path)
+    folder, error = interrupted(cfg, monkeypatch, step, how)
+    assert how is crash or error.code == 143
+    assert find_checkpoint(folder).name == f"tiny-{folder.name}-{leaves}.ckpt"
+
+    resumed = pretrain(cfg)
+    assert resumed.dir == folder and [p.name for p in folder.glob("*.ckpt")] == [resumed.checkpoint.name]
+    old, new = load_checkpoint(whole.checkpoint), load_checkpoint(resumed.checkpoint)
+    for part in ("state_dict", "optimizer_states", "lr_schedulers", "global_step", "epoch"):
+        assert identical(new[part], old[part]), part
+    same = [r == s for r, s in zip(rows(folder), rows(whole.dir), strict=True)]
+    # an epoch's means cover what this process saw of it
+    assert same.count(False) == (leaves == "ep=1-step=1")
+    assert len(json.loads((folder / "environment.json").read_text())["before"]) == 1
+
+
+def test_a_resume_with_another_random_state_is_noticed(whole, tmp_path):
+    other = load_checkpoint(pretrain(config(tmp_path, seed=6)).checkpoint)
+    key = "backbone.layer1.0.conv1.weight"
+    assert not torch.equal(other["state_dict"][key], load_checkpoint(whole.checkpoint)["state_dict"][key])
+
+
+def test_a_finished_run_is_not_resumed(tmp_path, caplog):
+    first = pretrain(config(tmp_path, max_epochs=1))
+    second = pretrain(config(tmp_path, max_epochs=1))
+    assert first.dir != second.dir and "is finished: starting a new run" in caplog.text
+    (second.dir / "result.json").unlink()  # killed after the last checkpoint
+    assert find_resumable(config(tmp_path, max_epochs=1), tmp_path / "byol") is None
+
+
+def test_explicit_resume_continues_in_the_same_folder(whole, tmp_path):
+    first = pretrain(config(tmp_path, max_epochs=1))
+    longer = config(tmp_path, max_epochs=2, resume_from_checkpoint=str(first.dir))
+    assert pretrain(longer).dir == first.dir
+    assert {int(row["epoch"]) for row in rows(first.dir) if row["epoch"]} == {0, 1}
+    with pytest.raises(ConfigError, match=r"max_epochs is 2, but .* has 2 epochs already"):
+        pretrain(longer)
+    wider = config(tmp_path, method_kwargs__proj_output_dim=5, resume_from_checkpoint=str(first.dir))
+    with pytest.raises(CheckpointError, match=r"does not fit .*another shape"):
+        pretrain(wider)
+    other = config(tmp_path, method="mocov3", resume_from_checkpoint=str(first.dir))
+    with pytest.raises(CheckpointError, match="holds method byol, but method is mocov3"):
+        pretrain(other)
+
+
+TWINS = {
+    "seed": 6,
+    "name": "other",
+    "momentum.base_tau": 0.98,
+    "momentum.stages": "projector",
+    "momentum.stages ": {"block4": 0.9, "projector": 0.99},
+    "intra.weight": 0.5,
+    "method_kwargs.proj_output_dim": 5,
+    "augmentations.0.crop_size": 13,
+    "augmentations.0.horizontal_flip.prob": 0.4,
+    "optimizer.lr": 0.4,
+    "optimizer.batch_size": 8,
+    "optimizer.weight_decay": 1e-9,
+    "scheduler.warmup_epochs": 2,
+    "max_epochs": 4,
+    "data.fraction": 0.02,
+    "data.train_path": "/elsewhere",
+    "accumulate_grad_batches": 2,
+    "devices": 2,
+    "precision": "bf16-mixed",
+    "gradient_clip_val": 1.0,
+}
+
+
+@pytest.mark.parametrize("key", TWINS)
+def test_near_twins_do_not_resume_each_other(whole, key):
+    base = config(whole.dir.parents[1])
+    twin = config(whole.dir.parents[1], **{key.strip().replace(".", "__"): TWINS[key]})
+    assert differences(base, twin) and not differences(twin, twin)
+
+
+def test_what_does_not_concern_the_training_is_ignored(whole):
+    same = {
+        "wandb": {"enabled": True},
+        "checkpoint": {"enabled": True, "dir": "x", "frequency": 5},
+        "auto_resume": {"enabled": True, "max_hours": 1},
+        "data.num_workers": 3,
+        "log_every_n_steps": 7,
+        "resume_from_checkpoint": "x",
+        "devices": [0],
+    }
+    for key, value in same.items():
+        twin = config(whole.dir.parents[1], **{key.replace(".", "__"): value})
+        assert not differences(config(whole.dir.parents[1]), twin), key
+
+
+def test_auto_resume_leaves_old_and_running_runs_alone(tmp_path, monkeypatch, caplog):
+    cfg = config(tmp_path)
+    folder, _ = interrupted(cfg, monkeypatch)
+    base = folder.parent
+    assert find_resumable(cfg, base).path.parent == folder
+    lock = RunLock(folder)
+    assert lock.take() and find_resumable(cfg, base) is None and "is running" in caplog.text
+    lock.release()
+    [checkpoint] = folder.glob("*.ckpt")
+    os.utime(checkpoint, (time.time() - 37 * 3600,) * 2)
+    assert find_resumable(cfg, base) is None
