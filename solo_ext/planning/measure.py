@@ -72,19 +72,20 @@ def measure_steps(cfg: PretrainConfig, method: LightningMethod) -> dict[str, Any
     images = cfg.optimizer.batch_size
     if cfg.accelerator == "cpu" or not torch.cuda.is_available():
         images = min(images, max(CPU_IMAGES, CPU_PIXELS // sum(side**2 for side in crop_sizes(cfg))))
-    while (measured := _measure(cfg, method, images)) is None:
-        images //= 2
-        if images < 2:
-            raise ConfigError(f"backbone.name: {cfg.backbone.name} does not fit this GPU's memory")
-    return measured
+    with quietly(), explained():
+        while True:
+            with suppress(torch.OutOfMemoryError):
+                return _measure(cfg, method, images)
+            images //= 2
+            if images < 2:
+                raise ConfigError(f"backbone.name: {cfg.backbone.name} does not fit this GPU's memory")
 
 
-def _measure(cfg: PretrainConfig, method: LightningMethod, images: int) -> dict[str, Any] | None:
-    """The measurement with a batch of `images`; None if they do not fit the GPU."""
+def _measure(cfg: PretrainConfig, method: LightningMethod, images: int) -> dict[str, Any]:
+    """The measurement with a batch of `images`."""
     steps = WARM_UP + STEPS
     values: dict[str, Any] = {key: getattr(cfg, key) for key in STEP_KEYS}
     values |= {"accelerator": "cpu" if cfg.accelerator == "cpu" else "auto", "devices": 1}
-    trainer_cfg = TrainerConfig(**values, max_steps=steps, limit_val_batches=0)
     clock, saved = _Clock(), {}
     free = _free_memory()
 
@@ -93,22 +94,18 @@ def _measure(cfg: PretrainConfig, method: LightningMethod, images: int) -> dict[
             saved[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
         return tensor
 
-    with quietly(), explained():
-        trainer = make_trainer(trainer_cfg, [clock], steps)
-        device = trainer.strategy.root_device
-        gpu = device.type == "cuda"
-        if gpu:
-            torch.cuda.empty_cache()
-            torch.cuda.reset_peak_memory_stats()
-        if not cfg.performance.disable_channel_last:
-            method = method.to(memory_format=torch.channels_last)
-        method.zero_grad(set_to_none=True)
-        batches = [synthetic_batch(cfg, images, device)] * steps
-        try:
-            with nullcontext() if gpu else saved_tensors_hooks(keep, lambda tensor: tensor):
-                trainer.fit(method, DataLoader(batches, batch_size=None, collate_fn=identity))  # type: ignore[arg-type]  # a list works
-        except torch.OutOfMemoryError:
-            return None
+    trainer = make_trainer(TrainerConfig(**values, max_steps=steps, limit_val_batches=0), [clock], steps)
+    device = trainer.strategy.root_device
+    gpu = device.type == "cuda"
+    if gpu:
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+    if not cfg.performance.disable_channel_last:
+        method = method.to(memory_format=torch.channels_last)
+    method.zero_grad(set_to_none=True)
+    batches: Any = [synthetic_batch(cfg, images, device)] * steps
+    with nullcontext() if gpu else saved_tensors_hooks(keep, lambda tensor: tensor):
+        trainer.fit(method, DataLoader(batches, batch_size=None, collate_fn=identity))
     weights = list(method.state_dict().values())
     for tensor in weights:  # the backward pass keeps them too
         saved.pop(tensor.untyped_storage().data_ptr(), None)

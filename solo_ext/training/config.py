@@ -67,7 +67,7 @@ class TrainingConfig(RunConfig):
     callbacks: import path of a callback's class -> its arguments, such as `{my_module.MyCallback: {every: 3}}`.
     """
 
-    max_epochs: Count = MISSING  # type: ignore[assignment]  # it has to be given
+    max_epochs: Count = MISSING  # type: ignore[assignment]  # no default
     backbone: BackboneConfig
     optimizer: OptimizerConfig
     scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
@@ -172,52 +172,52 @@ def resolve(raw: RunConfig | DictConfig | Mapping[str, Any], kind: str = "pretra
     Raises:
         ConfigError: an unknown key or method, a wrong type, a value that cannot work; with the full key.
     """
-    given, derived = _given(raw)
-    _warn_unused(given, UNUSED)
+    values, derived = _values(raw)
+    _warn_unused(values, UNUSED)
     cls = schema(kind)
-    if own := [key for key in given if key in OWN]:
+    if own := [key for key in values if key in OWN]:
         raise ConfigError(f"{own[0]} is set by solo-ext itself; {OWN[own[0]]}")
     try:
-        if unknown := [key for key in given if key not in cls.__dataclass_fields__]:
+        if unknown := [key for key in values if key not in cls.__dataclass_fields__]:
             raise UnknownKey(str(unknown[0]), ())
         if kind == "pretrain":
-            method = _method(given)
-            _warn_unused(given, [f"method_kwargs.{key}" for key in method.unused_kwargs])
-            given = with_defaults(method, given)
-        return _derive(build(cls, given), derived)
+            method = _method(values)
+            _warn_unused(values, [f"method_kwargs.{key}" for key in method.unused_kwargs])
+            values = with_defaults(method, values)
+        return _derive(build(cls, values), derived)
     except UnknownKey as error:  # the right key may be in another section
         kwargs = keys(method.Kwargs, "method_kwargs") if error.key.startswith("method_kwargs.") else ()
         raise UnknownKey(error.key, [*kwargs, *keys(cls)]) from None
 
 
-def _given(raw: RunConfig | DictConfig | Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+def _values(raw: RunConfig | DictConfig | Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """`raw` as plain values without Hydra's node, derived keys and null Trainer arguments; and the derived keys."""
     try:
         unresolved: Any = OmegaConf.to_container(raw) if OmegaConf.is_config(raw) else plain(raw)
         unresolved.pop("hydra", None)
-        values: Any = OmegaConf.to_container(OmegaConf.create(unresolved), resolve=True)
+        everything: Any = OmegaConf.to_container(OmegaConf.create(unresolved), resolve=True)
     except OmegaConfBaseException as error:
         raise ConfigError(sentence(error)) from error
     optional = TrainerConfig.__dataclass_fields__
-    given = {key: x for key, x in values.items() if not (key in optional and x in (None, "None"))}
+    values = {key: x for key, x in everything.items() if not (key in optional and x in (None, "None"))}
     derived: dict[str, Any] = {}
     for section, names in DERIVED.items():
-        if isinstance(given.get(section), dict):
-            derived |= {name: given[section].pop(name) for name in names if name in given[section]}
-    return given, derived
+        if isinstance(values.get(section), dict):
+            derived |= {name: values[section].pop(name) for name in names if name in values[section]}
+    return values, derived
 
 
-def _warn_unused(given: dict[str, Any], unused: Sequence[str]) -> None:
+def _warn_unused(values: dict[str, Any], unused: Sequence[str]) -> None:
     for full_key in unused:
         section, _, key = full_key.rpartition(".")
-        node = given.get(section) if section else given
+        node = values.get(section) if section else values
         if isinstance(node, dict) and key in node:
             log.warning("%s is accepted, as solo-learn's YAMLs have it, but not used", full_key)
             del node[key]
 
 
-def _method(given: Mapping[str, Any]) -> type[Method]:
-    name = given.get("method")
+def _method(values: Mapping[str, Any]) -> type[Method]:
+    name = values.get("method")
     if name is None:
         raise ConfigError(f"method is missing (one of {', '.join(METHODS)})")
     if not isinstance(name, str) or name not in METHODS:

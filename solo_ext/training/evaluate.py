@@ -126,7 +126,7 @@ def _fit_cached(cfg: LinearConfig, backbone: nn.Module, data: ClassificationData
 
 
 def untrained_folder(cfg: Any) -> Path:
-    """Where the evaluations of the untrained encoder of `cfg` are kept."""
+    """The folder of the evaluations of the untrained encoder of `cfg`."""
     return runs_folder(cfg) / UNTRAINED / f"{cfg.backbone.name.replace('/', '-')}-seed{cfg.seed}"
 
 

@@ -90,9 +90,9 @@ def make_loggers(cfg: TrainingConfig, folder: Path, resume_at: int = 0) -> list[
 
 
 def wandb_logger(cfg: WandbConfig, name: str, folder: Path) -> WandbLogger | None:
-    """A wandb run whose id is the run folder's name: online if it can be, else offline with one line.
+    """A wandb run with the run folder's name as its id: online if possible, else offline with a warning.
 
-    It never asks, and nothing that goes wrong with wandb stops a training: at worst there is no logger (None).
+    It never prompts, and no failure of wandb stops a training: at worst there is no logger (None).
     """
     os.environ.setdefault("WANDB_SILENT", "true")  # no prompt, no banner; wandb reads it when it is first set up
     import wandb

@@ -84,7 +84,7 @@ def derived(file: Path) -> dict[str, Any] | None:
 
 
 def _parts(file: Path) -> tuple[str, Path, list[str]]:
-    """The variant of a derived recipe, the YAML that it starts from, and the names of those that lie over it."""
+    """The variant of a derived recipe, the YAML that it starts from, and the names of its overlays."""
     return next(
         (variant, file.with_name(file.name.removeprefix(f"{variant}_")), overlays)
         for variant, overlays in _variants(file.parent).items()
@@ -152,16 +152,12 @@ def listing(words: list[str]) -> str:
 
 
 def copy(name: str, to: Path) -> Path:
-    """Copies a recipe and the YAMLs that it is made of to the same places below `to`, where it composes by itself.
+    """Copies a recipe and the YAMLs that it is made of to the same places below `to`; returns the copied recipe.
 
-    Args:
-        name: `<dataset>/<recipe>` of a pre-training, `linear/<dataset>/<recipe>` of a linear evaluation.
-
-    Returns:
-        The copied recipe.
+    name: `<dataset>/<recipe>` of a pre-training, `linear/<dataset>/<recipe>` of a linear evaluation.
 
     Raises:
-        ConfigError: there is none of that name, or a file of another content lies there; then nothing is written.
+        ConfigError: there is none of that name, or a file has other content there; then nothing is written.
     """
     kind = "linear" if name.startswith("linear/") else "pretrain"
     recipe = find(name.removeprefix(f"{kind}/"), kind)

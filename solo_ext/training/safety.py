@@ -38,14 +38,8 @@ class Checkpointer(CheckpointCallback):
 
     Lightning calls a `Checkpoint` after all other callbacks and the module: optimizer, schedulers and teacher have made
     their last step of the epoch, and the saved loops resume at the next one. On SIGTERM it saves
-    `...-ep=N-step=S.ckpt` after the current step, unless that is one of several accumulated batches, whose gradients
-    no checkpoint holds.
-
-    Where `keep_prev` is false, each is removed once the next one is complete.
-
-    Raises:
-        CheckpointError: a checkpoint cannot be written.
-        NonFiniteError: a weight is not finite; the checkpoints saved so far are.
+    `...-ep=N-step=S.ckpt` after the current step, unless gradients are being accumulated, which no checkpoint holds.
+    Without `keep_prev`, each is removed once the next one is complete. A weight that is not finite is not saved.
     """
 
     def __init__(self, run: Run, name: str, cfg: CheckpointConfig):

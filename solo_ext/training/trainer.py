@@ -108,7 +108,7 @@ def make_trainer(
         "use_distributed_sampler": batches is None,
         "log_every_n_steps": max(1, min(50, batches or 1)),  # at least one row an epoch
     }
-    given = {key: value for key in TrainerConfig.__dataclass_fields__ if (value := getattr(cfg, key)) is not None}
+    configured = {key: value for key in TrainerConfig.__dataclass_fields__ if (value := getattr(cfg, key)) is not None}
     ours = {
         "precision": pick_precision(cfg),
         "devices": trainer_devices(cfg),
@@ -123,7 +123,7 @@ def make_trainer(
         "default_root_dir": folder,
     }
     with explained(ValueError, TypeError):  # about the arguments, which are the user's
-        return pl.Trainer(**{**defaults, **given, **ours})
+        return pl.Trainer(**{**defaults, **configured, **ours})
 
 
 def _check_resumable(module: pl.LightningModule, checkpoint: Checkpoint, max_epochs: int) -> int:
@@ -141,14 +141,14 @@ def _check_resumable(module: pl.LightningModule, checkpoint: Checkpoint, max_epo
 
 
 def _folder(run: Run, cfg: TrainingConfig, data: Any, trainer: pl.Trainer) -> contextlib.AbstractContextManager[None]:
-    """The run folder in use; the first process alone looks after it."""
+    """The run folder in use; only the first process locks and writes it."""
     if not trainer.is_global_zero:
         return contextlib.nullcontext()
     return run.in_use(plain(cfg), surroundings(data, trainer.strategy.root_device), lambda: trainer.global_step > 0)
 
 
 def surroundings(data: pl.LightningDataModule, device: torch.device) -> dict[str, Any]:
-    """What environment.json says of this process and its data."""
+    """What environment.json records of this process and its data."""
     record = data.record(device) if isinstance(data, ImageData) else type(data).__name__
     return {**environment(), "data": record}
 

@@ -39,7 +39,7 @@ class GradientMonitor(MonitorCallback):
 
     def __init__(self, cfg: GradientsConfig):
         self.every = cfg.every
-        self.waiting: set[str] = set()  # whose output in this step is still to come
+        self.waiting: set[str] = set()  # modules that have not run in this step
         self.norms: dict[str, Tensor] = {}  # of this step
         self.pending: dict[int, dict[str, Tensor]] = {}  # step -> norms, to be logged
         self.last = -1  # the last step in `pending`

@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 class Throughput(MonitorCallback):
     """Logs `images_per_s` for each epoch, and `lr` (of the backbone, as the step used it) at the logging steps.
 
-    Images are samples of all ranks, whatever the number of views. The first steps of an epoch (five, but at most a
-    fifth), in which loader workers start and kernels are chosen, and validation do not count. The device is waited for
-    twice an epoch, not each step.
+    Images are samples of all ranks, whatever the number of views. Validation does not count, nor do the first steps of
+    an epoch (five, but at most a fifth), in which loader workers start and kernels are selected. The device is
+    synchronised twice an epoch, not each step.
     """
 
     metrics = (
