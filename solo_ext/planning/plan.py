@@ -123,13 +123,13 @@ def _warnings(p: dict[str, Any], cfg: PretrainConfig, method: LightningMethod) -
             f"scheduler.warmup_epochs: a warm-up of {p['warmup_epochs']:g} epochs takes the whole run of "
             f"{p['epochs']}, so the learning rate never decays"
         )
-    printed = dataset_info(cfg.data).lars_eta
-    if cfg.optimizer.name == "lars" and printed:
+    etas = dataset_info(cfg.data).lars_eta
+    if cfg.optimizer.name == "lars" and etas:
         eta = cfg.optimizer.kwargs.get("eta", inspect.signature(LARS).parameters["eta"].default)
-        if not printed[0] <= eta <= printed[1]:
+        if not etas[0] <= eta <= etas[1]:
             yield (
                 f"optimizer.kwargs.eta: {eta:g} is not the trust coefficient that the papers and solo-learn print for "
-                f"{p['dataset']}: {' to '.join(f'{value:g}' for value in dict.fromkeys(printed))}"
+                f"{p['dataset']}: {' to '.join(f'{value:g}' for value in dict.fromkeys(etas))}"
             )
     if devices > 1 and not cfg.sync_batchnorm and any(isinstance(module, _BatchNorm) for module in method.modules()):
         yield (

@@ -61,27 +61,30 @@ def begin(cfg: TrainingConfig, base: Path) -> Start | None:
     check_hardware(cfg)
     if processes(cfg) > 1 and not is_first():
         return None
-    start = _resumed(cfg, base) or Start(Run.new(base))
+    checkpoint = _checkpoint(cfg, base)
+    # a bare file begins a new run
+    run = Run(checkpoint.path.parent) if checkpoint and checkpoint.config is not None else Run.new(base)
     if is_first():
-        resumed = f", resuming {start.checkpoint.path.name}" if start.checkpoint else ""
-        print(f"{cfg.name}: {devices_text(cfg)}, {start.run.dir}{resumed}", flush=True)
-    return start
+        resumed = f", resuming {checkpoint.path.name}" if checkpoint else ""
+        print(f"{cfg.name}: {devices_text(cfg)}, {run.dir}{resumed}", flush=True)
+    return Start(run, checkpoint)
 
 
-def _resumed(cfg: TrainingConfig, base: Path) -> Start | None:
+def _checkpoint(cfg: TrainingConfig, base: Path) -> Checkpoint | None:
+    """What the run continues."""
     if not cfg.resume_from_checkpoint:
-        checkpoint = find_resumable(cfg, base) if cfg.auto_resume.enabled else None
-        return Start(Run(checkpoint.path.parent), checkpoint) if checkpoint else None
+        return find_resumable(cfg, base) if cfg.auto_resume.enabled else None
     checkpoint = open_checkpoint(cfg.resume_from_checkpoint)
-    if checkpoint.config is None:  # a bare file: a new run that begins with it
-        return Start(Run.new(base), checkpoint)
-    saved, current = flatten(checkpoint.config), flatten(plain(cfg))
-    for key in ("method", "backbone.name"):
-        if saved.get(key) != current.get(key):
-            raise CheckpointError(f"{checkpoint.path} holds {key} {saved.get(key)}, but {key} is {current.get(key)}")
-    if changed := differences(checkpoint.config, cfg):
-        log.warning("resuming with another configuration: %s", ", ".join(changed[:5]))
-    return Start(Run(checkpoint.path.parent), checkpoint)
+    if checkpoint.config is not None:
+        saved, current = flatten(checkpoint.config), flatten(plain(cfg))
+        for key in ("method", "backbone.name"):
+            if saved.get(key) != current.get(key):
+                raise CheckpointError(
+                    f"{checkpoint.path} holds {key} {saved.get(key)}, but {key} is {current.get(key)}"
+                )
+        if changed := differences(checkpoint.config, cfg):
+            log.warning("resuming with another configuration: %s", ", ".join(changed[:5]))
+    return checkpoint
 
 
 def cluster_environment(cfg: TrainerConfig) -> "ClusterEnvironment | None":

@@ -20,7 +20,7 @@ from solo_ext.errors import CheckpointError, ConfigError
 from solo_ext.runs.checkpoints import Checkpoint
 from solo_ext.runs.encoder import explain_mismatch
 from solo_ext.runs.environment import environment
-from solo_ext.runs.run import Run, RunResult
+from solo_ext.runs.run import RunResult
 from solo_ext.schema import plain
 from solo_ext.training.callbacks.throughput import Throughput
 from solo_ext.training.config import AnyConfig, TrainingConfig
@@ -72,7 +72,11 @@ def fit(
         trainer = make_trainer(cfg, callbacks, batches, runs_folder(cfg))
         start = agree(trainer, start)
         step = _check_resumable(module, start.checkpoint, cfg.max_epochs) if start.checkpoint else 0
-        with _folder(start.run, cfg, data, trainer):
+        in_use: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
+        if trainer.is_global_zero:  # which alone locks and writes the folder
+            about = surroundings(data, trainer.strategy.root_device)
+            in_use = start.run.in_use(plain(cfg), about, lambda: trainer.global_step > 0)
+        with in_use:
             if cfg.checkpoint.enabled:
                 trainer.callbacks.append(Checkpointer(start.run, cfg.name, cfg.checkpoint))  # type: ignore[attr-defined]  # set by Lightning
             trainer.loggers = make_loggers(cfg, start.run.dir, resume_at=step)
@@ -140,13 +144,6 @@ def _check_resumable(module: pl.LightningModule, checkpoint: Checkpoint, max_epo
     return step
 
 
-def _folder(run: Run, cfg: TrainingConfig, data: Any, trainer: pl.Trainer) -> contextlib.AbstractContextManager[None]:
-    """The run folder in use; only the first process locks and writes it."""
-    if not trainer.is_global_zero:
-        return contextlib.nullcontext()
-    return run.in_use(plain(cfg), surroundings(data, trainer.strategy.root_device), lambda: trainer.global_step > 0)
-
-
 def surroundings(data: pl.LightningDataModule, device: torch.device) -> dict[str, Any]:
     """What environment.json records of this process and its data."""
     record = data.record(device) if isinstance(data, ImageData) else type(data).__name__
@@ -205,7 +202,7 @@ def quietly() -> Iterator[None]:
 
 
 def print_result(result: RunResult, names: Sequence[str]) -> None:
-    """One line on the run, from the first process."""
+    """One line about the run, from the first process."""
     if is_first():
-        shown = [f"{name} {result.metrics[name]:.4g}" for name in names if name in result.metrics]
-        print("  ".join([f"{result.dir}:", *shown, f"{result.seconds:.0f} s"]), flush=True)
+        values = [f"{name} {result.metrics[name]:.4g}" for name in names if name in result.metrics]
+        print("  ".join([f"{result.dir}:", *values, f"{result.seconds:.0f} s"]), flush=True)
