@@ -107,6 +107,6 @@ def check_sizes(backbone: nn.Module, cfg: PretrainConfig) -> None:
         try:
             backbone(torch.zeros(1, 3, size, size))
         except (RuntimeError, ValueError, AssertionError) as error:
-            reason = str(error).splitlines()[0].rstrip(".")
-            raise ConfigError(f"backbone.name: {cfg.backbone.name} cannot take crops of {size} px: {reason}") from error
+            first = str(error).splitlines()[0].rstrip(".")
+            raise ConfigError(f"backbone.name: {cfg.backbone.name} cannot take crops of {size} px: {first}") from error
     backbone.train()

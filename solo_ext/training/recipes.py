@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 import solo_ext
-from solo_ext.errors import ConfigError
+from solo_ext.errors import ConfigError, reason
 from solo_ext.files import write_text
 from solo_ext.text import hint, nearest
 
@@ -121,7 +121,7 @@ def _read(file: Path) -> dict[str, Any]:
         content = yaml.safe_load(file.read_text(encoding="utf-8"))
         return content if isinstance(content, dict) else {}
     except (yaml.YAMLError, OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{file} cannot be read as YAML: {' '.join(str(error).split())}") from error
+        raise ConfigError(f"{file} cannot be read as YAML: {reason(error)}") from error
 
 
 # Listing and copying.
@@ -178,5 +178,5 @@ def copy(name: str, to: Path) -> Path:
             file.parent.mkdir(parents=True, exist_ok=True)
             write_text(file, text)
     except OSError as error:
-        raise ConfigError(f"'{to}' cannot be written: {error.strerror or error}") from error
+        raise ConfigError(f"'{to}' cannot be written: {reason(error)}") from error
     return to / recipe.relative_to(scripts())

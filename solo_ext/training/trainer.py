@@ -16,7 +16,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 
 from solo_ext.data.modules import ImageData
-from solo_ext.errors import CheckpointError, ConfigError
+from solo_ext.errors import CheckpointError, ConfigError, reason
 from solo_ext.runs.checkpoints import Checkpoint
 from solo_ext.runs.encoder import explain_mismatch
 from solo_ext.runs.environment import environment
@@ -178,10 +178,9 @@ def explained(*kinds: type[Exception]) -> Iterator[None]:
     except torch.OutOfMemoryError as error:
         raise ConfigError("optimizer.batch_size: the GPU's memory is too small; lower it, or use 16-mixed") from error
     except (MisconfigurationException, ValueError, TypeError) as error:
-        text = " ".join(str(error).split())
-        if not isinstance(error, (MisconfigurationException, *kinds)) and "`val_check_interval`" not in text:
+        if not isinstance(error, (MisconfigurationException, *kinds)) and "`val_check_interval`" not in str(error):
             raise
-        raise ConfigError(text) from error
+        raise ConfigError(reason(error)) from error
 
 
 @contextlib.contextmanager

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Annotated, Literal
 
-from solo_ext.errors import ConfigError
+from solo_ext.errors import ConfigError, require
 from solo_ext.schema import Bounds, Config, Count
 from solo_ext.text import hint
 
@@ -136,9 +136,4 @@ class TensorboardConfig(Config, section="tensorboard"):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.enabled:
-            try:
-                import torch.utils.tensorboard  # noqa: F401
-            except ImportError:
-                raise ConfigError(
-                    "tensorboard.enabled is true but TensorBoard is not installed: pip install 'solo-ext[viz]'"
-                ) from None
+            require("tensorboard", "tensorboard.enabled", "viz")

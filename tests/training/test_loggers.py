@@ -84,6 +84,6 @@ def test_a_server_that_never_answers_is_not_waited_for():
 
 
 def test_tensorboard_not_installed_names_the_extra(monkeypatch):
-    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
     with pytest.raises(ConfigError, match=r"pip install 'solo-ext\[viz\]'"):
         TensorboardConfig(enabled=True)

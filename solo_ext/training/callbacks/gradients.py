@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from solo_ext.errors import ConfigError
+from solo_ext.methods import Method
 from solo_ext.schema import Config, Count
 from solo_ext.text import Metric
 from solo_ext.training.callbacks import MonitorCallback
@@ -47,6 +49,8 @@ class GradientMonitor(MonitorCallback):
 
     def on_train_start(self, trainer: "Trainer", module: "LightningModule") -> None:
         method: Any = module
+        if not isinstance(module, Method):
+            raise ConfigError(f"gradients.enabled: {type(module).__name__} is no method of ours, whose stages it reads")
         stages = [stage for stage in method.row if stage.part == "backbone"]
         heads = {name: method.part(name) for name in method.parts if name != "backbone"}
         self.modules = {stage.name: method.get_submodule(stage.output) for stage in stages} | heads
