@@ -43,7 +43,7 @@ from solo_ext.data.datasets import IMAGENET_MEAN, IMAGENET_STD, DataConfig, load
 from solo_ext.data.formats import make_loader
 from solo_ext.data.h5 import read_h5, write_h5
 from solo_ext.data.images import ArrayImages, ImageSet, read_folder
-from solo_ext.data.loader import EpochSampler, Resumable
+from solo_ext.data.loader import EpochSampler, ViewLoader
 from solo_ext.data.transforms import ViewTransform
 from solo_ext.methods import METHODS
 from solo_ext.runs.environment import environment
@@ -148,7 +148,7 @@ def load(kind: str, name: str, folder: Path, args: argparse.Namespace) -> Iterat
     return endless(DataLoader(PillowViews(files, rows, views), batch, shuffle=True, **options))
 
 
-def ours(reader: str, images: ImageSet, views: list[AugmentationConfig], batch: int, args) -> Resumable:
+def ours(reader: str, images: ImageSet, views: list[AugmentationConfig], batch: int, args) -> ViewLoader:
     data = DataConfig(dataset="custom", format=reader, num_workers=args.workers)
     transforms = [ViewTransform(aug, IMAGENET_MEAN, IMAGENET_STD) for aug in views]
     sampler = EpochSampler(len(images), seed=0)

@@ -15,6 +15,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
+from functools import partial
 from itertools import chain
 from typing import Any, NamedTuple
 
@@ -26,9 +27,8 @@ from PIL import Image
 from torch import Tensor
 
 from solo_ext.data.images import FileImages, decode, is_plain_jpeg
-from solo_ext.data.loader import Batch, BatchLoader, Skipped, read, split_keys
+from solo_ext.data.loader import Batch, Unreadable, ViewDataset, ViewLoader, read
 from solo_ext.data.transforms import Transform
-from solo_ext.data.views import uniforms
 
 AHEAD = 2  # batches in the making while one is used
 SCAN, END = b"\xff\xda", b"\xff\xd9"  # markers of a JPEG file
@@ -42,48 +42,39 @@ class Encoded(NamedTuple):
     height: int
 
 
-class EncodedImages:
-    """Images in a form that DALI decodes to the pixels of `images.decode`: JPEG, or what Pillow decoded as PPM."""
+def encode(files: FileImages, jpeg: bool, i: int) -> Encoded:
+    """Image i in a form that DALI decodes to the pixels of `files[i]`: JPEG, or what Pillow decoded as PPM.
 
-    def __init__(self, files: FileImages, jpeg: bool = True):
-        self.files, self.jpeg = files, jpeg
-
-    def __len__(self) -> int:
-        return len(self.files)
-
-    def __getitem__(self, i: int) -> Encoded:
-        """Raises `DataError` as `files[i]` does."""
-        with self.files.named(i):
-            data = self.files.read(i)
-            file = io.BytesIO(data)
-            with Image.open(file) as image:  # reads up to the first scan
-                scan = data.rfind(SCAN) if "progressive" in image.info else file.tell()
-                if self.jpeg and is_plain_jpeg(image) and _is_whole(data, scan):
-                    return Encoded(data, *image.size)
-            pixels = decode(data)
-            height, width = pixels.shape[1:]
-            ppm = b"P6 %d %d 255\n" % (width, height) + pixels.permute(1, 2, 0).numpy().tobytes()
-            return Encoded(ppm, width, height)
+    Raises `DataError` as `files[i]` does. `jpeg` false: always PPM.
+    """
+    with files.named(i):
+        data = files.read(i)
+        file = io.BytesIO(data)
+        with Image.open(file) as image:  # reads up to the first scan
+            scan = data.rfind(SCAN) if "progressive" in image.info else file.tell()
+            if jpeg and is_plain_jpeg(image) and _is_whole(data, scan):
+                return Encoded(data, *image.size)
+        pixels = decode(data)
+        height, width = pixels.shape[1:]
+        ppm = b"P6 %d %d 255\n" % (width, height) + pixels.permute(1, 2, 0).numpy().tobytes()
+        return Encoded(ppm, width, height)
 
 
-class DaliLoader(BatchLoader):
-    """Batches of views, made `AHEAD` batches ahead.
+class DaliLoader(ViewLoader):
+    """Batches made `AHEAD` batches ahead; on `device` if it is a GPU, else on the CPU.
 
-    Args:
-        *shared: those of `BatchLoader`; the images are files.
-        device: a GPU makes its batches itself; those for other devices are made on the CPU.
-        threads: that read files, and on the CPU make views.
-        skipped: what to do about images that cannot be read.
+    threads: that read files, and on the CPU make views.
     """
 
-    def __init__(self, *shared, device: torch.device, threads: int, skipped: Skipped):
-        super().__init__(*shared)
-        self.threads, self.skipped = threads, skipped
+    def __init__(self, dataset: ViewDataset, device: torch.device, threads: int, **options: Any):
+        super().__init__(dataset, **options)
+        self.images, self.transforms = dataset.images, dataset.transforms
+        self.threads = threads
         self.device, self.stream = torch.device("cpu"), None
         if device.type == "cuda":
             self.device = torch.device("cuda", device.index or 0)
             self.stream = torch.cuda.Stream(self.device)
-        # In each, torch keeps to one thread: they share the CPU with DALI's. Threads that run already are left alone.
+        # Each keeps torch to one thread, since they share the CPU with DALI's; threads that already run are left alone.
         self._workers = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
         self._renderer = ThreadPoolExecutor(1)  # DALI's pipeline belongs to its thread
         self._pipeline: Pipeline | None = None
@@ -92,7 +83,9 @@ class DaliLoader(BatchLoader):
         ahead: deque[Future] = deque()
         try:
             for keys in self.batch_sampler:
-                ahead.append(self._start(*split_keys(keys)))
+                indexes, numbers = self.dataset.draw(keys)
+                files = self._workers.map(self._read, np.array_split(indexes, self.threads))
+                ahead.append(self._renderer.submit(self._render, indexes, numbers, files))
                 if len(ahead) > AHEAD:
                     yield self._take(ahead.popleft())
             while ahead:
@@ -100,11 +93,6 @@ class DaliLoader(BatchLoader):
         finally:
             for future in ahead:
                 future.cancel()
-
-    def _start(self, epochs: np.ndarray, indexes: np.ndarray) -> Future:
-        numbers = uniforms(self.seed, epochs, indexes, len(self.transforms))
-        files = self._workers.map(self._read, np.array_split(indexes, self.threads))
-        return self._renderer.submit(self._render, indexes, numbers, files)
 
     def _take(self, future: Future) -> Batch:
         indexes, views, targets, unreadable = future.result()
@@ -117,18 +105,17 @@ class DaliLoader(BatchLoader):
                 tensor.record_stream(torch.cuda.current_stream(self.device))
         return indexes, views, targets
 
-    def _read(self, indexes: np.ndarray, jpeg: bool = True) -> tuple[list[int], list[Encoded], list[tuple[int, str]]]:
-        """The indexes that were read, their files, and (index, message) of each that could not be read."""
+    def _read(self, indexes: np.ndarray, jpeg: bool = True) -> tuple[list[int], list[Encoded], Unreadable]:
+        """The indexes of the images that stand in these places, their files, and what could not be read."""
         assert isinstance(self.images.images, FileImages)
-        unreadable: list[tuple[int, str]] = []
-        images = EncodedImages(self.images.images, jpeg)
-        rows = [read(images, index, unreadable) for index in indexes.tolist()]
-        return [index for index, _ in rows], [file for _, file in rows], unreadable
+        unreadable: Unreadable = []
+        get = partial(encode, self.images.images, jpeg)
+        images = [read(get, index, len(self.images), unreadable) for index in indexes.tolist()]
+        return [index for index, _ in images], [file for _, file in images], unreadable
 
     def _render(self, indexes: np.ndarray, numbers: np.ndarray, shares: Iterable[tuple[list, list, list]]) -> Any:
         """The batch, its views with their parts, and the images that could not be read."""
         rows, files, unreadable = (list(chain(*parts)) for parts in zip(*shares, strict=True))
-        numbers = numbers.swapaxes(0, 1)
         with torch.cuda.stream(self.stream) if self.stream else nullcontext():
             try:
                 crops = self._crop(files, numbers)

@@ -1,20 +1,20 @@
 """From images to batches `(indexes, [view_1, ..., view_n], targets)`, reproducibly.
 
-A view is a pure function of (seed, epoch, index, place of the view): the sampler hands out (epoch, index) pairs,
-and `views.uniforms` the numbers of a pair. So neither the number of workers nor the place where a run was resumed
+A view is a pure function of (seed, epoch, index, number of the view): the sampler yields (epoch, index) pairs, and
+`views.uniforms` turns each into random numbers. So neither the number of workers nor the step at which a run resumes
 changes an image, and torch's global generator is left alone.
 """
 
 import logging
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from struct import pack
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import BatchSampler, DataLoader, Dataset, DistributedSampler, Sampler
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from solo_ext.data.images import ImageSet
 from solo_ext.data.transforms import Transform
@@ -25,15 +25,8 @@ log = logging.getLogger("solo_ext")
 
 Batch = tuple[Tensor, list[Tensor], Tensor]
 Key = tuple[int, int] | int  # (epoch, index), or an index of epoch 0
-T_co = TypeVar("T_co", covariant=True)
-
-
-class Images(Protocol[T_co]):
-    """What `read` reads: image i by `images[i]`."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, i: int, /) -> T_co: ...
+Unreadable = list[tuple[int, str]]  # index of an image, and what is wrong with it
+T = TypeVar("T")
 
 
 def derive_seed(*numbers: int) -> int:
@@ -41,25 +34,15 @@ def derive_seed(*numbers: int) -> int:
     return zlib.crc32(pack(f"<{len(numbers)}q", *numbers))
 
 
-def split_keys(keys: Sequence[Key]) -> tuple[np.ndarray, np.ndarray]:
-    """Epochs and indexes of a batch, int64 [B]."""
-    pairs = np.array([key if isinstance(key, tuple) else (0, key) for key in keys], dtype=np.int64)
-    return pairs[:, 0], pairs[:, 1]
-
-
 class Skipped:
-    """The images that could not be read, by `data.corrupt` and `data.corrupt_limit`."""
+    """Counts the images that cannot be read, as `data.corrupt` and `data.corrupt_limit` say."""
 
     def __init__(self, size: int, policy: str = "error", limit: float = 0.01):
         self.policy, self.size, self.limit = policy, size, limit
         self.seen: set[int] = set()
 
     def add(self, unreadable: Iterable[tuple[int, str]]) -> None:
-        """Counts and reports (index, message) of images that are new.
-
-        Raises:
-            DataError: the first of them, if the policy is `error`; or that there are more than the limit allows.
-        """
+        """Logs those that are new; a `DataError` under the policy `error`, or if they are more than the limit."""
         for index, message in unreadable:
             if self.policy == "error":
                 raise DataError(message)
@@ -75,8 +58,18 @@ class Skipped:
             log.error("skipped image %d: %s", len(self.seen), message)
 
 
+def read(get: Callable[[int], T], index: int, count: int, unreadable: Unreadable) -> tuple[int, T]:
+    """Image `index` of `count`, or the next readable one, with its index; `unreadable` receives the others."""
+    for i in range(index, index + count):
+        try:
+            return i % count, get(i % count)
+        except DataError as error:
+            unreadable.append((i % count, str(error)))
+    raise DataError(f"none of {count} images can be read; the last: {unreadable[-1][1]}")
+
+
 class ViewDataset(Dataset):
-    """One view per transform of each image; an unreadable image's place is taken by the next readable one."""
+    """One view per transform of each image; the next readable image replaces an unreadable one."""
 
     def __init__(self, images: ImageSet, transforms: Sequence[Transform], seed: int):
         self.images, self.transforms, self.seed = images, list(transforms), seed
@@ -84,32 +77,24 @@ class ViewDataset(Dataset):
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitems__(self, keys: Sequence[Key]) -> tuple[Batch, list[tuple[int, str]]]:
-        """A whole batch at once, and (index, message) of each image that could not be read.
+    def draw(self, keys: Sequence[Key]) -> tuple[np.ndarray, np.ndarray]:
+        """The indexes of a batch, int64 [B], and the random numbers of its views, float64 [views, B, DRAWS]."""
+        pairs = [key if isinstance(key, tuple) else (0, key) for key in keys]
+        epochs, indexes = np.array(pairs, dtype=np.int64).T.copy()
+        return indexes, uniforms(self.seed, epochs, indexes, len(self.transforms)).swapaxes(0, 1)
 
-        The batch is (int64 [B], [float32 [B, 3, H, W] per view], int64 [B]).
-        """
-        epochs, indexes = split_keys(keys)
-        unreadable: list[tuple[int, str]] = []
-        numbers = uniforms(self.seed, epochs, indexes, len(self.transforms))
+    def __getitems__(self, keys: Sequence[Key]) -> tuple[Batch, Unreadable]:
+        """A whole batch, (int64 [B], [float32 [B, 3, H, W] per view], int64 [B]), and what could not be read."""
+        indexes, numbers = self.draw(keys)
+        unreadable: Unreadable = []
         crops: list[list[Tensor]] = [[] for _ in self.transforms]
         for row, index in enumerate(indexes.tolist()):
-            indexes[row], image = read(self.images.images, index, unreadable)
-            for transform, view, u in zip(self.transforms, crops, numbers[row], strict=True):
+            indexes[row], image = read(self.images.images.__getitem__, index, len(self), unreadable)
+            for transform, view, u in zip(self.transforms, crops, numbers[:, row], strict=True):
                 view.append(transform.crop(image, u))
-        rows = zip(self.transforms, crops, numbers.swapaxes(0, 1), strict=True)
+        rows = zip(self.transforms, crops, numbers, strict=True)
         views = [transform.finish(torch.stack(view), u) for transform, view, u in rows]
         return (torch.from_numpy(indexes), views, torch.from_numpy(self.images.targets[indexes])), unreadable
-
-
-def read(images: Images[T_co], index: int, unreadable: list[tuple[int, str]]) -> tuple[int, T_co]:
-    """The image `index`, or the first readable one after it; (index, message) of the others go to `unreadable`."""
-    for i in range(index, index + len(images)):
-        try:
-            return i % len(images), images[i % len(images)]
-        except DataError as error:
-            unreadable.append((i % len(images), str(error)))
-    raise DataError(f"none of {len(images)} images can be read; the last: {unreadable[-1][1]}")
 
 
 class EpochSampler(DistributedSampler):
@@ -117,7 +102,7 @@ class EpochSampler(DistributedSampler):
 
     def __init__(self, size: int, seed: int, world_size: int = 1, rank: int = 0):
         # torch adds the epoch to the seed: derived, neighbouring seeds share no epoch
-        everything = range(size)  # whose length is all that torch reads
+        everything = range(size)  # torch reads only its length
         super().__init__(everything, world_size, rank, seed=derive_seed(seed), drop_last=True)  # type: ignore[arg-type]
         self.skip = 0  # samples of the next pass that were seen before a resume
 
@@ -126,20 +111,29 @@ class EpochSampler(DistributedSampler):
         return ((self.epoch, index) for index in indexes)
 
 
-class Resumable:
-    """A loader that resumes in the middle of an epoch (Lightning saves and restores its state).
+class ViewLoader(DataLoader):
+    """Batches of a `ViewDataset`, which worker processes make.
 
-    A subclass has `sampler` and `batch_size`, and gives one pass of batches from `_batches()`.
+    It resumes in the middle of an epoch: Lightning saves and restores its state. A subclass that makes its batches
+    elsewhere overrides `_batches`, one pass over `batch_sampler`.
     """
 
+    dataset: ViewDataset
     sampler: Any
-    batch_size: Any
-    _progress = (0, 0)  # epoch, batches of it that were handed out, also before a resume
-    _resume: tuple[int, int] | None = None  # the progress of the resumed run
+    batch_sampler: Any
+    batch_size: int
+    _progress = (0, 0)  # epoch, and how many of its batches were handed out, before a resume too
+    _resume: tuple[int, int] | None = None  # the progress of the run that is resumed
 
-    def __iter__(self) -> Iterator[Batch]:
-        # A generator, so that nothing is read before the first `next`: on a resume Lightning makes the iterator
-        # before it sets the sampler's epoch, and workers would start on the wrong one.
+    def __init__(self, dataset: ViewDataset, skipped: Skipped | None = None, **options: Any):
+        self.skipped = skipped or Skipped(len(dataset))
+        # a DataLoader draws a seed for its workers; from this generator, it leaves the global one alone
+        own = {"collate_fn": identity, "generator": torch.Generator().manual_seed(dataset.seed)}
+        super().__init__(dataset, **{**own, **options})
+
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]  # nothing is prefetched before the first `next`
+        # A generator: on a resume Lightning calls iter() before it sets the sampler's epoch, and workers that start
+        # at once would start on the wrong one.
         epoch = getattr(self.sampler, "epoch", 0)  # Trainer(overfit_batches=...) puts in its own sampler
         start = self._resume[1] if self._resume and self._resume[0] == epoch else 0
         self._resume = None
@@ -149,55 +143,15 @@ class Resumable:
             yield batch
 
     def _batches(self) -> Iterator[Batch]:
-        raise NotImplementedError
+        for batch, unreadable in super().__iter__():
+            self.skipped.add(unreadable)
+            yield batch
 
     def state_dict(self) -> dict[str, int]:
         return dict(zip(("epoch", "batches"), self._progress, strict=True))
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         self._resume = state["epoch"], state["batches"]
-
-
-class BatchLoader(Resumable):
-    """A loader that renders whole batches itself, without a DataLoader.
-
-    Args:
-        images: what is read.
-        transforms: one per view.
-        seed: of the run.
-        sampler: gives (epoch, index) pairs, or indexes.
-        batch_size: on this device.
-        drop_last: leave out the last batch if it is not full.
-    """
-
-    def __init__(
-        self,
-        images: ImageSet,
-        transforms: Sequence[Transform],
-        seed: int,
-        sampler: Sampler,
-        batch_size: int,
-        drop_last: bool,
-    ):
-        self.images, self.transforms, self.seed = images, list(transforms), seed
-        self.sampler, self.batch_size = sampler, batch_size
-        self.batch_sampler = BatchSampler(sampler, batch_size, drop_last)
-
-    def __len__(self) -> int:
-        return len(self.batch_sampler)
-
-
-class EpochLoader(Resumable, DataLoader):  # type: ignore[misc]  # an iterator of batches, as both have it
-    """A `ViewDataset` read by workers. `skipped`: what to do about images that cannot be read."""
-
-    def __init__(self, dataset: ViewDataset, *, skipped: Skipped | None = None, **options: Any):
-        super().__init__(dataset, collate_fn=identity, **options)
-        self.skipped = skipped or Skipped(len(dataset))
-
-    def _batches(self) -> Iterator[Batch]:
-        for batch, unreadable in DataLoader.__iter__(self):
-            self.skipped.add(unreadable)
-            yield batch
 
 
 def identity(batch: Any) -> Any:

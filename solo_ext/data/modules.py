@@ -14,7 +14,7 @@ from solo_ext.data.augmentations import AugmentationConfig, ClassificationAugmen
 from solo_ext.data.datasets import DataConfig, DatasetInfo, dataset_info, load_dataset
 from solo_ext.data.formats import make_loader, pick_format
 from solo_ext.data.images import ImageSet
-from solo_ext.data.loader import EpochSampler, Resumable
+from solo_ext.data.loader import EpochSampler, ViewLoader
 from solo_ext.data.transforms import (
     Transform,
     ViewTransform,
@@ -113,7 +113,7 @@ class ImageData(pl.LightningDataModule):
         if self.data.format == "auto":
             log.info("data.format: auto takes %s", self.format)
 
-    def val_dataloader(self) -> Resumable | list:
+    def val_dataloader(self) -> ViewLoader | list:
         """One un-augmented view, in order, this rank's share; an empty list where there is no `val_set`."""
         if self.val_set is None:
             return []
@@ -125,15 +125,15 @@ class ImageData(pl.LightningDataModule):
     def eval_transform(self) -> Transform:
         raise NotImplementedError
 
-    def _shuffled(self, transforms: Sequence[Transform]) -> Resumable:
+    def _shuffled(self, transforms: Sequence[Transform]) -> ViewLoader:
         sampler = EpochSampler(len(self.train_set), self.seed, *self._shard())
         return self._loader(self.train_set, transforms, sampler, drop_last=True)
 
-    def _in_order(self, images: ImageSet, sampler: Sampler | None = None) -> Resumable:
+    def _in_order(self, images: ImageSet, sampler: Sampler | None = None) -> ViewLoader:
         sampler = sampler or SequentialSampler(range(len(images)))
         return self._loader(images, [self.eval_transform()], sampler, drop_last=False)
 
-    def _loader(self, images: ImageSet, views: Sequence[Transform], sampler: Sampler, drop_last: bool) -> Resumable:
+    def _loader(self, images: ImageSet, views: Sequence[Transform], sampler: Sampler, drop_last: bool) -> ViewLoader:
         return make_loader(self.data, images, views, self.seed, sampler, self.batch_size, drop_last, self.device)
 
     def _shard(self) -> tuple[int, int]:
@@ -162,13 +162,13 @@ class PretrainData(ImageData):
                     f"{known}; use at most {known}"
                 )
 
-    def train_dataloader(self) -> Resumable:
+    def train_dataloader(self) -> ViewLoader:
         """All views, shuffled, without the last incomplete batch; this rank's share of them."""
         info = dataset_info(self.data)
         views = [aug for aug in self.augmentations for _ in range(aug.num_crops)]
         return self._shuffled([ViewTransform(aug, aug.mean or info.mean, aug.std or info.std) for aug in views])
 
-    def probe_dataloaders(self) -> tuple[Resumable, Resumable]:
+    def probe_dataloaders(self) -> tuple[ViewLoader, ViewLoader]:
         """For a kNN probe, the labelled training and the validation images: un-augmented, in order, all of them."""
         assert self.val_set is not None
         return self._in_order(self.train_set.labelled()), self._in_order(self.val_set)
@@ -205,7 +205,7 @@ class ClassificationData(ImageData):
         if self.val_set is None:
             raise DataError("data.val_path: missing, but a classifier is tested on the images there")
 
-    def train_dataloader(self) -> Resumable:
+    def train_dataloader(self) -> ViewLoader:
         if not self.augment:
             return self._in_order(self.train_set)
         return self._shuffled([build_linear_train_transform(self.info, self.crop_size, *self.normalisation)])

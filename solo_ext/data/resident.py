@@ -3,7 +3,7 @@
 import os
 from collections.abc import Iterator
 from itertools import chain, islice
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -11,9 +11,8 @@ import torch
 from torch import Tensor
 
 from solo_ext.data.images import ArrayImages, ImageSet
-from solo_ext.data.loader import Batch, BatchLoader, Skipped, read, split_keys
+from solo_ext.data.loader import Batch, Skipped, Unreadable, ViewDataset, ViewLoader, read
 from solo_ext.data.render import CHUNK, GPU_CHUNK
-from solo_ext.data.views import uniforms
 from solo_ext.errors import DataError
 
 SHARE = 0.8  # of the free memory that a set may take
@@ -33,7 +32,7 @@ def resident(images: ImageSet, device: torch.device, skipped: Skipped) -> Reside
     """The set's images on `device`, read once in this process.
 
     Raises:
-        DataError: they are not of one size, or do not fit into the free memory; an image that cannot be read.
+        DataError: they differ in size or do not fit into the free memory, or one cannot be read.
     """
     devices = _RESIDENT.setdefault(images.images, {})
     if device not in devices:
@@ -42,21 +41,20 @@ def resident(images: ImageSet, device: torch.device, skipped: Skipped) -> Reside
 
 
 def _load(images: ImageSet, device: torch.device, skipped: Skipped) -> Resident:
-    count = len(images)
+    source, pixels = np.arange(len(images)), torch.empty(0)
     if isinstance(images.images, ArrayImages):
         _check_memory(images.images.pixels.nbytes, device)
-        return Resident(images.images.to(device), np.arange(count))
-    source, first = np.arange(count), None
-    for index in range(count):
-        unreadable: list[tuple[int, str]] = []
-        source[index], image = read(images.images, index, unreadable)
+        return Resident(images.images.to(device), source)
+    for index in range(len(images)):
+        unreadable: Unreadable = []
+        source[index], image = read(images.images.__getitem__, index, len(images), unreadable)
         skipped.add(unreadable)
-        if first is None:
-            _check_memory(count * image.numel(), device)
-            first, pixels = index, torch.empty((count, *image.shape), dtype=torch.uint8)
+        if index == 0:
+            _check_memory(len(images) * image.numel(), device)
+            pixels = torch.empty((len(images), *image.shape), dtype=torch.uint8)
         if image.shape != pixels.shape[1:]:
             raise DataError(
-                f"data.format: 'tensor' needs images of one size, but there are {_size(pixels[0])} (image {first}) "
+                f"data.format: 'tensor' needs images of one size, but there are {_size(pixels[0])} (image 0) "
                 f"and {_size(image)} (image {index}); use image_folder"
             )
         pixels[index] = image
@@ -81,21 +79,15 @@ def _check_memory(needed: int, device: torch.device) -> None:
         )
 
 
-class ResidentLoader(BatchLoader):
-    """Batches of views, made on `device` by the calling process.
+class ResidentLoader(ViewLoader):
+    """Batches made on `device` by the calling process; the images are moved there, if they are not there yet."""
 
-    Args:
-        *shared: those of `BatchLoader`; the images are put on `device`, if they are not there yet.
-        device: where the batches are used.
-        skipped: what to do about images that cannot be read.
-    """
-
-    def __init__(self, *shared, device: torch.device, skipped: Skipped):
-        super().__init__(*shared)
-        self.resident = resident(self.images, device, skipped)
-        self.targets = torch.from_numpy(self.images.targets).to(device)
-        # small batches that are rendered at once
-        elements = max(t.size**2 for t in self.transforms) * self.resident.pixels.shape[1]
+    def __init__(self, dataset: ViewDataset, device: torch.device, **options: Any):
+        super().__init__(dataset, **options)
+        self.device, self.resident = device, resident(dataset.images, device, self.skipped)
+        self.targets = torch.from_numpy(dataset.images.targets).to(device)
+        # how many small batches are rendered at once
+        elements = max(t.size**2 for t in dataset.transforms) * self.resident.pixels.shape[1]
         self.together = max(1, (CHUNK if device.type == "cpu" else GPU_CHUNK) // (self.batch_size * elements))
 
     @torch.no_grad()
@@ -103,11 +95,10 @@ class ResidentLoader(BatchLoader):
         pixels, source = self.resident
         batches = iter(self.batch_sampler)
         while keys := list(islice(batches, self.together)):
-            epochs, indexes = split_keys(list(chain(*keys)))
-            numbers = uniforms(self.seed, epochs, indexes, len(self.transforms)).swapaxes(0, 1)
+            indexes, numbers = self.dataset.draw(list(chain(*keys)))
             rows = torch.from_numpy(source[indexes]).to(pixels.device, non_blocking=True)
             images = pixels[rows]
-            views = [t.batch(images, u) for t, u in zip(self.transforms, numbers, strict=True)]
+            views = [t.batch(images, u) for t, u in zip(self.dataset.transforms, numbers, strict=True)]
             parts = (tensor.split(self.batch_size) for tensor in (rows, self.targets[rows], *views))
             for indexes, targets, *views in zip(*parts, strict=True):
                 yield indexes, views, targets

@@ -15,7 +15,7 @@ from certificate.page import Check
 from PIL import Image
 
 from solo_ext.cli.main import main
-from solo_ext.data import render, resident, transforms, views
+from solo_ext.data import loader, render, transforms, views
 from solo_ext.data.augmentations import AugmentationConfig, ColorJitterConfig, ProbConfig, RandomResizedCropConfig
 from solo_ext.errors import ConfigError, DataError
 
@@ -92,8 +92,8 @@ def crop_off_by_one(monkeypatch):
 
 
 def epoch_ignored(monkeypatch):
-    numbers = resident.uniforms
-    monkeypatch.setattr(resident, "uniforms", lambda seed, epochs, *rest: numbers(seed, 0 * epochs, *rest))
+    numbers = loader.uniforms
+    monkeypatch.setattr(loader, "uniforms", lambda seed, epochs, *rest: numbers(seed, 0 * epochs, *rest))
 
 
 @pytest.mark.parametrize(

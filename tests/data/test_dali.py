@@ -20,7 +20,7 @@ from solo_ext.data.augmentations import AugmentationConfig, ColorJitterConfig, P
 from solo_ext.data.datasets import DataConfig
 from solo_ext.data.h5 import write_h5
 from solo_ext.data.images import ImageSet, read_folder
-from solo_ext.data.loader import EpochLoader, EpochSampler, Skipped, ViewDataset
+from solo_ext.data.loader import EpochSampler, Skipped, ViewDataset, ViewLoader
 from solo_ext.data.modules import ClassificationData, PretrainData
 from solo_ext.data.transforms import EvalTransform, Transform, ViewTransform
 from solo_ext.errors import DataError
@@ -85,14 +85,14 @@ def folder(tmp_path) -> Path:
 def dali(images: ImageSet, transforms=TINY, sampler=None, batch_size=4, drop_last=False, seed=5, threads=2, **options):
     sampler = sampler or SequentialSampler(images)
     skipped = Skipped(len(images), **options)
-    shared = images, transforms, seed, sampler, batch_size, drop_last
-    return DaliLoader(*shared, device=CPU, threads=threads, skipped=skipped)
+    shared = {"skipped": skipped, "sampler": sampler, "batch_size": batch_size, "drop_last": drop_last}
+    return DaliLoader(ViewDataset(images, transforms, seed), CPU, threads, **shared)
 
 
 def folder_loader(images: ImageSet, transforms=TINY, sampler=None, batch_size=4, drop_last=False, **options):
     sampler = sampler or SequentialSampler(images)
     dataset, skipped = ViewDataset(images, transforms, 5), Skipped(len(images), **options)
-    return EpochLoader(dataset, skipped=skipped, sampler=sampler, batch_size=batch_size, drop_last=drop_last)
+    return ViewLoader(dataset, skipped=skipped, sampler=sampler, batch_size=batch_size, drop_last=drop_last)
 
 
 def same(some, others) -> bool:
@@ -179,8 +179,8 @@ def test_every_operation_is_image_folders(images):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 def test_a_gpu_makes_the_same_views(images):
     transforms = [transform for transform, *_ in CROPS.values()]
-    shared = images, transforms, 5, SequentialSampler(images), 4, False
-    cuda = DaliLoader(*shared, device=torch.device("cuda"), threads=2, skipped=Skipped(len(images)))
+    dataset, sampler = ViewDataset(images, transforms, 5), SequentialSampler(images)
+    cuda = DaliLoader(dataset, torch.device("cuda"), 2, sampler=sampler, batch_size=4)
     for ours, theirs in zip(cuda, folder_loader(images, transforms), strict=True):
         assert all(tensor.is_cuda for tensor in (ours[0], *ours[1], ours[2]))
         assert torch.equal(ours[0].cpu(), theirs[0]) and torch.equal(ours[2].cpu(), theirs[2])

@@ -597,8 +597,9 @@ class Recorder(pl.LightningModule):
         return torch.optim.SGD(self.parameters(), 0.1)
 
 
-def record(model: Recorder, kind: str, workers: int, ckpt_path=None) -> list:
+def record(model: Recorder, kind: str, workers: int, ckpt_path=None, **options) -> list:
     trainer = pl.Trainer(
+        **options,
         max_epochs=3,
         accelerator="cpu",
         logger=False,
@@ -627,6 +628,13 @@ def test_a_lightning_run_resumes_on_the_same_views(tmp_path, kind, workers, stop
         seen += record(Recorder(stop, saved), kind, workers, path)
         path = saved
     assert seen == whole
+
+
+@pytest.mark.parametrize("kind", ["image_folder", "tensor"])
+def test_overfit_batches_repeats_the_first_ones(kind):
+    seen = record(Recorder(), kind, 0, overfit_batches=2)
+    assert [(epoch, batch) for epoch, batch, *_ in seen] == [(e, b) for e in range(3) for b in range(2)]
+    assert {tuple(rows) for _, _, rows, _ in seen} == {tuple(range(16)), tuple(range(16, 32))}
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 4])
