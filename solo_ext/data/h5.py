@@ -7,8 +7,7 @@ million names are then read at once instead of from all over the file. Whoever c
 
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from importlib.util import find_spec
 from io import BytesIO, FileIO
@@ -18,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from solo_ext.data.images import FileImages, ImageSet, read_folder, unlabelled_image
+from solo_ext.data.images import FileImages, ImageSet, by_class_folder, class_folder, read_folder, reading
 from solo_ext.errors import ConfigError, DataError, SoloExtError
 from solo_ext.files import replacing
 
@@ -60,49 +59,44 @@ class H5Images(FileImages):
 
 
 def read_h5(path: str | os.PathLike, key: str, labels: bool = True, only: Sequence[str] = ()) -> ImageSet:
-    """The images of an HDF5 file that `write_h5` or solo-learn's converter made, given by the configuration's `key`.
+    """The images of an HDF5 file that `write_h5` or solo-learn's converter made; `key` is the configuration's.
 
     The groups are the classes, in sorted order; without groups, or with `labels` false, the images are unlabelled.
-
-    Args:
-        path: of the file.
-        key: for messages.
-        labels: whether to take the groups as classes.
-        only: if the file has more classes than these, the others are left out, as solo-learn does for ImageNet-100.
+    If the file has more classes than `only`, the others are left out, as solo-learn does for ImageNet-100.
 
     Raises:
         ConfigError: h5py is not installed.
         DataError: not such a file, or cut short; images with and without a group; classes of `only` that are missing.
     """
+    _require_h5py(key)
     path = Path(path)
+    with reading(key), open(path, "rb") as start:
+        signature = start.read(4)
     try:
-        with _open(path, key) as file:
+        with _open(path) as file:
             names = _names(file, key)
     except SoloExtError:
         raise
     except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:
-        raise DataError(f"{key}: {_complaint(path, error)}") from None
-    folders = [name.rpartition(b"/")[0].partition(b"/")[0] for name in names]  # b"" of an image without one
-    classes = sorted({*folders} - {b""})
-    beside = names[folders.index(b"")] if classes and b"" in folders else None
-    if beside and labels:
-        raise DataError(unlabelled_image(key, f"{path}: {os.fsdecode(beside)}"))
-    if only and len(classes) > len(only):
+        size = path.stat().st_size
+        problem = f"is a damaged HDF5 file ({' '.join(str(error).split())})"
+        if signature != b"\x89HDF":
+            problem = "is not an HDF5 file" if size else "is empty"
+        elif sizes := re.search(r"truncated file: eof = \d+.* stored_eof = (\d+)", str(error)):
+            problem = f"is cut short: it has {size} of {sizes[1]} bytes"
+        raise DataError(f"{key}: '{path}' {problem}") from None
+    classes = {class_folder(name) for name in names} - {b""}
+    if len(classes) > len(only) > 0:
         kept = {*map(os.fsencode, only)}
-        if missing := sorted(kept - {*classes}):
+        if missing := sorted(kept - classes):
             raise DataError(
                 f"{key}: '{path}' has {len(classes)} classes, but {len(missing)} of the {len(only)} that the dataset "
                 f"takes are not among them (first: {os.fsdecode(missing[0])})"
             )
-        names = [name for name, folder in zip(names, folders, strict=True) if folder in kept]
-        classes, folders = sorted(kept), [folder for folder in folders if folder in kept]
+        names = [name for name in names if class_folder(name) in kept]
     if not names:
         raise DataError(f"{key}: no image in '{path}'")
-    images = ImageSet(H5Images(path, np.array(names)), np.full(len(names), -1))
-    if not classes or not labels:
-        return images
-    number = {name: i for i, name in enumerate(classes)}
-    return ImageSet(images.images, np.array([number[folder] for folder in folders]), tuple(map(os.fsdecode, classes)))
+    return by_class_folder(H5Images(path, np.array(names)), key, labels)
 
 
 def write_h5(
@@ -115,13 +109,15 @@ def write_h5(
     Args:
         source: what `read_folder` takes.
         destination: appears when it is complete, or not at all.
-        progress: goes through the images' numbers.
+        progress: wraps the iteration over the images' numbers.
 
     Raises:
         ConfigError: h5py is not installed.
-        DataError: `destination` exists or cannot be written; a file of `source` that is no image.
+        DataError: `destination` exists or cannot be written; a file of `source` is not an image.
     """
-    h5py = _h5py("to-h5")
+    _require_h5py("to-h5")
+    import h5py
+
     destination = Path(destination)
     if destination.exists():
         raise DataError(f"'{destination}' exists; remove it, or give another name")
@@ -147,17 +143,17 @@ def write_h5(
     return images
 
 
-def _h5py(key: str) -> Any:
+def _require_h5py(key: str) -> None:
     if find_spec("h5py") is None:
         raise ConfigError(f"{key}: HDF5 needs h5py; pip install 'solo-ext[h5]'")
+
+
+def _open(path: Path) -> "File":
     import h5py
 
-    return h5py
-
-
-def _open(path: Path, key: str = "data.format") -> "File":
-    # file locks are no use on files that nobody writes, and fail on some network disks
-    return _h5py(key).File(path, "r", locking=False)
+    return h5py.File(
+        path, "r", locking=False
+    )  # locks are no use on files that nobody writes; some network disks lack them
 
 
 def _names(file: "File", key: str) -> list[bytes]:
@@ -176,21 +172,6 @@ def _names(file: "File", key: str) -> list[bytes]:
     return [os.fsencode(name) for name in names]
 
 
-def _complaint(path: Path, error: Exception) -> str:
-    """What is wrong with the file `path` that HDF5 cannot read."""
-    if isinstance(error, FileNotFoundError):
-        return f"there is no file '{path}'"
-    if isinstance(error, PermissionError):
-        return f"cannot read '{path}' ({error.strerror})"
-    size = path.stat().st_size
-    if sizes := re.search(r"truncated file: eof = \d+.* stored_eof = (\d+)", str(error)):
-        return f"'{path}' is cut short: it has {size} of {sizes[1]} bytes"
-    with open(path, "rb") as file:
-        if file.read(4) != b"\x89HDF":
-            return f"'{path}' is not an HDF5 file" if size else f"'{path}' is empty"
-    return f"'{path}' is a damaged HDF5 file ({' '.join(str(error).split())})"
-
-
 class _Output(FileIO):
     """A new file that keeps its first error for us: HDF5, told of it, crashes the process when it closes the file."""
 
@@ -198,19 +179,16 @@ class _Output(FileIO):
 
     def write(self, data: Any) -> int:
         rest = memoryview(data)
-        with self._kept():
+        try:
             while rest and not self.error:
                 rest = rest[super().write(rest) :]
+        except OSError as error:
+            self.error = error
         return len(data)
 
     def truncate(self, size: int | None = None) -> int:
-        with self._kept():
-            super().truncate(size)
-        return size or 0
-
-    @contextmanager
-    def _kept(self) -> Iterator[None]:
         try:
-            yield
+            super().truncate(size)
         except OSError as error:
             self.error = self.error or error
+        return size or 0

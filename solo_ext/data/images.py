@@ -5,6 +5,7 @@ import gzip
 import hashlib
 import io
 import os
+import posixpath
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -41,18 +42,23 @@ def _libjpeg() -> Callable[[Tensor], Tensor] | None:
     return partial(decode_jpeg, mode=ImageReadMode.RGB)
 
 
+def is_plain_jpeg(image: Image.Image) -> bool:
+    """Whether libjpeg itself turns it into RGB; CMYK needs Pillow."""
+    return image.format == "JPEG" and image.mode in ("RGB", "L")
+
+
 def pixels(image: Image.Image) -> Tensor:
     """uint8 [C, H, W] of an RGB or gray image."""
     return _channels_first(torch.from_numpy(np.array(image)[None]))[0]
 
 
-def is_plain_jpeg(image: Image.Image) -> bool:
-    """True for what libjpeg itself turns into RGB; of CMYK, Pillow does."""
-    return image.format == "JPEG" and image.mode in ("RGB", "L")
+def _channels_first(batch: Tensor) -> Tensor:
+    """[N, H, W] or [N, H, W, C] to [N, C, H, W]."""
+    return batch[:, None] if batch.dim() == 3 else batch.permute(0, 3, 1, 2)
 
 
 class ArrayImages:
-    """Equally sized images in memory: `pixels` is uint8 of shape [N, H, W] (gray) or [N, H, W, 3]."""
+    """Images of one size in memory: `pixels` is uint8 [N, H, W] (gray) or [N, H, W, 3]."""
 
     def __init__(self, pixels: np.ndarray):
         self.pixels = pixels
@@ -72,16 +78,16 @@ class ArrayImages:
         return ArrayImages(self.pixels[rows])
 
     def hash(self, digest) -> None:
-        """Adds what the images are to a hashlib digest."""
+        """Adds what identifies the images to a hashlib digest."""
         digest.update(f"{self.pixels.shape}".encode())
         digest.update(np.ascontiguousarray(self.pixels).data)
 
 
 class FileImages:
-    """Image files under `root`, read as RGB when asked for.
+    """Image files under `root`, each read as RGB when it is needed.
 
-    Paths, with `/`, are kept in one byte array: the reference counts of a million `str` would be copied into
-    every worker. Raises `DataError` with the path of a file that cannot be decoded.
+    Paths, with `/`, are kept in one byte array: the reference counts of a million `str` would be copied into every
+    worker. Raises `DataError` with the path of a file that cannot be decoded.
     """
 
     def __init__(self, root: Path, paths: np.ndarray):
@@ -105,13 +111,13 @@ class FileImages:
 
     @contextmanager
     def named(self, i: int) -> Iterator[None]:
-        """Whatever reading image `i` raises, as a `DataError` that names it."""
+        """Turns whatever reading image `i` raises into a `DataError` that names it."""
         try:
             yield
-        except UnidentifiedImageError:
-            raise DataError(f"{self.path(i)}: not a readable image (of no format that Pillow knows)") from None
         except Exception as error:  # on damaged files Pillow raises more types than it documents
             reason = " ".join(str(getattr(error, "strerror", None) or error).split()) or type(error).__name__
+            if isinstance(error, UnidentifiedImageError):
+                reason = "of no format that Pillow knows"
             raise DataError(f"{self.path(i)}: not a readable image ({reason})") from None
 
     def subset(self, rows: np.ndarray) -> "FileImages":
@@ -144,7 +150,7 @@ class ImageSet:
     def fingerprint(self) -> str:
         """SHA-256, in hex, of the file names in order, or of the pixels; and of the labels.
 
-        Names are relative, so that a folder's fingerprint stays the same wherever it lies, as links or as HDF5.
+        Names are relative: a folder keeps its fingerprint wherever it lies, and as links or HDF5.
         """
         digest = hashlib.sha256()
         self.images.hash(digest)
@@ -158,25 +164,36 @@ class ImageSet:
 
 
 def stratified_rows(labels: np.ndarray, size: int) -> np.ndarray:
-    """`size` rows with the classes' shares, in the order in which solo-learn has them: scikit-learn's
+    """`size` rows with the classes' shares, in solo-learn's order: scikit-learn's
     `train_test_split(train_size=size, stratify=labels, random_state=42)`, without scikit-learn."""
     rng = np.random.RandomState(42)
     _, numbers, counts = np.unique(labels, return_inverse=True, return_counts=True)
     drawn = _shares(counts, size, rng)
-    _shares(counts - drawn, len(labels) - size, rng)  # for the random numbers that the other part takes
+    _shares(counts - drawn, len(labels) - size, rng)  # consumes the random numbers of the other part
     classes = np.split(np.argsort(numbers, kind="stable"), np.cumsum(counts)[:-1])
     rows = [rows[rng.permutation(len(rows))[:number]] for rows, number in zip(classes, drawn, strict=True)]
     return rng.permutation(np.concatenate(rows))
 
 
 def _shares(counts: np.ndarray, total: int, rng: np.random.RandomState) -> np.ndarray:
-    """`total` in the proportions `counts`; what is lost to rounding goes to the largest remainders, ties by lot."""
+    """`total` in the proportions `counts`; what rounding loses goes to the largest remainders, ties by lot."""
     drawn, remainders = np.divmod(counts / counts.sum() * total, 1)
     for remainder in np.unique(remainders)[::-1]:
         ties = np.flatnonzero(remainders == remainder)
         if (missing := int(total - drawn.sum())) > 0:
             drawn[rng.choice(ties, min(len(ties), missing), replace=False)] += 1
     return drawn.astype(int)
+
+
+@contextmanager
+def reading(key: str) -> Iterator[None]:
+    """Turns an `OSError` into a `DataError` that names the file and the configuration's `key`."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise DataError(f"{key}: there is no file '{error.filename}'") from None
+    except OSError as error:
+        raise DataError(f"{key}: cannot read '{error.filename}' ({error.strerror})") from None
 
 
 def class_folders(root: str | os.PathLike[str]) -> list[str]:
@@ -186,50 +203,60 @@ def class_folders(root: str | os.PathLike[str]) -> list[str]:
 
 
 def read_folder(root: str | os.PathLike, key: str, labels: bool = True) -> ImageSet:
-    """The image folder `root`, given by the configuration's `key`.
+    """The image folder `root`, the value of the configuration's `key`.
 
-    With class sub-folders each one is a class, in sorted order, searched at any depth (as torchvision's
-    ImageFolder does). Without sub-folders, or with `labels` false, every image below `root` is unlabelled.
-    Hidden files and folders are skipped. Raises `DataError` for a folder that cannot be used, and for
-    images beside the class folders, which have no label.
+    Each sub-folder is a class, in sorted order, searched at any depth (as torchvision's ImageFolder does). Without
+    sub-folders, or with `labels` false, all images are unlabelled. Hidden files and folders are skipped. Raises
+    `DataError` for a folder that cannot be used, and for images beside the class folders, which have no label.
     """
     root = Path(root)
     if not root.is_dir():
-        what = "not a folder, list (.txt) or HDF5 file (.h5)" if root.exists() else "there is no folder"
-        raise DataError(f"{key}: {what} '{root}'")
-    try:
-        classes = tuple(class_folders(root)) if labels else ()
-        files = [_image_files(root / name) for name in classes] or [_image_files(root)]
-        beside = sorted({name for name in os.listdir(root) if _is_image(name)} - {*classes}) if classes else []
-        for name, inside in zip(classes or (".",), files, strict=True):
-            if not inside:
-                raise DataError(
-                    f"{key}: no image in '{root / name}' (looked for {' '.join(EXTENSIONS)}; "
-                    f"found {_what_is_in(root / name)})"
-                )
-    except OSError as error:
-        raise DataError(f"{key}: cannot read '{error.filename}' ({error.strerror})") from None
-    if beside:
-        raise DataError(unlabelled_image(key, root / beside[0]))
-    start = len(os.path.join(root, ""))
-    paths = np.array([os.fsencode(path[start:].replace(os.sep, "/")) for inside in files for path in inside])
-    targets = np.repeat(np.arange(len(files)), [len(inside) for inside in files])
-    images = ImageSet(FileImages(root, paths), targets, classes)
-    return images if classes else images.unlabelled()
+        problem = "not a folder, list (.txt) or HDF5 file (.h5)" if root.exists() else "there is no folder"
+        raise DataError(f"{key}: {problem} '{root}'")
+    with reading(key):
+        classes = class_folders(root) if labels else []
+        names = _image_files(root)
+    if classes:
+        names.sort(key=class_folder)
+    missing = {*classes} - {os.fsdecode(class_folder(name)) for name in names}
+    if missing or not names:
+        empty = root / min(missing, default="")
+        what = f"looked for {' '.join(EXTENSIONS)}; found {_what_is_in(empty)}"
+        raise DataError(f"{key}: no image in '{empty}' ({what})")
+    return by_class_folder(FileImages(root, np.array(names)), key, labels)
+
+
+def class_folder(name: bytes) -> bytes:
+    """The first folder in the path of an image; empty where there is none."""
+    folder, slash, _ = name.partition(b"/")
+    return folder if slash else b""
+
+
+def by_class_folder(images: FileImages, key: str, labels: bool) -> ImageSet:
+    """The images with their `class_folder` as class; unlabelled if none has one, or `labels` is false."""
+    folders = [class_folder(name) for name in images.paths.tolist()]
+    classes = sorted({*folders} - {b""}) if labels else []
+    if not classes:
+        return ImageSet(images, np.full(len(images), -1))
+    if b"" in folders:
+        raise DataError(
+            f"{key}: '{images.path(folders.index(b''))}' lies beside the class folders and has no label "
+            "(data.no_labels=true reads all images without labels)"
+        )
+    numbers = {name: i for i, name in enumerate(classes)}
+    return ImageSet(images, np.array([numbers[name] for name in folders]), tuple(map(os.fsdecode, classes)))
 
 
 def read_list(path: str | os.PathLike, key: str, labels: bool = True) -> ImageSet:
-    """The images that the text file `path` lists, one `path [label]` a line, given by the configuration's `key`.
+    """The images listed in the text file `path`, one `path [label]` a line; it is the value of the config's `key`.
 
-    Paths are relative to the list's folder and may hold spaces: a label is the last word of all lines, a number
-    from 0. Blank lines, and those that begin with #, are skipped. The classes are the labels that occur, in
-    order. Raises `DataError` with the first line whose file is missing or that has no label, unlike others.
+    Paths are relative to the list's folder and may hold spaces. A label, a number from 0, is the last word of every
+    line or of none; the classes are the labels that occur, in order. Blank lines and those that begin with # are
+    skipped. Raises `DataError` with the first line whose file is missing, or that lacks a label where others have one.
     """
-    path, root = Path(path), os.fsencode(Path(path).parent)
-    try:
+    path = Path(path)
+    with reading(key):
         text = path.read_bytes().removeprefix(codecs.BOM_UTF8)
-    except OSError as error:
-        raise DataError(f"{key}: cannot read '{path}' ({error.strerror})") from None
     lines = [(number, line.strip()) for number, line in enumerate(text.split(b"\n"), 1)]
     lines = [(number, line) for number, line in lines if line and not line.startswith(b"#")]
     if not lines:
@@ -240,34 +267,28 @@ def read_list(path: str | os.PathLike, key: str, labels: bool = True) -> ImageSe
         raise DataError(f"{key}: line {bare[0]} of the list '{path}' has no label, unlike others")
 
     @cache
-    def names(folder: bytes) -> set[bytes]:  # by folder, for a million single look-ups take minutes on a network disk
+    def names(folder: bytes) -> set[bytes]:  # a million single look-ups would take minutes on a network disk
         try:
-            return set(os.listdir(os.path.join(root, folder)))
+            return set(os.listdir(os.path.join(os.fsencode(path.parent), folder)))
         except OSError:
             return set()
 
-    paths = [row[0] for row in rows]
-    for (number, _), name in zip(lines, paths, strict=True):
+    for (number, _), [name, *_] in zip(lines, rows, strict=True):
         folder, base = os.path.split(name)
         if base not in names(folder):
             raise DataError(f"{key}: line {number} of the list '{path}': there is no file '{os.fsdecode(name)}'")
-    images = ImageSet(FileImages(path.parent, np.array(paths)), np.full(len(paths), -1))
+    images = FileImages(path.parent, np.array([row[0] for row in rows]))
     if bare or not labels:
-        return images
+        return ImageSet(images, np.full(len(images), -1))
     numbers, targets = np.unique(np.array([int(row[1]) for row in rows]), return_inverse=True)
-    return replace(images, targets=targets.astype(np.int64), classes=tuple(map(str, numbers.tolist())))
-
-
-def unlabelled_image(key: str, name: str | os.PathLike) -> str:
-    """The sentence about an image among class folders."""
-    return f"{key}: '{name}' lies beside the class folders and has no label (data.no_labels=true takes all without)"
+    return ImageSet(images, targets.astype(np.int64), tuple(map(str, numbers.tolist())))
 
 
 def read_idx(path: Path) -> np.ndarray:
     """The uint8 array of an idx file (MNIST's format), gzipped if its name ends in .gz."""
     try:
         with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
-            raw = bytearray(file.read())  # the array on top of it is writable, as torch wants it
+            raw = bytearray(file.read())  # so that the array is writable, as torch wants it
         if raw[:3] != b"\0\0\x08":
             raise ValueError("no idx header of unsigned bytes")
         shape = np.frombuffer(raw, ">i4", raw[3], 4)
@@ -276,19 +297,18 @@ def read_idx(path: Path) -> np.ndarray:
         raise DataError(f"{path}: not a readable idx file ({error})") from None
 
 
-def _image_files(root: Path) -> list[str]:
-    def fail(error: OSError) -> None:
-        raise error  # os.walk would skip what it may not list
+def _image_files(root: Path) -> list[bytes]:
+    """Paths below `root`, with `/`, of the visible image files: folder by folder, sorted."""
 
-    tree = []
+    def fail(error: OSError) -> None:
+        raise error  # os.walk would skip a folder that cannot be listed
+
+    start, tree = len(os.path.join(root, "")), []
     for folder, folders, names in os.walk(root, followlinks=True, onerror=fail):
         folders[:] = [name for name in folders if not name.startswith(".")]
-        tree.append((folder.replace(os.sep, "/"), folder, sorted(names)))
-    return [os.path.join(folder, name) for _, folder, names in sorted(tree) for name in names if _is_image(name)]
-
-
-def _is_image(name: str) -> bool:
-    return name.lower().endswith(EXTENSIONS) and not name.startswith(".")
+        images = [name for name in names if name.lower().endswith(EXTENSIONS) and not name.startswith(".")]
+        tree.append((folder[start:].replace(os.sep, "/"), sorted(images)))
+    return [os.fsencode(posixpath.join(folder, name)) for folder, names in sorted(tree) for name in names]
 
 
 def _what_is_in(folder: Path) -> str:
@@ -297,8 +317,3 @@ def _what_is_in(folder: Path) -> str:
     if len(files) > 1:
         return f"{len(files)} files such as '{files[0]}'"
     return f"'{files[0]}'" if files else "nothing"
-
-
-def _channels_first(pixels: Tensor) -> Tensor:
-    """[N, H, W] or [N, H, W, C] to [N, C, H, W]."""
-    return pixels[:, None] if pixels.dim() == 3 else pixels.permute(0, 3, 1, 2)
