@@ -12,14 +12,7 @@ from solo_ext.schema import Bounds, Config, Count, Length, NonNegative, Positive
 Mean = Annotated[list[float], Length(3)]  # per channel, of pixels in [0, 1]
 Std = Annotated[list[Positive], Length(3)]
 
-PARTS_WITH_PROB = (
-    "color_jitter",
-    "grayscale",
-    "gaussian_blur",
-    "solarization",
-    "equalization",
-    "horizontal_flip",
-)
+PARTS_WITH_PROB = ("color_jitter", "grayscale", "gaussian_blur", "solarization", "equalization", "horizontal_flip")
 
 
 @dataclass

@@ -20,6 +20,7 @@ from solo_ext.data.images import (
     read_folder,
     read_idx,
     read_list,
+    reading,
     stratified_rows,
 )
 from solo_ext.errors import DataError, SoloExtError
@@ -32,10 +33,6 @@ FORMATS = get_args(Format)
 Triple = tuple[float, float, float]
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-# solo-learn normalises the validation and linear-evaluation images of both CIFAR sets with CIFAR-10's mean
-# and a coarser std; kept, so that accuracies compare.
-CIFAR_EVAL_MEAN, CIFAR_EVAL_STD = (0.4914, 0.4822, 0.4465), (0.247, 0.243, 0.261)
-FASHION_MEAN, FASHION_STD = (0.2860,) * 3, (0.3530,) * 3  # of the 60,000 training images
 
 MINI = Path(__file__).with_name("assets") / "fashion_mnist_mini.npz"
 # printed by scripts/data/build_fashion_mnist_mini.py
@@ -46,36 +43,26 @@ DEFAULT_FOLDER = "datasets"  # of the sets that have a download, when data.train
 
 @dataclass(frozen=True)
 class DatasetInfo:
-    """All that is known about a dataset; one more is one entry of `DATASETS`, made here or in a module of one's own:
+    """Everything known about a dataset. Another one is one entry of `DATASETS`, made here or in a module of your own:
 
-        DATASETS["mine"] = DatasetInfo(10, (0.5,) * 3, (0.25,) * 3, load_mine, image_size=64)
-
-    Attributes:
-        num_classes: 0: no labels; None: the classes are the folders at `data.train_path`.
-        mean, std: per channel, of pixels in [0, 1].
-        load: (data, split) -> images; see `load_dataset` for the splits.
-        image_size: side in pixels; None: images of any size.
-        small_images: the backbone gets solo-learn's CIFAR stem.
-        train_size: number of images used for pre-training.
-        eval_mean, eval_std: where evaluation normalises otherwise than pre-training.
-        recipes: folder of its recipes in `scripts/*/`, where it is not the dataset's name.
-        hub: id on the Hugging Face Hub.
-        lars_eta: smallest and largest trust coefficient of LARS that the papers and solo-learn print for it.
+    DATASETS["mine"] = DatasetInfo(10, (0.5,) * 3, (0.25,) * 3, load_mine, image_size=64)
     """
 
-    num_classes: int | None
-    mean: Triple
+    num_classes: int | None  # 0: no labels; None: the classes are the folders at `data.train_path`
+    mean: Triple  # per channel, of pixels in [0, 1]
     std: Triple
-    load: Callable[["DataConfig", str], ImageSet] = field(repr=False, compare=False)
+    load: Callable[["DataConfig", str], ImageSet] = field(
+        repr=False, compare=False
+    )  # (data, split), see `load_dataset`
     _: KW_ONLY
-    image_size: int | None = None
-    small_images: bool = False
-    train_size: int | None = None
-    eval_mean: Triple | None = None
+    image_size: int | None = None  # side in pixels; None: images of any size
+    small_images: bool = False  # whether the backbone gets solo-learn's CIFAR stem
+    train_size: int | None = None  # number of images for pre-training
+    eval_mean: Triple | None = None  # where evaluation does not normalise as pre-training does
     eval_std: Triple | None = None
-    recipes: str | None = None
-    hub: str | None = None
-    lars_eta: tuple[float, float] | None = None
+    recipes: str | None = None  # folder of its recipes in `scripts/*/`, where it is not the dataset's name
+    hub: str | None = None  # id on the Hugging Face Hub
+    lars_eta: tuple[float, float] | None = None  # range of LARS's trust coefficients in the papers and solo-learn
 
 
 DATASETS: dict[str, DatasetInfo] = {}  # filled at the end of this file
@@ -107,10 +94,7 @@ class DataConfig(Config, section="data"):
 
 
 def dataset_info(data: DataConfig) -> DatasetInfo:
-    """Facts about `data.dataset`; classes that are folders are counted at `data.train_path`.
-
-    Reads no image, and otherwise no file at all. Takes the `data` node of a config as well.
-    """
+    """Facts about `data.dataset`, found without reading an image; class folders are counted at `data.train_path`."""
     info = DATASETS[data.dataset]
     if data.no_labels:
         return replace(info, num_classes=0)
@@ -127,9 +111,9 @@ def _count_classes(path: str, changed: int) -> int:
 
 
 def read_images(path: str | os.PathLike, key: str, labels: bool = True, only: tuple[str, ...] = ()) -> ImageSet:
-    """The folder, list of files (.txt) or HDF5 file at `path`, given by the configuration's `key`.
+    """The folder, list of files (.txt) or HDF5 file at `path`, the value of the configuration's `key`.
 
-    `only`: the classes to take of an HDF5 file that has more. Raises `DataError` for what cannot be used.
+    `only`: the classes to take from an HDF5 file that has more. Raises `DataError` for what cannot be used.
     """
     suffix = "" if os.path.isdir(path) else Path(path).suffix.lower()
     if suffix in h5.SUFFIXES:
@@ -140,8 +124,8 @@ def read_images(path: str | os.PathLike, key: str, labels: bool = True, only: tu
 def load_dataset(data: DataConfig, split: str) -> ImageSet:
     """Images and labels of a split: `pretrain`, `train` (labelled; differs for stl10) or `test`.
 
-    Downloads what is missing where the set has a download and `data.download` is true. `data.fraction`
-    applies to all splits but `test`. Raises `DataError` with the path of what is missing or damaged.
+    Downloads what is missing if the dataset has a download and `data.download` is true. `data.fraction` applies to
+    all splits but `test`. Raises `DataError` with the path of what is missing or damaged.
     """
     images = DATASETS[data.dataset].load(data, split)
     if data.no_labels:
@@ -157,17 +141,14 @@ def _fraction(images: ImageSet, fraction: float) -> ImageSet:
     if not size or (labelled and (counts.min() < 2 or min(size, count - size) < len(counts))):
         reason = f"each of {len(counts)} classes needs two images, one in either part" if labelled else "that is none"
         raise DataError(f"data.fraction: {fraction} of {count} images cannot be drawn ({reason})")
-    if labelled:
-        return images.subset(stratified_rows(images.targets, size))
-    return images.subset(np.random.RandomState(42).permutation(count)[count - size :])
+    everything = np.random.RandomState(42).permutation(count)
+    return images.subset(stratified_rows(images.targets, size) if labelled else everything[count - size :])
 
 
 def _load_mini(data: DataConfig, split: str) -> ImageSet:
     name = "test" if split == "test" else "train"
-    try:
+    with reading("solo-ext is incomplete, reinstall it"):
         intact = sha256(MINI) == MINI_SHA256
-    except OSError as error:
-        raise DataError(f"{MINI}: cannot be read ({error.strerror}); reinstall solo-ext") from None
     if not intact:
         raise DataError(f"{MINI}: not the file that solo-ext was released with; reinstall solo-ext")
     with np.load(MINI, allow_pickle=False) as arrays:
@@ -176,39 +157,29 @@ def _load_mini(data: DataConfig, split: str) -> ImageSet:
 
 def _load_fashion_mnist(data: DataConfig, split: str) -> ImageSet:
     """The idx files, gzipped or not, in the folder itself or where torchvision's FashionMNIST puts them."""
-    root = _root(data, split)
-    prefix = "t10k" if split == "test" else "train"
+    root, prefix = _root(data, split)[0], "t10k" if split == "test" else "train"
 
-    def find(kind: str) -> Path | None:
+    def find(kind: str) -> Path:
         folders = (root, root / "FashionMNIST" / "raw")
-        paths = (folder / f"{prefix}-{kind}-ubyte{suffix}" for folder in folders for suffix in ("", ".gz"))
-        return next(filter(Path.is_file, paths), None)
+        paths = [folder / f"{prefix}-{kind}-ubyte{suffix}" for folder in folders for suffix in ("", ".gz")]
+        return next(filter(Path.is_file, paths), paths[0])
 
-    if not (find("images-idx3") and find("labels-idx1")):
-        from torchvision.datasets import FashionMNIST
-
-        _torchvision(data, split, FashionMNIST, train=split != "test")
-    images_path, labels_path = find("images-idx3"), find("labels-idx1")
-    assert images_path and labels_path
-    pixels, labels = read_idx(images_path), read_idx(labels_path)
+    if not (find("images-idx3").is_file() and find("labels-idx1").is_file()):
+        _torchvision(data, split, "FashionMNIST", train=split != "test")
+    pixels, labels = read_idx(find("images-idx3")), read_idx(find("labels-idx1"))
     if pixels.shape[1:] != (28, 28) or labels.shape != pixels.shape[:1] or labels.max(initial=0) > 9:
-        raise DataError(f"{images_path}: not Fashion-MNIST with its labels (shape {pixels.shape})")
+        raise DataError(f"{find('images-idx3')}: not Fashion-MNIST with its labels (shape {pixels.shape})")
     return ImageSet(ArrayImages(pixels), labels.astype(np.int64))
 
 
 def _load_cifar(data: DataConfig, split: str) -> ImageSet:
-    from torchvision.datasets import CIFAR10, CIFAR100
-
-    cls = CIFAR10 if data.dataset == "cifar10" else CIFAR100
-    cifar = _torchvision(data, split, cls, train=split != "test")
+    cifar = _torchvision(data, split, data.dataset.upper(), train=split != "test")
     return ImageSet(ArrayImages(cifar.data), np.asarray(cifar.targets, dtype=np.int64))
 
 
 def _load_stl10(data: DataConfig, split: str) -> ImageSet:
-    from torchvision.datasets import STL10
-
-    stl = _torchvision(data, split, STL10, split="train+unlabeled" if split == "pretrain" else split)
-    # -1 marks the unlabelled images in the original files, too
+    stl = _torchvision(data, split, "STL10", split="train+unlabeled" if split == "pretrain" else split)
+    # in the original files, too, -1 marks the unlabelled images
     pixels = np.ascontiguousarray(stl.data.transpose(0, 2, 3, 1))
     return ImageSet(ArrayImages(pixels), stl.labels.astype(np.int64))
 
@@ -229,20 +200,23 @@ def _load_folder(data: DataConfig, split: str, only: tuple[str, ...] = (), advic
     return images
 
 
-def _root(data: DataConfig, split: str) -> Path:
-    train = data.train_path or DEFAULT_FOLDER
-    return Path((data.val_path or train) if split == "test" else train)
+def _root(data: DataConfig, split: str) -> tuple[Path, str]:
+    """The folder of a dataset that has a download, and the key that names it."""
+    if split == "test" and data.val_path:
+        return Path(data.val_path), "data.val_path"
+    return Path(data.train_path or DEFAULT_FOLDER), "data.train_path"
 
 
-def _torchvision(data: DataConfig, which: str, cls: type, **kwargs: Any) -> Any:
-    """The torchvision dataset from disk, or else from its download, one process at a time."""
+def _torchvision(data: DataConfig, which: str, name: str, **kwargs: Any) -> Any:
+    """torchvision's dataset `name` from disk, or else from its download, one process at a time."""
+    import torchvision.datasets
     from filelock import FileLock  # a dependency of torch
 
-    root = _root(data, which)
+    cls = getattr(torchvision.datasets, name)
+    root, key = _root(data, which)
     with suppress(RuntimeError):  # torchvision's "not found or corrupted", after comparing checksums
         return cls(root, download=False, **kwargs)
-    key = "data.val_path" if which == "test" and data.val_path else "data.train_path"
-    missing = f"{key}: no complete files of {cls.__name__} in '{root}'"
+    missing = f"{key}: no complete files of {name} in '{root}'"
     if not data.download:
         raise DataError(f"{missing}, and data.download is false")
     lock, existed = root / ".download.lock", root.exists()
@@ -262,7 +236,13 @@ def _torchvision(data: DataConfig, which: str, cls: type, **kwargs: Any) -> Any:
 
 
 _FASHION = partial(
-    DatasetInfo, 10, FASHION_MEAN, FASHION_STD, image_size=28, small_images=True, hub="zalando-datasets/fashion_mnist"
+    DatasetInfo,
+    10,
+    (0.2860,) * 3,
+    (0.3530,) * 3,
+    image_size=28,
+    small_images=True,
+    hub="zalando-datasets/fashion_mnist",
 )
 _CIFAR = partial(
     DatasetInfo,
@@ -270,9 +250,10 @@ _CIFAR = partial(
     image_size=32,
     small_images=True,
     train_size=50_000,
-    eval_mean=CIFAR_EVAL_MEAN,
-    eval_std=CIFAR_EVAL_STD,
     lars_eta=(0.02, 0.02),
+    # solo-learn evaluates both CIFAR sets with CIFAR-10's mean and a coarser std; kept, so that accuracies compare
+    eval_mean=(0.4914, 0.4822, 0.4465),
+    eval_std=(0.247, 0.243, 0.261),
 )
 _IMAGENET = partial(DatasetInfo, mean=IMAGENET_MEAN, std=IMAGENET_STD, hub="ILSVRC/imagenet-1k")
 _IMAGENET_100 = partial(

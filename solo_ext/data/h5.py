@@ -100,9 +100,7 @@ def read_h5(path: str | os.PathLike, key: str, labels: bool = True, only: Sequen
 
 
 def write_h5(
-    source: str | os.PathLike,
-    destination: str | os.PathLike,
-    progress: Callable[[Sequence[int]], Iterable[int]] = iter,
+    source: str | os.PathLike, destination: str | os.PathLike, progress: Callable[[Sequence[int]], Iterable[int]] = iter
 ) -> ImageSet:
     """Copies the image files of the folder `source`, byte by byte, into the new HDF5 file `destination`.
 

@@ -7,6 +7,7 @@ from functools import cached_property
 from typing import Any
 
 import lightning.pytorch as pl
+import numpy as np
 import torch
 from torch.utils.data import DistributedSampler, Sampler, SequentialSampler
 
@@ -15,12 +16,7 @@ from solo_ext.data.datasets import DataConfig, DatasetInfo, dataset_info, load_d
 from solo_ext.data.formats import make_loader, pick_format
 from solo_ext.data.images import ImageSet
 from solo_ext.data.loader import EpochSampler, ViewLoader
-from solo_ext.data.transforms import (
-    Transform,
-    ViewTransform,
-    build_eval_transform,
-    build_linear_train_transform,
-)
+from solo_ext.data.transforms import Transform, ViewTransform, build_eval_transform, build_linear_train_transform
 from solo_ext.errors import ConfigError, DataError
 from solo_ext.schema import build, fit
 
@@ -53,25 +49,32 @@ class ImageData(pl.LightningDataModule):
         """None where there is nothing to validate on: no labels, or an image folder without `val_path`."""
         if not self.num_classes or (self.train_set.classes and self.data.val_path is None):
             return None
-        images = load_dataset(self.data, "test")
-        return _same_classes(images, self.train_set, self.data) if self.train_set.classes else images
+        images, known = load_dataset(self.data, "test"), self.train_set.classes
+        if not known:
+            return images
+        # the folder may lack some of the training set's classes, but takes over their numbers
+        unknown = sorted({*images.classes} - {*known})
+        if unknown or not images.classes:
+            what = f"class folder '{unknown[0]}'" if unknown else "no class folders"
+            train, val = self.data.train_path, self.data.val_path
+            raise DataError(f"data.val_path: '{val}' has {what}, unlike data.train_path '{train}'")
+        numbers = np.array([known.index(name) for name in images.classes])
+        return replace(images, targets=numbers[images.targets], classes=known)
 
     @cached_property
     def info(self) -> DatasetInfo:
         info = dataset_info(self.data)
-        if self.train_set.targets.max(initial=-1) < 0:
-            return replace(info, num_classes=0)
-        return info
-
-    @property
-    def format(self) -> str:
-        """What `data.format` means for the training images on this device."""
-        return pick_format(self.data, self.train_set.images, self.device)
+        return info if self.train_set.targets.max(initial=-1) >= 0 else replace(info, num_classes=0)
 
     @property
     def num_classes(self) -> int:
         """0: without labels."""
         return self.info.num_classes or 0
+
+    @property
+    def format(self) -> str:
+        """What `data.format` means for the training images on this device."""
+        return pick_format(self.data, self.train_set.images, self.device)
 
     def check(self, world_size: int | None = None) -> None:
         """Loads the images; raises `DataError` or `ConfigError` for anything that would stop a run later.
@@ -81,7 +84,7 @@ class ImageData(pl.LightningDataModule):
         world_size = world_size or self._shard()[0]
         _ = self.format
         size, share = len(self.train_set), len(self.train_set) // world_size
-        if world_size > size:
+        if not share:
             raise ConfigError(
                 f"devices: {world_size} devices are more than the {size} training images of '{self.data.dataset}'; "
                 f"use at most {size}"
@@ -96,12 +99,8 @@ class ImageData(pl.LightningDataModule):
 
     def record(self, device: torch.device) -> dict[str, Any]:
         """What a run on `device` is trained and tested on, and how it is read."""
-        return {
-            "dataset": self.data.dataset,
-            "format": pick_format(self.data, self.train_set.images, device),
-            "train": self.train_set.record(),
-            "val": self.val_set and self.val_set.record(),
-        }
+        sets = {"train": self.train_set.record(), "val": self.val_set and self.val_set.record()}
+        return {"dataset": self.data.dataset, "format": pick_format(self.data, self.train_set.images, device), **sets}
 
     def prepare_data(self) -> None:
         self.check()
@@ -118,8 +117,8 @@ class ImageData(pl.LightningDataModule):
         if self.val_set is None:
             return []
         world_size, rank = self._shard()
-        size = range(len(self.val_set))
-        sampler: Sampler = DistributedSampler(size, world_size, rank, shuffle=False)  # type: ignore[arg-type]
+        everything = range(len(self.val_set))
+        sampler: Sampler = DistributedSampler(everything, world_size, rank, shuffle=False)  # type: ignore[arg-type]
         return self._in_order(self.val_set, sampler if world_size > 1 else None)
 
     def eval_transform(self) -> Transform:
@@ -143,8 +142,8 @@ class ImageData(pl.LightningDataModule):
 class PretrainData(ImageData):
     """Augmented views for pre-training, un-augmented images for the probes.
 
-    Each entry of `augmentations` gives its `num_crops` views, in order. Raises `ConfigError` for
-    augmentations that cannot work; for the images see `check`.
+    Each entry of `augmentations` gives its `num_crops` views, in order. Raises `ConfigError` for augmentations that
+    cannot work; for the images see `check`.
     """
 
     train_split = "pretrain"
@@ -181,8 +180,8 @@ class PretrainData(ImageData):
 class ClassificationData(ImageData):
     """Labelled images for linear evaluation and kNN.
 
-    `augment` true: training images are cropped, flipped and shuffled, the last incomplete batch is dropped.
-    `augment` false: they come un-augmented, all and in order, so that features can be extracted once.
+    `augment` true: training images are cropped, flipped and shuffled, the last incomplete batch is dropped. `augment`
+    false: they come un-augmented, all and in order, so that features can be extracted once.
     `crop_size` None: `data.augmentations.crop_size`, or the size of the set's images, or 224.
     """
 
@@ -212,13 +211,3 @@ class ClassificationData(ImageData):
 
     def eval_transform(self) -> Transform:
         return build_eval_transform(self.info, self.crop_size, *self.normalisation)
-
-
-def _same_classes(images: ImageSet, train: ImageSet, data: DataConfig) -> ImageSet:
-    """The validation images with the training set's class numbers: a folder may lack some of its classes."""
-    unknown = sorted(set(images.classes) - set(train.classes))
-    if unknown or not images.classes:
-        what = f"class folder '{unknown[0]}'" if unknown else "no class folders"
-        raise DataError(f"data.val_path: '{data.val_path}' has {what}, unlike data.train_path '{data.train_path}'")
-    numbers = torch.tensor([train.classes.index(name) for name in images.classes]).numpy()
-    return replace(images, targets=numbers[images.targets], classes=train.classes)

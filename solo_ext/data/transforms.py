@@ -15,19 +15,21 @@ from solo_ext.data.views import DRAWS, draw_boxes, draw_views
 
 EVAL_CROP = 224 / 256  # of the shorter side
 
+Values = Sequence[float]  # per channel, of pixels in [0, 1]
+
 
 class Transform:
     """Images to normalised views, by numbers of U[0, 1).
 
-    size: of a view, in pixels. mode: bicubic or bilinear. mean, std: per channel, of values in [0, 1].
-    shorter: of the whole image resized, whose centre is the view; None: the view is a box of `boxes` resized.
+    size: of a view, in pixels. mode: bicubic or bilinear.
+    shorter: side to which the whole image is resized before its centre is cut out; None: a box of `boxes` is resized.
     """
 
     size: int
     mode: str
     shorter: int | None = None
 
-    def __init__(self, mean: Sequence[float], std: Sequence[float]):
+    def __init__(self, mean: Values, std: Values):
         self.mean, self.std = torch.tensor(mean), torch.tensor(std)
 
     def crop(self, image: Tensor, u: np.ndarray) -> Tensor:
@@ -51,7 +53,7 @@ class Transform:
         return np.stack([np.zeros_like(widths), np.zeros_like(heights), widths, heights], axis=1)
 
     def finish(self, crops: Tensor, u: np.ndarray, out: Tensor | None = None) -> Tensor:
-        """[B, C, size, size], values from 0 to 255, to float32 [B, 3, size, size], `out` if given."""
+        """[B, C, size, size], values from 0 to 255, to float32 [B, 3, size, size], in `out` if there is one."""
         return normalise(crops, self.mean, self.std, out)
 
     def batch(self, images: Tensor, u: np.ndarray) -> Tensor:
@@ -74,7 +76,7 @@ class Transform:
 class ViewTransform(Transform):
     """One random view of an image, as `aug` says."""
 
-    def __init__(self, aug: AugmentationConfig, mean: Sequence[float], std: Sequence[float], mode: str = "bicubic"):
+    def __init__(self, aug: AugmentationConfig, mean: Values, std: Values, mode: str = "bicubic"):
         super().__init__(mean, std)
         self.aug, self.size, self.mode = aug, aug.crop_size, mode
         self.shorter = None if aug.rrc.enabled else self.size
@@ -91,7 +93,7 @@ class EvalTransform(Transform):
 
     mode = "bilinear"
 
-    def __init__(self, size: int, shorter: int | None, mean: Sequence[float], std: Sequence[float]):
+    def __init__(self, size: int, shorter: int | None, mean: Values, std: Values):
         super().__init__(mean, std)
         self.size, self.shorter = size, shorter
 
@@ -101,39 +103,30 @@ class EvalTransform(Transform):
         return super().crop_batch(images, u)
 
     def __call__(self, image: Image.Image | Tensor, u: np.ndarray | None = None) -> Tensor:
-        """Likewise, but without random numbers; Pillow's images may be of any mode, and become RGB as files do."""
+        """Likewise, but without random numbers; Pillow's images of any mode become RGB, as files do."""
         return super().__call__(image.convert("RGB") if isinstance(image, Image.Image) else image, np.zeros(DRAWS))
 
 
 def build_linear_train_transform(
-    info: DatasetInfo,
-    crop_size: int,
-    mean: Sequence[float] | None = None,
-    std: Sequence[float] | None = None,
+    info: DatasetInfo, crop_size: int, mean: Values | None = None, std: Values | None = None
 ) -> Transform:
-    """Random resized crop (bilinear, 8 to 100% of the area) and flip, for a linear classifier's training."""
-    aug = AugmentationConfig(
-        rrc=RandomResizedCropConfig(True, 0.08, 1.0), horizontal_flip=ProbConfig(0.5), crop_size=crop_size
-    )
+    """Random resized crop (bilinear, 8 to 100% of the area) and flip, for training a linear classifier."""
+    crop, flip = RandomResizedCropConfig(True, 0.08, 1.0), ProbConfig(0.5)
+    aug = AugmentationConfig(rrc=crop, horizontal_flip=flip, crop_size=crop_size)
     return ViewTransform(aug, *_eval_normalisation(info, mean, std), "bilinear")
 
 
 def build_eval_transform(
-    info: DatasetInfo,
-    crop_size: int,
-    mean: Sequence[float] | None = None,
-    std: Sequence[float] | None = None,
+    info: DatasetInfo, crop_size: int, mean: Values | None = None, std: Values | None = None
 ) -> Transform:
     """The whole image without randomness, float tensor [3, crop_size, crop_size].
 
-    Images of a dataset with one size are only resized, if that is not `crop_size` already; of others the shorter side
-    becomes 256/224 of `crop_size` (bilinear) and the centre is cropped.
+    Images of a dataset with one size are only resized, if need be. Those of other sets get a shorter side of 256/224
+    times `crop_size` (bilinear), and the centre is cropped.
     """
     shorter = round(crop_size / EVAL_CROP) if info.image_size is None else None
     return EvalTransform(crop_size, shorter, *_eval_normalisation(info, mean, std))
 
 
-def _eval_normalisation(
-    info: DatasetInfo, mean: Sequence[float] | None, std: Sequence[float] | None
-) -> tuple[Sequence[float], Sequence[float]]:
+def _eval_normalisation(info: DatasetInfo, mean: Values | None, std: Values | None) -> tuple[Values, Values]:
     return mean or info.eval_mean or info.mean, std or info.eval_std or info.std

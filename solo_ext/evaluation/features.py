@@ -8,12 +8,7 @@ from torch import Tensor, nn
 
 from solo_ext.errors import DataError, SoloExtError
 
-AUTOCAST = {
-    "16": torch.float16,
-    "16-mixed": torch.float16,
-    "bf16": torch.bfloat16,
-    "bf16-mixed": torch.bfloat16,
-}
+AUTOCAST = {"16": torch.float16, "16-mixed": torch.float16, "bf16": torch.bfloat16, "bf16-mixed": torch.bfloat16}
 
 
 @contextmanager
