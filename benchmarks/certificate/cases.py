@@ -11,7 +11,7 @@ from sklearn.datasets import load_sample_images
 
 from solo_ext.data.augmentations import AugmentationConfig, ColorJitterConfig, ProbConfig
 from solo_ext.data.datasets import FORMATS, DataConfig, load_dataset, read_images
-from solo_ext.data.formats import CAN, make_loader
+from solo_ext.data.formats import make_loader
 from solo_ext.data.h5 import write_h5
 from solo_ext.data.images import ArrayImages, FileImages, ImageSet, read_folder
 from solo_ext.data.loader import EpochSampler
@@ -110,7 +110,7 @@ def _copy(source: str, folder: Path) -> None:
 
 def loadable(case: Case, formats: Sequence[str], device: torch.device, left_out: list[str]) -> list[str]:
     """The formats that work here; those of `formats` have to, others are `left_out`."""
-    possible = CAN[type(case.images.images)] + ("h5",) * isinstance(case.images.images, FileImages)
+    possible = case.images.images.formats + ("h5",) * isinstance(case.images.images, FileImages)
     names = []
     for name in [name for name in FORMATS if name in possible and (not formats or name in formats)]:
         try:

@@ -7,35 +7,24 @@ from typing import Any
 import torch
 
 from solo_ext.data.datasets import DataConfig
-from solo_ext.data.h5 import H5Images
 from solo_ext.data.images import ArrayImages, FileImages, ImageSet
 from solo_ext.data.loader import Skipped, ViewDataset, ViewLoader
 from solo_ext.data.resident import ResidentLoader
 from solo_ext.data.transforms import Transform
 from solo_ext.errors import ConfigError
 
-# what can read each kind of images; auto takes the first, dali only for a GPU
-CAN = {
-    ArrayImages: ("tensor", "image_folder"),
-    FileImages: ("dali", "image_folder", "tensor"),
-    H5Images: ("dali", "h5", "tensor"),
-}
-WHAT = {ArrayImages: "images in memory", FileImages: "image files", H5Images: "an HDF5 file"}
-
 
 def pick_format(data: DataConfig, images: ArrayImages | FileImages, device: torch.device) -> str:
     """What `data.format` means for these images on this device.
 
-    Raises:
-        ConfigError: it cannot read them, or needs a package that is not installed.
+    Raises `ConfigError` if that cannot read them, or needs a package that is not installed.
     """
-    can = CAN[type(images)]
     if data.format == "auto":
-        return next(name for name in can if name != "dali" or (device.type == "cuda" and _has_dali()))
-    if data.format not in can:
+        return next(name for name in images.formats if name != "dali" or (device.type == "cuda" and _has_dali()))
+    if data.format not in images.formats:
         raise ConfigError(
-            f"data.format: '{data.format}' does not read {WHAT[type(images)]}, which '{data.dataset}' has here "
-            f"(one of {', '.join(can)}, auto)"
+            f"data.format: '{data.format}' does not read {images.kind}, which '{data.dataset}' has here "
+            f"(one of {', '.join(images.formats)}, auto)"
         )
     if data.format == "dali" and not _has_dali():
         raise ConfigError(

@@ -8,7 +8,7 @@ million names are then read at once instead of from all over the file. Whoever c
 import os
 import re
 from collections.abc import Callable, Iterable, Sequence
-from functools import partial
+from functools import cache, partial
 from importlib.util import find_spec
 from io import BytesIO, FileIO
 from pathlib import Path
@@ -27,21 +27,11 @@ if TYPE_CHECKING:
 SUFFIXES = (".h5", ".hdf5")
 INDEX = "solo_ext_index"
 
-_OPEN: dict[Path, "File"] = {}  # of this process
-
-
-def _close_all() -> None:
-    for file in _OPEN.values():
-        file.close()
-    _OPEN.clear()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_close_all)  # a handle must not be shared with the parent
-
 
 class H5Images(FileImages):
     """Encoded images in the HDF5 file `root`, under the names `paths`. Each process opens the file for itself."""
+
+    kind, formats = "an HDF5 file", ("dali", "h5", "tensor")
 
     def path(self, i: int) -> str:
         return f"{self.root}: {os.fsdecode(bytes(self.paths[i]))}"
@@ -49,10 +39,8 @@ class H5Images(FileImages):
     def read(self, i: int) -> bytes:
         import h5py
 
-        if self.root not in _OPEN:
-            _OPEN[self.root] = _open(self.root)
-        # a third of the time of _OPEN[self.root][name][()]
-        dataset = h5py.h5d.open(_OPEN[self.root].id, bytes(self.paths[i]))
+        # a third of the time of _shared(self.root)[name][()]
+        dataset = h5py.h5d.open(_shared(self.root).id, bytes(self.paths[i]))
         data = np.empty(dataset.shape, dataset.dtype)
         dataset.read(h5py.h5s.ALL, h5py.h5s.ALL, data)
         return data.tobytes()
@@ -149,9 +137,13 @@ def _require_h5py(key: str) -> None:
 def _open(path: Path) -> "File":
     import h5py
 
-    return h5py.File(
-        path, "r", locking=False
-    )  # locks are no use on files that nobody writes; some network disks lack them
+    # locks are of no use on files that nobody writes, and fail on some network disks
+    return h5py.File(path, "r", locking=False)
+
+
+_shared = cache(_open)  # by all readers of this process
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_shared.cache_clear)  # a handle must not be shared with the parent
 
 
 def _names(file: "File", key: str) -> list[bytes]:

@@ -60,6 +60,8 @@ def _channels_first(batch: Tensor) -> Tensor:
 class ArrayImages:
     """Images of one size in memory: `pixels` is uint8 [N, H, W] (gray) or [N, H, W, 3]."""
 
+    kind, formats = "images in memory", ("tensor", "image_folder")
+
     def __init__(self, pixels: np.ndarray):
         self.pixels = pixels
 
@@ -77,18 +79,17 @@ class ArrayImages:
     def subset(self, rows: np.ndarray) -> "ArrayImages":
         return ArrayImages(self.pixels[rows])
 
-    def hash(self, digest) -> None:
-        """Adds what identifies the images to a hashlib digest."""
-        digest.update(f"{self.pixels.shape}".encode())
-        digest.update(np.ascontiguousarray(self.pixels).data)
-
 
 class FileImages:
     """Image files under `root`, each read as RGB when it is needed.
 
     Paths, with `/`, are kept in one byte array: the reference counts of a million `str` would be copied into every
     worker. Raises `DataError` with the path of a file that cannot be decoded.
+
+    kind: for messages. formats: what can read such images; auto takes the first, dali only for a GPU.
     """
+
+    kind, formats = "image files", ("dali", "image_folder", "tensor")
 
     def __init__(self, root: Path, paths: np.ndarray):
         self.root, self.paths = root, paths
@@ -123,9 +124,6 @@ class FileImages:
     def subset(self, rows: np.ndarray) -> "FileImages":
         return type(self)(self.root, self.paths[rows])
 
-    def hash(self, digest) -> None:
-        digest.update(b"\n".join(self.paths.tolist()))
-
 
 @dataclass(frozen=True)
 class ImageSet:
@@ -153,7 +151,11 @@ class ImageSet:
         Names are relative: a folder keeps its fingerprint wherever it lies, and as links or HDF5.
         """
         digest = hashlib.sha256()
-        self.images.hash(digest)
+        if isinstance(self.images, ArrayImages):
+            digest.update(f"{self.images.pixels.shape}".encode())
+            digest.update(np.ascontiguousarray(self.images.pixels).data)
+        else:
+            digest.update(b"\n".join(self.images.paths.tolist()))
         digest.update(self.targets.astype("<i8").tobytes())
         return digest.hexdigest()
 

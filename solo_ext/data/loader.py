@@ -128,7 +128,7 @@ class ViewLoader(DataLoader):
     def __init__(self, dataset: ViewDataset, skipped: Skipped | None = None, **options: Any):
         self.skipped = skipped or Skipped(len(dataset))
         # a DataLoader draws a seed for its workers; from this generator, it leaves the global one alone
-        own = {"collate_fn": identity, "generator": torch.Generator().manual_seed(dataset.seed)}
+        own = {"collate_fn": tuple, "generator": torch.Generator().manual_seed(dataset.seed)}
         super().__init__(dataset, **{**own, **options})
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]  # nothing is prefetched before the first `next`
@@ -152,8 +152,3 @@ class ViewLoader(DataLoader):
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         self._resume = state["epoch"], state["batches"]
-
-
-def identity(batch: Any) -> Any:
-    """Collate function of complete batches."""
-    return batch

@@ -13,7 +13,6 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.data import DataLoader
 
-from solo_ext.data.loader import identity
 from solo_ext.errors import ConfigError
 from solo_ext.methods.module import LightningMethod
 from solo_ext.runs.environment import environment
@@ -105,7 +104,7 @@ def _measure(cfg: PretrainConfig, method: LightningMethod, images: int) -> dict[
     method.zero_grad(set_to_none=True)
     batches: Any = [synthetic_batch(cfg, images, device)] * steps
     with nullcontext() if gpu else saved_tensors_hooks(keep, lambda tensor: tensor):
-        trainer.fit(method, DataLoader(batches, batch_size=None, collate_fn=identity))
+        trainer.fit(method, DataLoader(batches, batch_size=None, collate_fn=tuple))
     weights = list(method.state_dict().values())
     for tensor in weights:  # the backward pass keeps them too
         saved.pop(tensor.untyped_storage().data_ptr(), None)
