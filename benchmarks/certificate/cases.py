@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import torch
@@ -10,7 +11,7 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 
 from solo_ext.data.augmentations import AugmentationConfig, ColorJitterConfig, ProbConfig
-from solo_ext.data.datasets import FORMATS, DataConfig, load_dataset, read_images
+from solo_ext.data.datasets import DataConfig, Format, load_dataset, read_images
 from solo_ext.data.formats import make_loader
 from solo_ext.data.h5 import write_h5
 from solo_ext.data.images import ArrayImages, FileImages, ImageSet, read_folder
@@ -112,7 +113,7 @@ def loadable(case: Case, formats: Sequence[str], device: torch.device, left_out:
     """The formats that work here; those of `formats` have to, others are `left_out`."""
     possible = case.images.images.formats + ("h5",) * isinstance(case.images.images, FileImages)
     names = []
-    for name in [name for name in FORMATS if name in possible and (not formats or name in formats)]:
+    for name in [name for name in get_args(Format) if name in possible and (not formats or name in formats)]:
         try:
             case.loader(name, [case.aug], 0, device)
             names.append(name)

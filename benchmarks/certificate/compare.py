@@ -15,7 +15,7 @@ from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Annotated
+from typing import Annotated, get_args
 
 import numpy as np
 import torch
@@ -31,7 +31,7 @@ from solo_ext.data.augmentations import (
     ProbConfig,
     RandomResizedCropConfig,
 )
-from solo_ext.data.datasets import FORMATS
+from solo_ext.data.datasets import Format
 from solo_ext.data.transforms import ViewTransform
 from solo_ext.data.views import BLUR_RADIUS, CROP_RATIO, JITTER_ORDERS, draw_boxes, draw_views, uniforms
 from solo_ext.errors import ConfigError
@@ -100,7 +100,7 @@ def certify(
         SoloExtError: images that cannot be read, or a format of `formats` that does not work here.
     """
     for name in formats:
-        fit(Annotated[str, OneOf(FORMATS[1:])], name, "--formats")
+        fit(Annotated[str, OneOf(get_args(Format)[1:])], name, "--formats")
     device = _device(device)
     checks: list[Check] = []
     left_out: list[str] = []

@@ -1,9 +1,9 @@
 """Format `dali`: NVIDIA DALI decodes, crops and resizes, on a GPU or in threads of the CPU.
 
-DALI is given the bytes of a batch and the boxes to cut out, and keeps no state of its own: order, sharding, resume and
-random numbers are those of the other formats. So are the colours, which `render` makes of the crops. DALI's colour
-operators would turn hues about the gray axis: on photographs 4.6 of 255 levels away from Pillow's hue (0.1), which
-itself changes 5.5; and on a CPU they take longer.
+DALI receives the bytes of a batch and the boxes to cut out, and keeps no state: order, sharding, resume and random
+numbers are those of the other formats, and `render` makes the colours. DALI's colour operators would rotate hues about
+the gray axis: on photographs 4.6 of 255 levels away from Pillow's hue (0.1), which itself changes 5.5; and on a CPU
+they take longer.
 """
 
 # mypy: disable-error-code="attr-defined, arg-type"
@@ -17,7 +17,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
 from functools import partial
 from itertools import chain
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -36,10 +36,7 @@ MARKER = re.compile(b"\xff[^\x00\xff\xd0-\xd7]")  # no stuffing, fill or restart
 INTERPOLATION = {"bicubic": types.INTERP_CUBIC, "bilinear": types.INTERP_LINEAR}
 
 
-class Encoded(NamedTuple):
-    data: bytes
-    width: int
-    height: int
+Encoded = tuple[bytes, int, int]  # of a file: its content, and width and height of the image
 
 
 def encode(files: FileImages, jpeg: bool, i: int) -> Encoded:
@@ -53,11 +50,11 @@ def encode(files: FileImages, jpeg: bool, i: int) -> Encoded:
         with Image.open(file) as image:  # reads up to the first scan
             scan = data.rfind(SCAN) if "progressive" in image.info else file.tell()
             if jpeg and is_plain_jpeg(image) and _is_whole(data, scan):
-                return Encoded(data, *image.size)
+                return data, *image.size
         pixels = decode(data)
         height, width = pixels.shape[1:]
         ppm = b"P6 %d %d 255\n" % (width, height) + pixels.permute(1, 2, 0).numpy().tobytes()
-        return Encoded(ppm, width, height)
+        return ppm, width, height
 
 
 class DaliLoader(ViewLoader):
@@ -135,16 +132,14 @@ class DaliLoader(ViewLoader):
         if self._pipeline is None:
             self._pipeline = build(self.transforms, self.batch_size, self.threads, self.device)
         widths, heights = np.array([file[1:] for file in files]).T
-        frames = {
-            f"frame{view}": frame(transform, widths, heights, u)
-            for view, (transform, u) in enumerate(zip(self.transforms, numbers, strict=True))
-        }
-        outputs = self._pipeline.run(encoded=[np.frombuffer(file.data, np.uint8) for file in files], **frames)
+        boxes = [frame(*view, widths, heights) for view in zip(self.transforms, numbers, strict=True)]
+        frames = {f"frame{i}": box for i, box in enumerate(boxes)}
+        outputs = self._pipeline.run(encoded=[np.frombuffer(data, np.uint8) for data, *_ in files], **frames)
         crops = []
         for output in outputs:
             tensor: Any = output.as_tensor()
             crop = torch.empty(tensor.shape(), dtype=torch.uint8, device=self.device)
-            feed_ndarray(tensor, crop, cuda_stream=self.stream)  # copies: DALI uses its memory again
+            feed_ndarray(tensor, crop, cuda_stream=self.stream)  # a copy, since DALI reuses its memory
             crops.append(crop.permute(0, 3, 1, 2).contiguous())
         return crops
 
@@ -158,11 +153,11 @@ class DaliLoader(ViewLoader):
         return view, self._workers.map(transform.finish, *split)
 
 
-def frame(transform: Transform, widths: np.ndarray, heights: np.ndarray, u: np.ndarray) -> np.ndarray:
-    """What DALI has to know about B views: int32 [B, 4].
+def frame(transform: Transform, u: np.ndarray, widths: np.ndarray, heights: np.ndarray) -> np.ndarray:
+    """What DALI needs to know about B views: int32 [B, 4].
 
     The box to cut out: left, top, width, height. Or, if the transform has `shorter`: left and top of the view in the
-    resized image, and its width and height (torchvision's Resize and CenterCrop).
+    resized image, and that image's width and height (torchvision's Resize and CenterCrop).
     """
     if transform.shorter is None:
         return transform.boxes(widths, heights, u).astype(np.int32)
@@ -174,7 +169,7 @@ def frame(transform: Transform, widths: np.ndarray, heights: np.ndarray, u: np.n
 def build(transforms: Sequence[Transform], batch_size: int, threads: int, device: torch.device) -> Pipeline:
     """A pipeline from encoded files and `frame`s to uint8 views, [size, size, 3] each."""
     cuda = device.type == "cuda"
-    # a run feeds one batch and waits for it: what is prepared ahead, is by the loader
+    # the loader prepares batches ahead, so the pipeline need not
     pipeline = Pipeline(batch_size, threads, device.index if cuda else None, prefetch_queue_depth=1)
     with pipeline:
         encoded = fn.external_source(name="encoded", dtype=types.UINT8, ndim=1)

@@ -6,7 +6,7 @@ from contextlib import suppress
 from dataclasses import KW_ONLY, dataclass, field, replace
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 import numpy as np
 
@@ -29,7 +29,6 @@ from solo_ext.schema import Bounds, Config, OneOf, Share
 
 # auto: the fastest that works for the images and the device, see `formats`
 Format = Literal["auto", "image_folder", "h5", "tensor", "dali"]
-FORMATS = get_args(Format)
 Triple = tuple[float, float, float]
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

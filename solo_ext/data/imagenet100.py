@@ -9,31 +9,24 @@ from solo_ext.errors import DataError
 
 _LIST = Path(__file__).with_name("assets") / "imagenet100_classes.txt"
 CLASSES = tuple(line for line in _LIST.read_text(encoding="utf-8").split("\n") if line and not line.startswith("#"))
-SPLITS = ("train", "val")
 SIZES = {"train": 126_689, "val": 5_000}
 
 
 def build_imagenet100(source: str | os.PathLike, destination: str | os.PathLike) -> dict[str, ImageSet]:
-    """Makes `destination`/{train,val}/<class>, links to the class folders of an ImageNet folder.
+    """Makes `destination`/{train,val}/<class>, relative links to the class folders in `source`/{train,val}.
 
-    The links are relative. A `destination` that is already this is left as it is.
-
-    Args:
-        source: holds train/ and val/, both with class folders.
-        destination: appears when it is complete, or not at all.
-
-    Returns:
-        The training and the validation images.
+    A `destination` that is already this is left as it is; a new one appears when it is complete, or not at all.
+    Returns the training and the validation images.
 
     Raises:
         DataError: `source` has no such folders, or lacks classes; `destination` exists and is something else, or
             cannot be written.
     """
     source, destination = Path(source), Path(destination)
-    for split in SPLITS:
+    for split in SIZES:
         _check_source(source / split)
-    targets = {f"{split}/{name}": source / split / name for split in SPLITS for name in CLASSES}
-    if destination.is_symlink() or destination.exists():
+    targets = {f"{split}/{name}": source / split / name for split in SIZES for name in CLASSES}
+    if os.path.lexists(destination):
         _check_same(destination, targets)
         return _read(destination)
     temporary = destination.with_name(f".{destination.name}.tmp")
@@ -72,14 +65,12 @@ def _check_same(destination: Path, targets: dict[str, Path]) -> None:
     """Raises `DataError` unless `destination` holds these links and nothing else."""
     try:
         links = {f"{split}/{name}" for split in os.listdir(destination) for name in os.listdir(destination / split)}
+        same = {link for link in links & {*targets} if os.path.samefile(destination / link, targets[link])}
     except OSError:
-        links = {"?"}
-    different = links ^ {*targets} or {
-        link for link, target in targets.items() if not os.path.samefile(destination / link, target)
-    }
-    if different:
+        links, same = {"?"}, set()
+    if different := (links | {*targets}) - same:
         raise DataError(f"'{destination}' exists and is not made from this SRC (first difference: {min(different)})")
 
 
 def _read(folder: Path) -> dict[str, ImageSet]:
-    return {split: read_folder(folder / split, split) for split in SPLITS}
+    return {split: read_folder(folder / split, split) for split in SIZES}

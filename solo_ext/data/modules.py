@@ -16,7 +16,7 @@ from solo_ext.data.datasets import DataConfig, DatasetInfo, dataset_info, load_d
 from solo_ext.data.formats import make_loader, pick_format
 from solo_ext.data.images import ImageSet
 from solo_ext.data.loader import EpochSampler, ViewLoader
-from solo_ext.data.transforms import Transform, ViewTransform, build_eval_transform, build_linear_train_transform
+from solo_ext.data.transforms import Transform, ViewTransform, build_eval_transform
 from solo_ext.errors import ConfigError, DataError
 from solo_ext.schema import build, fit
 
@@ -207,7 +207,7 @@ class ClassificationData(ImageData):
     def train_dataloader(self) -> ViewLoader:
         if not self.augment:
             return self._in_order(self.train_set)
-        return self._shuffled([build_linear_train_transform(self.info, self.crop_size, *self.normalisation)])
+        return self._shuffled([build_eval_transform(self.info, self.crop_size, *self.normalisation, augment=True)])
 
     def eval_transform(self) -> Transform:
         return build_eval_transform(self.info, self.crop_size, *self.normalisation)

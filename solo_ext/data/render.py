@@ -1,7 +1,7 @@
 """Drawn views rendered on tensors, in batches with per-sample parameters, on any device.
 
-Values are floats from 0 to 255 between the operations. Each operation gives what Pillow's, as torchvision and
-solo-learn use it, gives before it rounds to 8 bits (`benchmarks/certificate/reference.py`).
+Between the operations, values are floats from 0 to 255. Each operation is Pillow's, as torchvision and solo-learn use
+it, before it rounds to 8 bits (`benchmarks/certificate/reference.py`).
 """
 
 import math
@@ -35,10 +35,10 @@ def resize(images: Tensor, size: tuple[int, int], mode: str) -> Tensor:
 
 
 def resize_center(images: Tensor, shorter: int, size: int, mode: str) -> Tensor:
-    """Images whose shorter side becomes `shorter`, and of these the central square: [B, C, size, size].
+    """The central squares of images whose shorter side becomes `shorter`: [B, C, size, size].
 
-    torchvision's Resize and CenterCrop; solo-learn only resizes for pre-training, so that images that are not square
-    make no batch there.
+    torchvision's Resize and CenterCrop. solo-learn only resizes for pre-training, which cannot batch images that are
+    not square.
     """
     height, width = images.shape[2:]
     short = min(height, width)
@@ -47,10 +47,7 @@ def resize_center(images: Tensor, shorter: int, size: int, mode: str) -> Tensor:
 
 
 def crop_resize(image: Tensor, box: tuple[int, int, int, int], size: int, mode: str) -> Tensor:
-    """Cuts `box` (left, top, width, height) out of an image, uint8 [C, H, W], and resizes it: uint8 [C, size, size].
-
-    Pixels outside the box have no influence.
-    """
+    """Resizes the `box` (left, top, width, height) of an image, uint8 [C, H, W], alone: uint8 [C, size, size]."""
     left, top, width, height = box
     return resize(image[None, :, top : top + height, left : left + width], (size, size), mode)[0]
 
@@ -80,51 +77,39 @@ def parts(images: Tensor) -> Iterator[slice]:
 
 
 def finish(crops: Tensor, views: Views, mean: Tensor, std: Tensor, out: Tensor | None = None) -> Tensor:
-    """What follows the crop: colour, blur, flip, normalisation.
+    """What follows the crop: colour, blur, flip, normalisation, by the `views` of these B images.
 
-    Args:
-        crops: uint8 or float, 0 to 255, [B, C, S, S]; C is 1 for gray images.
-        views: of these B images.
-        mean, std: [3], of values in [0, 1].
-        out: where to write.
-
-    Returns:
-        float32 [B, 3, S, S].
+    uint8 or float [B, C, S, S], 0 to 255, C 1 for gray images, to float32 [B, 3, S, S], in `out` if there is one.
     """
     if out is None:
         out = torch.empty((len(crops), 3, *crops.shape[2:]), device=crops.device)
     for rows in parts(crops):
-        x = _augment(crops[rows].to(torch.float32, copy=True), Views(*(array[rows] for array in views)))
-        normalise(x, mean, std, out[rows])
+        x, drawn = crops[rows].to(torch.float32, copy=True), Views(*(array[rows] for array in views))
+        x = _jitter(x, drawn.order, drawn.factors)
+        if x.shape[1] == 3:
+            x = _on(x, drawn.gray, lambda x: _luma(x).repeat(1, 3, 1, 1))
+        if drawn.blur.any():
+            x = _on(x, drawn.blur > 0, _blur, _blur_taps(drawn.blur))
+        x = _on(x, drawn.solarize, lambda x: torch.minimum(x, 255 - x))
+        x = _on(x, drawn.equalize, lambda x: equalize(x.round().to(torch.uint8)).to(x.dtype))
+        normalise(_on(x, drawn.flip, lambda x: x.flip(3)), mean, std, out[rows])
     return out
 
 
 def normalise(crops: Tensor, mean: Tensor, std: Tensor, out: Tensor | None = None) -> Tensor:
-    """[B, C, S, S], values from 0 to 255, to float32 [B, 3, S, S]; gray images get three equal channels."""
+    """[B, C, S, S], values from 0 to 255, to float32 [B, 3, S, S]; mean, std: [3], of values in [0, 1]."""
     mean, std = (n.to(crops.device, non_blocking=True)[:, None, None] for n in (mean, std))
     return torch.mul(crops, 1 / (255 * std), out=out).sub_(mean / std)
 
 
-def _augment(x: Tensor, views: Views) -> Tensor:
-    """`x` is overwritten."""
-    x = _jitter(x, views.order, views.factors)
-    if x.shape[1] == 3:
-        x = _on(x, views.gray, lambda x: _luma(x).repeat(1, 3, 1, 1))
-    if views.blur.any():
-        x = _on(x, views.blur > 0, _blur, _blur_taps(views.blur))
-    x = _on(x, views.solarize, lambda x: torch.minimum(x, 255 - x))
-    x = _on(x, views.equalize, lambda x: equalize(x.round().to(torch.uint8)).to(x.dtype))
-    return _on(x, views.flip, lambda x: x.flip(3))
-
-
-def _on(x: Tensor, chosen: np.ndarray, function: Callable[..., Tensor], *arguments: np.ndarray) -> Tensor:
-    """`x`, in which the chosen rows become `function(x, *arguments)` of themselves, with their rows of `arguments`."""
-    if not chosen.any():
+def _on(x: Tensor, mask: np.ndarray, function: Callable[..., Tensor], *arguments: np.ndarray) -> Tensor:
+    """`x` with `function`, which also takes their rows of `arguments`, applied to the rows of `mask`; in place."""
+    if not mask.any():
         return x
-    theirs = [_tensor(argument[chosen], x) for argument in arguments]
-    if chosen.all():
+    theirs = [_tensor(argument[mask], x) for argument in arguments]
+    if mask.all():
         return function(x, *theirs)
-    rows = torch.from_numpy(np.flatnonzero(chosen)).to(x.device, non_blocking=True)
+    rows = torch.from_numpy(np.flatnonzero(mask)).to(x.device, non_blocking=True)
     return x.index_copy_(0, rows, function(x[rows], *theirs))
 
 
@@ -135,8 +120,8 @@ def _tensor(array: np.ndarray, like: Tensor) -> Tensor:
 def _jitter(x: Tensor, order: np.ndarray, factors: np.ndarray) -> Tensor:
     """Brightness, contrast, saturation and hue, in each image's own order.
 
-    The orders are shifted so that hue, which takes longest, is at one place in all of them. Sorted by that shift, the
-    images that do something at a place are neighbours.
+    The orders are shifted so that hue, which takes longest, has the same place in all of them. Sorted by that shift,
+    the images that do something at a place are neighbours.
     """
     if x.shape[1] == 1:  # nothing to saturate, no hue to turn
         factors = factors * (1, 1, 0, 0) + (0, 0, 1, 0)
@@ -250,16 +235,11 @@ def _resampling(start: Tensor, length: Tensor, source: int, size: int, mode: str
     centers = start + (torch.arange(size, device=start.device) + 0.5) * step
     outside = (pixels < start) | (pixels > start + length[:, None])
     pixels = (pixels / spread).masked_fill_(outside, torch.inf)
-    weights = _filter(pixels[:, None] - (centers / spread)[:, :, None], mode)
+    distances = (pixels[:, None] - (centers / spread)[:, :, None]).abs_()
+    weights = x = distances.clamp_(max=SUPPORT[mode]).neg_().add_(1)
+    if mode == "bicubic":
+        # Keys' cubic with a = -1/2, of x = 1 - distance: x (1 + x)^2, and where x > 0, x^2 (2 - 4 x) more
+        weights = (x + 2).mul_(x).add_(1).mul_(x)
+        inner = x.relu_()
+        weights.addcmul_(inner.mul(-4).add_(2).mul_(inner), inner)
     return weights.div_(weights.sum(2, keepdim=True))
-
-
-def _filter(x: Tensor, mode: str) -> Tensor:
-    """Pillow's resampling filters, times a constant; `x` is overwritten."""
-    x = x.abs_().clamp_(max=SUPPORT[mode]).neg_().add_(1)
-    if mode == "bilinear":
-        return x
-    # Keys' cubic with a = -1/2, of x = 1 - distance: x (1 + x)^2, and where x > 0, x^2 (2 - 4 x) more
-    outer = (x + 2).mul_(x).add_(1).mul_(x)
-    inner = x.relu_()
-    return outer.addcmul_(inner.mul(-4).add_(2).mul_(inner), inner)

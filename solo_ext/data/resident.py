@@ -3,7 +3,7 @@
 import os
 from collections.abc import Iterator
 from itertools import chain, islice
-from typing import Any, NamedTuple
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -18,33 +18,15 @@ from solo_ext.errors import DataError
 SHARE = 0.8  # of the free memory that a set may take
 
 
-class Resident(NamedTuple):
-    """A set on its device: uint8 [N, C, H, W], and for each index the one whose image stands in its place."""
-
-    pixels: Tensor
-    source: np.ndarray
+_RESIDENT: WeakKeyDictionary = WeakKeyDictionary()  # images -> device -> what `_load` gives; a run's loaders share it
 
 
-_RESIDENT: WeakKeyDictionary = WeakKeyDictionary()  # images -> device -> Resident; the loaders of a run share it
-
-
-def resident(images: ImageSet, device: torch.device, skipped: Skipped) -> Resident:
-    """The set's images on `device`, read once in this process.
-
-    Raises:
-        DataError: they differ in size or do not fit into the free memory, or one cannot be read.
-    """
-    devices = _RESIDENT.setdefault(images.images, {})
-    if device not in devices:
-        devices[device] = _load(images, device, skipped)
-    return devices[device]
-
-
-def _load(images: ImageSet, device: torch.device, skipped: Skipped) -> Resident:
+def _load(images: ImageSet, device: torch.device, skipped: Skipped) -> tuple[Tensor, np.ndarray]:
+    """The images on `device`, uint8 [N, C, H, W], and for each index the one whose image stands in its place."""
     source, pixels = np.arange(len(images)), torch.empty(0)
     if isinstance(images.images, ArrayImages):
         _check_memory(images.images.pixels.nbytes, device)
-        return Resident(images.images.to(device), source)
+        return images.images.to(device), source
     for index in range(len(images)):
         unreadable: Unreadable = []
         source[index], image = read(images.images.__getitem__, index, len(images), unreadable)
@@ -58,7 +40,7 @@ def _load(images: ImageSet, device: torch.device, skipped: Skipped) -> Resident:
                 f"and {_size(image)} (image {index}); use image_folder"
             )
         pixels[index] = image
-    return Resident(pixels.to(device), source)
+    return pixels.to(device), source
 
 
 def _size(image: Tensor) -> str:
@@ -80,24 +62,29 @@ def _check_memory(needed: int, device: torch.device) -> None:
 
 
 class ResidentLoader(ViewLoader):
-    """Batches made on `device` by the calling process; the images are moved there, if they are not there yet."""
+    """Batches made on `device` by the calling process, which loads the images there once.
+
+    Raises `DataError` if they differ in size or do not fit into the free memory, or if one cannot be read.
+    """
 
     def __init__(self, dataset: ViewDataset, device: torch.device, **options: Any):
         super().__init__(dataset, **options)
-        self.device, self.resident = device, resident(dataset.images, device, self.skipped)
+        loaded = _RESIDENT.setdefault(dataset.images.images, {})
+        if device not in loaded:
+            loaded[device] = _load(dataset.images, device, self.skipped)
+        self.device, (self.pixels, self.source) = device, loaded[device]
         self.targets = torch.from_numpy(dataset.images.targets).to(device)
         # how many small batches are rendered at once
-        elements = max(t.size**2 for t in dataset.transforms) * self.resident.pixels.shape[1]
+        elements = max(t.size**2 for t in dataset.transforms) * self.pixels.shape[1]
         self.together = max(1, (CHUNK if device.type == "cpu" else GPU_CHUNK) // (self.batch_size * elements))
 
     @torch.no_grad()
     def _batches(self) -> Iterator[Batch]:
-        pixels, source = self.resident
         batches = iter(self.batch_sampler)
         while keys := list(islice(batches, self.together)):
             indexes, numbers = self.dataset.draw(list(chain(*keys)))
-            rows = torch.from_numpy(source[indexes]).to(pixels.device, non_blocking=True)
-            images = pixels[rows]
+            rows = torch.from_numpy(self.source[indexes]).to(self.device, non_blocking=True)
+            images = self.pixels[rows]
             views = [t.batch(images, u) for t, u in zip(self.dataset.transforms, numbers, strict=True)]
             parts = (tensor.split(self.batch_size) for tensor in (rows, self.targets[rows], *views))
             for indexes, targets, *views in zip(*parts, strict=True):

@@ -107,26 +107,18 @@ class EvalTransform(Transform):
         return super().__call__(image.convert("RGB") if isinstance(image, Image.Image) else image, np.zeros(DRAWS))
 
 
-def build_linear_train_transform(
-    info: DatasetInfo, crop_size: int, mean: Values | None = None, std: Values | None = None
-) -> Transform:
-    """Random resized crop (bilinear, 8 to 100% of the area) and flip, for training a linear classifier."""
-    crop, flip = RandomResizedCropConfig(True, 0.08, 1.0), ProbConfig(0.5)
-    aug = AugmentationConfig(rrc=crop, horizontal_flip=flip, crop_size=crop_size)
-    return ViewTransform(aug, *_eval_normalisation(info, mean, std), "bilinear")
-
-
 def build_eval_transform(
-    info: DatasetInfo, crop_size: int, mean: Values | None = None, std: Values | None = None
+    info: DatasetInfo, crop_size: int, mean: Values | None = None, std: Values | None = None, augment: bool = False
 ) -> Transform:
-    """The whole image without randomness, float tensor [3, crop_size, crop_size].
+    """What an evaluation sees of an image, bilinear: float tensor [3, crop_size, crop_size].
 
-    Images of a dataset with one size are only resized, if need be. Those of other sets get a shorter side of 256/224
-    times `crop_size` (bilinear), and the centre is cropped.
+    All of it, resized, if the images of the dataset have one size. If not, the shorter side becomes 256/224 of
+    `crop_size`, and the centre is cropped. `augment`, to train a linear classifier: a random crop of 8 to 100% of the
+    area, flipped at random.
     """
-    shorter = round(crop_size / EVAL_CROP) if info.image_size is None else None
-    return EvalTransform(crop_size, shorter, *_eval_normalisation(info, mean, std))
-
-
-def _eval_normalisation(info: DatasetInfo, mean: Values | None, std: Values | None) -> tuple[Values, Values]:
-    return mean or info.eval_mean or info.mean, std or info.eval_std or info.std
+    mean, std = mean or info.eval_mean or info.mean, std or info.eval_std or info.std
+    if augment:
+        crop, flip = RandomResizedCropConfig(True, 0.08, 1.0), ProbConfig(0.5)
+        aug = AugmentationConfig(rrc=crop, horizontal_flip=flip, crop_size=crop_size)
+        return ViewTransform(aug, mean, std, "bilinear")
+    return EvalTransform(crop_size, round(crop_size / EVAL_CROP) if info.image_size is None else None, mean, std)

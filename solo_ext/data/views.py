@@ -1,15 +1,15 @@
 """What is drawn for a view: plain numbers, the same for every data format.
 
-The uniform numbers behind a view are a function of (seed, epoch, sample, place of the view, place of the number), so
-that nothing has to be restored on a resume, and neither workers, shards nor the format change what is drawn.
+The uniform numbers behind a view are a function of (seed, epoch, sample, place of the view, place of the number).
+Nothing has to be restored on a resume, and neither workers, shards nor the format change what is drawn.
 """
 
 from itertools import permutations
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-from solo_ext.data.augmentations import AugmentationConfig, ColorJitterConfig, RandomResizedCropConfig
+from solo_ext.data.augmentations import AugmentationConfig, RandomResizedCropConfig
 
 CROP_ATTEMPTS = 10
 CROP_RATIO = (3 / 4, 4 / 3)  # width / height
@@ -53,9 +53,13 @@ def draw_views(aug: AugmentationConfig, u: np.ndarray) -> Views:
     Every decision has a number of its own, so that changing one probability moves no other decision.
     """
     _, _, jitter, order, *factors, gray, blur, radius, solarize, equalize, flip = u[:, :14].T
+    config = aug.color_jitter
+    ranges = [(max(0.0, 1 - s), 1 + s) for s in (config.brightness, config.contrast, config.saturation)]
+    ranges.append((-config.hue, config.hue))
     return Views(
-        order=np.where(jitter < aug.color_jitter.prob, (order * len(JITTER_ORDERS)).astype(np.int64), -1),
-        factors=_draw_factors(aug.color_jitter, np.stack(factors, axis=1)),
+        order=np.where(jitter < config.prob, (order * len(JITTER_ORDERS)).astype(np.int64), -1),
+        # torchvision's ColorJitter.get_params; an operation of strength 0 gets the factor that changes nothing
+        factors=np.stack([_between(*bounds, v) for bounds, v in zip(ranges, factors, strict=True)], axis=1),
         gray=gray < aug.grayscale.prob,
         blur=np.where(blur < aug.gaussian_blur.prob, _between(*BLUR_RADIUS, radius), 0.0),
         solarize=solarize < aug.solarization.prob,
@@ -71,9 +75,11 @@ def draw_boxes(rrc: RandomResizedCropConfig, widths: np.ndarray, heights: np.nda
     largest centred box whose ratio is allowed.
     """
     widths, heights = (np.asarray(n, np.int64) for n in (widths, heights))
-    wide, high = crop_sides(rrc, u)
+    area = _between(rrc.crop_min_scale, rrc.crop_max_scale, u[:, 14::2])
+    low, high = np.log(CROP_RATIO)
+    ratio = np.exp(_between(low, high, u[:, 15::2]))
     side = np.sqrt(widths * heights)[:, None]
-    w, h = np.rint(side * wide), np.rint(side * high)
+    w, h = np.rint(side * np.sqrt(area * ratio)), np.rint(side * np.sqrt(area / ratio))
     fits = (w > 0) & (w <= widths[:, None]) & (h > 0) & (h <= heights[:, None])
     rows, first = np.arange(len(u)), fits.argmax(axis=1)
     w, h = w[rows, first].astype(np.int64), h[rows, first].astype(np.int64)
@@ -86,23 +92,7 @@ def draw_boxes(rrc: RandomResizedCropConfig, widths: np.ndarray, heights: np.nda
     return np.stack([x, y, w, h], axis=1)
 
 
-def crop_sides(rrc: RandomResizedCropConfig, u: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Width and height of each try, as shares of sqrt(width x height) of the image: two of [B, CROP_ATTEMPTS]."""
-    area = _between(rrc.crop_min_scale, rrc.crop_max_scale, u[:, 14::2])
-    low, high = np.log(CROP_RATIO)
-    ratio = np.exp(_between(low, high, u[:, 15::2]))
-    return np.sqrt(area * ratio), np.sqrt(area / ratio)
-
-
-def _draw_factors(config: ColorJitterConfig, u: np.ndarray) -> np.ndarray:
-    """torchvision's ColorJitter.get_params; an operation of strength 0 gets the factor that changes nothing."""
-    strengths = np.array([config.brightness, config.contrast, config.saturation])
-    blends = _between(np.maximum(0.0, 1 - strengths), 1 + strengths, u[:, :HUE])
-    hue = _between(-config.hue, config.hue, u[:, HUE])
-    return np.concatenate([blends, hue[:, None]], axis=1)
-
-
-def _between(low: Any, high: Any, u: np.ndarray) -> np.ndarray:
+def _between(low: float, high: float, u: np.ndarray) -> np.ndarray:
     return low + (high - low) * u
 
 

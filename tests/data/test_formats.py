@@ -89,7 +89,7 @@ def test_the_loaders_of_a_run_share_one_copy(folder):
     module = data(folder, "tensor", val_path=str(folder))
     train = module.train_dataloader()
     bank, val = module.probe_dataloaders()
-    assert train.resident.pixels.data_ptr() == bank.resident.pixels.data_ptr() != val.resident.pixels.data_ptr()
+    assert train.pixels.data_ptr() == bank.pixels.data_ptr() != val.pixels.data_ptr()
 
 
 def test_images_of_other_sizes_cannot(folder):

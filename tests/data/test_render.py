@@ -22,11 +22,7 @@ from torchvision.transforms.v2 import functional as V2
 from solo_ext.data import render
 from solo_ext.data.augmentations import AugmentationConfig, ColorJitterConfig, ProbConfig, RandomResizedCropConfig
 from solo_ext.data.datasets import DATASETS
-from solo_ext.data.transforms import (
-    ViewTransform,
-    build_eval_transform,
-    build_linear_train_transform,
-)
+from solo_ext.data.transforms import ViewTransform, build_eval_transform
 from solo_ext.data.views import DRAWS, JITTER_ORDERS, Views, draw_boxes, draw_views
 
 F = T.functional
@@ -494,7 +490,7 @@ def test_evaluation_sees_what_solo_learn_shows_it(name, crop_size, size, expecte
 
 
 def test_linear_training_crops_and_flips():
-    transform = build_linear_train_transform(DATASETS["cifar10"], 32)
+    transform = build_eval_transform(DATASETS["cifar10"], 32, augment=True)
     aug = transform.aug
     assert (aug.rrc.crop_min_scale, aug.rrc.crop_max_scale, aug.horizontal_flip.prob) == (0.08, 1.0, 0.5)
     assert (transform.mode, transform.mean.tolist()) == ("bilinear", pytest.approx([0.4914, 0.4822, 0.4465]))
