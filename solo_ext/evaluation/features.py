@@ -1,26 +1,11 @@
 """The features of all images of a dataset."""
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
 
 from solo_ext.errors import DataError, SoloExtError
-
-AUTOCAST = {"16": torch.float16, "16-mixed": torch.float16, "bf16": torch.bfloat16, "bf16-mixed": torch.bfloat16}
-
-
-@contextmanager
-def eval_mode(module: nn.Module) -> Iterator[None]:
-    """`module` in eval mode; afterwards each of its parts is back in the mode that it had."""
-    modes = {part: part.training for part in module.modules()}
-    module.eval()
-    try:
-        yield
-    finally:
-        for part, training in modes.items():
-            part.training = training
 
 
 @torch.no_grad()
@@ -31,19 +16,16 @@ def extract_features(
     precision: str | int = "32",
     channels_last: bool = True,
 ) -> tuple[Tensor, Tensor]:
-    """The features of all images of `loader`, in its order.
+    """Features [N, D], float32, and labels [N] of all images of `loader`, in its order, on the CPU.
 
-    The backbone's mode and the CPU's random state stay as they are, so that an evaluation during training does not
-    change the training.
+    The backbone runs in eval mode. Afterwards its modes and the CPU's random state are what they were, so that an
+    evaluation during training does not change the training.
 
     Args:
         backbone: [B, 3, H, W] -> [B, D], on `device`.
-        loader: batches `(indexes, [view], targets)`; whether the images are augmented is up to the loader.
+        loader: batches `(indexes, [view], targets)`, augmented or not.
         precision: one of Lightning's; the mixed ones run under autocast.
         channels_last: memory layout of the images.
-
-    Returns:
-        Features [N, D], float32, and labels [N], both on the CPU.
 
     Raises:
         DataError: the loader is empty.
@@ -51,17 +33,19 @@ def extract_features(
     """
     device = torch.device(device)
     layout = torch.channels_last if channels_last else torch.preserve_format
-    dtype = AUTOCAST.get(str(precision))
+    dtype = {"16": torch.float16, "bf16": torch.bfloat16}.get(str(precision).removesuffix("-mixed"))
     features, labels = [], []
-    with (
-        eval_mode(backbone),
-        torch.random.fork_rng(devices=[]),
-        torch.autocast(device.type, dtype, enabled=dtype is not None),
-    ):
-        for _, (view, *_), targets in loader:
-            out = backbone(view.to(device, non_blocking=True, memory_format=layout))
-            features.append(out.float().cpu())
-            labels.append(targets.cpu())
+    modes = {part: part.training for part in backbone.modules()}
+    backbone.eval()
+    try:
+        with torch.random.fork_rng(devices=[]), torch.autocast(device.type, dtype, enabled=dtype is not None):
+            for _, (view, *_), targets in loader:
+                out = backbone(view.to(device, non_blocking=True, memory_format=layout))
+                features.append(out.float().cpu())
+                labels.append(targets.cpu())
+    finally:
+        for part, training in modes.items():
+            part.training = training
     if not features:
         raise DataError("there are no images to extract features from")
     joined = torch.cat(features)

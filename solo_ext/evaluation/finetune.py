@@ -1,4 +1,4 @@
-"""What solo-learn's linear evaluation has for fine-tuning: the options, mixup and cutmix, a learning rate per layer."""
+"""Fine-tuning as in solo-learn's linear evaluation: its options, mixup and cutmix, a learning rate per layer."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -15,14 +15,11 @@ if TYPE_CHECKING:
 
 @dataclass
 class LinearOptions(Config):
-    """solo-learn's top-level keys of a linear evaluation.
+    """solo-learn's top-level keys of a linear evaluation."""
 
-    finetune: train the backbone too. mixup, cutmix: alpha of timm's; 0 is off.
-    """
-
-    finetune: bool = False
+    finetune: bool = False  # train the backbone too
     label_smoothing: Share = 0.0
-    mixup: NonNegative = 0.0
+    mixup: NonNegative = 0.0  # alpha of timm's; 0 is off
     cutmix: NonNegative = 0.0
 
     def mixing(self, batch_size: int, classes: int) -> "Mixup | None":
@@ -41,9 +38,6 @@ def backbone_groups(backbone: nn.Module, cfg: OptimizerConfig, lr: float) -> lis
     """The parameter groups of a backbone that is trained: one, or with `layer_decay` those of its layers.
 
     Deviation from solo-learn: the decay does change the learning rate of the layers.
-
-    Raises:
-        ConfigError: timm does not know the backbone's layers.
     """
     if not cfg.layer_decay:
         return [{"name": "backbone", "params": list(backbone.parameters())}]
@@ -51,11 +45,6 @@ def backbone_groups(backbone: nn.Module, cfg: OptimizerConfig, lr: float) -> lis
 
     undecayed: set[str] = getattr(backbone, "no_weight_decay", set)()
     layers = param_groups_layer_decay(backbone, cfg.weight_decay, undecayed, layer_decay=cfg.layer_decay)
-    return [
-        {
-            "name": f"backbone.{i}",
-            "lr": lr * layer["lr_scale"],
-            **{key: layer[key] for key in ("params", "weight_decay")},
-        }
-        for i, layer in enumerate(layers)
-    ]
+    for i, layer in enumerate(layers):
+        layer |= {"name": f"backbone.{i}", "lr": lr * layer.pop("lr_scale")}
+    return layers

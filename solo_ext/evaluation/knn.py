@@ -17,7 +17,7 @@ BLOCK = 2**24  # entries of the distance matrix at a time (64 MiB in float32)
 
 @dataclass
 class KNNConfig(Config, section="knn_eval"):
-    """`knn_eval`: solo-learn's keys, and `every`, how many epochs lie between two online evaluations."""
+    """`knn_eval`: solo-learn's keys, and `every`, the number of epochs from one online evaluation to the next."""
 
     enabled: bool = False
     k: Count = 20
@@ -35,19 +35,16 @@ def knn_accuracy(
     distance: Distance = "cosine",
     temperature: float = 0.07,
 ) -> dict[int, dict[str, float]]:
-    """Accuracy of a weighted vote of the k nearest features of the bank.
+    """Accuracy of a weighted vote of the k nearest features of the bank: {k: {"acc1": percent, "acc5": percent}}.
 
-    A neighbour's weight is exp(cosine / temperature), or 1 / (euclidean distance + 1e-5). Equal votes go to
-    the lower class. All k come from one pass over the distances, in blocks, so that memory stays bounded.
+    A neighbour's weight is exp(cosine / temperature), or 1 / (euclidean distance + 1e-5). Ties go to the lower class.
+    All k come from one pass over the distances, in blocks, so that memory stays bounded.
 
     Args:
         bank, query: [N, D] and [M, D], on one device.
         bank_labels, labels: [N] and [M]; images without label (-1) are left out.
-        k: one or several; a k above N counts as N.
-        distance: `cosine` or `euclidean`; the temperature is the cosine's.
-
-    Returns:
-        {k: {"acc1": percent, "acc5": percent}}; acc5 counts the min(5, k) best classes.
+        k: one or several; a k above N counts as N. acc5 counts the min(5, k) best classes.
+        temperature: of the cosine.
 
     Raises:
         ConfigError: an unknown distance, a k below 1 or a temperature that is not above 0.
@@ -70,7 +67,7 @@ def knn_accuracy(
     for features, targets in zip(query.split(rows), labels.split(rows), strict=True):
         weights, index = _neighbours(features, bank, min(max(ks), len(bank)), distance, temperature)
         for k in ks:
-            # In float64, so that the order of summation cannot decide a vote.
+            # in float64, so that the order of summation cannot decide a vote
             votes = torch.zeros(len(features), classes, dtype=torch.float64, device=bank.device)
             votes.scatter_add_(1, bank_labels[index[:, :k]], weights[:, :k].double())
             right = votes.sort(dim=1, descending=True, stable=True).indices == targets[:, None]
@@ -85,5 +82,5 @@ def _neighbours(features: Tensor, bank: Tensor, k: int, distance: str, temperatu
         far, index = torch.cdist(features, bank).topk(k, largest=False)
         return 1 / (far + 1e-5), index
     near, index = (features @ bank.T).topk(k)
-    # Divided by the nearest one's weight, which changes no vote: exp(1 / 0.01) overflows float32.
+    # divided by the nearest one's weight, which changes no vote: exp(1 / 0.01) overflows float32
     return ((near - near[:, :1]) / temperature).exp(), index

@@ -1,4 +1,4 @@
-"""Offline linear evaluation (and fine-tuning) of an encoder, and its quick look on cached features."""
+"""Offline linear evaluation (and fine-tuning) of an encoder, and a quick version on cached features."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,7 +7,6 @@ import lightning.pytorch as pl
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
 from solo_ext.errors import ConfigError, DataError
 from solo_ext.evaluation.finetune import LinearOptions, backbone_groups
@@ -18,10 +17,10 @@ from solo_ext.optim import OptimizerConfig, SchedulerConfig, build_optimizer, bu
 class LinearModel(pl.LightningModule):
     """A new linear classifier on a frozen encoder, in solo-learn's protocol and with its keys.
 
-    The frozen backbone has no gradients and stays in eval mode, BatchNorm statistics included. Logs
-    train_loss, train_acc1 and train_acc5 (not under mixup), val_loss, val_acc1, val_acc5; accuracies in
-    percent.
+    The frozen backbone has no gradients and stays in eval mode, BatchNorm statistics included. Logs train_loss,
+    train_acc1 and train_acc5 (not under mixup), val_loss, val_acc1, val_acc5; accuracies in percent.
 
+    `backbone`: [B, 3, H, W] -> [B, D], with `num_features` = D. Raises `ConfigError` for a value that cannot work.
     Deviation from solo-learn: `label_smoothing` works without mixup too.
     """
 
@@ -34,19 +33,6 @@ class LinearModel(pl.LightningModule):
         options: LinearOptions | None = None,
         channels_last: bool = True,
     ):
-        """Puts a new head on `backbone`.
-
-        Args:
-            backbone: [B, 3, H, W] -> [B, D], with `num_features` = D.
-            num_classes: width of the head's output.
-            optimizer: its `effective_lr` goes before `lr`, if it is given.
-            scheduler: of the learning rate.
-            options: fine-tuning and soft labels; default: neither.
-            channels_last: memory layout of the images.
-
-        Raises:
-            ConfigError: a value that cannot work.
-        """
         super().__init__()
         self.options, self.channels_last = options or LinearOptions(), channels_last
         self.optimizer_cfg, self.scheduler_cfg = optimizer, scheduler
@@ -77,7 +63,7 @@ class LinearModel(pl.LightningModule):
         """The loss on `(indexes, [view], targets)`, or solo-learn's `(images, targets)`."""
         x, targets = _image_and_target(batch)
         if self.mixing is not None:
-            x, soft_targets = self.mixing(x.clone(), targets)  # it works in place
+            x, soft_targets = self.mixing(x.clone(), targets)  # in place
             loss = F.cross_entropy(self(x)["logits"], soft_targets)
             self._log("train", len(x), loss=loss)
             return loss
@@ -96,24 +82,20 @@ class LinearModel(pl.LightningModule):
 
     def _log(self, split: str, batch_size: int, **metrics: Tensor) -> None:
         named = {f"{split}_{name}": value for name, value in metrics.items()}
-        shown = split == "val"
-        self.log_dict(named, prog_bar=shown, on_step=False, on_epoch=True, sync_dist=True, batch_size=batch_size)
+        options = {"on_step": False, "on_epoch": True, "sync_dist": True, "batch_size": batch_size}
+        self.log_dict(named, prog_bar=split == "val", **options)
 
     def configure_optimizers(self) -> Any:
-        groups = [{"name": "classifier", "params": list(self.classifier.parameters())}]
+        groups, lr = (
+            [{"name": "classifier", "params": list(self.classifier.parameters())}],
+            self.optimizer_cfg.rates()[0],
+        )
         if self.options.finetune:
-            groups = backbone_groups(self.backbone, self.optimizer_cfg, self.optimizer_cfg.rates()[0]) + groups
+            groups = backbone_groups(self.backbone, self.optimizer_cfg, lr) + groups
+        optimizer = build_optimizer(groups, self.optimizer_cfg, lr)
         steps, epochs = self.trainer.estimated_stepping_batches, self.trainer.max_epochs or 0
-        optimizer, scheduler = _optimization(groups, self.optimizer_cfg, self.scheduler_cfg, steps, epochs)
+        scheduler = build_scheduler(optimizer, self.scheduler_cfg, steps, epochs)
         return {"optimizer": optimizer, **({"lr_scheduler": scheduler} if scheduler else {})}
-
-
-def _optimization(
-    groups: list[dict[str, Any]], optimizer: OptimizerConfig, scheduler: SchedulerConfig, steps: float, epochs: int
-) -> tuple[Optimizer, dict[str, Any] | None]:
-    """The optimizer, and its schedule as Lightning takes it."""
-    built = build_optimizer(groups, optimizer, optimizer.rates()[0])
-    return built, build_scheduler(built, scheduler, steps, epochs)
 
 
 def _image_and_target(batch: Sequence[Any]) -> tuple[Tensor, Tensor]:
@@ -135,9 +117,8 @@ def fit_cached_linear(
 ) -> dict[str, float]:
     """The head of `LinearModel`, trained in seconds on features that were extracted once.
 
-    A quick look, not the protocol of the tables: the head never sees an augmented image. It also starts at
-    zero and, if `standardize`, sees features of mean 0 and variance 1 (over the train set), so that one lr
-    serves any encoder.
+    A quick look, not the protocol of the tables: the head never sees an augmented image. It also starts at zero and,
+    if `standardize`, sees features of mean 0 and variance 1 (over the training set), so that one lr suits any encoder.
 
     Args:
         train_x, val_x: features [N, D] and [M, D] without augmentation, on one device.
@@ -153,9 +134,8 @@ def fit_cached_linear(
         DataError: no labelled image, or a feature that is not finite.
     """
     optimizer = optimizer or OptimizerConfig("sgd", batch_size=256, lr=0.03)
-    scheduler = scheduler or SchedulerConfig(
-        "step", lr_decay_steps=[max(1, round(share * epochs)) for share in (0.6, 0.8)]
-    )
+    decay_steps = [max(1, round(share * epochs)) for share in (0.6, 0.8)]
+    scheduler = scheduler or SchedulerConfig("step", lr_decay_steps=decay_steps)
     train_x, train_y = _labelled(train_x, train_y, "train")
     val_x, val_y = _labelled(val_x, val_y, "validation")
     if standardize:
@@ -169,7 +149,8 @@ def fit_cached_linear(
     batch = min(optimizer.batch_size, len(train_x))
     steps = len(train_x) // batch
     groups = [{"name": "classifier", "params": list(head.parameters())}]
-    descent, schedule = _optimization(groups, optimizer, scheduler, steps * epochs, epochs)
+    descent = build_optimizer(groups, optimizer, optimizer.rates()[0])
+    schedule = build_scheduler(descent, scheduler, steps * epochs, epochs)
     generator = torch.Generator().manual_seed(seed)
     for _ in range(epochs):
         order = torch.randperm(len(train_x), generator=generator)[: steps * batch].to(train_x.device)
