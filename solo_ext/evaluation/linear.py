@@ -82,8 +82,8 @@ class LinearModel(pl.LightningModule):
 
     def _log(self, split: str, batch_size: int, **metrics: Tensor) -> None:
         named = {f"{split}_{name}": value for name, value in metrics.items()}
-        options = {"on_step": False, "on_epoch": True, "sync_dist": True, "batch_size": batch_size}
-        self.log_dict(named, prog_bar=split == "val", **options)
+        shown = split == "val"
+        self.log_dict(named, prog_bar=shown, on_step=False, on_epoch=True, sync_dist=True, batch_size=batch_size)
 
     def configure_optimizers(self) -> Any:
         groups, lr = (
