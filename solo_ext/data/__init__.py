@@ -5,6 +5,6 @@ augmentations   the `augmentations` section
 views           what is drawn for a view, out of counter-based uniform numbers
 render          drawn views on tensors
 transforms      image to view
-formats         which pipeline: loader (workers), resident (on the device), dali
+formats         which pipeline: loader (in worker processes, or on the device) or dali
 modules         the Lightning data modules of a run
 """

@@ -8,8 +8,7 @@ import torch
 
 from solo_ext.data.datasets import DataConfig
 from solo_ext.data.images import ArrayImages, FileImages, ImageSet
-from solo_ext.data.loader import Skipped, ViewDataset, ViewLoader
-from solo_ext.data.resident import ResidentLoader
+from solo_ext.data.loader import ResidentLoader, Skipped, ViewDataset, ViewLoader
 from solo_ext.data.transforms import Transform
 from solo_ext.errors import ConfigError
 

@@ -9,7 +9,7 @@ from typing import Any
 import lightning.pytorch as pl
 import numpy as np
 import torch
-from torch.utils.data import DistributedSampler, Sampler, SequentialSampler
+from torch.utils.data import DistributedSampler
 
 from solo_ext.data.augmentations import AugmentationConfig, ClassificationAugmentationConfig
 from solo_ext.data.datasets import DataConfig, DatasetInfo, dataset_info, load_dataset
@@ -26,13 +26,10 @@ DEFAULT_CROP = 224  # of sets whose images have no common size
 
 
 class ImageData(pl.LightningDataModule):
-    """What pre-training and classification share. `batch_size` is per device.
-
-    device: where the batches will be used; an attached trainer's takes its place.
-    """
+    """What pre-training and classification share. `batch_size` is per device."""
 
     train_split: str
-    device = torch.device("cpu")
+    device = torch.device("cpu")  # where the batches will be used: an attached trainer's
     augment = True  # whether training images are augmented, shuffled, and dropped where they fill no batch
 
     def __init__(self, data: DataConfig, batch_size: int, seed: int):
@@ -77,9 +74,8 @@ class ImageData(pl.LightningDataModule):
         return pick_format(self.data, self.train_set.images, self.device)
 
     def check(self, world_size: int | None = None) -> None:
-        """Loads the images; raises `DataError` or `ConfigError` for anything that would stop a run later.
-
-        `world_size`: number of devices in all; by default that of the attached trainer, or 1.
+        """Loads the images; raises `DataError` or `ConfigError` for what would stop a run on `world_size`
+        devices, by default the attached trainer's, or 1.
         """
         world_size = world_size or self._shard()[0]
         _ = self.format
@@ -99,8 +95,9 @@ class ImageData(pl.LightningDataModule):
 
     def record(self, device: torch.device) -> dict[str, Any]:
         """What a run on `device` is trained and tested on, and how it is read."""
+        name = pick_format(self.data, self.train_set.images, device)
         sets = {"train": self.train_set.record(), "val": self.val_set and self.val_set.record()}
-        return {"dataset": self.data.dataset, "format": pick_format(self.data, self.train_set.images, device), **sets}
+        return {"dataset": self.data.dataset, "format": name, **sets}
 
     def prepare_data(self) -> None:
         self.check()
@@ -114,36 +111,30 @@ class ImageData(pl.LightningDataModule):
 
     def val_dataloader(self) -> ViewLoader | list:
         """One un-augmented view, in order, this rank's share; an empty list where there is no `val_set`."""
-        if self.val_set is None:
-            return []
-        world_size, rank = self._shard()
-        everything = range(len(self.val_set))
-        sampler: Sampler = DistributedSampler(everything, world_size, rank, shuffle=False)  # type: ignore[arg-type]
-        return self._in_order(self.val_set, sampler if world_size > 1 else None)
+        return [] if self.val_set is None else self._in_order(self.val_set, *self._shard())
 
     def eval_transform(self) -> Transform:
         raise NotImplementedError
 
-    def _shuffled(self, transforms: Sequence[Transform]) -> ViewLoader:
+    def _shuffled(self, views: Sequence[Transform]) -> ViewLoader:
+        """This rank's share of the training images, without the last incomplete batch."""
         sampler = EpochSampler(len(self.train_set), self.seed, *self._shard())
-        return self._loader(self.train_set, transforms, sampler, drop_last=True)
+        return make_loader(self.data, self.train_set, views, self.seed, sampler, self.batch_size, True, self.device)
 
-    def _in_order(self, images: ImageSet, sampler: Sampler | None = None) -> ViewLoader:
-        sampler = sampler or SequentialSampler(range(len(images)))
-        return self._loader(images, [self.eval_transform()], sampler, drop_last=False)
-
-    def _loader(self, images: ImageSet, views: Sequence[Transform], sampler: Sampler, drop_last: bool) -> ViewLoader:
-        return make_loader(self.data, images, views, self.seed, sampler, self.batch_size, drop_last, self.device)
+    def _in_order(self, images: ImageSet, world_size: int = 1, rank: int = 0) -> ViewLoader:
+        rows: Any = range(len(images))
+        sampler: DistributedSampler = DistributedSampler(rows, world_size, rank, shuffle=False)
+        views = [self.eval_transform()]
+        return make_loader(self.data, images, views, self.seed, sampler, self.batch_size, False, self.device)
 
     def _shard(self) -> tuple[int, int]:
         return (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
 
 
 class PretrainData(ImageData):
-    """Augmented views for pre-training, un-augmented images for the probes.
+    """Augmented views for pre-training, `num_crops` for each entry of `augmentations`; un-augmented images for probes.
 
-    Each entry of `augmentations` gives its `num_crops` views, in order. Raises `ConfigError` for augmentations that
-    cannot work; for the images see `check`.
+    Raises `ConfigError` for augmentations that cannot work; for the images see `check`.
     """
 
     train_split = "pretrain"
@@ -162,13 +153,12 @@ class PretrainData(ImageData):
                 )
 
     def train_dataloader(self) -> ViewLoader:
-        """All views, shuffled, without the last incomplete batch; this rank's share of them."""
         info = dataset_info(self.data)
         views = [aug for aug in self.augmentations for _ in range(aug.num_crops)]
         return self._shuffled([ViewTransform(aug, aug.mean or info.mean, aug.std or info.std) for aug in views])
 
     def probe_dataloaders(self) -> tuple[ViewLoader, ViewLoader]:
-        """For a kNN probe, the labelled training and the validation images: un-augmented, in order, all of them."""
+        """All labelled training and all validation images, un-augmented, in order: for a kNN probe."""
         assert self.val_set is not None
         return self._in_order(self.train_set.labelled()), self._in_order(self.val_set)
 
@@ -180,9 +170,9 @@ class PretrainData(ImageData):
 class ClassificationData(ImageData):
     """Labelled images for linear evaluation and kNN.
 
-    `augment` true: training images are cropped, flipped and shuffled, the last incomplete batch is dropped. `augment`
-    false: they come un-augmented, all and in order, so that features can be extracted once.
-    `crop_size` None: `data.augmentations.crop_size`, or the size of the set's images, or 224.
+    With `augment`, training images are cropped, flipped and shuffled; without, they come un-augmented, all and in
+    order, so that features can be extracted once. `crop_size` is by default `data.augmentations.crop_size`, or the
+    size of the set's images, or 224.
     """
 
     train_split = "train"

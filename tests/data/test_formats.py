@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from solo_ext.data import formats, resident
+from solo_ext.data import formats, loader
 from solo_ext.data.augmentations import AugmentationConfig
 from solo_ext.data.datasets import DataConfig
 from solo_ext.data.images import ArrayImages, FileImages
@@ -101,7 +101,7 @@ def test_images_of_other_sizes_cannot(folder):
 
 
 def test_nor_can_more_than_the_memory_holds(monkeypatch, folder):
-    monkeypatch.setattr(resident, "SHARE", 1e-9)
+    monkeypatch.setattr(loader, "SHARE", 1e-9)
     with pytest.raises(
         DataError, match=r"would take 0\.0 GiB of the [\d.]+ GiB that are free on cpu; use image_folder$"
     ):
@@ -123,7 +123,7 @@ def test_batches_rendered_together_are_those_rendered_alone(monkeypatch, folder)
         return module.train_dataloader(), module.probe_dataloaders()[0]  # whose last batch is not full
 
     together = loaders()
-    monkeypatch.setattr(resident, "CHUNK", 1)
+    monkeypatch.setattr(loader, "CHUNK", 1)
     for many, one in zip(together, loaders(), strict=True):
         assert many.together >= 3 and one.together == 1
         for (indexes, views, targets), (indexes_, views_, targets_) in zip(many, one, strict=True):
