@@ -40,10 +40,10 @@ from torchvision.datasets import ImageFolder
 
 from solo_ext.data.augmentations import AugmentationConfig
 from solo_ext.data.datasets import IMAGENET_MEAN, IMAGENET_STD, DataConfig, load_dataset
-from solo_ext.data.formats import make_loader
 from solo_ext.data.h5 import read_h5, write_h5
 from solo_ext.data.images import ArrayImages, ImageSet, read_folder
 from solo_ext.data.loader import EpochSampler, ViewLoader
+from solo_ext.data.modules import make_loader
 from solo_ext.data.transforms import ViewTransform
 from solo_ext.methods import METHODS
 from solo_ext.runs.environment import environment

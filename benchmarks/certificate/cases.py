@@ -12,10 +12,10 @@ from sklearn.datasets import load_sample_images
 
 from solo_ext.data.augmentations import AugmentationConfig, ColorJitterConfig, ProbConfig
 from solo_ext.data.datasets import DataConfig, Format, load_dataset, read_images
-from solo_ext.data.formats import make_loader
 from solo_ext.data.h5 import write_h5
 from solo_ext.data.images import ArrayImages, FileImages, ImageSet, read_folder
 from solo_ext.data.loader import EpochSampler
+from solo_ext.data.modules import make_loader
 from solo_ext.data.transforms import ViewTransform
 from solo_ext.errors import SoloExtError
 

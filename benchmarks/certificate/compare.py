@@ -24,13 +24,7 @@ from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 from torchvision import transforms as T
 
-from solo_ext.data.augmentations import (
-    PARTS_WITH_PROB,
-    AugmentationConfig,
-    ColorJitterConfig,
-    ProbConfig,
-    RandomResizedCropConfig,
-)
+from solo_ext.data.augmentations import AugmentationConfig, ColorJitterConfig, ProbConfig, RandomResizedCropConfig
 from solo_ext.data.datasets import Format
 from solo_ext.data.transforms import ViewTransform
 from solo_ext.data.views import BLUR_RADIUS, CROP_RATIO, JITTER_ORDERS, draw_boxes, draw_views, uniforms
@@ -164,7 +158,8 @@ def _boxes(aug: AugmentationConfig, u: np.ndarray, width: int, height: int) -> d
 def _parameters(aug: AugmentationConfig, u: np.ndarray) -> dict[str, tuple]:
     """Of each decision, factor and radius, ours and what torchvision's classes and solo-learn's blur draw."""
     views, jitter = draw_views(aug, u), aug.color_jitter
-    drawn = zip(PARTS_WITH_PROB, (views.order >= 0, *views[2:]), strict=True)
+    parts = [name for name, part in vars(aug).items() if hasattr(part, "prob")]
+    drawn = zip(parts, (views.order >= 0, *views[2:]), strict=True)
     pairs = {}
     for part, ours in drawn:
         if prob := getattr(aug, part).prob:

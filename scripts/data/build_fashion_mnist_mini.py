@@ -13,8 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from solo_ext.data.datasets import MINI
-from solo_ext.data.images import read_idx
+from solo_ext.data.datasets import MINI, read_idx
 
 SEED = 0
 PER_CLASS = {"train": 500, "test": 100}

@@ -5,6 +5,6 @@ augmentations   the `augmentations` section
 views           what is drawn for a view, out of counter-based uniform numbers
 render          drawn views on tensors
 transforms      image to view
-formats         which pipeline: loader (in worker processes, or on the device) or dali
-modules         the Lightning data modules of a run
+loader, dali    batches of views, made in worker processes, on the device, or by DALI
+modules         the Lightning data modules of a run, and which format reads them
 """

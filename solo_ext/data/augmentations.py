@@ -1,7 +1,4 @@
-"""The `augmentations` of a configuration, with solo-learn's keys.
-
-What an entry leaves out is off, except for the random resized crop, which is on.
-"""
+"""The `augmentations` of a configuration, with solo-learn's keys; only the random resized crop is on by default."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -11,8 +8,6 @@ from solo_ext.schema import Bounds, Config, Count, Length, NonNegative, Positive
 
 Mean = Annotated[list[float], Length(3)]  # per channel, of pixels in [0, 1]
 Std = Annotated[list[Positive], Length(3)]
-
-PARTS_WITH_PROB = ("color_jitter", "grayscale", "gaussian_blur", "solarization", "equalization", "horizontal_flip")
 
 
 @dataclass

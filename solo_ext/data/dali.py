@@ -58,15 +58,14 @@ def encode(files: FileImages, jpeg: bool, i: int) -> Encoded:
 
 
 class DaliLoader(ViewLoader):
-    """Batches made `AHEAD` batches ahead; on `device` if it is a GPU, else on the CPU.
+    """Batches made `AHEAD` batches ahead, on `device` if it is a GPU, else on the CPU.
 
-    threads: that read files, and on the CPU make views.
+    `threads` read files, and on the CPU make views.
     """
 
     def __init__(self, dataset: ViewDataset, device: torch.device, threads: int, **options: Any):
         super().__init__(dataset, **options)
-        self.images, self.transforms = dataset.images, dataset.transforms
-        self.threads = threads
+        self.images, self.transforms, self.threads = dataset.images, dataset.transforms, threads
         self.device, self.stream = torch.device("cpu"), None
         if device.type == "cuda":
             self.device = torch.device("cuda", device.index or 0)
@@ -102,41 +101,41 @@ class DaliLoader(ViewLoader):
                 tensor.record_stream(torch.cuda.current_stream(self.device))
         return indexes, views, targets
 
-    def _read(self, indexes: np.ndarray, jpeg: bool = True) -> tuple[list[int], list[Encoded], Unreadable]:
-        """The indexes of the images that stand in these places, their files, and what could not be read."""
+    def _read(self, indexes: np.ndarray, jpeg: bool = True) -> tuple[list[tuple[int, Encoded]], Unreadable]:
+        """The files of the images that stand in these places, with their indexes, and what could not be read."""
         assert isinstance(self.images.images, FileImages)
         unreadable: Unreadable = []
         get = partial(encode, self.images.images, jpeg)
-        images = [read(get, index, len(self.images), unreadable) for index in indexes.tolist()]
-        return [index for index, _ in images], [file for _, file in images], unreadable
+        return [read(get, index, len(self.images), unreadable) for index in indexes.tolist()], unreadable
 
-    def _render(self, indexes: np.ndarray, numbers: np.ndarray, shares: Iterable[tuple[list, list, list]]) -> Any:
+    def _render(self, indexes: np.ndarray, numbers: np.ndarray, shares: Iterable[tuple[list, list]]) -> Any:
         """The batch, its views with their parts, and the images that could not be read."""
-        rows, files, unreadable = (list(chain(*parts)) for parts in zip(*shares, strict=True))
+        files, unreadable = (list(chain(*parts)) for parts in zip(*shares, strict=True))
         with torch.cuda.stream(self.stream) if self.stream else nullcontext():
             try:
                 crops = self._crop(files, numbers)
             except RuntimeError:  # DALI cannot decode one of them, and does not say which
                 self._pipeline = None
-                rows, files, unreadable = self._read(indexes, jpeg=False)
+                files, unreadable = self._read(indexes, jpeg=False)
                 crops = self._crop(files, numbers)
             views = [self._finish(*view) for view in zip(self.transforms, crops, numbers, strict=True)]
-            targets = torch.from_numpy(self.images.targets[rows]).to(self.device)
-            batch = torch.tensor(rows, device=self.device), views, targets, unreadable
+            rows = torch.tensor([index for index, _ in files])
+            targets = torch.from_numpy(self.images.targets)[rows].to(self.device)
+            batch = rows.to(self.device), views, targets, unreadable
         if self.stream:
             self.stream.synchronize()
         return batch
 
-    def _crop(self, files: list[Encoded], numbers: np.ndarray) -> list[Tensor]:
+    def _crop(self, files: list[tuple[int, Encoded]], numbers: np.ndarray) -> list[Tensor]:
         """The views of a batch before `Transform.finish`, uint8 [B, 3, size, size]."""
         if self._pipeline is None:
             self._pipeline = build(self.transforms, self.batch_size, self.threads, self.device)
-        widths, heights = np.array([file[1:] for file in files]).T
+        encoded = [np.frombuffer(data, np.uint8) for _, (data, *_) in files]
+        widths, heights = np.array([size for _, (_, *size) in files]).T
         boxes = [frame(*view, widths, heights) for view in zip(self.transforms, numbers, strict=True)]
         frames = {f"frame{i}": box for i, box in enumerate(boxes)}
-        outputs = self._pipeline.run(encoded=[np.frombuffer(data, np.uint8) for data, *_ in files], **frames)
         crops = []
-        for output in outputs:
+        for output in self._pipeline.run(encoded=encoded, **frames):
             tensor: Any = output.as_tensor()
             crop = torch.empty(tensor.shape(), dtype=torch.uint8, device=self.device)
             feed_ndarray(tensor, crop, cuda_stream=self.stream)  # a copy, since DALI reuses its memory

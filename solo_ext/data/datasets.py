@@ -1,6 +1,8 @@
 """The `data` section of a configuration, and the datasets by name: what is known of each, and how it is read."""
 
+import gzip
 import os
+import zlib
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import KW_ONLY, dataclass, field, replace
@@ -13,21 +15,12 @@ import numpy as np
 from solo_ext.data import h5
 from solo_ext.data.augmentations import ClassificationAugmentationConfig
 from solo_ext.data.imagenet100 import CLASSES
-from solo_ext.data.images import (
-    ArrayImages,
-    ImageSet,
-    class_folders,
-    read_folder,
-    read_idx,
-    read_list,
-    reading,
-    stratified_rows,
-)
+from solo_ext.data.images import ArrayImages, ImageSet, class_folders, read_folder, read_list, reading, stratified_rows
 from solo_ext.errors import DataError, SoloExtError
 from solo_ext.files import sha256
 from solo_ext.schema import Bounds, Config, OneOf, Share
 
-# auto: the fastest that works for the images and the device, see `formats`
+# auto: the fastest that works for the images and the device, see `modules.pick_format`
 Format = Literal["auto", "image_folder", "h5", "tensor", "dali"]
 Triple = tuple[float, float, float]
 
@@ -50,9 +43,7 @@ class DatasetInfo:
     num_classes: int | None  # 0: no labels; None: the classes are the folders at `data.train_path`
     mean: Triple  # per channel, of pixels in [0, 1]
     std: Triple
-    load: Callable[["DataConfig", str], ImageSet] = field(
-        repr=False, compare=False
-    )  # (data, split), see `load_dataset`
+    load: Callable[["DataConfig", str], ImageSet] = field(repr=False, compare=False)  # see `load_dataset`
     _: KW_ONLY
     image_size: int | None = None  # side in pixels; None: images of any size
     small_images: bool = False  # whether the backbone gets solo-learn's CIFAR stem
@@ -169,6 +160,19 @@ def _load_fashion_mnist(data: DataConfig, split: str) -> ImageSet:
     if pixels.shape[1:] != (28, 28) or labels.shape != pixels.shape[:1] or labels.max(initial=0) > 9:
         raise DataError(f"{find('images-idx3')}: not Fashion-MNIST with its labels (shape {pixels.shape})")
     return ImageSet(ArrayImages(pixels), labels.astype(np.int64))
+
+
+def read_idx(path: Path) -> np.ndarray:
+    """The uint8 array of an idx file (MNIST's format), gzipped if its name ends in .gz."""
+    try:
+        with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
+            raw = bytearray(file.read())  # so that the array is writable, as torch wants it
+        if raw[:3] != b"\0\0\x08":
+            raise ValueError("no idx header of unsigned bytes")
+        shape = np.frombuffer(raw, ">i4", raw[3], 4)
+        return np.frombuffer(raw, np.uint8, offset=4 + 4 * len(shape)).reshape(shape)
+    except (OSError, EOFError, IndexError, ValueError, zlib.error) as error:
+        raise DataError(f"{path}: not a readable idx file ({error})") from None
 
 
 def _load_cifar(data: DataConfig, split: str) -> ImageSet:

@@ -50,11 +50,8 @@ def read_h5(path: str | os.PathLike, key: str, labels: bool = True, only: Sequen
     """The images of an HDF5 file that `write_h5` or solo-learn's converter made; `key` is the configuration's.
 
     The groups are the classes, in sorted order; without groups, or with `labels` false, the images are unlabelled.
-    If the file has more classes than `only`, the others are left out, as solo-learn does for ImageNet-100.
-
-    Raises:
-        ConfigError: h5py is not installed.
-        DataError: not such a file, or cut short; images with and without a group; classes of `only` that are missing.
+    If the file has more classes than `only`, the others are left out, as solo-learn does for ImageNet-100. Raises
+    `ConfigError` without h5py, and `DataError` for a file that is no such thing, is cut short or lacks classes.
     """
     _require_h5py(key)
     path = Path(path)
@@ -92,14 +89,8 @@ def write_h5(
 ) -> ImageSet:
     """Copies the image files of the folder `source`, byte by byte, into the new HDF5 file `destination`.
 
-    Args:
-        source: what `read_folder` takes.
-        destination: appears when it is complete, or not at all.
-        progress: wraps the iteration over the images' numbers.
-
-    Raises:
-        ConfigError: h5py is not installed.
-        DataError: `destination` exists or cannot be written; a file of `source` is not an image.
+    It appears when it is complete, or not at all. `progress` wraps the iteration over the images' numbers. Raises
+    `ConfigError` without h5py, and `DataError` if `destination` exists or cannot be written, or a file is not an image.
     """
     _require_h5py("to-h5")
     import h5py

@@ -1,12 +1,10 @@
 """Images with their labels, in memory or as files of a folder or list."""
 
 import codecs
-import gzip
 import hashlib
 import io
 import os
 import posixpath
-import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -284,19 +282,6 @@ def read_list(path: str | os.PathLike, key: str, labels: bool = True) -> ImageSe
         return ImageSet(images, np.full(len(images), -1))
     numbers, targets = np.unique(np.array([int(row[1]) for row in rows]), return_inverse=True)
     return ImageSet(images, targets.astype(np.int64), tuple(map(str, numbers.tolist())))
-
-
-def read_idx(path: Path) -> np.ndarray:
-    """The uint8 array of an idx file (MNIST's format), gzipped if its name ends in .gz."""
-    try:
-        with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
-            raw = bytearray(file.read())  # so that the array is writable, as torch wants it
-        if raw[:3] != b"\0\0\x08":
-            raise ValueError("no idx header of unsigned bytes")
-        shape = np.frombuffer(raw, ">i4", raw[3], 4)
-        return np.frombuffer(raw, np.uint8, offset=4 + 4 * len(shape)).reshape(shape)
-    except (OSError, EOFError, IndexError, ValueError, zlib.error) as error:
-        raise DataError(f"{path}: not a readable idx file ({error})") from None
 
 
 def _image_files(root: Path) -> list[bytes]:

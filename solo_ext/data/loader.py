@@ -155,7 +155,7 @@ class ViewLoader(DataLoader):
             yield batch
 
     def state_dict(self) -> dict[str, int]:
-        return dict(zip(("epoch", "batches"), self._progress, strict=True))
+        return {"epoch": self._progress[0], "batches": self._progress[1]}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         self._resume = state["epoch"], state["batches"]
@@ -205,16 +205,13 @@ def _load(images: ImageSet, device: torch.device, skipped: Skipped) -> tuple[Ten
             _check_memory(len(images) * image.numel(), device)
             pixels = torch.empty((len(images), *image.shape), dtype=torch.uint8)
         if image.shape != pixels.shape[1:]:
+            first, other = (f"{shape[-1]} x {shape[-2]} px" for shape in (pixels.shape, image.shape))
             raise DataError(
-                f"data.format: 'tensor' needs images of one size, but there are {_size(pixels[0])} (image 0) "
-                f"and {_size(image)} (image {index}); use image_folder"
+                f"data.format: 'tensor' needs images of one size, but there are {first} (image 0) and {other} (image "
+                f"{index}); use image_folder"
             )
         pixels[index] = image
     return pixels.to(device), source
-
-
-def _size(image: Tensor) -> str:
-    return f"{image.shape[2]} x {image.shape[1]} px"
 
 
 def _check_memory(needed: int, device: torch.device) -> None:

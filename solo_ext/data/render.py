@@ -35,10 +35,9 @@ def resize(images: Tensor, size: tuple[int, int], mode: str) -> Tensor:
 
 
 def resize_center(images: Tensor, shorter: int, size: int, mode: str) -> Tensor:
-    """The central squares of images whose shorter side becomes `shorter`: [B, C, size, size].
+    """torchvision's Resize of the shorter side to `shorter`, and CenterCrop: [B, C, size, size].
 
-    torchvision's Resize and CenterCrop. solo-learn only resizes for pre-training, which cannot batch images that are
-    not square.
+    solo-learn only resizes for pre-training, which cannot batch images that are not square.
     """
     height, width = images.shape[2:]
     short = min(height, width)

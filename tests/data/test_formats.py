@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from solo_ext.data import formats, loader
+from solo_ext.data import loader, modules
 from solo_ext.data.augmentations import AugmentationConfig
 from solo_ext.data.datasets import DataConfig
 from solo_ext.data.images import ArrayImages, FileImages
@@ -58,8 +58,8 @@ ARRAYS, FILES = ArrayImages(np.zeros((2, 4, 4), np.uint8)), FileImages(Path(), n
     ],
 )
 def test_auto_takes_the_fastest_that_works(monkeypatch, asked, images, device, dali, picked):
-    monkeypatch.setattr(formats, "_has_dali", lambda: dali)
-    assert formats.pick_format(DataConfig("custom", format=asked), images, device) == picked
+    monkeypatch.setattr(modules, "_has_dali", lambda: dali)
+    assert modules.pick_format(DataConfig("custom", format=asked), images, device) == picked
 
 
 def test_dali_not_installed_names_the_extra(monkeypatch, folder):
