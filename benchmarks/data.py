@@ -42,7 +42,7 @@ from solo_ext.data.augmentations import AugmentationConfig
 from solo_ext.data.datasets import IMAGENET_MEAN, IMAGENET_STD, DataConfig, load_dataset
 from solo_ext.data.h5 import read_h5, write_h5
 from solo_ext.data.images import ArrayImages, ImageSet, read_folder
-from solo_ext.data.loader import EpochSampler, ViewLoader
+from solo_ext.data.loader import EpochSampler, ViewDataset, ViewLoader
 from solo_ext.data.modules import make_loader
 from solo_ext.data.transforms import ViewTransform
 from solo_ext.methods import METHODS
@@ -152,7 +152,8 @@ def ours(reader: str, images: ImageSet, views: list[AugmentationConfig], batch: 
     data = DataConfig(dataset="custom", format=reader, num_workers=args.workers)
     transforms = [ViewTransform(aug, IMAGENET_MEAN, IMAGENET_STD) for aug in views]
     sampler = EpochSampler(len(images), seed=0)
-    return make_loader(data, images, transforms, 0, sampler, batch, True, torch.device(args.device))
+    dataset, batching = ViewDataset(images, transforms, 0), {"sampler": sampler, "batch_size": batch, "drop_last": True}
+    return make_loader(data, dataset, torch.device(args.device), **batching)
 
 
 def endless(loader: Iterable) -> Iterator:

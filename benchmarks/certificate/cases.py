@@ -14,7 +14,7 @@ from solo_ext.data.augmentations import AugmentationConfig, ColorJitterConfig, P
 from solo_ext.data.datasets import DataConfig, Format, load_dataset, read_images
 from solo_ext.data.h5 import write_h5
 from solo_ext.data.images import ArrayImages, FileImages, ImageSet, read_folder
-from solo_ext.data.loader import EpochSampler
+from solo_ext.data.loader import EpochSampler, ViewDataset
 from solo_ext.data.modules import make_loader
 from solo_ext.data.transforms import ViewTransform
 from solo_ext.errors import SoloExtError
@@ -41,9 +41,8 @@ class Case:
     def loader(self, format: str, augmentations: Sequence[AugmentationConfig], seed: int, device: torch.device):
         """A pass over all images in the order of an epoch; the views have values from 0 to 255."""
         data = DataConfig("custom", format=format, num_workers=0)
-        transforms = [ViewTransform(aug, *LEVELS) for aug in augmentations]
-        sampler = EpochSampler(len(self.images), seed)
-        return make_loader(data, self._as(format), transforms, seed, sampler, BATCH, False, device)
+        views = ViewDataset(self._as(format), [ViewTransform(aug, *LEVELS) for aug in augmentations], seed)
+        return make_loader(data, views, device, sampler=EpochSampler(len(views), seed), batch_size=BATCH)
 
     def _as(self, format: str) -> ImageSet:
         if format != "h5" or isinstance(self.images.images, ArrayImages):

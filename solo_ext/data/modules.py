@@ -1,7 +1,7 @@
 """The data of a run as Lightning data modules, which refuse what a user can get wrong, and the formats that read it."""
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
 from importlib.util import find_spec
@@ -45,28 +45,21 @@ def pick_format(data: DataConfig, images: ArrayImages | FileImages, device: torc
     return data.format
 
 
-def make_loader(
-    data: DataConfig,
-    images: ImageSet,
-    transforms: Sequence[Transform],
-    seed: int,
-    sampler: Iterable,
-    batch_size: int,
-    drop_last: bool,
-    device: torch.device,
-) -> ViewLoader:
-    """Batches `(indexes, [view per transform], targets)` in the order of `sampler`, in the format that `data` names."""
-    name, views = pick_format(data, images.images, device), ViewDataset(images, transforms, seed)
-    skipped = Skipped(len(images), data.corrupt, data.corrupt_limit)
-    shared: dict[str, Any] = {"skipped": skipped, "sampler": sampler, "batch_size": batch_size, "drop_last": drop_last}
+def make_loader(data: DataConfig, views: ViewDataset, device: torch.device, **batching: Any) -> ViewLoader:
+    """Batches `(indexes, [view per transform], targets)` for `device`, in the format that `data` names.
+
+    `batching`: `sampler`, `batch_size` and `drop_last`, as a DataLoader takes them.
+    """
+    name = pick_format(data, views.images.images, device)
+    batching["skipped"] = Skipped(len(views), data.corrupt, data.corrupt_limit)
     if name == "tensor":
-        return ResidentLoader(views, device, **shared)
+        return ResidentLoader(views, device, **batching)
     if name == "dali":
         from solo_ext.data.dali import DaliLoader
 
-        return DaliLoader(views, device, max(1, data.num_workers), **shared)
-    shared |= {"num_workers": data.num_workers, "persistent_workers": data.num_workers > 0}
-    return ViewLoader(views, pin_memory=device.type == "cuda", **shared)
+        return DaliLoader(views, device, max(1, data.num_workers), **batching)
+    workers: dict[str, Any] = {"num_workers": data.num_workers, "persistent_workers": data.num_workers > 0}
+    return ViewLoader(views, pin_memory=device.type == "cuda", **workers, **batching)
 
 
 def _has_dali() -> bool:
@@ -167,13 +160,16 @@ class ImageData(pl.LightningDataModule):
     def _shuffled(self, views: Sequence[Transform]) -> ViewLoader:
         """This rank's share of the training images, without the last incomplete batch."""
         sampler = EpochSampler(len(self.train_set), self.seed, *self._shard())
-        return make_loader(self.data, self.train_set, views, self.seed, sampler, self.batch_size, True, self.device)
+        return self._loader(self.train_set, views, sampler=sampler, drop_last=True)
 
     def _in_order(self, images: ImageSet, world_size: int = 1, rank: int = 0) -> ViewLoader:
         rows: Any = range(len(images))
         sampler: DistributedSampler = DistributedSampler(rows, world_size, rank, shuffle=False)
-        views = [self.eval_transform()]
-        return make_loader(self.data, images, views, self.seed, sampler, self.batch_size, False, self.device)
+        return self._loader(images, [self.eval_transform()], sampler=sampler)
+
+    def _loader(self, images: ImageSet, views: Sequence[Transform], **batching: Any) -> ViewLoader:
+        dataset = ViewDataset(images, views, self.seed)
+        return make_loader(self.data, dataset, self.device, batch_size=self.batch_size, **batching)
 
     def _shard(self) -> tuple[int, int]:
         return (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
