@@ -40,10 +40,7 @@ Encoded = tuple[bytes, int, int]  # of a file: its content, and width and height
 
 
 def encode(files: FileImages, jpeg: bool, i: int) -> Encoded:
-    """Image i in a form that DALI decodes to the pixels of `files[i]`: JPEG, or what Pillow decoded as PPM.
-
-    Raises `DataError` as `files[i]` does. `jpeg` false: always PPM.
-    """
+    """Image i in a form that DALI decodes to the pixels of `files[i]`: JPEG, or what Pillow decoded as PPM."""
     with files.named(i):
         data = files.read(i)
         file = io.BytesIO(data)
@@ -58,10 +55,7 @@ def encode(files: FileImages, jpeg: bool, i: int) -> Encoded:
 
 
 class DaliLoader(ViewLoader):
-    """Batches made `AHEAD` batches ahead, on `device` if it is a GPU, else on the CPU.
-
-    `threads` read files, and on the CPU make views.
-    """
+    """Batches made `AHEAD` batches ahead, on `device` if it is a GPU, else on the CPU; `threads` read files."""
 
     def __init__(self, dataset: ViewDataset, device: torch.device, threads: int, **options: Any):
         super().__init__(dataset, **options)

@@ -101,10 +101,7 @@ def _count_classes(path: str, changed: int) -> int:
 
 
 def read_images(path: str | os.PathLike, key: str, labels: bool = True, only: tuple[str, ...] = ()) -> ImageSet:
-    """The folder, list of files (.txt) or HDF5 file at `path`, the value of the configuration's `key`.
-
-    `only`: the classes to take from an HDF5 file that has more. Raises `DataError` for what cannot be used.
-    """
+    """The folder, list of files (.txt) or HDF5 file at `path`; `only`: classes to take from an HDF5 file with more."""
     suffix = "" if os.path.isdir(path) else Path(path).suffix.lower()
     if suffix in h5.SUFFIXES:
         return h5.read_h5(path, key, labels, only)

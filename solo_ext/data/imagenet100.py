@@ -16,11 +16,8 @@ def build_imagenet100(source: str | os.PathLike, destination: str | os.PathLike)
     """Makes `destination`/{train,val}/<class>, relative links to the class folders in `source`/{train,val}.
 
     A `destination` that is already this is left as it is; a new one appears when it is complete, or not at all.
-    Returns the training and the validation images.
-
-    Raises:
-        DataError: `source` has no such folders, or lacks classes; `destination` exists and is something else, or
-            cannot be written.
+    Returns the training and the validation images. Raises `DataError` if `source` has no such folders or lacks
+    classes, or if `destination` is something else or cannot be written.
     """
     source, destination = Path(source), Path(destination)
     for split in SIZES:

@@ -58,6 +58,7 @@ def _channels_first(batch: Tensor) -> Tensor:
 class ArrayImages:
     """Images of one size in memory: `pixels` is uint8 [N, H, W] (gray) or [N, H, W, 3]."""
 
+    # in words, and what can read them: auto takes the first, dali only for a GPU
     kind, formats = "images in memory", ("tensor", "image_folder")
 
     def __init__(self, pixels: np.ndarray):
@@ -83,8 +84,6 @@ class FileImages:
 
     Paths, with `/`, are kept in one byte array: the reference counts of a million `str` would be copied into every
     worker. Raises `DataError` with the path of a file that cannot be decoded.
-
-    kind: for messages. formats: what can read such images; auto takes the first, dali only for a GPU.
     """
 
     kind, formats = "image files", ("dali", "image_folder", "tensor")
@@ -144,10 +143,7 @@ class ImageSet:
         return replace(self, targets=np.full(len(self), -1), classes=())
 
     def fingerprint(self) -> str:
-        """SHA-256, in hex, of the file names in order, or of the pixels; and of the labels.
-
-        Names are relative: a folder keeps its fingerprint wherever it lies, and as links or HDF5.
-        """
+        """SHA-256, in hex, of the pixels, or of the relative file names in order, and the labels: as HDF5, the same."""
         digest = hashlib.sha256()
         if isinstance(self.images, ArrayImages):
             digest.update(f"{self.images.pixels.shape}".encode())
@@ -203,7 +199,7 @@ def class_folders(root: str | os.PathLike[str]) -> list[str]:
 
 
 def read_folder(root: str | os.PathLike, key: str, labels: bool = True) -> ImageSet:
-    """The image folder `root`, the value of the configuration's `key`.
+    """The images in the folder `root`; `key` is the configuration's that names it.
 
     Each sub-folder is a class, in sorted order, searched at any depth (as torchvision's ImageFolder does). Without
     sub-folders, or with `labels` false, all images are unlabelled. Hidden files and folders are skipped. Raises
@@ -248,7 +244,7 @@ def by_class_folder(images: FileImages, key: str, labels: bool) -> ImageSet:
 
 
 def read_list(path: str | os.PathLike, key: str, labels: bool = True) -> ImageSet:
-    """The images listed in the text file `path`, one `path [label]` a line; it is the value of the config's `key`.
+    """The images listed in the text file `path`, one `path [label]` a line.
 
     Paths are relative to the list's folder and may hold spaces. A label, a number from 0, is the last word of every
     line or of none; the classes are the labels that occur, in order. Blank lines and those that begin with # are

@@ -26,10 +26,7 @@ DEFAULT_CROP = 224  # of sets whose images have no common size
 
 
 def pick_format(data: DataConfig, images: ArrayImages | FileImages, device: torch.device) -> str:
-    """What `data.format` means for these images on this device.
-
-    Raises `ConfigError` if that cannot read them, or needs a package that is not installed.
-    """
+    """What `data.format` means for these images on this device; a `ConfigError` if that cannot read them."""
     if data.format == "auto":
         return next(name for name in images.formats if name != "dali" or (device.type == "cuda" and _has_dali()))
     if data.format not in images.formats:
@@ -46,10 +43,7 @@ def pick_format(data: DataConfig, images: ArrayImages | FileImages, device: torc
 
 
 def make_loader(data: DataConfig, views: ViewDataset, device: torch.device, **batching: Any) -> ViewLoader:
-    """Batches `(indexes, [view per transform], targets)` for `device`, in the format that `data` names.
-
-    `batching`: `sampler`, `batch_size` and `drop_last`, as a DataLoader takes them.
-    """
+    """Batches `(indexes, [view per transform], targets)` in the format of `data`; `batching` as of a DataLoader."""
     name = pick_format(data, views.images.images, device)
     batching["skipped"] = Skipped(len(views), data.corrupt, data.corrupt_limit)
     if name == "tensor":
@@ -176,10 +170,7 @@ class ImageData(pl.LightningDataModule):
 
 
 class PretrainData(ImageData):
-    """Augmented views for pre-training, `num_crops` for each entry of `augmentations`; un-augmented images for probes.
-
-    Raises `ConfigError` for augmentations that cannot work; for the images see `check`.
-    """
+    """Augmented views for pre-training, `num_crops` per entry of `augmentations`; un-augmented images for probes."""
 
     train_split = "pretrain"
 

@@ -64,10 +64,7 @@ class Transform:
         return out
 
     def __call__(self, image: Image.Image | Tensor, u: np.ndarray | None = None) -> Tensor:
-        """One image, of Pillow or uint8 [C, H, W]: float32 [3, size, size].
-
-        `u`: `DRAWS` numbers of U[0, 1), by default from torch's global generator.
-        """
+        """One image, Pillow's or uint8 [C, H, W]: float32 [3, size, size]. Default of `u`: torch's global generator."""
         image = pixels(image) if isinstance(image, Image.Image) else image
         u = torch.rand(DRAWS, dtype=torch.float64).numpy() if u is None else np.asarray(u)
         return self.finish(self.crop(image, u)[None], u[None])[0]
