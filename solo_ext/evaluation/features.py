@@ -27,9 +27,7 @@ def extract_features(
         precision: one of Lightning's; the mixed ones run under autocast.
         channels_last: memory layout of the images.
 
-    Raises:
-        DataError: the loader is empty.
-        SoloExtError: a feature is NaN or infinite.
+    Raises `DataError` if the loader is empty, and `SoloExtError` if a feature is NaN or infinite.
     """
     device = torch.device(device)
     layout = torch.channels_last if channels_last else torch.preserve_format

@@ -70,7 +70,6 @@ class LinearModel(pl.LightningModule):
         return self._step("train", x, targets, self.options.label_smoothing)
 
     def validation_step(self, batch: Sequence[Any], batch_idx: int) -> None:
-        """Loss and accuracies on `(indexes, [view], targets)`, or solo-learn's `(images, targets)`."""
         self._step("val", *_image_and_target(batch))
 
     def _step(self, split: str, x: Tensor, targets: Tensor, smoothing: float = 0.0) -> Tensor:
@@ -130,8 +129,7 @@ def fit_cached_linear(
     Returns:
         acc1, acc5, train_acc1 (percent), val_loss, train_loss, after the last epoch.
 
-    Raises:
-        DataError: no labelled image, or a feature that is not finite.
+    Raises `DataError` without a labelled image, or if a feature is not finite.
     """
     optimizer = optimizer or OptimizerConfig("sgd", batch_size=256, lr=0.03)
     decay_steps = [max(1, round(share * epochs)) for share in (0.6, 0.8)]
