@@ -46,7 +46,9 @@ def encode(files: FileImages, jpeg: bool, i: int) -> Encoded:
         file = io.BytesIO(data)
         with Image.open(file) as image:  # reads up to the first scan
             scan = data.rfind(SCAN) if "progressive" in image.info else file.tell()
-            if jpeg and is_plain_jpeg(image) and _is_whole(data, scan):
+            # where the last scan's pixels do not reach the end marker, every decoder makes its own of them
+            marker = MARKER.search(data, scan + len(SCAN))
+            if jpeg and is_plain_jpeg(image) and marker and marker[0] == END:
                 return data, *image.size
         pixels = decode(data)
         height, width = pixels.shape[1:]
@@ -171,23 +173,18 @@ def build(transforms: Sequence[Transform], batch_size: int, threads: int, device
         images = fn.decoders.image(
             encoded, device="mixed" if cuda else "cpu", adjust_orientation=False, jpeg_fancy_upsampling=True
         )
-        pipeline.set_outputs(*(_view(images, transform, f"frame{i}") for i, transform in enumerate(transforms)))
+        views = []
+        for i, transform in enumerate(transforms):
+            frames = fn.external_source(name=f"frame{i}", dtype=types.INT32, ndim=1)
+            resize = {"interp_type": INTERPOLATION[transform.mode], "antialias": True}
+            size = [transform.size, transform.size]
+            if transform.shorter is None:
+                box = fn.slice(images, frames[:2], frames[2:], axis_names="WH")
+                views.append(fn.resize(box, size=size, **resize))
+            else:
+                sides = fn.cast(frames, dtype=types.FLOAT)
+                resized = fn.resize(images, resize_x=sides[2], resize_y=sides[3], **resize)
+                views.append(fn.slice(resized, frames[:2], size, axis_names="WH"))
+        pipeline.set_outputs(*views)
     pipeline.build()
     return pipeline
-
-
-def _view(images: Any, transform: Transform, name: str) -> Any:
-    frames = fn.external_source(name=name, dtype=types.INT32, ndim=1)
-    resize = {"interp_type": INTERPOLATION[transform.mode], "antialias": True}
-    size = [transform.size, transform.size]
-    if transform.shorter is None:
-        return fn.resize(fn.slice(images, frames[:2], frames[2:], axis_names="WH"), size=size, **resize)
-    sides = fn.cast(frames, dtype=types.FLOAT)
-    resized = fn.resize(images, resize_x=sides[2], resize_y=sides[3], **resize)
-    return fn.slice(resized, frames[:2], size, axis_names="WH")
-
-
-def _is_whole(jpeg: bytes, last_scan: int) -> bool:
-    """Whether the last scan's pixels reach the end marker; where they do not, every decoder makes its own of them."""
-    marker = MARKER.search(jpeg, last_scan + len(SCAN))
-    return marker is not None and marker[0] == END
