@@ -59,15 +59,15 @@ def encode(files: FileImages, jpeg: bool, i: int) -> Encoded:
 class DaliLoader(ViewLoader):
     """Batches made `AHEAD` batches ahead, on `device` if it is a GPU, else on the CPU; `threads` read files."""
 
-    def __init__(self, dataset: ViewDataset, device: torch.device, threads: int, **options: Any):
-        super().__init__(dataset, **options)
-        self.images, self.transforms, self.threads = dataset.images, dataset.transforms, threads
+    def __init__(self, dataset: ViewDataset, device: torch.device, **options: Any):
+        super().__init__(dataset, device, **options)
+        self.images, self.transforms = dataset.images, dataset.transforms
         self.device, self.stream = torch.device("cpu"), None
         if device.type == "cuda":
             self.device = torch.device("cuda", device.index or 0)
             self.stream = torch.cuda.Stream(self.device)
         # Each keeps torch to one thread, since they share the CPU with DALI's; threads that already run are left alone.
-        self._workers = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
+        self._workers = ThreadPoolExecutor(self.threads, initializer=torch.set_num_threads, initargs=(1,))
         self._renderer = ThreadPoolExecutor(1)  # DALI's pipeline belongs to its thread
         self._pipeline: Pipeline | None = None
 

@@ -72,13 +72,13 @@ def read_h5(path: str | os.PathLike, key: str, labels: bool = True, only: Sequen
         raise DataError(f"{key}: '{path}' {problem}") from None
     classes = {class_folder(name) for name in names} - {b""}
     if len(classes) > len(only) > 0:
-        kept = {*map(os.fsencode, only)}
-        if missing := sorted(kept - classes):
+        selection = {*map(os.fsencode, only)}
+        if missing := sorted(selection - classes):
             raise DataError(
                 f"{key}: '{path}' has {len(classes)} classes, but {len(missing)} of the {len(only)} that the dataset "
                 f"takes are not among them (first: {os.fsdecode(missing[0])})"
             )
-        names = [name for name in names if class_folder(name) in kept]
+        names = [name for name in names if class_folder(name) in selection]
     if not names:
         raise DataError(f"{key}: no image in '{path}'")
     return by_class_folder(H5Images(path, np.array(names)), key, labels)

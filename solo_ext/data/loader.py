@@ -119,7 +119,7 @@ class EpochSampler(DistributedSampler):
 
 
 class ViewLoader(DataLoader):
-    """Batches of a `ViewDataset`, which worker processes make.
+    """Batches of a `ViewDataset` for `device`, which worker processes make; a subclass may have `threads`.
 
     It resumes in the middle of an epoch: Lightning saves and restores its state. A subclass that makes its batches
     elsewhere overrides `_batches`, one pass over `batch_sampler`.
@@ -132,8 +132,8 @@ class ViewLoader(DataLoader):
     _progress = (0, 0)  # epoch, and how many of its batches were handed out, before a resume too
     _resume: tuple[int, int] | None = None  # the progress of the run that is resumed
 
-    def __init__(self, dataset: ViewDataset, skipped: Skipped | None = None, **options: Any):
-        self.skipped = skipped or Skipped(len(dataset))
+    def __init__(self, dataset: ViewDataset, device: torch.device, skipped: Skipped, threads: int = 1, **options: Any):
+        self.device, self.skipped, self.threads = device, skipped, threads
         # a DataLoader draws a seed for its workers; from this generator, it leaves the global one alone
         own = {"collate_fn": tuple, "generator": torch.Generator().manual_seed(dataset.seed)}
         super().__init__(dataset, **{**own, **options})
@@ -168,11 +168,11 @@ class ResidentLoader(ViewLoader):
     """
 
     def __init__(self, dataset: ViewDataset, device: torch.device, **options: Any):
-        super().__init__(dataset, **options)
-        loaded = _RESIDENT.setdefault(dataset.images.images, {})
-        if device not in loaded:
-            loaded[device] = _load(dataset.images, device, self.skipped)
-        self.device, (self.pixels, self.source) = device, loaded[device]
+        super().__init__(dataset, device, **options)
+        residents = _RESIDENT.setdefault(dataset.images.images, {})
+        if device not in residents:
+            residents[device] = _load(dataset.images, device, self.skipped)
+        self.pixels, self.source = residents[device]
         self.targets = torch.from_numpy(dataset.images.targets).to(device)
         # how many small batches are rendered at once
         elements = max(t.size**2 for t in dataset.transforms) * self.pixels.shape[1]

@@ -51,9 +51,9 @@ def make_loader(data: DataConfig, views: ViewDataset, device: torch.device, **ba
     if name == "dali":
         from solo_ext.data.dali import DaliLoader
 
-        return DaliLoader(views, device, max(1, data.num_workers), **batching)
+        return DaliLoader(views, device, threads=max(1, data.num_workers), **batching)
     workers: dict[str, Any] = {"num_workers": data.num_workers, "persistent_workers": data.num_workers > 0}
-    return ViewLoader(views, pin_memory=device.type == "cuda", **workers, **batching)
+    return ViewLoader(views, device, pin_memory=device.type == "cuda", **workers, **batching)
 
 
 def _has_dali() -> bool:
@@ -81,17 +81,17 @@ class ImageData(pl.LightningDataModule):
         """None where there is nothing to validate on: no labels, or an image folder without `val_path`."""
         if not self.num_classes or (self.train_set.classes and self.data.val_path is None):
             return None
-        images, known = load_dataset(self.data, "test"), self.train_set.classes
-        if not known:
+        images, classes = load_dataset(self.data, "test"), self.train_set.classes
+        if not classes:
             return images
         # the folder may lack some of the training set's classes, but takes over their numbers
-        unknown = sorted({*images.classes} - {*known})
+        unknown = sorted({*images.classes} - {*classes})
         if unknown or not images.classes:
             what = f"class folder '{unknown[0]}'" if unknown else "no class folders"
             train, val = self.data.train_path, self.data.val_path
             raise DataError(f"data.val_path: '{val}' has {what}, unlike data.train_path '{train}'")
-        numbers = np.array([known.index(name) for name in images.classes])
-        return replace(images, targets=numbers[images.targets], classes=known)
+        numbers = np.array([classes.index(name) for name in images.classes])
+        return replace(images, targets=numbers[images.targets], classes=classes)
 
     @cached_property
     def info(self) -> DatasetInfo:
@@ -179,12 +179,12 @@ class PretrainData(ImageData):
         self.augmentations: list[AugmentationConfig] = fit(list[AugmentationConfig], augmentations, "augmentations")
         if not self.augmentations:
             raise ConfigError("augmentations: empty, but at least one view is needed")
-        known = dataset_info(self.data).image_size
+        side = dataset_info(self.data).image_size
         for i, aug in enumerate(self.augmentations):
-            if known and aug.crop_size > known:
+            if side and aug.crop_size > side:
                 raise ConfigError(
                     f"augmentations.{i}.crop_size: {aug.crop_size} px, but the images of '{self.data.dataset}' have "
-                    f"{known}; use at most {known}"
+                    f"{side}; use at most {side}"
                 )
 
     def train_dataloader(self) -> ViewLoader:

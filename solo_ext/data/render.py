@@ -83,15 +83,15 @@ def finish(crops: Tensor, views: Views, mean: Tensor, std: Tensor, out: Tensor |
     if out is None:
         out = torch.empty((len(crops), 3, *crops.shape[2:]), device=crops.device)
     for rows in parts(crops):
-        x, drawn = crops[rows].to(torch.float32, copy=True), Views(*(array[rows] for array in views))
-        x = _jitter(x, drawn.order, drawn.factors)
+        x, part = crops[rows].to(torch.float32, copy=True), Views(*(array[rows] for array in views))
+        x = _jitter(x, part.order, part.factors)
         if x.shape[1] == 3:
-            x = _on(x, drawn.gray, lambda x: _luma(x).repeat(1, 3, 1, 1))
-        if drawn.blur.any():
-            x = _on(x, drawn.blur > 0, _blur, _blur_taps(drawn.blur))
-        x = _on(x, drawn.solarize, lambda x: torch.minimum(x, 255 - x))
-        x = _on(x, drawn.equalize, lambda x: equalize(x.round().to(torch.uint8)).to(x.dtype))
-        normalise(_on(x, drawn.flip, lambda x: x.flip(3)), mean, std, out[rows])
+            x = _on(x, part.gray, lambda x: _luma(x).repeat(1, 3, 1, 1))
+        if part.blur.any():
+            x = _on(x, part.blur > 0, _blur, _blur_taps(part.blur))
+        x = _on(x, part.solarize, lambda x: torch.minimum(x, 255 - x))
+        x = _on(x, part.equalize, lambda x: equalize(x.round().to(torch.uint8)).to(x.dtype))
+        normalise(_on(x, part.flip, lambda x: x.flip(3)), mean, std, out[rows])
     return out
 
 

@@ -46,7 +46,7 @@ def extract_features(
             part.training = training
     if not features:
         raise DataError("there are no images to extract features from")
-    joined = torch.cat(features)
-    if not joined.isfinite().all():
+    everything = torch.cat(features)
+    if not everything.isfinite().all():
         raise SoloExtError("the encoder's features are not finite: its weights have diverged")
-    return joined, torch.cat(labels)
+    return everything, torch.cat(labels)

@@ -80,9 +80,9 @@ class LinearModel(pl.LightningModule):
         return loss
 
     def _log(self, split: str, batch_size: int, **metrics: Tensor) -> None:
-        named = {f"{split}_{name}": value for name, value in metrics.items()}
-        shown = split == "val"
-        self.log_dict(named, prog_bar=shown, on_step=False, on_epoch=True, sync_dist=True, batch_size=batch_size)
+        logs = {f"{split}_{name}": value for name, value in metrics.items()}
+        on_bar = split == "val"
+        self.log_dict(logs, prog_bar=on_bar, on_step=False, on_epoch=True, sync_dist=True, batch_size=batch_size)
 
     def configure_optimizers(self) -> Any:
         groups, lr = (
@@ -174,9 +174,9 @@ def fit_cached_linear(
 
 
 def _labelled(x: Tensor, y: Tensor, name: str) -> tuple[Tensor, Tensor]:
-    known = y != -1
-    if not known.any():
+    has_label = y != -1
+    if not has_label.any():
         raise DataError(f"linear evaluation needs labels, but the {name} set has no labelled image")
     if not x.isfinite().all():
         raise DataError(f"the features of the {name} set are not finite")
-    return x[known].float(), y[known]
+    return x[has_label].float(), y[has_label]

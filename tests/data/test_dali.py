@@ -7,6 +7,7 @@ import threading
 import weakref
 from pathlib import Path
 
+import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
@@ -86,13 +87,13 @@ def dali(images: ImageSet, transforms=TINY, sampler=None, batch_size=4, drop_las
     sampler = sampler or SequentialSampler(images)
     skipped = Skipped(len(images), **options)
     shared = {"skipped": skipped, "sampler": sampler, "batch_size": batch_size, "drop_last": drop_last}
-    return DaliLoader(ViewDataset(images, transforms, seed), CPU, threads, **shared)
+    return DaliLoader(ViewDataset(images, transforms, seed), CPU, threads=threads, **shared)
 
 
 def folder_loader(images: ImageSet, transforms=TINY, sampler=None, batch_size=4, drop_last=False, **options):
     sampler = sampler or SequentialSampler(images)
     dataset, skipped = ViewDataset(images, transforms, 5), Skipped(len(images), **options)
-    return ViewLoader(dataset, skipped=skipped, sampler=sampler, batch_size=batch_size, drop_last=drop_last)
+    return ViewLoader(dataset, CPU, skipped=skipped, sampler=sampler, batch_size=batch_size, drop_last=drop_last)
 
 
 def same(some, others) -> bool:
@@ -180,7 +181,8 @@ def test_every_operation_is_image_folders(images):
 def test_a_gpu_makes_the_same_views(images):
     transforms = [transform for transform, *_ in CROPS.values()]
     dataset, sampler = ViewDataset(images, transforms, 5), SequentialSampler(images)
-    cuda = DaliLoader(dataset, torch.device("cuda"), 2, sampler=sampler, batch_size=4)
+    skipped = Skipped(len(images))
+    cuda = DaliLoader(dataset, torch.device("cuda"), skipped, threads=2, sampler=sampler, batch_size=4)
     for ours, theirs in zip(cuda, folder_loader(images, transforms), strict=True):
         assert all(tensor.is_cuda for tensor in (ours[0], *ours[1], ours[2]))
         assert torch.equal(ours[0].cpu(), theirs[0]) and torch.equal(ours[2].cpu(), theirs[2])
@@ -382,6 +384,26 @@ def test_classification_is_image_folders(photos, augment):
         for (a, [x], s), (b, [y], t) in zip(ours, theirs, strict=True):
             assert torch.equal(a, b) and torch.equal(s, t)
             assert (x - y).abs().mean() < 0.25 / 255 / 0.224
+
+
+def test_overfit_batches_repeats_the_first_ones(photos):
+    class Recorder(pl.LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.layer, self.seen = torch.nn.Linear(1, 1), []
+
+        def training_step(self, batch, batch_idx):
+            self.seen.append(batch[0].tolist())
+            return self.layer(torch.ones(1)).sum()
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), 0.1)
+
+    off = dict.fromkeys(["logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"], False)
+    trainer, model = pl.Trainer(max_epochs=2, accelerator="cpu", overfit_batches=2, **off), Recorder()
+    trainer.fit(model, datamodule=PretrainData(config(photos), [AugmentationConfig(crop_size=8)], 4, 5))
+    assert model.seen == [[0, 1, 2, 3], [4, 5, 6, 7]] * 2
+    assert trainer.train_dataloader.threads == 2
 
 
 def test_a_run(photos, tmp_path, monkeypatch):
