@@ -98,7 +98,7 @@ class DaliLoader(ViewLoader):
         return indexes, views, targets
 
     def _read(self, indexes: np.ndarray, jpeg: bool = True) -> tuple[list[tuple[int, Encoded]], Unreadable]:
-        """The files of the images that stand in these places, with their indexes, and what could not be read."""
+        """Index and file of each image, or of the one that replaces it, and what could not be read."""
         assert isinstance(self.images.images, FileImages)
         unreadable: Unreadable = []
         get = partial(encode, self.images.images, jpeg)

@@ -154,7 +154,7 @@ def _names(file: "File", key: str) -> list[bytes]:
 
 
 class _Output(FileIO):
-    """A new file that keeps its first error for us: HDF5, told of it, crashes the process when it closes the file."""
+    """A new file that hides its first error from HDF5, which would crash the process on closing the file."""
 
     error: OSError | None = None
 

@@ -192,7 +192,7 @@ class ResidentLoader(ViewLoader):
 
 
 def _load(images: ImageSet, device: torch.device, skipped: Skipped) -> tuple[Tensor, np.ndarray]:
-    """The images on `device`, uint8 [N, C, H, W], and for each index the one whose image stands in its place."""
+    """The images on `device`, uint8 [N, C, H, W], and for each index that of the image used for it."""
     source, pixels = np.arange(len(images)), torch.empty(0)
     if isinstance(images.images, ArrayImages):
         _check_memory(images.images.pixels.nbytes, device)

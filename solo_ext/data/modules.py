@@ -109,9 +109,7 @@ class ImageData(pl.LightningDataModule):
         return pick_format(self.data, self.train_set.images, self.device)
 
     def check(self, world_size: int | None = None) -> None:
-        """Loads the images; raises `DataError` or `ConfigError` for what would stop a run on `world_size`
-        devices, by default the attached trainer's, or 1.
-        """
+        """Loads the images and refuses what would stop a run on `world_size` devices (default: the trainer's, or 1)."""
         world_size = world_size or self._shard()[0]
         _ = self.format
         size, share = len(self.train_set), len(self.train_set) // world_size

@@ -1,4 +1,4 @@
-"""Accuracy, for every probe and evaluation."""
+"""The accuracy that every probe and evaluation reports."""
 
 from collections.abc import Sequence
 
