@@ -194,7 +194,7 @@ def test_what_cannot_be_certified(folder):
 
 
 def test_without_a_checkout_it_is_one_sentence(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("solo_ext.__file__", str(tmp_path / "solo_ext" / "__init__.py"))
+    monkeypatch.setattr("solo_ext.cli.data.__file__", str(tmp_path / "solo_ext" / "cli" / "data.py"))
     assert main(["data", "certify"]) == 2
     assert capsys.readouterr().err.startswith("solo-ext: error: data certify needs a checkout of solo-ext")
 
