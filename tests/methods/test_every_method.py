@@ -15,6 +15,7 @@ from solo_ext.training.config import resolve
 from solo_ext.training.evaluate import knn, linear
 from solo_ext.training.pretrain import pretrain
 
+DATASET = "fashion_mnist_mini"
 TINY = [  # two epochs of two steps
     *("accelerator=cpu", "enable_progress_bar=False", "max_epochs=2", "data.fraction=0.01", "optimizer.batch_size=24"),
     *("auto_resume.enabled=False", "limit_val_batches=1"),
@@ -22,12 +23,20 @@ TINY = [  # two epochs of two steps
 
 
 def config(kind, method, *overrides):
-    """Its recipe, or its framework's with its name; a linear evaluation may be BYOL's."""
-    folder = recipes.scripts() / kind / "fashion_mnist_mini"
+    """Its recipe, or its framework's with its name, for the bundled images or else for others; a linear evaluation may
+    be BYOL's."""
+    root = recipes.scripts() / kind
+    folders = sorted((folder for folder in root.glob("[!_]*")), key=lambda folder: folder.name != DATASET)
     candidates = [method, framework_of(method), *(["byol"] if kind == "linear" else [])]
-    name = next(name for name in candidates if name in recipes.names(folder))
+    places = [(folder, name) for folder in folders for name in candidates if name in recipes.names(folder)]
+    assert places, f"there is no recipe for {framework_of(method)} in {root}: add scripts/{kind}/<dataset>/<name>.yaml"
+    folder, name = places[0]
     own = f"{'method' if kind == 'pretrain' else 'pretrain_method'}={method}"
-    return resolve(compose(folder, f"{name}.yaml", [*TINY, own, *overrides]), kind)
+    images = [f"data.dataset={DATASET}", "backbone.name=resnet10_w16"]
+    cfg = compose(folder, f"{name}.yaml", [*TINY, own, *images, *overrides])
+    for view in cfg.get("augmentations", ()):
+        view.crop_size = min(view.crop_size, 28)
+    return resolve(cfg, kind)
 
 
 @pytest.mark.slow
