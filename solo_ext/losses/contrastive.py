@@ -1,4 +1,7 @@
-"""Contrastive losses within the batch: MoCo v3's (Chen et al., 2021) and SimCLR's (Chen et al., 2020)."""
+"""Losses that tell an image from others: those of the batch, or of earlier batches, kept in a queue.
+
+MoCo v3 (Chen et al., 2021), SimCLR (Chen et al., 2020), MoCo v2 (Chen et al., 2020), ReSSL (Zheng et al., 2021).
+"""
 
 from collections.abc import Sequence
 
@@ -43,3 +46,39 @@ def nt_xent(queries: Sequence[Tensor], temperature: float, targets: Sequence[Ten
     logits = logits.masked_fill(same_image & same_view, -torch.inf)
     # log_softmax first: autocast gives it float32, but not logsumexp
     return -logits.log_softmax(1).masked_fill(~same_image, -torch.inf).logsumexp(1).mean()
+
+
+def queue_nce(query: Tensor, key: Tensor, queue: Tensor, temperature: float) -> Tensor:
+    """Cross-entropy of telling each query's key from the keys in the queue (MoCo, Eq. 1).
+
+    query, key: [B, D], normalised here; row i of both is the same image. queue: [D, K], normalised. key and queue carry
+    no gradient. In nats.
+    """
+    query, key = F.normalize(query, dim=-1), F.normalize(key.detach(), dim=-1)
+    logits = torch.cat([(query * key).sum(-1, keepdim=True), query @ queue], dim=1) / temperature
+    return F.cross_entropy(logits, torch.zeros(len(query), dtype=torch.long, device=query.device))
+
+
+def relational(query: Tensor, key: Tensor, queue: Tensor, temperature_q: float, temperature_k: float) -> Tensor:
+    """-sum P(key) log P(query), P = softmax of the similarities to the queue (ReSSL, Eq. 4 to 6).
+
+    query, key: [B, D], normalised here. queue: [K, D], normalised. key and queue carry no gradient. In nats, averaged
+    over the batch.
+    """
+    query, key = F.normalize(query, dim=-1), F.normalize(key.detach(), dim=-1)
+    target = (key @ queue.T / temperature_k).softmax(-1)
+    return F.cross_entropy(query @ queue.T / temperature_q, target)
+
+
+@torch.no_grad()
+def enqueue(queue: Tensor, pointer: Tensor, keys: Tensor, dim: int) -> None:
+    """Overwrites the oldest keys with those of all ranks.
+
+    queue: [K, D] with `dim` 0, or V queues [V, D, K] with `dim` 2; changed in place, as a ring. pointer: [1], the place
+    of the oldest key, moved on. keys: [B, D], or [V, B, D], normalised here; B may be any number.
+    """
+    keys = F.normalize(keys.detach().to(queue.dtype), dim=-1)
+    keys = gather_no_grad(keys.movedim(-2, 0))[-queue.shape[dim] :]  # [W B, ..., D]
+    place = (pointer + torch.arange(len(keys), device=keys.device)) % queue.shape[dim]
+    queue.index_copy_(dim, place, keys.movedim(0, -1) if dim else keys)
+    pointer.copy_((pointer + len(keys)) % queue.shape[dim])

@@ -42,34 +42,27 @@ class OptimizerConfig(Config, section="optimizer"):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._check_kwargs()
-
-    def rates(self, accumulate: int = 1) -> tuple[float, float | None]:
-        """The learning rates of the network and of the probe, as the optimizer takes them.
-
-        The effective ones where they are given; else the configured ones times the accumulated batches: solo-learn has
-        scaled them otherwise.
-        """
-        lr = self.lr * accumulate if self.effective_lr is None else self.effective_lr
-        if self.effective_classifier_lr is not None or self.classifier_lr is None:
-            return lr, self.effective_classifier_lr
-        return lr, self.classifier_lr * accumulate
-
-    def _check_kwargs(self) -> None:
         parameters = inspect.signature(OPTIMIZERS[self.name]).parameters
         options = {k: v for k, v in parameters.items() if k not in ("params", "lr", "weight_decay")}
         for key, value in self.kwargs.items():
             if key not in options:
                 hint = nearest(key, options) or f"; it has {', '.join(options)}"
                 raise ConfigError(f"optimizer.kwargs.{key} is not an option of {self.name}{hint}")
-            fit(_kind(options[key].default), value, f"optimizer.kwargs.{key}")
-        kwargs = {**DEFAULTS.get(self.name, {}), **self.kwargs}
-        # ranges and combinations are the optimizer's own to judge; taking parameters would import torch.compile, slowly
+            self.kwargs[key] = fit(_kind(options[key].default), value, f"optimizer.kwargs.{key}")
+        # ranges and combinations are the optimizer's to judge; adding a parameter group would import torch.compile
         judge = type(self.name, (OPTIMIZERS[self.name],), {"add_param_group": lambda self, group: None})
         try:
-            judge([torch.nn.Parameter(torch.zeros(1))], lr=1.0, **kwargs)
+            judge([torch.nn.Parameter(torch.zeros(1))], lr=1.0, **DEFAULTS.get(self.name, {}) | self.kwargs)
         except (ValueError, RuntimeError) as error:
             raise ConfigError(f"optimizer.kwargs does not suit {self.name}: {error}") from None
+
+    def rates(self, accumulate: int = 1) -> tuple[float, float | None]:
+        """The learning rates of the network and of the probe, as the optimizer takes them: the effective ones, or else
+        the configured ones, which solo-learn has scaled by all but the accumulated batches."""
+        lr = self.lr * accumulate if self.effective_lr is None else self.effective_lr
+        if self.effective_classifier_lr is not None or self.classifier_lr is None:
+            return lr, self.effective_classifier_lr
+        return lr, self.classifier_lr * accumulate
 
 
 @dataclass
@@ -90,8 +83,8 @@ class SchedulerConfig(Config, section="scheduler"):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.name == "step" and not self.lr_decay_steps:
-            raise ConfigError("scheduler.lr_decay_steps must list epochs for the step schedule, such as [60, 80]")
+        usable = self.name != "step" or bool(self.lr_decay_steps)
+        self.require(usable, "lr_decay_steps", "a list of epochs, such as [60, 80], for the step schedule")
 
 
 def effective_lrs(
@@ -99,27 +92,21 @@ def effective_lrs(
 ) -> tuple[float, float | None]:
     """solo-learn's rule: both rates are per 256 images and grow with the images of one optimizer step.
 
-    batch_size: per device. world_size: devices times nodes. accumulate: batches per optimizer step (None: 1).
+    batch_size: per device. world_size: devices times nodes. accumulate: batches per optimizer step; None: 1.
     """
     scale = batch_size * world_size * (accumulate or 1) / 256
     return lr * scale, None if classifier_lr is None else classifier_lr * scale
 
 
 def split_no_decay(groups: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Each group in two: biases and norms (ndim <= 1) move to `<name>_no_decay`, without weight decay.
-
-    Empty parts are left out; all other options are kept.
-    """
+    """Each group in two: biases and norms (ndim <= 1) move to `<name>_no_decay`, without weight decay."""
     out = []
     for group in groups:
         params = list(group["params"])
-        decayed, plain = [p for p in params if p.ndim > 1], [p for p in params if p.ndim <= 1]
-        if decayed:
-            out.append({**group, "params": decayed})
-        if plain:
-            name = {"name": f"{group['name']}_no_decay"} if group.get("name") else {}
-            out.append({**group, **name, "params": plain, "weight_decay": 0.0})
-    return out
+        name = {"name": f"{group['name']}_no_decay"} if group.get("name") else {}
+        out.append({**group, "params": [p for p in params if p.ndim > 1]})
+        out.append({**group, **name, "params": [p for p in params if p.ndim <= 1], "weight_decay": 0.0})
+    return [group for group in out if group["params"]]
 
 
 def build_optimizer(groups: Iterable[dict[str, Any]], cfg: OptimizerConfig, lr: float) -> Optimizer:
@@ -129,8 +116,7 @@ def build_optimizer(groups: Iterable[dict[str, Any]], cfg: OptimizerConfig, lr: 
     keeps the lr constant (see `ClosedFormLR`). lr: the effective rate of the groups that do not set their own.
     """
     groups = split_no_decay(groups) if cfg.exclude_bias_n_norm_wd else list(groups)
-    kwargs = {**DEFAULTS.get(cfg.name, {}), **cfg.kwargs}
-    return OPTIMIZERS[cfg.name](groups, lr=lr, weight_decay=cfg.weight_decay, **kwargs)
+    return OPTIMIZERS[cfg.name](groups, lr=lr, weight_decay=cfg.weight_decay, **DEFAULTS.get(cfg.name, {}) | cfg.kwargs)
 
 
 def build_scheduler(
@@ -138,17 +124,17 @@ def build_scheduler(
 ) -> dict[str, Any] | None:
     """Lightning's entry for the scheduler that the section `scheduler` describes; None: constant lr.
 
-    total_steps: optimizer steps of the whole run. accumulate: batches per optimizer step (None: 1), which multiply
-    `min_lr` and `warmup_start_lr`, as `effective_lrs` does with the rates that they belong to.
+    total_steps: optimizer steps of the whole run. accumulate: batches per optimizer step (None: 1), by which `min_lr`
+    and `warmup_start_lr` are multiplied, as `effective_lrs` does with `lr`.
     """
     if cfg.name == "none":
         return None
     interval = cfg.interval if cfg.name == "warmup_cosine" else "epoch"
     if cfg.name == "step":
         schedule = partial(multi_step_lr, milestones=cfg.lr_decay_steps or ())
+    elif not (math.isfinite(total_steps) and max_epochs > 0):
+        raise ConfigError("scheduler.name: warmup_cosine needs to know the run's length; set max_epochs")
     else:
-        if not (math.isfinite(total_steps) and max_epochs > 0):
-            raise ConfigError("scheduler.name: warmup_cosine needs to know the run's length; set max_epochs")
         total = total_steps if interval == "step" else max_epochs
         schedule = partial(
             warmup_cosine_lr,
@@ -161,7 +147,7 @@ def build_scheduler(
 
 
 def _kind(default: Any) -> Any:
-    """The type of an optimizer's option with that default: a switch, a number or a row of numbers."""
+    """The type of an optimizer's option with that default."""
     if default is None or isinstance(default, bool):
         return bool if default is not None else bool | None
     if isinstance(default, tuple):

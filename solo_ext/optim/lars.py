@@ -19,14 +19,11 @@ class LARS(Optimizer):
         trust = eta |w| / (|g| + weight_decay |w| + eps);  with clip_lr: trust = min(trust / lr, 1)
         g    := trust (g + weight_decay w)
 
-    If either norm is zero, g stays as it is, without decay. With `exclude_bias_n_norm`, so do 1-D tensors:
-    they get neither the trust ratio nor weight decay. Then momentum, dampening and nesterov as in
-    `torch.optim.SGD`.
+    If either norm is zero, g stays as it is, without decay; with `exclude_bias_n_norm`, so does that of a 1-D tensor.
+    Then momentum, dampening and nesterov as in `torch.optim.SGD`.
 
-    A step waits for nothing on the device and leaves the gradients as they are. Parameters without gradient
-    are skipped. The state (`momentum_buffer`) is laid out as solo-learn's and loads there.
-
-    Raises ConfigError for an option that is negative or not finite.
+    A step never waits for the device and leaves the gradients unchanged; parameters without one are skipped. The state
+    (`momentum_buffer`) is solo-learn's. An option that is negative or not finite raises ConfigError.
     """
 
     def __init__(
@@ -63,10 +60,8 @@ class LARS(Optimizer):
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One update of all parameters; returns the closure's loss, if one is given."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        with torch.enable_grad():
+            loss = None if closure is None else closure()
         for group in self.param_groups:
             params = [p for p in group["params"] if p.grad is not None]
             if any(p.grad.is_sparse for p in params):
@@ -80,15 +75,12 @@ class LARS(Optimizer):
         momentum = group["momentum"]
         if momentum == 0:
             return updates
-        running, new = [], []
+        later = [(self.state[p]["momentum_buffer"], u) for p, u in zip(params, updates, strict=True) if self.state[p]]
         for p, update in zip(params, updates, strict=True):
-            state = self.state[p]
-            if state:
-                running.append(state["momentum_buffer"])
-                new.append(update)
-            else:  # as in torch.optim.SGD, dampening leaves the first update alone
-                state["momentum_buffer"] = update.clone()
-        if running:
+            if not self.state[p]:  # as in torch.optim.SGD, dampening leaves the first update alone
+                self.state[p]["momentum_buffer"] = update.clone()
+        if later:
+            running, new = map(list, zip(*later, strict=True))
             torch._foreach_mul_(running, momentum)
             torch._foreach_add_(running, new, alpha=1 - group["dampening"])
         buffers = [self.state[p]["momentum_buffer"] for p in params]

@@ -17,13 +17,11 @@ def warmup_cosine_lr(
     start_lr: float = 0.0,
     min_lr: float = 0.0,
 ) -> float:
-    """Linear from `start_lr` at step 0 to `base`, then half a cosine to `min_lr` at `total_steps`.
+    """Linear from `start_lr` at step 0 to `base`, then half a cosine to `min_lr` at `total_steps` and after it.
 
-    As in solo-learn the linear increment is (base - start_lr) / (warmup_steps - 1): `base` is reached one
-    step before the warm-up ends and holds for two steps. Without warm-up step 0 has `base`; a warm-up of up
-    to one step has `start_lr` at step 0 only. `warmup_steps` may be fractional (the value is capped at
-    `base`), and longer than `total_steps` (a short run that ends inside its warm-up). After `total_steps`
-    the value stays at `min_lr`.
+    As in solo-learn, the linear increment is (base - start_lr) / (warmup_steps - 1): `base` is reached one step before
+    the warm-up ends, and holds for two steps. `warmup_steps` may be fractional (up to 1: only step 0 has `start_lr`),
+    and more than `total_steps` (a short run that ends in its warm-up).
     """
     if step < warmup_steps:
         progress = min(step / (warmup_steps - 1), 1.0) if warmup_steps > 1 else 0.0

@@ -7,7 +7,7 @@ from lightning.pytorch.plugins import LayerSync
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from solo_ext.losses import gather
+from solo_ext.losses.distributed import gather
 
 
 class CPUSyncBatchNorm(_BatchNorm):

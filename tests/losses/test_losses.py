@@ -15,8 +15,6 @@ from solo_ext.losses import (
     cosine_distance,
     dino,
     enqueue,
-    gather,
-    gather_no_grad,
     info_nce,
     negative_cosine,
     nt_xent,
@@ -25,6 +23,7 @@ from solo_ext.losses import (
     soft_cross_entropy,
     softmax_mse,
 )
+from solo_ext.losses.distributed import gather, gather_no_grad
 
 
 class Draw:

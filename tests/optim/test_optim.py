@@ -12,18 +12,9 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from solo_ext.errors import ConfigError
-from solo_ext.optim import (
-    LARS,
-    ClosedFormLR,
-    OptimizerConfig,
-    SchedulerConfig,
-    build_optimizer,
-    build_scheduler,
-    effective_lrs,
-    multi_step_lr,
-    split_no_decay,
-    warmup_cosine_lr,
-)
+from solo_ext.optim import LARS, OptimizerConfig, SchedulerConfig, build_optimizer, build_scheduler, effective_lrs
+from solo_ext.optim.config import split_no_decay
+from solo_ext.optim.schedules import ClosedFormLR, multi_step_lr, warmup_cosine_lr
 from solo_ext.schema import build
 
 SHAPES = [(4, 3), (4,), (2, 3, 3, 3), (1, 5), (3, 2), (5,), ()]

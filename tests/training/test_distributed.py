@@ -11,7 +11,8 @@ from frameworks import SPECS, ids
 from lightning.pytorch.strategies import DDPStrategy
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from solo_ext.losses import Center, dino, enqueue, gather, info_nce, nt_xent, queue_nce, relational
+from solo_ext.losses import Center, dino, enqueue, info_nce, nt_xent, queue_nce, relational
+from solo_ext.losses.distributed import gather
 from solo_ext.methods import METHODS
 
 pytestmark = pytest.mark.slow  # two processes train every framework
