@@ -10,7 +10,7 @@ from torch import nn
 
 from solo_ext.methods import METHODS
 from solo_ext.methods.module import LightningMethod
-from solo_ext.networks import BACKBONES, MOCO_VITS, build_backbone
+from solo_ext.networks import BACKBONES, MOCO_VITS, BackboneConfig, build_backbone
 
 
 def register() -> list[str]:
@@ -49,7 +49,7 @@ def _registered(method: type[LightningMethod]) -> type[LightningMethod]:
 
 def _backbone(name: str, method: str | None = None, **kwargs: Any) -> nn.Module:
     """`build_backbone`, as solo-learn calls its constructors."""
-    return build_backbone(name, kwargs, own=_own(method))
+    return build_backbone(BackboneConfig(name, kwargs), own=_own(method))
 
 
 def _vit(solo_learns: Callable[..., nn.Module], method: str | None = None, *args: Any, **kwargs: Any) -> nn.Module:

@@ -1,36 +1,48 @@
 """Frameworks and their variants; each file of this folder that defines some is found by being here."""
 
-import dataclasses
 import importlib
 import pkgutil
-from collections.abc import Mapping
-from typing import Any
+from collections import UserDict
+from functools import cache
+from typing import TYPE_CHECKING, Any
 
-from torch import nn
+from solo_ext.methods.base import DECLARED, Method, MethodConfig, backbone_of
 
-from solo_ext.methods.base import Method, new_backbone
-from solo_ext.methods.config import MethodConfig
-from solo_ext.methods.registry import METHODS
-from solo_ext.networks import BackboneConfig
-from solo_ext.schema import build
+if TYPE_CHECKING:
+    from solo_ext.methods.module import LightningMethod
 
-__all__ = ["METHODS", "Method", "MethodConfig", "backbone_of"]
+__all__ = ["METHODS", "Method", "MethodConfig", "backbone_of", "lightning_module"]
 
+
+class Registry(UserDict[str, "type[LightningMethod]"]):
+    """Name -> the method's LightningModule, which is made, and Lightning imported, when it is looked up.
+
+    A class that gives its `name` is registered when it is defined; `METHODS[name] = cls` adds one, too.
+
+    Attributes:
+        declared: name -> what the method declares: its `Method` class.
+    """
+
+    def __init__(self, declared: dict[str, type[Method]]):
+        super().__init__()
+        self.data = self.declared = declared  # type: ignore[assignment]  # `__getitem__` makes modules of them
+
+    def __getitem__(self, name: str) -> "type[LightningMethod]":
+        return lightning_module(self.declared[name])  # type: ignore[arg-type]  # classes can be hashed
+
+
+@cache
+def lightning_module(method: Any) -> Any:
+    """The LightningModule of a declared method; a class that is one already stays as it is."""
+    from solo_ext.methods.module import LightningMethod
+
+    if not issubclass(method, Method) or issubclass(method, LightningMethod):
+        return method
+    described = {"__module__": method.__module__, "__doc__": method.__doc__}
+    return type(method.__name__, (method, LightningMethod), described)
+
+
+METHODS = Registry(DECLARED)  # every method, by the name that its YAML gives
 for _file in pkgutil.iter_modules(__path__):
     if _file.name != "module":  # which imports Lightning
         importlib.import_module(f"{__name__}.{_file.name}")
-
-
-def backbone_of(cfg: Any) -> nn.Module:
-    """The randomly initialised backbone of a run's configuration, typed or as its args.json has it.
-
-    cfg: with `backbone` and `data`, and `method` or `pretrain_method`, which may have constructors of its own.
-    """
-    values = cfg if isinstance(cfg, Mapping) else vars(cfg)
-    backbone, data = values["backbone"], values.get("data") or {}
-    if isinstance(backbone, Mapping):  # of any origin
-        declared = {field.name for field in dataclasses.fields(BackboneConfig)}
-        backbone = build(BackboneConfig, {k: v for k, v in backbone.items() if k in declared}, "backbone")
-    method = METHODS.declared.get(str(values.get("method") or values.get("pretrain_method")).lower())
-    dataset = data.get("dataset") if isinstance(data, Mapping) else data.dataset
-    return new_backbone(backbone, dataset, method.backbones if method else None)

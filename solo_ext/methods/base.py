@@ -6,16 +6,19 @@ LightningModule that is made of a declaration.
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from types import MappingProxyType
 from typing import Any, ClassVar, Literal
 
+from omegaconf import OmegaConf
 from torch import Tensor, nn
 
-from solo_ext.data.datasets import DATASETS
-from solo_ext.methods.config import MethodConfig
-from solo_ext.momentum import IntraMomentum
+from solo_ext.data.datasets import DATASETS, DataConfig
+from solo_ext.methods.step import GapConfig
+from solo_ext.momentum import IntraMomentum, MomentumConfig
 from solo_ext.networks import BackboneConfig, build_backbone
-from solo_ext.schema import Config
+from solo_ext.optim import OptimizerConfig, SchedulerConfig
+from solo_ext.schema import Config, Count, build
 from solo_ext.text import Metric
 
 TOTAL = Metric("train_loss", "Total loss", "loss", "{:.4f}", "losses", progress=True)
@@ -39,6 +42,35 @@ METRICS = (
 DECLARED: dict[str, type["Method"]] = {}  # see `METHODS`
 
 
+@dataclass
+class PerformanceConfig(Config, section="performance"):
+    """The YAML's `performance`."""
+
+    disable_channel_last: bool = False
+
+
+@dataclass(kw_only=True)
+class MethodConfig(Config):
+    """The configuration of a method. `method_kwargs` is the method's `Kwargs`.
+
+    `optimizer.lr` is taken as it is (solo-learn scales it before it builds the method) and multiplied by the
+    accumulated batches, unless `optimizer.effective_lr`, which is the final value, is given beside it.
+    """
+
+    method: str | None = None
+    method_kwargs: Any
+    momentum: MomentumConfig = field(default_factory=MomentumConfig)
+    intra: IntraMomentum = field(default_factory=IntraMomentum)
+    gap: GapConfig = field(default_factory=GapConfig)
+    backbone: BackboneConfig
+    data: DataConfig
+    optimizer: OptimizerConfig
+    scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
+    performance: PerformanceConfig = field(default_factory=PerformanceConfig)
+    max_epochs: Count | None = None
+    accumulate_grad_batches: Count | None = 1
+
+
 class Method(nn.Module):
     """A self-supervised method = framework x teacher stages x intra-momentum.
 
@@ -57,7 +89,7 @@ class Method(nn.Module):
     large_crops: int  # number of large views
     current_epoch: int
 
-    @dataclasses.dataclass
+    @dataclass
     class Kwargs(Config, section="method_kwargs"):
         """The framework's `method_kwargs`; `loss_scale` says whose printed or coded form of the loss it is."""
 
@@ -88,13 +120,43 @@ class Method(nn.Module):
             DECLARED[name] = cls
 
     @classmethod
-    def defaults(cls) -> dict[str, dict[str, Any]]:
-        """The stages, intra term and loss scale that this method takes unless the configuration says otherwise."""
-        return {
+    def with_defaults(cls, sections: Mapping[str, Any]) -> dict[str, Any]:
+        """`sections` completed by what this method declares, `method_kwargs` typed and without `unused_kwargs`."""
+        declared = {
             "momentum": {"stages": cls.teacher_stages},
             "intra": dataclasses.asdict(cls.intra),
             "method_kwargs": {"loss_scale": cls.loss_scale},
         }
+        complete = dict(sections)
+        for name, defaults in declared.items():
+            node = sections.get(name)
+            if node is None or isinstance(node, Mapping):
+                own = {key: value for key, value in (node or {}).items() if value is not None or key not in defaults}
+                complete[name] = {**defaults, **own}
+        if isinstance(kwargs := complete["method_kwargs"], Mapping):
+            used = {key: value for key, value in kwargs.items() if key not in cls.unused_kwargs}
+            complete["method_kwargs"] = build(cls.Kwargs, used, "method_kwargs")
+        return complete
+
+    @classmethod
+    def configuration(cls, cfg: "MethodConfig | Mapping[str, Any]") -> MethodConfig:
+        """The typed configuration; one that is typed already is returned unchanged.
+
+        solo-learn's DictConfig may have other top-level keys, which are ignored, and `method_kwargs` of other methods,
+        since its scripts take any YAML with `method=`.
+
+        Raises:
+            ConfigError: a key that a section lacks, or a value that cannot work.
+        """
+        if isinstance(cfg, MethodConfig):
+            return cfg
+        values: Any = OmegaConf.to_container(cfg, resolve=True) if OmegaConf.is_config(cfg) else cfg
+        sections = {f.name: values[f.name] for f in fields(MethodConfig) if values.get(f.name) is not None}
+        if OmegaConf.is_config(cfg) and "method_kwargs" in sections:
+            known = {f.name for method in DECLARED.values() for f in fields(method.Kwargs)}
+            others = known - {f.name for f in fields(cls.Kwargs)}
+            sections["method_kwargs"] = {k: v for k, v in sections["method_kwargs"].items() if k not in others}
+        return build(MethodConfig, cls.with_defaults(sections))
 
     # What a framework writes.
 
@@ -121,14 +183,18 @@ def cross_views(queries: Sequence[Tensor], targets: Sequence[Any]) -> list[tuple
     return [(q, k) for j, k in enumerate(targets) for i, q in enumerate(queries) if i != j]
 
 
-def new_backbone(
-    cfg: BackboneConfig, dataset: str | None, own: Mapping[str, Callable[..., nn.Module]] | None = None
-) -> nn.Module:
-    """A randomly initialised backbone, with the stem that `dataset` asks for.
+def backbone_of(cfg: Any, method: type[Method] | None = None) -> nn.Module:
+    """The randomly initialised backbone of a run's configuration, typed or as its args.json has it.
 
-    own: a method's constructors, which go before the common ones.
+    cfg: with `backbone` and `data`, and `method` or `pretrain_method`, which may have constructors of its own, as may
+    the class `method`, where it is known.
     """
-    small = cfg.stem == "small"
-    if cfg.stem == "auto":
-        small = dataset in DATASETS and DATASETS[dataset].small_images
-    return build_backbone(cfg.name, cfg.kwargs, small, own, cfg.last_norm)
+    values = cfg if isinstance(cfg, Mapping) else vars(cfg)
+    backbone, data = values["backbone"], values.get("data") or {}
+    if isinstance(backbone, Mapping):  # of any origin
+        declared = {field.name for field in fields(BackboneConfig)}
+        backbone = build(BackboneConfig, {k: v for k, v in backbone.items() if k in declared}, "backbone")
+    name = str(values.get("method") or values.get("pretrain_method")).lower()
+    dataset = data.get("dataset") if isinstance(data, Mapping) else data.dataset
+    small_images = dataset in DATASETS and DATASETS[dataset].small_images
+    return build_backbone(backbone, small_images, (method or DECLARED.get(name, Method)).backbones)

@@ -13,11 +13,9 @@ from torch import Tensor, nn
 from solo_ext.errors import ConfigError
 from solo_ext.evaluation.metrics import accuracy_at_k
 from solo_ext.losses import mean, total
-from solo_ext.methods.base import Method, new_backbone
-from solo_ext.methods.config import MethodConfig
-from solo_ext.methods.monitors import Gap, Monitor, Spread
-from solo_ext.methods.step import Outputs, Passes, Step, Term
-from solo_ext.momentum import Teacher, weight_distance
+from solo_ext.methods.base import Method, MethodConfig, backbone_of
+from solo_ext.methods.step import Gap, Monitor, Outputs, Passes, Spread, Step, Term
+from solo_ext.momentum import Teacher
 from solo_ext.networks import kept_outputs, stage_row
 from solo_ext.optim import build_optimizer, build_scheduler
 from solo_ext.text import hint
@@ -43,13 +41,13 @@ class LightningMethod(pl.LightningModule, Method):  # type: ignore[override]  # 
             ConfigError: a value that cannot work, e.g. a stage that the network lacks.
         """
         super().__init__()
-        self.cfg = cfg = MethodConfig.of(type(self), cfg)
+        self.cfg = cfg = self.configuration(cfg)
         self.kwargs, self.intra = cfg.method_kwargs, cfg.intra
         self.accumulate = cfg.accumulate_grad_batches or 1
         self.channels_last = not cfg.performance.disable_channel_last
         self.large_crops = cfg.data.num_large_crops or 2
 
-        self.backbone = new_backbone(cfg.backbone, cfg.data.dataset, self.backbones)
+        self.backbone = backbone_of(cfg, type(self))
         features: int = self.backbone.num_features  # type: ignore[assignment]  # nn.Module's attributes are modules
         classes = cfg.data.num_classes or 0
         self.classifier = nn.Linear(features, classes) if classes else None
@@ -261,7 +259,7 @@ class LightningMethod(pl.LightningModule, Method):  # type: ignore[override]  # 
         if tau is not None:
             self.log("tau", tau)
         if self.cfg.gap.enabled:
-            self.log_dict({f"weight_distance/{k}": v for k, v in weight_distance(self.teacher).items()})
+            self.log_dict({f"weight_distance/{k}": v for k, v in self.teacher.distance().items()})
 
     # Validation.
 

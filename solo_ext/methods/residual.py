@@ -5,11 +5,11 @@ a predictor compare the projectors' outputs.
 """
 
 from solo_ext.losses import cosine_distance
+from solo_ext.methods.base import DECLARED
 from solo_ext.methods.byol import BYOL
 from solo_ext.methods.dino import DINO
 from solo_ext.methods.mocov2plus import MoCoV2Plus
 from solo_ext.methods.mocov3 import MoCoV3
-from solo_ext.methods.registry import METHODS
 from solo_ext.methods.ressl import ReSSL
 from solo_ext.methods.simclr import SimCLR
 from solo_ext.methods.simsiam import SimSiam
@@ -23,7 +23,7 @@ class ResMoCoV3(MoCoV3, name="res_mocov3"):
     loss_scale = "paper"
 
 
-METHODS.declared["res_moco"] = ResMoCoV3
+DECLARED["res_moco"] = ResMoCoV3
 
 
 class ResBYOL(BYOL, name="res_byol"):

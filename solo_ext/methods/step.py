@@ -1,9 +1,16 @@
-"""One training step as data: which network runs which view, what came out, and the terms of the loss."""
+"""One training step as data: which network runs which view, the outputs, the terms of the loss, and the monitors that
+read it without changing it: the spread of the outputs, the gap between student and teacher."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import ClassVar, Literal
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+from solo_ext.schema import Config, Count
+from solo_ext.text import Metric
 
 Outputs = Mapping[str, Tensor]  # part (backbone, projector, predictor) or stage -> its output on one view
 
@@ -51,10 +58,6 @@ class Step:
     teachers: dict[int, Outputs]
     metrics: dict[str, Tensor] = field(default_factory=dict)
 
-    def both(self) -> list[tuple[Outputs, Outputs]]:
-        """(student's, teacher's) outputs of each view that both ran."""
-        return [(self.students[i], out) for i, out in self.teachers.items() if i in self.students]
-
 
 @dataclass(frozen=True)
 class Term:
@@ -67,3 +70,69 @@ class Term:
     value: Callable[[Step], Tensor]
     weight: float = 1.0
     active: Callable[[int], bool] = lambda step: True
+
+
+@dataclass(frozen=True)
+class Monitor:
+    """Subclass it with `__call__`, which gives {metric: scalar} of a step, under no-grad.
+
+    every: steps between two readings. at: the part whose outputs of the teacher it reads; None: none.
+    on_step: log single steps, too, not only the mean over an epoch.
+    """
+
+    every: int = 1
+    at: str | None = None
+    on_step: bool = False
+    metrics: ClassVar[tuple[Metric, ...]] = ()
+
+    def due(self, step: int) -> bool:
+        """Whether it reads optimizer step number `step`."""
+        return step % self.every == 0
+
+    def __call__(self, step: Step) -> dict[str, Tensor]:
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Spread(Monitor):
+    """1 / sqrt(D) for spread-out outputs of the student's projector, 0 when they have collapsed."""
+
+    large_crops: int = 2
+    metrics = (Metric("train_z_std", "Spread of the projector's outputs"),)
+
+    def __call__(self, step: Step) -> dict[str, Tensor]:
+        outputs = torch.stack([out["projector"].float() for i, out in step.students.items() if i < self.large_crops])
+        return {"train_z_std": F.normalize(outputs, dim=-1).std(1).mean()}
+
+
+@dataclass
+class GapConfig(Config, section="gap"):
+    """The YAML's `gap`: what is monitored. It never changes what is trained.
+
+    at: outputs to compare; `predictor` gives a baseline a momentum predictor just to measure by (the paper's (q, q_m)),
+        `auto` takes the predictor where the intra term has one already, else the projector.
+    every: steps of the optimizer between two measurements.
+    """
+
+    enabled: bool = True
+    at: Literal["auto", "projector", "predictor"] = "auto"
+    every: Count = 10
+
+
+@dataclass(frozen=True)
+class Gap(Monitor):
+    """Mean cosine similarity of student and teacher on the same view, over samples and views (residual momentum,
+    Fig. 6-8); the paper's gap is 2 - 2 times this."""
+
+    on_step: bool = True
+    metrics = (
+        Metric("gap_sim", "Outputs, cosine similarity", "similarity to teacher", "{:.4f}", "gap", progress=True),
+        Metric("gap_sim_feats", "Backbone features, cosine similarity", form="{:.4f}", section="gap"),
+    )
+
+    def __call__(self, step: Step) -> dict[str, Tensor]:
+        def similarity(part: str) -> Tensor:
+            pairs = [(step.students[i][part], out[part]) for i, out in step.teachers.items() if i in step.students]
+            return torch.stack([F.cosine_similarity(s.float(), t.float(), dim=-1).mean() for s, t in pairs]).mean()
+
+        return {"gap_sim": similarity(self.at or "projector"), "gap_sim_feats": similarity("backbone")}

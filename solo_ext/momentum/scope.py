@@ -63,7 +63,7 @@ class MomentumConfig(Config, section="momentum"):
             ConfigError: a stage that the network lacks, with the list of valid names.
         """
         stages: Any = self.stages
-        known = {name for stage in row for name in _names(stage)}
+        known = dict.fromkeys(name for stage in row for name in (stage.part, stage.name))
         if self.preset:
             stages = [name for name in PRESETS[self.preset] if name in known]
         elif isinstance(stages, str):
@@ -74,23 +74,14 @@ class MomentumConfig(Config, section="momentum"):
             taus = {name: self._own(float(tau)) for name, tau in stages.items()}
         for name in taus:
             if name not in known:
-                valid = list(dict.fromkeys(n for stage in row for n in reversed(_names(stage))))
                 raise ConfigError(
-                    f"momentum.stages: the network has no stage '{name}' with a teacher{nearest(name, valid)} "
-                    f"(valid: {', '.join(dict.fromkeys([*PRESETS, *valid]))})"
+                    f"momentum.stages: the network has no stage '{name}' with a teacher{nearest(name, known)} "
+                    f"(valid: {', '.join(dict.fromkeys([*PRESETS, *known]))})"
                 )
-        # the most specific name wins: projector.fc2 over projector
-        return {
-            stage.name: next(taus[name] for name in _names(stage) if name in taus)
-            for stage in row
-            if any(name in taus for name in _names(stage))
-        }
+        # the more specific name wins: projector.fc2 over projector
+        return {stage.name: tau for stage in row if (tau := taus.get(stage.name) or taus.get(stage.part))}
 
     def _own(self, tau: float) -> Tau:
         """A stage's own tau follows the schedule too, but 0 (sharing) and 1 (frozen) mean what they say."""
         constant = self.schedule == "constant" or tau in (0.0, 1.0) or tau > self.final_tau
         return Tau(tau, self.final_tau, "constant" if constant else "cosine")
-
-
-def _names(stage: Stage) -> tuple[str, ...]:
-    return (stage.name, stage.part) if stage.part != stage.name else (stage.name,)

@@ -145,11 +145,22 @@ class Teacher:
             value = tau(step, total_steps) if self.buffers == "ema" else 0.0
             pairs = list(zip(teachers, students, strict=True))
             averaged = [pair for pair in pairs if value and pair[0].is_floating_point()]
-            copied = [pair for pair in pairs if not (value and pair[0].is_floating_point())]
             if averaged and value < 1:
                 torch._foreach_lerp_([old for old, _ in averaged], [new for _, new in averaged], 1 - value)
-            if copied:
+            if copied := [pair for pair in pairs if not (value and pair[0].is_floating_point())]:
                 torch._foreach_copy_([old for old, _ in copied], [new for _, new in copied])
+
+    @torch.no_grad()
+    def distance(self) -> dict[str, Tensor]:
+        """Owned stage -> ||student - teacher|| / ||student|| over its parameters, for stages that have any (residual
+        momentum, Tables 14-15)."""
+        distances = {}
+        for stage in self.stages:
+            if pairs := list(zip(*map(stage.parameters, self.pair(stage)), strict=True)):
+                difference = torch.stack([(theirs - ours).norm() for ours, theirs in pairs]).norm()
+                norm = torch.stack([theirs.norm() for _, theirs in pairs]).norm()
+                distances[stage.name] = difference / norm.clamp_min(1e-12)
+        return distances
 
     def tau(self, step: int, total_steps: float) -> float | None:
         """tau of the last stage with a tau of its own: the one to log. None without any."""

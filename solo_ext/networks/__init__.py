@@ -1,7 +1,7 @@
 """Backbones, heads, and the ordered row of named stages that they form."""
 
 from solo_ext.networks.backbones import BACKBONES, MOCO_VITS, BackboneConfig, build_backbone, is_resnet
-from solo_ext.networks.heads import DINOHead, Normalize, WeightNormLinear, mlp
+from solo_ext.networks.heads import DINOHead, mlp
 from solo_ext.networks.stages import FAMILIES, Stage, backbone_stages, kept_outputs, stage_row
 
 __all__ = [
@@ -10,9 +10,7 @@ __all__ = [
     "MOCO_VITS",
     "BackboneConfig",
     "DINOHead",
-    "Normalize",
     "Stage",
-    "WeightNormLinear",
     "backbone_stages",
     "build_backbone",
     "is_resnet",

@@ -3,6 +3,7 @@
 torchvision and timm are imported when a network is built: a configuration is checked without them.
 """
 
+import pkgutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -35,66 +36,43 @@ class BackboneConfig(Config, section="backbone"):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_name(self.name)
+        if self.name.startswith("timm/"):
+            import timm
+
+            model = self.name.removeprefix("timm/")
+            if not timm.is_model(model):
+                raise ConfigError(f"backbone.name: timm has no model '{model}'{nearest(model, timm.list_models())}")
+        elif self.name not in BACKBONES:
+            valid = f"(valid: {', '.join(BACKBONES)}, or timm/<name>)"
+            raise ConfigError(f"backbone.name: unknown backbone '{self.name}'{nearest(self.name, BACKBONES)} {valid}")
 
 
-def _resnet(name: str, **kwargs: Any) -> nn.Module:
-    from torchvision import models
-
-    return getattr(models, name)(**kwargs)
-
-
-def _slim_resnet(layers: list[int], width: int, **kwargs: Any) -> nn.Module:
-    from solo_ext.networks.slim_resnet import SlimResNet
-
-    return SlimResNet(layers, width, **kwargs)
-
-
-def _vit(**kwargs: Any) -> nn.Module:
-    from timm.models.vision_transformer import VisionTransformer
-
-    return VisionTransformer(**{"num_classes": 0, **kwargs})
-
-
-def _moco_vit(**kwargs: Any) -> nn.Module:
-    from solo_ext.networks.vit import MoCoViT
-
-    return MoCoViT(**{"num_classes": 0, **kwargs})
+def _new(constructor: str, **kwargs: Any) -> nn.Module:
+    """Calls `<module>:<constructor>`, which is imported only now."""
+    return pkgutil.resolve_name(constructor)(**kwargs)
 
 
 # name -> width, depth
 VITS = {"vit_tiny": (192, 12), "vit_small": (384, 12), "vit_base": (768, 12), "vit_large": (1024, 24)}
+
+
+def _vit(constructor: str, name: str, heads: int) -> partial[nn.Module]:
+    width, depth = VITS[name]
+    return partial(_new, constructor, num_classes=0, embed_dim=width, depth=depth, num_heads=heads)
+
+
 # name -> constructor of one of torchvision's ResNets, or of a module [B, 3, H, W] -> [B, num_features]
 BACKBONES: dict[str, partial[nn.Module]] = {
-    "resnet18": partial(_resnet, "resnet18"),
-    "resnet34": partial(_resnet, "resnet34"),
-    "resnet50": partial(_resnet, "resnet50"),
+    **{name: partial(_new, f"torchvision.models:{name}") for name in ("resnet18", "resnet34", "resnet50")},
     # four basic blocks of 16, 32, 64 and 128 channels: 176 k parameters, for CPUs
-    "resnet10_w16": partial(_slim_resnet, [1, 1, 1, 1], 16),
+    "resnet10_w16": partial(_new, "solo_ext.networks.slim_resnet:SlimResNet", layers=[1, 1, 1, 1], width=16),
     # patches of 16 px, images of 224 px, unless `patch_size` and `img_size` say otherwise
-    **{
-        name: partial(_vit, embed_dim=width, depth=depth, num_heads=width // 64)
-        for name, (width, depth) in VITS.items()
-    },
+    **{name: _vit("timm.models.vision_transformer:VisionTransformer", name, VITS[name][0] // 64) for name in VITS},
 }
 # MoCo v3's own ViTs, with solo-learn's number of heads, replace timm's in the methods that declare them
-MOCO_VITS: dict[str, Callable[..., nn.Module]] = {
-    name: partial(_moco_vit, embed_dim=width, depth=depth, num_heads=16 if name == "vit_large" else 12)
-    for name, (width, depth) in VITS.items()
+MOCO_VITS: dict[str, partial[nn.Module]] = {
+    name: _vit("solo_ext.networks.vit:MoCoViT", name, 16 if name == "vit_large" else 12) for name in VITS
 }
-
-
-def check_name(name: str) -> None:
-    """Raises ConfigError unless `name` is one of `BACKBONES` or a timm model."""
-    if name.startswith("timm/"):
-        import timm
-
-        model = name.removeprefix("timm/")
-        if not timm.is_model(model):
-            raise ConfigError(f"backbone.name: timm has no model '{model}'{nearest(model, timm.list_models())}")
-    elif name not in BACKBONES:
-        valid = f"(valid: {', '.join(BACKBONES)}, or timm/<name>)"
-        raise ConfigError(f"backbone.name: unknown backbone '{name}'{nearest(name, BACKBONES)} {valid}")
 
 
 def is_resnet(backbone: nn.Module) -> bool:
@@ -109,41 +87,31 @@ def is_resnet(backbone: nn.Module) -> bool:
 
 
 def build_backbone(
-    name: str,
-    kwargs: Mapping[str, Any] | None = None,
-    small_images: bool = False,
-    own: Mapping[str, Callable[..., nn.Module]] | None = None,
-    last_norm: bool = False,
+    cfg: BackboneConfig, small_images: bool = False, own: Mapping[str, Callable[..., nn.Module]] | None = None
 ) -> nn.Module:
     """A randomly initialised backbone [B, 3, H, W] -> [B, `num_features`], without its classification layer.
 
-    name, kwargs, last_norm: see `BackboneConfig`. small_images: give ResNets the CIFAR stem. own: constructors that go
-    before `BACKBONES`, such as `MOCO_VITS`.
+    small_images: what the stem `auto` is for. own: constructors that go before `BACKBONES`, such as `MOCO_VITS`.
 
     Raises:
-        ConfigError: unknown name, arguments that the constructor refuses, or `last_norm` without a ResNet.
+        ConfigError: arguments that the constructor refuses, or `last_norm` without a ResNet.
     """
     from torchvision.models.resnet import ResNet
 
-    check_name(name)
-    kwargs = dict(kwargs or {})
+    timm_model = partial(_new, "timm:create_model", model_name=cfg.name.removeprefix("timm/"), num_classes=0)
+    constructor = (own or {}).get(cfg.name) or BACKBONES.get(cfg.name, timm_model)
     try:
-        if name.startswith("timm/"):
-            import timm
-
-            backbone = timm.create_model(name.removeprefix("timm/"), **{"num_classes": 0, **kwargs})
-        else:
-            backbone = ((own or {}).get(name) or BACKBONES[name])(**kwargs)
+        backbone: Any = constructor(**cfg.kwargs)
     except (AssertionError, TypeError, ValueError, RuntimeError) as error:
-        raise ConfigError(f"backbone.kwargs {kwargs} do not fit '{name}': {error}") from error
+        raise ConfigError(f"backbone.kwargs {cfg.kwargs} do not fit '{cfg.name}': {error}") from error
     if not isinstance(backbone, ResNet):
-        if last_norm:
+        if cfg.last_norm:
             resnets = ", ".join(key for key in BACKBONES if key.startswith("resnet"))
-            raise ConfigError(f"backbone.last_norm is for {resnets}, not '{name}'; set it to false")
+            raise ConfigError(f"backbone.last_norm is for {resnets}, not '{cfg.name}'; set it to false")
         return backbone
     backbone.num_features = backbone.inplanes
-    backbone.fc = nn.BatchNorm1d(backbone.num_features) if last_norm else nn.Identity()
-    if small_images:
+    backbone.fc = nn.BatchNorm1d(backbone.num_features) if cfg.last_norm else nn.Identity()
+    if cfg.stem == "small" or (cfg.stem == "auto" and small_images):
         # initialised as PyTorch does by default, like solo-learn's
         stem = getattr(backbone, "small_stem", SMALL_STEM)
         backbone.conv1 = nn.Conv2d(3, backbone.conv1.out_channels, bias=False, **stem)

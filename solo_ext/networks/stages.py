@@ -86,7 +86,7 @@ def stage_row(parts: Mapping[str, nn.Module], attributes: Mapping[str, str] | No
     return row
 
 
-def backbone_stages(attribute: str, steps: Mapping[str, Sequence[str]]) -> list[Stage]:
+def backbone_stages(attribute: str, steps: Mapping[str, Sequence[str]], part: str = "backbone") -> list[Stage]:
     """Stages that run modules one after the other, for a family of backbones.
 
     attribute: the name of the backbone on the network. steps: name of the stage -> paths, inside the backbone, of the
@@ -94,7 +94,7 @@ def backbone_stages(attribute: str, steps: Mapping[str, Sequence[str]]) -> list[
     """
     *_, last = steps
     outputs = {name: attribute if name == last else f"{attribute}.{paths[-1]}" for name, paths in steps.items()}
-    return [Stage(name, "backbone", attribute, (*steps[name],), outputs[name], (*steps[name],)) for name in steps]
+    return [Stage(name, part, attribute, (*steps[name],), outputs[name], (*steps[name],)) for name in steps]
 
 
 def _resnet(attribute: str, backbone: nn.Module) -> list[Stage]:
@@ -119,18 +119,15 @@ def _vit(attribute: str, backbone: nn.Module) -> list[Stage]:
         return []
     stem = ("patch_embed", "_pos_embed", "patch_drop", "norm_pre")
     tensors = [name for name, _ in (*backbone.named_parameters(recurse=False), *backbone.named_buffers(recurse=False))]
-    stages = [Stage("conv1", "backbone", attribute, stem, f"{attribute}.norm_pre", (*stem, "pos_drop", *tensors))]
-    # the end: final norm, pooling and what follows it
-    end = [name for name, _ in backbone.named_children() if not stages[0].holds(name) and name != "blocks"]
     bounds = [len(backbone.blocks) * i // 4 for i in range(5)]
-    for i, (first, after) in enumerate(pairwise(bounds), start=1):
-        blocks = tuple(f"blocks.{k}" for k in range(first, after))
-        if i < 4:
-            stages.append(Stage(f"block{i}", "backbone", attribute, blocks, f"{attribute}.{blocks[-1]}", blocks))
-        else:
-            steps = (*blocks, "norm", "forward_head")
-            stages.append(Stage("block4", "backbone", attribute, steps, attribute, (*blocks, *end)))
-    return stages
+    quarters = [tuple(f"blocks.{k}" for k in range(*pair)) for pair in pairwise(bounds)]
+    steps = {"conv1": stem, **{f"block{i}": blocks for i, blocks in enumerate(quarters, start=1)}}
+    steps["block4"] += ("norm", "forward_head")
+    first, *middle, last = backbone_stages(attribute, steps)
+    first = replace(first, owns=(*stem, "pos_drop", *tensors))
+    # the end: final norm, pooling and what follows it
+    end = [name for name, _ in backbone.named_children() if not first.holds(name) and name != "blocks"]
+    return [first, *middle, replace(last, owns=(*quarters[-1], *end))]
 
 
 # each gives the stages of the backbones that it knows, and none of others; `backbone_stages` helps to write one
@@ -150,10 +147,7 @@ def _head(part: str, attribute: str, head: nn.Module) -> list[Stage]:
         if isinstance(module, nn.Linear) or not groups:
             groups.append([])
         groups[-1].append(path)
-    named = [(f"{part}.fc{i}", tuple(group)) for i, group in enumerate(groups, start=1)]
+    steps = {f"{part}.fc{i}": group for i, group in enumerate(groups, start=1)}
     if isinstance(head, DINOHead):
-        named.append((f"{part}.prototypes", ("last_layer",)))
-    return [
-        Stage(name, part, attribute, paths, attribute if name == named[-1][0] else f"{attribute}.{paths[-1]}", paths)
-        for name, paths in named
-    ]
+        steps[f"{part}.prototypes"] = ["last_layer"]
+    return backbone_stages(attribute, steps, part)

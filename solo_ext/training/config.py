@@ -20,7 +20,7 @@ from solo_ext.errors import ConfigError
 from solo_ext.evaluation.finetune import LinearOptions
 from solo_ext.evaluation.knn import Distance
 from solo_ext.methods import METHODS, Method
-from solo_ext.methods.config import MethodConfig, PerformanceConfig, with_defaults
+from solo_ext.methods.base import MethodConfig, PerformanceConfig
 from solo_ext.networks import BackboneConfig
 from solo_ext.optim import OptimizerConfig, SchedulerConfig, effective_lrs
 from solo_ext.runs.checkpoints import CheckpointConfig, find_checkpoint, foreign_config, run_config
@@ -183,7 +183,7 @@ def resolve(raw: RunConfig | DictConfig | Mapping[str, Any], kind: str = "pretra
         if kind == "pretrain":
             method = _method(values)
             _warn_unused(values, [f"method_kwargs.{key}" for key in method.unused_kwargs])
-            values = with_defaults(method, values)
+            values = method.with_defaults(values)
         return _derive(build(cls, values), derived)
     except UnknownKey as error:  # the right key may be in another section
         kwargs = keys(method.Kwargs, "method_kwargs") if error.key.startswith("method_kwargs.") else ()

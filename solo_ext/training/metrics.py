@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 
 from solo_ext.methods import METHODS
 from solo_ext.methods.base import METRICS, TOTAL
-from solo_ext.methods.monitors import Gap, Spread
+from solo_ext.methods.step import Gap, Spread
 from solo_ext.text import Metric
 from solo_ext.training.callbacks import MONITORS
 from solo_ext.training.callbacks.throughput import Throughput

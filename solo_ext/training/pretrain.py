@@ -50,8 +50,7 @@ def pretrain(
     start = begin(cfg, runs_folder(cfg) / cfg.method)
 
     from solo_ext.data.modules import ImageData, PretrainData
-    from solo_ext.methods import METHODS, Method
-    from solo_ext.methods.registry import lightning_module
+    from solo_ext.methods import METHODS, Method, lightning_module
     from solo_ext.training.trainer import fit, prepare, print_result
 
     if data is None:

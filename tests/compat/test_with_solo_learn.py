@@ -25,7 +25,7 @@ from torchmetrics import Metric
 from solo_ext.compat import solo_learn as runner
 from solo_ext.evaluation.knn import knn_accuracy
 from solo_ext.methods import METHODS
-from solo_ext.networks import build_backbone
+from solo_ext.networks import BackboneConfig, build_backbone
 from solo_ext.runs.checkpoints import load_checkpoint, open_checkpoint, refuses_objects
 from solo_ext.runs.encoder import load_encoder
 from solo_ext.training.config import resolve, run_values
@@ -361,7 +361,7 @@ BACKBONES = [
 
 @pytest.mark.parametrize(("name", "method"), BACKBONES)
 def test_our_backbones_are_read_by_its_linear_evaluation(linear_backbone, tmp_path, name, method):
-    ours = build_backbone(name, own=own_backbones(method))
+    ours = build_backbone(BackboneConfig(name), own=own_backbones(method))
     torch.save({"state_dict": {f"backbone.{key}": x for key, x in ours.state_dict().items()}}, tmp_path / "x.ckpt")
     theirs = linear_backbone(tmp_path / "x.ckpt", backbone__name=name, pretrain_method=method)
     assert same_features(theirs, ours, 224)

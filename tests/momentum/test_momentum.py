@@ -11,7 +11,7 @@ from conftest import fit, random_batches, tiny_config
 from solo_ext.errors import ConfigError
 from solo_ext.methods import METHODS
 from solo_ext.momentum import IntraMomentum, MomentumConfig, Tau, Teacher
-from solo_ext.networks import MOCO_VITS, DINOHead, build_backbone, kept_outputs, mlp, stage_row
+from solo_ext.networks import MOCO_VITS, BackboneConfig, DINOHead, build_backbone, kept_outputs, mlp, stage_row
 
 BLOCKS = ["conv1", "block1", "block2", "block3", "block4"]
 MODULES = {  # independent of the code under test: which modules are which stage
@@ -103,12 +103,12 @@ def network(kind):
     torch.manual_seed(0)
     net = torch.nn.Module()
     if kind == "resnet":
-        net.backbone = build_backbone("resnet10_w16", last_norm=True)
+        net.backbone = build_backbone(BackboneConfig("resnet10_w16", last_norm=True))
     else:
         kwargs = {"img_size": 16, "patch_size": 4, "embed_dim": 16, "depth": 5, "num_heads": 2}
         own = kind == "mocov3-vit"
         kwargs |= {} if own else {"reg_tokens": 2}
-        net.backbone = build_backbone("vit_tiny", kwargs, own=MOCO_VITS if own else None)
+        net.backbone = build_backbone(BackboneConfig("vit_tiny", kwargs), own=MOCO_VITS if own else None)
     features = net.backbone.num_features
     if kind == "dino-vit":
         net.head = DINOHead(features, 12, 6, 10, norm=True, norm_last_layer=False)

@@ -10,13 +10,14 @@ from conftest import own_backbones
 from torch import nn
 
 from solo_ext.errors import ConfigError
-from solo_ext.networks import BACKBONES, BackboneConfig, DINOHead, WeightNormLinear, build_backbone, mlp, stage_row
+from solo_ext.networks import BACKBONES, BackboneConfig, DINOHead, build_backbone, mlp, stage_row
+from solo_ext.networks.heads import WeightNormLinear
 
 TINY = {"img_size": 16, "patch_size": 4, "embed_dim": 16, "depth": 5, "num_heads": 2}
 
 
 def tiny_vit(method="dino", **kwargs):
-    return build_backbone("vit_tiny", TINY | kwargs, own=own_backbones(method))
+    return build_backbone(BackboneConfig("vit_tiny", TINY | kwargs), own=own_backbones(method))
 
 
 # Heads.
@@ -90,8 +91,8 @@ def test_weight_norm_equals_pytorchs():
 
 def test_last_norm_is_a_batch_norm_on_the_pooled_features():
     """ProjectorEMA, Table C.8."""
-    plain = build_backbone("resnet10_w16")
-    backbone = build_backbone("resnet10_w16", last_norm=True)
+    plain = build_backbone(BackboneConfig("resnet10_w16"))
+    backbone = build_backbone(BackboneConfig("resnet10_w16", last_norm=True))
     extra = backbone.state_dict().keys() - plain.state_dict().keys()
     assert extra == {f"fc.{name}" for name in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")}
     feats = backbone(torch.randn(32, 3, 16, 16))
@@ -138,7 +139,7 @@ def test_mocov3_vit_starts_as_printed(frozen):
      (None, 6)],
 )  # fmt: skip
 def test_the_mocov3_family_has_its_own_vit(method, heads):
-    vit = build_backbone("vit_small", {"img_size": 32, "depth": 1}, own=own_backbones(method))
+    vit = build_backbone(BackboneConfig("vit_small", {"img_size": 32, "depth": 1}), own=own_backbones(method))
     assert (vit.blocks[0].attn.num_heads, vit.pos_embed.requires_grad) == (heads, heads == 6)
     assert vit(torch.randn(2, 3, 32, 32)).shape == (2, vit.num_features) == (2, 384)
 
@@ -161,28 +162,28 @@ def test_names_of_all_backbones_are_accepted():
 )
 def test_arguments_that_do_not_fit_are_refused(name, kwargs, method, words):
     with pytest.raises(ConfigError, match=r"backbone\.kwargs") as error:
-        build_backbone(name, kwargs, own=own_backbones(method))
+        build_backbone(BackboneConfig(name, kwargs), own=own_backbones(method))
     assert words in str(error.value) and "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("name", ["vit_tiny", "timm/test_vit"])
 def test_last_norm_is_for_resnets(name):
     with pytest.raises(ConfigError, match=r"backbone\.last_norm is for resnet18, .*" + name):
-        build_backbone(name, last_norm=True)
+        build_backbone(BackboneConfig(name, last_norm=True))
 
 
 # Stages.
 
 ROWS = {
-    "resnet10_w16": lambda: build_backbone("resnet10_w16", last_norm=True),
-    "resnet50": lambda: build_backbone("resnet50", small_images=True),
+    "resnet10_w16": lambda: build_backbone(BackboneConfig("resnet10_w16", last_norm=True)),
+    "resnet50": lambda: build_backbone(BackboneConfig("resnet50"), small_images=True),
     "vit": tiny_vit,
     "vit-mocov3": lambda: tiny_vit("mocov3"),
     "vit-registers": lambda: tiny_vit(reg_tokens=2, no_embed_class=True, pre_norm=True, global_pool="avg", depth=4),
     "vit-map": lambda: tiny_vit(global_pool="map", class_token=False, depth=13),
     "vit-any-size": lambda: tiny_vit(dynamic_img_size=True),
     "deit": lambda: build_backbone(
-        "timm/deit_tiny_distilled_patch16_224", {"img_size": 16, "patch_size": 4, "embed_dim": 12}
+        BackboneConfig("timm/deit_tiny_distilled_patch16_224", {"img_size": 16, "patch_size": 4, "embed_dim": 12})
     ),
 }
 
@@ -223,7 +224,7 @@ def test_a_vits_blocks_are_quarters_of_its_depth(depth):
     ("name", "kwargs"), [("vit_tiny", TINY | {"depth": 3}), ("timm/resnet10t", {}), ("timm/test_convnext", {})]
 )
 def test_a_backbone_without_stages_is_one(name, kwargs):
-    row = stage_row({"backbone": build_backbone(name, kwargs)})
+    row = stage_row({"backbone": build_backbone(BackboneConfig(name, kwargs))})
     assert [stage.name for stage in row] == ["backbone"]
 
 
@@ -258,7 +259,7 @@ def test_vits_are_solo_learns(solo_learn, name, method, kwargs):
 
     theirs, ours = (
         getattr(vit, name)(method, **kwargs).eval(),
-        build_backbone(name, kwargs, own=own_backbones(method)).eval(),
+        build_backbone(BackboneConfig(name, kwargs), own=own_backbones(method)).eval(),
     )
     expected = theirs.state_dict()
     assert list(expected) == list(ours.state_dict())

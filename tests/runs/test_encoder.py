@@ -9,7 +9,7 @@ import torch
 from conftest import build
 
 from solo_ext.errors import CheckpointError
-from solo_ext.networks import build_backbone
+from solo_ext.networks import BackboneConfig, build_backbone
 from solo_ext.runs.checkpoints import find_checkpoint, save_checkpoint
 from solo_ext.runs.encoder import load_encoder
 from solo_ext.runs.run import RECORDS
@@ -18,7 +18,7 @@ CIFAR = {"backbone": {"name": "resnet18", "kwargs": {}}, "data": {"dataset": "ci
 
 
 def run_folder(tmp_path, name="resnet18", prefix="backbone.", **args):
-    backbone = build_backbone(name, small_images=True)
+    backbone = build_backbone(BackboneConfig(name), small_images=True)
     state = {prefix + key: x for key, x in backbone.state_dict().items()} | {
         "classifier.weight": torch.zeros(10, backbone.num_features),
         "momentum_" + prefix + "conv1.weight": torch.zeros(1),

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torchvision.transforms.functional import normalize
 
 from solo_ext.files import write_json
-from solo_ext.networks.backbones import build_backbone
+from solo_ext.networks.backbones import BackboneConfig, build_backbone
 from solo_ext.runs.checkpoints import load_checkpoint
 from solo_ext.zoo import export as zoo
 from solo_ext.zoo.export import detectron2 as export
@@ -36,7 +36,7 @@ FPN = [
 def random_backbone(name: str, **kwargs):
     """In eval mode, with BatchNorms that are nothing like new ones."""
     torch.manual_seed(0)
-    backbone = build_backbone(name, **kwargs).eval()
+    backbone = build_backbone(BackboneConfig(name, **kwargs)).eval()
     for module in backbone.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             for tensor in (module.running_mean, module.bias):
@@ -121,7 +121,7 @@ def test_files(tmp_path, name, depth, width):
 @pytest.mark.parametrize(
     ("name", "kwargs", "reason"),
     [
-        ("resnet18", {"small_images": True}, "backbone.stem: small"),
+        ("resnet18", {"stem": "small"}, "backbone.stem: small"),
         ("resnet10_w16", {}, "this SlimResNet differs"),
         ("vit_tiny", {}, "this VisionTransformer differs"),
         ("timm/resnet50d", {}, "this ResNet differs"),
@@ -129,7 +129,7 @@ def test_files(tmp_path, name, depth, width):
     ],
 )
 def test_what_detectron2_cannot_hold(name, kwargs, reason):
-    backbone = build_backbone(name, **kwargs)
+    backbone = build_backbone(BackboneConfig(name, **kwargs))
     assert export.depth_of(backbone) is None and re.search(reason, export.supports(backbone))
 
 
