@@ -28,7 +28,7 @@ class NonFiniteError(RuntimeError):
 
 
 def require(package: str, what: str, extra: str) -> None:
-    """Raises ConfigError, in which `what` needs the package, if it is not installed; `extra`: of ours, which has it."""
+    """Raises ConfigError, "<what> needs <package>", unless it is installed; our extra `extra` brings it."""
     try:
         __import__(package)
     except ImportError:

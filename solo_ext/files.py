@@ -18,9 +18,10 @@ def replacing(
     error: type[SoloExtError] = CheckpointError,
     opener: Callable[[Path], BinaryIO] = lambda path: open(path, "w+b"),  # noqa: SIM115
 ) -> Iterator[BinaryIO]:
-    """A file beside `path`, opened by `opener`, that becomes `path` at the end, on the disk; removed if anything fails.
+    """A file beside `path`, opened by `opener`, that becomes `path` once it is complete and on the disk.
 
-    If it cannot be written (no room, no permission), `error` is raised and `path` stays as it was.
+    If anything fails it is removed, and `path` is unchanged; `error` is raised if it cannot be written (no space left,
+    no permission).
     """
     temporary = path.with_name(f".{path.name}.tmp")
     try:
@@ -41,10 +42,9 @@ def replacing(
 
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """An empty folder beside `path`, which becomes `path` at the end, its files on the disk; removed if anything fails.
+    """An empty folder beside `path` that becomes `path` once it is complete and on the disk; removed if anything fails.
 
-    Raises:
-        CheckpointError: it cannot be written, or `path` has appeared in the meantime.
+    Raises CheckpointError if it cannot be written, or `path` has appeared in the meantime.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     made = [parent for parent in path.parents if not os.path.lexists(parent)]
@@ -93,8 +93,7 @@ def write_json(path: Path, value: Any) -> None:
 def read_json(path: Path, **parts: type) -> dict[str, Any] | None:
     """The JSON object in the file `path`, None without a file; `parts`: the types of keys that it may have.
 
-    Raises:
-        CheckpointError: it cannot be read, or is something else.
+    Raises CheckpointError if it cannot be read, or is not such an object.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))

@@ -14,6 +14,7 @@ import dataclasses
 import math
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from types import NoneType, UnionType
@@ -98,11 +99,8 @@ class Config:
     """Base of the dataclasses that are sections of a configuration: `fit` makes their fields what their types say.
 
     A section that compares its values extends `__post_init__` with `require`. The class keyword `section` is its full
-    key; an object made by `build` has the key where its values stood.
-
-    Raises:
-        UnknownKey: an argument that the dataclass lacks.
-        ConfigError: a value that cannot work.
+    key; an object made by `build` has the key where its values stood. An unknown argument raises UnknownKey, a value
+    that cannot work ConfigError.
     """
 
     _section: ClassVar[str] = ""
@@ -128,10 +126,8 @@ class Config:
 
 
 def build(cls: type[T], values: Any, at: str = "") -> T:
-    """The dataclass `cls`, with those nested in it and in its lists, from the values at key `at`.
-
-    Args:
-        values: a mapping, a DictConfig, None for all defaults, or the finished dataclass.
+    """The dataclass `cls`, with those nested in it and in its lists, from the values at key `at`: a mapping, a
+    DictConfig, None for all defaults, or the finished dataclass.
 
     Raises:
         UnknownKey: a key that the dataclass lacks.
@@ -147,7 +143,7 @@ def build(cls: type[T], values: Any, at: str = "") -> T:
     _check_names(cls, arguments, at)
     for field in dataclasses.fields(cls):  # type: ignore[arg-type]  # a TypeVar cannot be bound to dataclasses
         no_default = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
-        if field.name not in arguments and (no_default or field.default == MISSING):
+        if no_default and field.name not in arguments:
             if not dataclasses.is_dataclass(hints[field.name]):
                 raise ConfigError(f"{join(at, field.name)} is missing")
             arguments[field.name] = None
@@ -160,10 +156,8 @@ def build(cls: type[T], values: Any, at: str = "") -> T:
 
 
 def plain(config: Any) -> dict[str, Any]:
-    """The values of a configuration, typed or not, as args.json holds them.
-
-    Null fields that the class names in `when_given` are left out: their default is another library's.
-    """
+    """The values of a configuration, typed or not, as args.json holds them: without null fields in `when_given`, whose
+    default is another library's."""
 
     def values(x: Any) -> Any:
         if dataclasses.is_dataclass(x):
@@ -180,16 +174,13 @@ def plain(config: Any) -> dict[str, Any]:
 
 
 def fit(hint: Any, value: Any, key: str) -> Any:
-    """`value` as the type `hint`: unchanged if it is one, else converted, such as "1e-5" to a number.
-
-    Raises:
-        ConfigError: it cannot be converted, or is a number that is not finite.
-    """
+    """`value` as the type `hint`: unchanged if it is one, else converted, such as "1e-5" to a number. ConfigError if
+    that is impossible, or a number is not finite."""
     if isinstance(value, str) and value == MISSING:
         raise ConfigError(f"{key} is missing")
+    arms = _arms(hint)
     if isinstance(value, str) and value == "None":  # solo-learn's YAMLs write None for null
         value = None
-    arms = _arms(hint)
     if value is None and NoneType in arms:
         return None
     for convert in (False, True):
@@ -226,20 +217,17 @@ def _fit_arm(arm: Any, value: Any, key: str, convert: bool) -> Any:
 
 
 def _fit_scalar(arm: Any, value: Any, key: str, convert: bool) -> Any:
+    if convert and arm is bool and isinstance(value, str):
+        return {"true": True, "false": False}.get(value.lower(), _MISFIT)
+    if convert and arm in (int, float) and isinstance(value, str):
+        with suppress(ValueError):
+            value = float(value)
     number = isinstance(value, int | float) and not isinstance(value, bool)
-    if arm is bool:
-        words = {"true": True, "false": False}
-        return value if isinstance(value, bool) else words.get(str(value).lower(), _MISFIT) if convert else _MISFIT
-    if arm is str:
-        return value if isinstance(value, str) else str(value) if convert and number else _MISFIT
-    if arm not in (int, float):
-        return _MISFIT
-    if convert and isinstance(value, str):
-        try:
-            value, number = float(value), True
-        except ValueError:
-            return _MISFIT
-    if not number:
+    if arm is str and convert and number:
+        return str(value)
+    if arm in (bool, str):
+        return value if isinstance(value, arm) else _MISFIT
+    if arm not in (int, float) or not number:
         return _MISFIT
     if not math.isfinite(value):
         raise ConfigError(f"{key} must be a finite number, not {value}")

@@ -18,14 +18,13 @@ class Registry(UserDict[str, "type[LightningMethod]"]):
     """Name -> the method's LightningModule, which is made, and Lightning imported, when it is looked up.
 
     A class that gives its `name` is registered when it is defined; `METHODS[name] = cls` adds one, too.
-
-    Attributes:
-        declared: name -> what the method declares: its `Method` class.
     """
 
-    def __init__(self, declared: dict[str, type[Method]]):
+    declared = DECLARED  # name -> what the method declares: its `Method` class
+
+    def __init__(self) -> None:
         super().__init__()
-        self.data = self.declared = declared  # type: ignore[assignment]  # `__getitem__` makes modules of them
+        self.data = DECLARED  # type: ignore[assignment]  # `__getitem__` makes modules of them
 
     def __getitem__(self, name: str) -> "type[LightningMethod]":
         return lightning_module(self.declared[name])  # type: ignore[arg-type]  # classes can be hashed
@@ -42,7 +41,7 @@ def lightning_module(method: Any) -> Any:
     return type(method.__name__, (method, LightningMethod), described)
 
 
-METHODS = Registry(DECLARED)  # every method, by the name that its YAML gives
+METHODS = Registry()  # every method, by the name that its YAML gives
 for _file in pkgutil.iter_modules(__path__):
     if _file.name != "module":  # which imports Lightning
         importlib.import_module(f"{__name__}.{_file.name}")

@@ -10,10 +10,13 @@ from dataclasses import dataclass, field, fields
 from types import MappingProxyType
 from typing import Any, ClassVar, Literal
 
+import torch
+import torch.nn.functional as F
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from solo_ext.data.datasets import DATASETS, DataConfig
+from solo_ext.losses import enqueue
 from solo_ext.methods.step import GapConfig
 from solo_ext.momentum import IntraMomentum, MomentumConfig
 from solo_ext.networks import BackboneConfig, build_backbone
@@ -176,6 +179,30 @@ class Method(nn.Module):
     def remember(self, targets: list[Tensor]) -> None:
         """Takes the targets of a batch into the framework's memory, such as a queue or a centre, once the
         backward pass, which still reads that memory, is over."""
+
+
+class QueuedMethod(Method):
+    """A framework whose `loss` contrasts with `queue`: earlier outputs of the target branch."""
+
+    queue: Tensor
+    queue_ptr: Tensor
+
+    @dataclass
+    class Kwargs(Method.Kwargs):
+        queue_size: Count = 65536
+
+    def build_queue(self, *shape: int, dim: int) -> None:
+        """Registers `queue`, of unit vectors along dimension 1, counted by dimension `dim`, and its pointer.
+
+        shape: [K, D] for one queue, [V, D, K] for one of each target view.
+        """
+        self.queue_dim = dim
+        self.register_buffer("queue", F.normalize(torch.randn(*shape), dim=1))
+        self.register_buffer("queue_ptr", torch.zeros(1, dtype=torch.long))
+
+    def remember(self, targets: list[Tensor]) -> None:
+        keys = torch.stack(targets) if self.queue.dim() == 3 else targets[0]
+        enqueue(self.queue, self.queue_ptr, keys, self.queue_dim)
 
 
 def cross_views(queries: Sequence[Tensor], targets: Sequence[Any]) -> list[tuple[Tensor, Any]]:

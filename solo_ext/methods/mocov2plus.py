@@ -5,8 +5,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from solo_ext.losses import mean, queue_nce
-from solo_ext.methods.base import cross_views
-from solo_ext.methods.queued import QueuedMethod
+from solo_ext.methods.base import QueuedMethod, cross_views
 from solo_ext.networks import mlp
 from solo_ext.schema import Count, Temperature
 

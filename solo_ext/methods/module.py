@@ -63,7 +63,7 @@ class LightningMethod(pl.LightningModule, Method):  # type: ignore[override]  # 
             if not classes or not hasattr(self, "momentum_backbone"):
                 raise ConfigError(
                     "momentum.classifier needs labels and a teacher with a backbone of its own; "
-                    f"momentum.stages is {cfg.momentum.stages!r} and the data set has {classes} classes"
+                    f"momentum.stages is {cfg.momentum.stages!r} and the dataset has {classes} classes"
                 )
             self.momentum_classifier = nn.Linear(features, classes)
         self.terms = [Term(self.loss_name, self.criterion)]
@@ -78,7 +78,6 @@ class LightningMethod(pl.LightningModule, Method):  # type: ignore[override]  # 
             self.monitors.append(Gap(cfg.gap.every, self.gap_at))
         self._compared = [s for s in self.row if s.name == self.intra_at and self.intra.weight > 0]
         self._kept = [s for s in self.row if s == self.teacher.entry or s in self._compared]
-        self._passes: dict[tuple, Passes] = {}
         self._fresh: list[Tensor] = []  # targets of the batch whose backward pass is still to come
 
     # The network and its teacher.
@@ -125,9 +124,9 @@ class LightningMethod(pl.LightningModule, Method):  # type: ignore[override]  # 
         return outputs | stages
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
-        """The student's outputs on the images x [B, 3, H, W], under solo-learn's names: feats [B, F]; z [B, D], the
-        projector's; q [B, D], the last head's; if there are labels, logits [B, classes] of the online probe, whose
-        gradient stops at the features."""
+        """The student's outputs on the images x [B, 3, H, W], under solo-learn's names: feats [B, F]; z [B, D] of the
+        projector; q [B, D] of the last head; with labels, logits [B, classes] of the online probe, whose gradient stops
+        at the features."""
         out = self.student(x)
         named = {"feats": out["backbone"], "z": out["projector"], "q": out[self.last]}
         if self.classifier is not None:
@@ -157,9 +156,8 @@ class LightningMethod(pl.LightningModule, Method):  # type: ignore[override]  # 
         indexes, views, labels = batch
         views = [views] if isinstance(views, Tensor) else views
         number = self.global_step
-        pull = self.intra.active(number)
-        read = tuple(monitor.at for monitor in self.monitors if monitor.at and monitor.due(number))
-        passes = self.passes(len(views), pull, read)
+        read = [monitor.at for monitor in self.monitors if monitor.at and monitor.due(number)]
+        passes = self.passes(len(views), self.intra.active(number), read)
         students: dict[int, Outputs] = {}
         for i in passes.student:
             with torch.set_grad_enabled(i in passes.learning and torch.is_grad_enabled()):
@@ -167,37 +165,32 @@ class LightningMethod(pl.LightningModule, Method):  # type: ignore[override]  # 
         teachers = {i: self.teach(views[i], students.get(i, {}), passes.upto) for i in passes.teacher}
         return Step(number, indexes, views, labels, passes, students, teachers)
 
-    def passes(self, views: int, pull: bool = False, read: tuple[str, ...] = ()) -> Passes:
-        """Which network runs which of the `views` of a batch; none runs whose output nothing uses.
+    def passes(self, views: int, pull: bool = False, read: Sequence[str] = ()) -> Passes:
+        """Which network runs which of the `views` of a batch; an output that nothing uses is not computed.
 
         pull: whether the intra term is on: the student then learns on all large views. read: parts at which monitors
         read the teacher's outputs.
         """
-        key = views, pull, read
-        if key not in self._passes:
-            inter, target = self.cfg.momentum.inter, self.cfg.momentum.target
-            large = range(min(self.large_crops, views))
-            targets = large if self.target_views is None else self.target_views
-            if self.own_targets and not (inter and self.teacher.stages):
-                targets = ()
-            probed = () if self.classifier is None else large if self.probe_views is None else self.probe_views
-            learning = {*(range(views) if self.query_views is None else self.query_views), *(large if pull else ())}
-            teacher = {*(targets if inter else ())}
-            teacher |= {*large} if pull or self.momentum_classifier is not None else set()
-            student = {*learning, *probed, *(() if inter else targets)}
-            student |= teacher if len(self.teacher.stages) < len(self.teacher.row) else set()  # it continues from these
-            if read and not teacher & student:
-                teacher |= student & {*large}
-            ends = ["projector", *read, *([target] if inter else [])]
-            ends += [self._part_of[self.intra_at]] if pull else []
-            upto = max(ends, key=PARTS.index)
-            learns, runs, aims, teaches = (tuple(sorted(places)) for places in (learning, student, targets, teacher))
-            self._passes[key] = Passes(learns, runs, aims, teaches, upto, tuple(probed))
-        return self._passes[key]
+        inter, target = self.cfg.momentum.inter, self.cfg.momentum.target
+        large = range(min(self.large_crops, views))
+        targets = large if self.target_views is None else self.target_views
+        if self.own_targets and not (inter and self.teacher.stages):
+            targets = ()
+        probed = () if self.classifier is None else large if self.probe_views is None else self.probe_views
+        learning = {*(range(views) if self.query_views is None else self.query_views), *(large if pull else ())}
+        teacher = {*(targets if inter else ())}
+        teacher |= {*large} if pull or self.momentum_classifier is not None else set()
+        student = {*learning, *probed, *(() if inter else targets)}
+        student |= teacher if len(self.teacher.stages) < len(self.teacher.row) else set()  # it continues from these
+        if read and not teacher & student:
+            teacher |= student & {*large}
+        ends = ["projector", *read, *([target] if inter else []), *([self._part_of[self.intra_at]] if pull else [])]
+        learns, runs, aims, teaches = (tuple(sorted(places)) for places in (learning, student, targets, teacher))
+        return Passes(learns, runs, aims, teaches, max(ends, key=PARTS.index), tuple(probed))
 
     def teach(self, x: Tensor, student: Outputs, upto: str) -> Outputs:
-        """The teacher's outputs, up to the part `upto`, on the view x [B, 3, H, W], given the student's on the same
-        view, which may be empty where the teacher starts from the image."""
+        """The teacher's outputs on the view x [B, 3, H, W], up to the part `upto`. It continues from the `student`'s,
+        which may be empty where it starts from the image."""
         if self.channels_last:
             x = x.to(memory_format=torch.channels_last)
         return self.teacher(x, student, upto, [stage.name for stage in self._compared])
@@ -221,10 +214,9 @@ class LightningMethod(pl.LightningModule, Method):  # type: ignore[override]  # 
             self._fresh = []
 
     def _intra_term(self, step: Step) -> Tensor:
-        at = self.intra_at
-        mine = self.last if at in self.parts else at  # of parts, the student's last head (the asymmetric target)
-        pairs = [(step.students[i], out) for i, out in step.teachers.items()]
-        return self.intra([pooled(s[mine]) for s, _ in pairs], [pooled(t[at]) for _, t in pairs])
+        at = self.last if self.intra_at in self.parts else self.intra_at  # the student's last head, or the same stage
+        students = [pooled(step.students[i][at]) for i in step.teachers]
+        return self.intra(students, [pooled(out[self.intra_at]) for out in step.teachers.values()])
 
     def _probe_term(self, step: Step) -> Tensor:
         features = [step.students[i]["backbone"].detach() for i in step.passes.probed]
@@ -241,11 +233,9 @@ class LightningMethod(pl.LightningModule, Method):  # type: ignore[override]  # 
         assert probe is not None  # else it has no term
         labelled = (labels != -1).sum().clamp(min=1)  # a batch without labels has no loss, rather than 0 / 0
         logits = [probe(x) for x in features]
-        losses = [F.cross_entropy(x, labels, ignore_index=-1, reduction="sum") / labelled for x in logits]
-        accuracies = [accuracy_at_k(x, labels, (1, 5)) for x in logits]
-        metrics[f"{prefix}acc1"] = mean([a for a, _ in accuracies])
-        metrics[f"{prefix}acc5"] = mean([a for _, a in accuracies])
-        return mean(losses)
+        accuracies = zip(*(accuracy_at_k(x, labels, (1, 5)) for x in logits), strict=True)
+        metrics[f"{prefix}acc1"], metrics[f"{prefix}acc5"] = map(mean, accuracies)
+        return mean([F.cross_entropy(x, labels, ignore_index=-1, reduction="sum") / labelled for x in logits])
 
     # After the step.
 
@@ -272,8 +262,8 @@ class LightningMethod(pl.LightningModule, Method):  # type: ignore[override]  # 
         if self.classifier is not None:
             metrics["val_loss"] = self._probe(self.classifier, [out["backbone"]], labels, "val_", metrics)
         if self.momentum_classifier is not None:
-            features = self.teach(x, out, "backbone")["backbone"]
-            loss = self._probe(self.momentum_classifier, [features], labels, "momentum_val_", metrics)
+            features = [self.teach(x, out, "backbone")["backbone"]]
+            loss = self._probe(self.momentum_classifier, features, labels, "momentum_val_", metrics)
             metrics["momentum_val_loss"] = loss
         self.log_dict(metrics, sync_dist=True, batch_size=len(labels))
 
@@ -295,8 +285,7 @@ class LightningMethod(pl.LightningModule, Method):  # type: ignore[override]  # 
 
     def configure_optimizers(self):
         cfg, accumulate = self.cfg, self.accumulate
-        lr, _ = cfg.optimizer.rates(accumulate)
-        optimizer = build_optimizer(self.learnable_params, cfg.optimizer, lr)
+        optimizer = build_optimizer(self.learnable_params, cfg.optimizer, cfg.optimizer.rates(accumulate)[0])
         scheduler = build_scheduler(optimizer, cfg.scheduler, self._total_steps, self.trainer.max_epochs, accumulate)
         return {"optimizer": optimizer, **({"lr_scheduler": scheduler} if scheduler else {})}
 

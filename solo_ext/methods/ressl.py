@@ -6,7 +6,7 @@ from torch import Tensor
 
 from solo_ext.errors import ConfigError
 from solo_ext.losses import relational
-from solo_ext.methods.queued import QueuedMethod
+from solo_ext.methods.base import QueuedMethod
 from solo_ext.networks import mlp
 from solo_ext.schema import Count, Temperature
 
