@@ -34,7 +34,6 @@ _WORDS = {
     bool: "true or false",
     str: "text",
     list: "a list",
-    tuple: "a list",
     dict: "a mapping",
     NoneType: "null",
 }
@@ -59,7 +58,7 @@ class Bounds:
 
 @dataclass(frozen=True, eq=False)
 class OneOf:
-    """One of the names that `choices` has when the value is checked; a fixed list of them is a Literal."""
+    """One of the names that `choices` has when the value is checked; fixed choices are a Literal."""
 
     choices: Collection[str]
 
@@ -88,11 +87,21 @@ Temperature = Annotated[float, Bounds(1e-6)]  # of a softmax
 
 
 class UnknownKey(ConfigError):
-    """The full, dotted `key` is none of `valid`."""
+    """The full, dotted `key` is none of `valid`; the message names the one most likely meant, or else its siblings."""
 
     def __init__(self, key: str, valid: Iterable[str]):
-        super().__init__(f"unknown key '{key}'{nearest_key(key, list(valid))}")
         self.key = key
+        node, _, word = key.rpartition(".")
+        names = [(name, *name.rpartition(".")[::2]) for name in valid]
+        siblings = [last for _, other, last in names if _first_item(other) == _first_item(node)]
+        elsewhere = [name for name, _, last in names if last == word]
+        if hint := nearest(word, siblings) or nearest(word.lower(), siblings):
+            hint = hint.replace("'", f"'{join(node, '')}", 1)
+        elif elsewhere:
+            hint = f"; did you mean '{elsewhere[0]}'?"
+        elif node:
+            hint = f" (valid: {', '.join(siblings)})"
+        super().__init__(f"unknown key '{key}'{hint}")
 
 
 class Config:
@@ -205,7 +214,7 @@ def _fit_arm(arm: Any, value: Any, key: str, convert: bool) -> Any:
     if origin is Literal:
         exact = (choice for choice in args if choice == value and type(choice) is type(value))
         return next(exact, next((choice for choice in args if convert and str(choice) == str(value)), _MISFIT))
-    if origin in (list, tuple):
+    if origin is list:
         if not isinstance(value, Sequence) or isinstance(value, str):
             return _MISFIT
         return [fit(args[0] if args else Any, item, f"{key}.{i}") for i, item in enumerate(value)]
@@ -245,19 +254,6 @@ def keys(cls: Any, at: str = "") -> Iterator[str]:
             inner = get_args(arm)[0] if get_origin(arm) is list else arm
             if dataclasses.is_dataclass(inner):
                 yield from keys(inner, key if inner is arm else f"{key}.0")
-
-
-def nearest_key(key: str, valid: Sequence[str]) -> str:
-    """`; did you mean 'x'?` for the full key of `valid` that was most likely meant, else its siblings."""
-    node, _, word = key.rpartition(".")
-    split = [name.rpartition(".") for name in valid]
-    siblings = [last for other, _, last in split if _first_item(other) == _first_item(node)]
-    if hint := nearest(word, siblings) or nearest(word.lower(), siblings):
-        return hint.replace("'", f"'{join(node, '')}", 1)
-    elsewhere = [name for name, (_, _, last) in zip(valid, split, strict=True) if last == word]
-    if elsewhere:
-        return f"; did you mean '{elsewhere[0]}'?"
-    return f" (valid: {', '.join(siblings)})" if node else ""
 
 
 def join(at: str, key: Any) -> str:

@@ -44,18 +44,12 @@ def markdown_table(headings: Sequence[str], rows: Iterable[Sequence[str]], right
 class Metric:
     """How a logged metric is shown everywhere; defined in the file that computes the metric.
 
-    Attributes:
-        name: as it is logged; a `*` stands for anything (`val_knn*`, `weight_distance/*`).
-        title: of its plot.
-        label: in tables and on the progress line; for a pattern, `*` is what it stood for. Empty: only plotted.
-        form: of its values.
-        section: of the report: losses, accuracies, gap, schedules, or another, which gets a heading of its own.
-        progress: whether the progress line shows it.
+    In `name`, a `*` stands for anything (`val_knn*`, `weight_distance/*`), and in `label` for what it stood for.
     """
 
-    name: str
-    title: str
-    label: str = ""
-    form: str = "{:.4g}"
-    section: str = "other"
-    progress: bool = False
+    name: str  # as it is logged
+    title: str  # of its plot
+    label: str = ""  # in tables and on the progress line; empty: it is only plotted
+    form: str = "{:.4g}"  # of its values
+    section: str = "other"  # of the report: losses, accuracies, gap, schedules, or one with a heading of its own
+    progress: bool = False  # whether the progress line shows it

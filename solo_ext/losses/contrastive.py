@@ -71,12 +71,13 @@ def relational(query: Tensor, key: Tensor, queue: Tensor, temperature_q: float, 
 
 
 @torch.no_grad()
-def enqueue(queue: Tensor, pointer: Tensor, keys: Tensor, dim: int) -> None:
+def enqueue(queue: Tensor, pointer: Tensor, keys: Tensor) -> None:
     """Overwrites the oldest keys with those of all ranks.
 
-    queue: [K, D] with `dim` 0, or V queues [V, D, K] with `dim` 2; changed in place, as a ring. pointer: [1], the place
-    of the oldest key, moved on. keys: [B, D], or [V, B, D], normalised here; B may be any number.
+    queue: [K, D], or V queues [V, D, K]; changed in place, as a ring. pointer: [1], the place of the oldest key, moved
+    on. keys: [B, D], or [V, B, D], normalised here; B may be any number.
     """
+    dim = 0 if queue.dim() == 2 else 2
     keys = F.normalize(keys.detach().to(queue.dtype), dim=-1)
     keys = gather_no_grad(keys.movedim(-2, 0))[-queue.shape[dim] :]  # [W B, ..., D]
     place = (pointer + torch.arange(len(keys), device=keys.device)) % queue.shape[dim]

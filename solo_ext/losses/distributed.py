@@ -16,21 +16,18 @@ def gather_no_grad(x: Tensor) -> Tensor:
 
 
 def gather(x: Tensor) -> Tensor:
-    """[B, ...] on each of W ranks -> [W B, ...] in rank order; gradients of all ranks' losses are summed.
-
-    B is the same on all ranks. DistributedDataParallel then averages over ranks, so the mean of the ranks'
-    losses is what is differentiated.
-    """
+    """[B, ...] on each of W ranks -> [W B, ...] in rank order, B the same on all; gradients of all ranks' losses are
+    summed. DistributedDataParallel averages them, so that the mean of the ranks' losses is differentiated."""
     return _Gather.apply(x) if _distributed() else x
 
 
 @torch.no_grad()
 def mean_over_ranks(x: Tensor) -> Tensor:
     """The mean over ranks of a tensor of the same shape on each; without torch.distributed, `x`."""
-    if _distributed():
-        dist.all_reduce(x)
-        x = x / dist.get_world_size()
-    return x
+    if not _distributed():
+        return x
+    dist.all_reduce(x)
+    return x / dist.get_world_size()
 
 
 class _Gather(torch.autograd.Function):

@@ -143,13 +143,10 @@ class Method(nn.Module):
 
     @classmethod
     def configuration(cls, cfg: "MethodConfig | Mapping[str, Any]") -> MethodConfig:
-        """The typed configuration; one that is typed already is returned unchanged.
+        """The typed configuration, or ConfigError; one that is typed already is returned unchanged.
 
         solo-learn's DictConfig may have other top-level keys, which are ignored, and `method_kwargs` of other methods,
         since its scripts take any YAML with `method=`.
-
-        Raises:
-            ConfigError: a key that a section lacks, or a value that cannot work.
         """
         if isinstance(cfg, MethodConfig):
             return cfg
@@ -161,7 +158,7 @@ class Method(nn.Module):
             sections["method_kwargs"] = {k: v for k, v in sections["method_kwargs"].items() if k not in others}
         return build(MethodConfig, cls.with_defaults(sections))
 
-    # What a framework writes.
+    # To be written by a framework.
 
     def build_heads(self, features: int) -> None:
         """Sets `self.projector` and, if the framework has one, `self.predictor`, on `features`-wide inputs."""
@@ -177,8 +174,8 @@ class Method(nn.Module):
         raise NotImplementedError
 
     def remember(self, targets: list[Tensor]) -> None:
-        """Takes the targets of a batch into the framework's memory, such as a queue or a centre, once the
-        backward pass, which still reads that memory, is over."""
+        """Takes a batch's targets into the framework's memory, such as a queue or a centre, after the backward pass,
+        which still reads that memory."""
 
 
 class QueuedMethod(Method):
@@ -191,18 +188,17 @@ class QueuedMethod(Method):
     class Kwargs(Method.Kwargs):
         queue_size: Count = 65536
 
-    def build_queue(self, *shape: int, dim: int) -> None:
-        """Registers `queue`, of unit vectors along dimension 1, counted by dimension `dim`, and its pointer.
+    def build_queue(self, *shape: int) -> None:
+        """Registers `queue`, of unit vectors along dimension 1, and its pointer.
 
-        shape: [K, D] for one queue, [V, D, K] for one of each target view.
+        shape: [K, D] for one queue, [V, D, K] for one per target view.
         """
-        self.queue_dim = dim
         self.register_buffer("queue", F.normalize(torch.randn(*shape), dim=1))
         self.register_buffer("queue_ptr", torch.zeros(1, dtype=torch.long))
 
     def remember(self, targets: list[Tensor]) -> None:
         keys = torch.stack(targets) if self.queue.dim() == 3 else targets[0]
-        enqueue(self.queue, self.queue_ptr, keys, self.queue_dim)
+        enqueue(self.queue, self.queue_ptr, keys)
 
 
 def cross_views(queries: Sequence[Tensor], targets: Sequence[Any]) -> list[tuple[Tensor, Any]]:
@@ -213,8 +209,8 @@ def cross_views(queries: Sequence[Tensor], targets: Sequence[Any]) -> list[tuple
 def backbone_of(cfg: Any, method: type[Method] | None = None) -> nn.Module:
     """The randomly initialised backbone of a run's configuration, typed or as its args.json has it.
 
-    cfg: with `backbone` and `data`, and `method` or `pretrain_method`, which may have constructors of its own, as may
-    the class `method`, where it is known.
+    cfg: with `backbone` and `data`, and `method` or `pretrain_method`. method: the class, if it is known; it may have
+    constructors of its own.
     """
     values = cfg if isinstance(cfg, Mapping) else vars(cfg)
     backbone, data = values["backbone"], values.get("data") or {}

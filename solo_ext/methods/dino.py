@@ -20,10 +20,10 @@ class DINO(Method, name="dino"):
     class Kwargs(Method.Kwargs):
         """The projector's two widths and what follows:
 
-        num_prototypes: number of outputs. use_bn_in_head: BatchNorm in the head. norm_last_layer: keep the length of
-        the prototypes at 1. clip_grad: largest L2 norm of the gradient of each tensor of the backbone; 0 is off.
-        freeze_last_layer: epochs in which the prototypes stand still. *_temperature: of the softmaxes; the teacher's
-        goes linearly from warmup_teacher_temperature to teacher_temperature in the first
+        num_prototypes: number of outputs. use_bn_in_head: BatchNorm in the head. norm_last_layer: keep the prototypes
+        at norm 1. clip_grad: largest L2 norm of the gradient of each tensor of the backbone; 0 is off.
+        freeze_last_layer: epochs at the start in which the prototypes are frozen. *_temperature: of the softmaxes; the
+        teacher's goes linearly from warmup_teacher_temperature to teacher_temperature in the first
         warmup_teacher_temperature_epochs epochs.
         """
 
@@ -70,7 +70,6 @@ class DINO(Method, name="dino"):
         return mean([dino(q, k, center, *temperatures) for q, k in cross_views(queries, targets)])
 
     def remember(self, targets: list[Tensor]) -> None:
-        """The centre moves towards the targets."""
         self.dino_loss_func.update(torch.stack(targets))
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:

@@ -24,7 +24,7 @@ class MoCoV2Plus(QueuedMethod, name="mocov2plus"):
     def build_heads(self, features: int) -> None:
         k = self.kwargs
         self.projector = mlp([features, k.proj_hidden_dim, k.proj_output_dim], norm=False)
-        self.build_queue(self.large_crops, k.proj_output_dim, k.queue_size, dim=2)
+        self.build_queue(self.large_crops, k.proj_output_dim, k.queue_size)
 
     def loss(self, queries: list[Tensor], targets: list[Tensor]) -> Tensor:
         """The mean over pairs of different views; each target view has a queue of its own."""

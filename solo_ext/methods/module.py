@@ -80,8 +80,6 @@ class LightningMethod(pl.LightningModule, Method):  # type: ignore[override]  # 
         self._kept = [s for s in self.row if s == self.teacher.entry or s in self._compared]
         self._fresh: list[Tensor] = []  # targets of the batch whose backward pass is still to come
 
-    # The network and its teacher.
-
     def _build_teacher(self) -> Teacher:
         momentum, gap = self.cfg.momentum, self.cfg.gap
         part_of = self._part_of = {s.name: s.part for s in self.row} | {part: part for part in self.parts}
@@ -132,8 +130,6 @@ class LightningMethod(pl.LightningModule, Method):  # type: ignore[override]  # 
         if self.classifier is not None:
             named["logits"] = self.classifier(named["feats"].detach())
         return named
-
-    # Training.
 
     def training_step(self, batch: Sequence[Any], batch_idx: int) -> Tensor:
         """The scalar loss on `(indexes, [view [B, 3, H, W], ...], labels [B])`, label -1 = none: the framework's, plus
@@ -195,8 +191,6 @@ class LightningMethod(pl.LightningModule, Method):  # type: ignore[override]  # 
             x = x.to(memory_format=torch.channels_last)
         return self.teacher(x, student, upto, [stage.name for stage in self._compared])
 
-    # The terms of the loss.
-
     def criterion(self, step: Step) -> Tensor:
         """The framework's loss on a step; a framework that reads labels or indexes overrides it."""
         target = self.cfg.momentum.target
@@ -237,21 +231,17 @@ class LightningMethod(pl.LightningModule, Method):  # type: ignore[override]  # 
         metrics[f"{prefix}acc1"], metrics[f"{prefix}acc5"] = map(mean, accuracies)
         return mean([F.cross_entropy(x, labels, ignore_index=-1, reduction="sum") / labelled for x in logits])
 
-    # After the step.
-
     def optimizer_step(self, epoch, batch_idx, optimizer, optimizer_closure=None) -> None:
         """The optimizer's step and, once for each, the teacher's update: before any callback can save a checkpoint."""
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
-        self.teacher.update(self.global_step, self._total_steps)
+        self.teacher.update(self.global_step, self.trainer.estimated_stepping_batches)
 
     def on_train_epoch_end(self) -> None:
-        tau = self.teacher.tau(max(self.global_step - 1, 0), self._total_steps)  # of the last update
-        if tau is not None:
+        last_update = max(self.global_step - 1, 0)
+        if (tau := self.teacher.tau(last_update, self.trainer.estimated_stepping_batches)) is not None:
             self.log("tau", tau)
         if self.cfg.gap.enabled:
             self.log_dict({f"weight_distance/{k}": v for k, v in self.teacher.distance().items()})
-
-    # Validation.
 
     def validation_step(self, batch: Sequence[Any], batch_idx: int) -> None:
         """Accuracy of the online probes on `(indexes, [view], labels)`, or solo-learn's `(images, labels)`."""
@@ -266,8 +256,6 @@ class LightningMethod(pl.LightningModule, Method):  # type: ignore[override]  # 
             loss = self._probe(self.momentum_classifier, features, labels, "momentum_val_", metrics)
             metrics["momentum_val_loss"] = loss
         self.log_dict(metrics, sync_dist=True, batch_size=len(labels))
-
-    # Optimization.
 
     @property
     def learnable_params(self) -> list[dict[str, Any]]:
@@ -285,14 +273,10 @@ class LightningMethod(pl.LightningModule, Method):  # type: ignore[override]  # 
 
     def configure_optimizers(self):
         cfg, accumulate = self.cfg, self.accumulate
+        length = self.trainer.estimated_stepping_batches, self.trainer.max_epochs
         optimizer = build_optimizer(self.learnable_params, cfg.optimizer, cfg.optimizer.rates(accumulate)[0])
-        scheduler = build_scheduler(optimizer, cfg.scheduler, self._total_steps, self.trainer.max_epochs, accumulate)
+        scheduler = build_scheduler(optimizer, cfg.scheduler, *length, accumulate)
         return {"optimizer": optimizer, **({"lr_scheduler": scheduler} if scheduler else {})}
-
-    @property
-    def _total_steps(self) -> float:
-        """Optimizer steps in the whole run."""
-        return self.trainer.estimated_stepping_batches
 
 
 def pooled(x: Tensor) -> Tensor:

@@ -40,7 +40,7 @@ class ReSSL(QueuedMethod, name="ressl"):
             raise ConfigError(f"augmentations: ReSSL takes a strong and a weak view, not {crops}")
         k = self.kwargs
         self.projector = mlp([features, k.proj_hidden_dim, k.proj_output_dim], norm=False)
-        self.build_queue(k.queue_size, k.proj_output_dim, dim=0)
+        self.build_queue(k.queue_size, k.proj_output_dim)
         if not k.weak_probe:
             self.probe_views = self.query_views
 

@@ -63,10 +63,9 @@ class WeightNormLinear(nn.Module):
 class DINOHead(nn.Module):
     """DINO's projector and prototypes: a three-layer MLP, an L2 normalisation, K weight-normed prototypes.
 
-    Caron et al., 2021, Appendix C; keys and initialisation are solo-learn's.
-
     Features [B, features] become `bottleneck` normalised numbers and then scores [B, prototypes]. norm: BatchNorm after
-    the hidden layers. norm_last_layer: keep the prototypes at norm 1; false makes their norms trainable.
+    the hidden layers. norm_last_layer: keep the prototypes at norm 1; false makes their norms trainable. Source: Caron
+    et al., 2021, Appendix C; keys and initialisation are solo-learn's.
     """
 
     def __init__(

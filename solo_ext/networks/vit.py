@@ -10,9 +10,7 @@ from torch import Tensor, nn
 class MoCoViT(VisionTransformer):
     """timm's ViT with fixed 2-D sine-cosine positions and MoCo v3's initialisation (Chen et al., 2021, Sec. 4.2).
 
-    Args:
-        stop_grad_conv1: freeze the patch embedding at its random values, which steadies the training (Sec. 4.1).
-        kwargs: timm's.
+    stop_grad_conv1: freeze the patch embedding at its random values, which stabilises training (Sec. 4.1).
     """
 
     def __init__(self, *, stop_grad_conv1: bool = False, **kwargs):
@@ -43,11 +41,7 @@ class MoCoViT(VisionTransformer):
 
 
 def sincos_positions(rows: int, columns: int, width: int) -> Tensor:
-    """[rows * columns, width]: sine and cosine of the row, then of the column, times 10000^-(4 k / width).
-
-    Raises:
-        ValueError: `width` is not divisible by 4.
-    """
+    """[rows * columns, width]: sine and cosine of the row, then of the column, times 10000^-(4 k / width)."""
     if width % 4:
         raise ValueError(f"embed_dim must be divisible by 4 for sine-cosine positions, not {width}")
     frequencies = 10000.0 ** -(torch.arange(width // 4) / (width // 4))

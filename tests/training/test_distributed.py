@@ -35,7 +35,7 @@ def queued(size, dim, loss):
     def step(q, k):
         value = loss(q, k, queue)
         value.backward()
-        enqueue(queue, pointer, k[:2] if dim else k[1], dim)
+        enqueue(queue, pointer, k[:2] if dim else k[1])
         return value
 
     return step, {"queue": queue, "pointer": pointer}
