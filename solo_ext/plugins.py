@@ -1,7 +1,7 @@
 """Modules from outside the package that register methods, backbones, datasets or monitors when they are imported.
 
-`solo-ext --import my_module` names them, also for all child processes, as do installed packages by entry points of the
-group `solo_ext`.
+They are named by `solo-ext --import my_module`, which reaches all child processes, too, or by the entry points of
+installed packages, group `solo_ext`.
 """
 
 import importlib
@@ -37,7 +37,7 @@ def take(argv: Sequence[str]) -> list[str]:
 
 @cache
 def load() -> None:
-    """Imports them, once; ConfigError for one that cannot be imported."""
+    """Imports them, once. Raises ConfigError for a module that cannot be imported."""
     names = [name for name in os.environ.get(VARIABLE, "").split(",") if name]
     if names and os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())  # where a script of the user's own lies

@@ -164,22 +164,20 @@ def build(cls: type[T], values: Any, at: str = "") -> T:
     return section
 
 
-def plain(config: Any) -> dict[str, Any]:
+def plain(x: Any) -> Any:
     """The values of a configuration, typed or not, as args.json holds them: without null fields in `when_given`, whose
     default is another library's."""
-
-    def values(x: Any) -> Any:
-        if dataclasses.is_dataclass(x):
-            named = {field.name: getattr(x, field.name) for field in dataclasses.fields(x)}
-            omitted = getattr(x, "when_given", ())
-            return {name: values(item) for name, item in named.items() if item is not None or name not in omitted}
-        if isinstance(x, Mapping):
-            return {str(key): values(item) for key, item in x.items()}
-        if isinstance(x, list | tuple):
-            return [values(item) for item in x]
-        return x if x is None or isinstance(x, str | int | float) else str(x)
-
-    return values(OmegaConf.to_container(config, resolve=True) if OmegaConf.is_config(config) else config)
+    if OmegaConf.is_config(x):
+        x = OmegaConf.to_container(x, resolve=True)
+    if dataclasses.is_dataclass(x):
+        values = {field.name: getattr(x, field.name) for field in dataclasses.fields(x)}
+        omitted = getattr(x, "when_given", ())
+        return {name: plain(value) for name, value in values.items() if value is not None or name not in omitted}
+    if isinstance(x, Mapping):
+        return {str(key): plain(value) for key, value in x.items()}
+    if isinstance(x, list | tuple):
+        return [plain(value) for value in x]
+    return x if x is None or isinstance(x, str | int | float) else str(x)
 
 
 def fit(hint: Any, value: Any, key: str) -> Any:

@@ -10,7 +10,7 @@ from torch import nn
 
 from solo_ext.methods import METHODS
 from solo_ext.methods.module import LightningMethod
-from solo_ext.networks import BACKBONES, MOCO_VITS, BackboneConfig, build_backbone
+from solo_ext.networks.backbones import BACKBONES, MOCO_VITS, BackboneConfig, build_backbone
 
 
 def register() -> list[str]:

@@ -94,7 +94,7 @@ class Method(nn.Module):
 
     @dataclass
     class Kwargs(Config, section="method_kwargs"):
-        """The framework's `method_kwargs`; `loss_scale` says whose printed or coded form of the loss it is."""
+        """The framework's `method_kwargs`. loss_scale: the loss as solo-learn codes it, or as the paper prints it."""
 
         loss_scale: Literal["solo", "paper"] = "solo"
 
@@ -108,11 +108,11 @@ class Method(nn.Module):
     query_views: Sequence[int] | None = None
     target_views: Sequence[int] | None = None
     probe_views: Sequence[int] | None = None
-    # whether the loss, where no teacher gives targets, has no target branch, rather than the student's detached outputs
+    # without a teacher's targets, the loss gets none, rather than the student's detached outputs
     own_targets: ClassVar[bool] = False
     # constructors of backbones that go before the common ones
     backbones: ClassVar[Mapping[str, Callable[..., nn.Module]]] = MappingProxyType({})
-    # names of parts that solo-learn's checkpoints call otherwise; heads whose learning rate is not scheduled
+    # parts that have another name in solo-learn's checkpoints -> that name; heads with a constant learning rate
     attributes: ClassVar[Mapping[str, str]] = MappingProxyType({})
     static_lr: ClassVar[Sequence[str]] = ()
     unused_kwargs: ClassVar[Sequence[str]] = ()  # what solo-learn's YAMLs carry without using it
@@ -202,7 +202,7 @@ class QueuedMethod(Method):
 
 
 def cross_views(queries: Sequence[Tensor], targets: Sequence[Any]) -> list[tuple[Tensor, Any]]:
-    """All (query, target) pairs of different views; for two views, both directions. A target is what its view has."""
+    """All (query, target) pairs of different views; with two views, both directions."""
     return [(q, k) for j, k in enumerate(targets) for i, q in enumerate(queries) if i != j]
 
 

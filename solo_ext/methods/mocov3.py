@@ -6,7 +6,8 @@ from torch import Tensor
 
 from solo_ext.losses import info_nce, total
 from solo_ext.methods.base import Method, cross_views
-from solo_ext.networks import MOCO_VITS, is_resnet, mlp
+from solo_ext.networks import mlp
+from solo_ext.networks.backbones import MOCO_VITS, is_resnet
 from solo_ext.schema import Count, Temperature
 
 

@@ -16,7 +16,7 @@ from solo_ext.losses import mean, total
 from solo_ext.methods.base import Method, MethodConfig, backbone_of
 from solo_ext.methods.step import Gap, Monitor, Outputs, Passes, Spread, Step, Term
 from solo_ext.momentum import Teacher
-from solo_ext.networks import kept_outputs, stage_row
+from solo_ext.networks.stages import kept_outputs, stage_row
 from solo_ext.optim import build_optimizer, build_scheduler
 from solo_ext.text import hint
 

@@ -17,46 +17,28 @@ Outputs = Mapping[str, Tensor]  # part (backbone, projector, predictor) or stage
 
 @dataclass(frozen=True)
 class Passes:
-    """Which network runs which views, by their places in the batch.
+    """Which network runs which views, by their places in the batch."""
 
-    Attributes:
-        learning: views that the student runs with gradient.
-        student: all views that it runs; on the others only a probe learns.
-        targets: views whose target the framework's loss takes, from the teacher or, without gradient, the student.
-        teacher: views that the teacher runs, up to the part `upto`.
-        probed: views on which the online probes learn.
-    """
-
-    learning: tuple[int, ...]
-    student: tuple[int, ...]
-    targets: tuple[int, ...]
-    teacher: tuple[int, ...]
-    upto: str
-    probed: tuple[int, ...]
+    learning: tuple[int, ...]  # views that the student runs with gradient
+    student: tuple[int, ...]  # all views that it runs; on the others only a probe learns
+    targets: tuple[int, ...]  # views whose target the loss takes, from the teacher or, without gradient, the student
+    teacher: tuple[int, ...]  # views that the teacher runs
+    upto: str  # the last part of the teacher that runs
+    probed: tuple[int, ...]  # views on which the online probes learn
 
 
 @dataclass(frozen=True)
 class Step:
-    """A batch and the outputs of its views: what every term of the loss and every monitor reads.
+    """A batch and the outputs of its views: what every term of the loss and every monitor reads."""
 
-    Attributes:
-        number: optimizer steps before this one.
-        indexes, labels: of the samples [B]; a label of -1 is none.
-        views: the images [B, 3, H, W], large crops first.
-        passes: who ran which of them.
-        students: place of the view -> the student's outputs.
-        teachers: place of the view -> the teacher's outputs, without gradient.
-        metrics: what the terms log besides their values.
-    """
-
-    number: int
-    indexes: Tensor
-    views: list[Tensor]
-    labels: Tensor
+    number: int  # optimizer steps before this one
+    indexes: Tensor  # of the samples [B]
+    views: list[Tensor]  # the images [B, 3, H, W], large crops first
+    labels: Tensor  # [B]; -1 is none
     passes: Passes
-    students: dict[int, Outputs]
-    teachers: dict[int, Outputs]
-    metrics: dict[str, Tensor] = field(default_factory=dict)
+    students: dict[int, Outputs]  # place of the view -> the student's outputs
+    teachers: dict[int, Outputs]  # place of the view -> the teacher's outputs, without gradient
+    metrics: dict[str, Tensor] = field(default_factory=dict)  # what the terms log besides their values
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """The network as a row of named stages: conv1, block1-4, projector.fc1, ..., predictor.fc2 (ProjectorEMA, Fig. 4)."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
@@ -14,25 +14,15 @@ from solo_ext.networks.heads import DINOHead
 
 @dataclass(frozen=True)
 class Stage:
-    """One step of the network, run on the student's modules or on the teacher's copies alike.
+    """One step of the network, run on the student's modules or on the teacher's copies alike."""
 
-    Attributes:
-        name: what users call it, e.g. `block4` or `projector.fc2`.
-        part: the part of the network that it belongs to: `backbone`, `projector` or `predictor`.
-        attribute: the name of that part's module on the network; solo-learn calls DINO's projector `head`.
-        steps: paths, inside the part, of the modules or methods that it runs, in order; empty: the part is one stage.
-        output: path, on the network, of the module whose output is this stage's output.
-        owns: paths, inside the part, of the modules, parameters and buffers that belong to it.
-        flatten: the step before which the spatial dimensions are flattened.
-    """
-
-    name: str
-    part: str
-    attribute: str
-    steps: tuple[str, ...]
-    output: str
-    owns: tuple[str, ...] = ()
-    flatten: str | None = None
+    name: str  # what users call it, e.g. `block4` or `projector.fc2`
+    part: str  # of the network: `backbone`, `projector` or `predictor`
+    attribute: str  # the name of that part's module on the network; solo-learn calls DINO's projector `head`
+    steps: tuple[str, ...]  # paths, inside the part, of the modules or methods that it runs; empty: all of the part
+    output: str  # path, on the network, of the module whose output is this stage's output
+    owns: tuple[str, ...] = ()  # paths, inside the part, of the modules, parameters and buffers that belong to it
+    flatten: str | None = None  # the step before which the spatial dimensions are flattened
 
     def __call__(self, part: nn.Module, x: Tensor) -> Tensor:
         """Runs on `part`, the student's module or the teacher's copy of it."""
@@ -63,12 +53,11 @@ def kept_outputs(network: nn.Module, stages: Iterable[Stage], prefix: str = "") 
     def keep(name: str) -> Callable[[nn.Module, tuple, Tensor], None]:
         return lambda module, inputs, output: kept.update({name: output})
 
-    hooks = [network.get_submodule(prefix + s.output).register_forward_hook(keep(s.name)) for s in stages]
-    try:
+    with ExitStack() as hooks:
+        for stage in stages:
+            module = network.get_submodule(prefix + stage.output)
+            hooks.enter_context(module.register_forward_hook(keep(stage.name)))
         yield kept
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 def stage_row(parts: Mapping[str, nn.Module], attributes: Mapping[str, str] | None = None) -> list[Stage]:

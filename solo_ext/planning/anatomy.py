@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torchvision.models.resnet import ResNet
 
 from solo_ext.methods.module import LightningMethod
-from solo_ext.networks import Stage
+from solo_ext.networks.stages import Stage
 
 
 def anatomy(method: LightningMethod) -> dict[str, Any]:

@@ -11,7 +11,9 @@ from conftest import fit, random_batches, tiny_config
 from solo_ext.errors import ConfigError
 from solo_ext.methods import METHODS
 from solo_ext.momentum import IntraMomentum, MomentumConfig, Tau, Teacher
-from solo_ext.networks import MOCO_VITS, BackboneConfig, DINOHead, build_backbone, kept_outputs, mlp, stage_row
+from solo_ext.networks import BackboneConfig, DINOHead, build_backbone, mlp
+from solo_ext.networks.backbones import MOCO_VITS
+from solo_ext.networks.stages import kept_outputs, stage_row
 
 BLOCKS = ["conv1", "block1", "block2", "block3", "block4"]
 MODULES = {  # independent of the code under test: which modules are which stage

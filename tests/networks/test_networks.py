@@ -10,8 +10,9 @@ from conftest import own_backbones
 from torch import nn
 
 from solo_ext.errors import ConfigError
-from solo_ext.networks import BACKBONES, BackboneConfig, DINOHead, build_backbone, mlp, stage_row
+from solo_ext.networks import BACKBONES, BackboneConfig, DINOHead, build_backbone, mlp
 from solo_ext.networks.heads import WeightNormLinear
+from solo_ext.networks.stages import stage_row
 
 TINY = {"img_size": 16, "patch_size": 4, "embed_dim": 16, "depth": 5, "num_heads": 2}
 
