@@ -6,17 +6,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Tau:
-    """target <- tau * target + (1 - tau) * online (ProjectorEMA, Eq. 6; residual momentum, Eq. 1).
+    """target <- tau * target + (1 - tau) * online (ProjectorEMA, Eq. 6; residual momentum, Eq. 1)."""
 
-    Attributes:
-        base: tau of the first update.
-        final: where the cosine schedule ends, after `total_steps` updates.
-        schedule: `cosine` (BYOL's, solo-learn's) or `constant` (ProjectorEMA, Eq. 6).
-    """
-
-    base: float
-    final: float = 1.0
-    schedule: str = "cosine"
+    base: float  # tau of the first update
+    final: float = 1.0  # where the cosine schedule ends, after `total_steps` updates
+    schedule: str = "cosine"  # BYOL's and solo-learn's; or `constant` (ProjectorEMA, Eq. 6)
 
     def __str__(self) -> str:
         return f"{self.base:g}" if self.schedule == "constant" else f"{self.base:g} to {self.final:g}, {self.schedule}"
