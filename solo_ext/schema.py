@@ -34,6 +34,7 @@ _WORDS = {
     bool: "true or false",
     str: "text",
     list: "a list",
+    tuple: "a list",
     dict: "a mapping",
     NoneType: "null",
 }
@@ -212,7 +213,7 @@ def _fit_arm(arm: Any, value: Any, key: str, convert: bool) -> Any:
     if origin is Literal:
         exact = (choice for choice in args if choice == value and type(choice) is type(value))
         return next(exact, next((choice for choice in args if convert and str(choice) == str(value)), _MISFIT))
-    if origin is list:
+    if origin in (list, tuple):
         if not isinstance(value, Sequence) or isinstance(value, str):
             return _MISFIT
         return [fit(args[0] if args else Any, item, f"{key}.{i}") for i, item in enumerate(value)]
