@@ -31,10 +31,6 @@ def register() -> list[str]:
     return added
 
 
-def _own(method: str | None) -> Any:
-    return METHODS.declared[method].backbones if method and method in METHODS else None
-
-
 @cache
 def _registered(method: type[LightningMethod]) -> type[LightningMethod]:
     """`method` as solo-learn's script takes it, which reads `performance` from the configuration that it passed."""
@@ -45,6 +41,10 @@ def _registered(method: type[LightningMethod]) -> type[LightningMethod]:
         method.__init__(self, cfg)
 
     return type(method.__name__, (method,), {"__init__": __init__, "__module__": method.__module__})
+
+
+def _own(method: str | None) -> Any:
+    return METHODS.declared[method].backbones if method and method in METHODS else None
 
 
 def _backbone(name: str, method: str | None = None, **kwargs: Any) -> nn.Module:

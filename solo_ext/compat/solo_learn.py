@@ -25,7 +25,6 @@ from solo_ext.text import hint
 
 log = logging.getLogger("solo_ext")
 
-MODULE = "solo_ext.compat.solo_learn"
 _RUN = "_SOLO_EXT_WITH_SOLO_LEARN"  # the checkout and script, for the processes that Lightning starts
 _PACKAGES = {  # module -> package, where the names differ
     "PIL": "pillow",
@@ -38,7 +37,7 @@ _PACKAGES = {  # module -> package, where the names differ
 
 @dataclass(frozen=True)
 class Repair:
-    """What `scripts` of solo-learn, by default all, need to run here.
+    """What the scripts `main_<name>.py` of solo-learn, by default all, need to run here.
 
     apply: changes this process where the installed libraries make it necessary, and returns whether they do.
     """
@@ -46,25 +45,10 @@ class Repair:
     name: str
     why: str
     apply: Callable[[], bool]
-    scripts: Sequence[str]
+    scripts: Sequence[str] = ()
 
 
-REPAIRS: list[Repair] = []
-
-
-def _repair(name: str, why: str, *scripts: str) -> Callable[[Callable[[], bool]], Callable[[], bool]]:
-    def register(apply: Callable[[], bool]) -> Callable[[], bool]:
-        REPAIRS.append(Repair(name, why, apply, scripts))
-        return apply
-
-    return register
-
-
-_DROPPED = "torchmetrics dropped an argument that the kNN metric passes"
-
-
-@_repair("compute_on_step", _DROPPED, "main_pretrain.py", "main_knn.py")
-def _accept_the_argument() -> bool:
+def _accept() -> bool:
     from solo.utils.knn import WeightedKNNClassifier
     from torchmetrics import Metric
 
@@ -84,7 +68,6 @@ def _accept_the_argument() -> bool:
     return True
 
 
-@_repair("checkpoint objects", "torch.load refuses the scheduler that SimSiam's checkpoints hold; it is passed over")
 def _read_objects() -> bool:
     from torch.optim.lr_scheduler import LRScheduler
 
@@ -101,7 +84,6 @@ def _read_objects() -> bool:
     return True
 
 
-@_repair("no GPU", "the script moves everything to a GPU, and there is none", "main_knn.py", "main_umap.py")
 def _stay_on_the_cpu() -> bool:
     if torch.cuda.is_available():
         return False
@@ -122,45 +104,47 @@ def _stay_on_the_cpu() -> bool:
     return True
 
 
-def repair(script: str) -> list[str]:
+REPAIRS: Sequence[Repair] = (
+    Repair("compute_on_step", "torchmetrics dropped an argument that the kNN passes", _accept, ("pretrain", "knn")),
+    Repair("checkpoint objects", "torch.load refuses the scheduler that SimSiam saves; it is skipped", _read_objects),
+    Repair("no GPU", "the script moves everything to a GPU, and there is none", _stay_on_the_cpu, ("knn", "umap")),
+)
+
+
+def apply_repairs(script: str) -> list[str]:
     """Applies the repairs that `script` needs here and logs them; `solo` must be importable. Returns their names."""
-    applied = [known for known in REPAIRS if (not known.scripts or script in known.scripts) and known.apply()]
-    for known in applied:
-        log.info("repaired for solo-learn: %s (%s)", known.name, known.why)
-    return [known.name for known in applied]
-
-
-def find_script(checkout: str | Path, script: str) -> Path:
-    """The path of `script` in `checkout`; ConfigError if there is none, or it is older than the move to `lightning`."""
-    checkout = Path(checkout).expanduser().absolute()
-    if not (checkout / "solo" / "methods" / "__init__.py").is_file():
-        raise ConfigError(f"{checkout} is not a checkout of solo-learn: it has no solo/methods/__init__.py")
-    base = checkout / "solo" / "methods" / "base.py"
-    if base.is_file() and "import lightning.pytorch" not in base.read_text(encoding="utf-8", errors="replace"):
-        raise ConfigError(f"{checkout} is older than December 2023, when solo-learn moved to lightning; update it")
-    names = sorted(file.name for file in checkout.glob("main_*.py"))
-    if script not in names:
-        raise ConfigError(f"{checkout} has no '{script}'{hint(script, names)}")
-    return checkout / script
+    kind = script.removeprefix("main_").removesuffix(".py")
+    applied = [repair for repair in REPAIRS if kind in (repair.scripts or [kind]) and repair.apply()]
+    for repair in applied:
+        log.info("repaired for solo-learn: %s (%s)", repair.name, repair.why)
+    return [repair.name for repair in applied]
 
 
 def run_script(checkout: str | Path, script: str, argv: Sequence[str] = ()) -> None:
     """Runs `script` of the folder `checkout` as if by itself, in the current folder, with the command line `argv`.
 
-    Raises:
-        ConfigError: no such checkout or script, or a package that it needs is not installed.
+    Raises ConfigError if there is no such checkout or script, the checkout is older than the move to `lightning`, or a
+    package that the script needs is not installed.
     """
-    path = find_script(checkout, script)
-    sys.path.insert(0, str(path.parent))
+    checkout = Path(checkout).expanduser().absolute()
+    base, names = checkout / "solo/methods/base.py", sorted(file.name for file in checkout.glob("main_*.py"))
+    if not base.with_name("__init__.py").is_file():
+        raise ConfigError(f"{checkout} is not a checkout of solo-learn: it has no solo/methods/__init__.py")
+    if base.is_file() and "import lightning.pytorch" not in base.read_text(encoding="utf-8", errors="replace"):
+        raise ConfigError(f"{checkout} is older than December 2023, when solo-learn moved to lightning; update it")
+    if script not in names:
+        raise ConfigError(f"{checkout} has no '{script}'{hint(script, names)}")
+    path = checkout / script
+    sys.path.insert(0, str(checkout))
     # Lightning starts the other processes of a run as `python -m <the name in __spec__> <argv>`: they come here, too
-    os.environ[_RUN] = json.dumps([str(path.parent), script])
+    os.environ[_RUN] = json.dumps([str(checkout), script])
     main = ModuleType("__main__")
     main.__file__ = str(path)
-    main.__spec__ = importlib.machinery.ModuleSpec(MODULE, None)
+    main.__spec__ = importlib.machinery.ModuleSpec("solo_ext.compat.solo_learn", None)
     own = sys.modules["__main__"], sys.argv
     try:
         register()
-        repair(script)
+        apply_repairs(script)
         sys.modules["__main__"], sys.argv = main, [str(path), *argv]
         exec(compile(path.read_bytes(), path, "exec"), main.__dict__)
     except ModuleNotFoundError as error:

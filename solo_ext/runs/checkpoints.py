@@ -1,10 +1,12 @@
-"""Checkpoints: finding, reading without running code, checking SHA-256, saving whole."""
+"""Checkpoints: finding the one to load or resume, reading without running code, checking SHA-256, saving whole."""
 
 import functools
 import io
 import logging
+import math
 import pickle
 import re
+import time
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -18,9 +20,10 @@ from torch import Tensor
 
 from solo_ext.errors import CheckpointError, SoloExtError, reason
 from solo_ext.files import replacing, sha256
+from solo_ext.runs.comparison import differences
 from solo_ext.runs.layouts import PLACEHOLDERS, current_names
-from solo_ext.runs.run import ARGS, RECORDS, WEIGHTS, Run
-from solo_ext.schema import Config, Count
+from solo_ext.runs.run import ARGS, RECORDS, WEIGHTS, Run, place_of, saved_at
+from solo_ext.schema import Config, Count, Positive, plain
 from solo_ext.text import nearest
 
 log = logging.getLogger("solo_ext")
@@ -48,6 +51,15 @@ class CheckpointConfig(Config, section="checkpoint"):
 
 
 @dataclass
+class AutoResumeConfig(Config, section="auto_resume"):
+    """The YAML's `auto_resume`: continue the newest unfinished run of this very configuration, if it saved its last
+    checkpoint within `max_hours`."""
+
+    enabled: bool = False
+    max_hours: Positive = 36.0
+
+
+@dataclass
 class Checkpoint:
     """The content of the file `path`, on the CPU, and the configuration of its run; None for a bare file."""
 
@@ -70,20 +82,16 @@ class Checkpoint:
 
 
 def open_checkpoint(path: str | Path, content: bytes | None = None) -> Checkpoint:
-    """The checkpoint at `path`, or the newest undamaged one of the run folder there.
+    """The checkpoint at `path`, or the newest undamaged one of the run folder there; CheckpointError if there is none.
 
-    Args:
-        content: of a .safetensors, where it has been read and verified already.
-
-    Raises:
-        CheckpointError: none there, none undamaged, or a file of another kind.
+    content: of a .safetensors that has been read and verified already.
     """
     file, loaded = _find(path)
-    return Checkpoint(file, load_checkpoint(file, content) if loaded is None else loaded, run_config(file))
+    return Checkpoint(file, load_checkpoint(file, content) if loaded is None else loaded, Run(file.parent).config)
 
 
 def find_checkpoint(path: str | Path) -> Path:
-    """The file that `open_checkpoint` reads; raises CheckpointError as that does."""
+    """The file that `open_checkpoint` reads, or its CheckpointError."""
     return _find(path)[0]
 
 
@@ -92,7 +100,10 @@ def _find(path: str | Path) -> tuple[Path, dict[str, Any] | None]:
     path = Path(path).expanduser()
     if not path.is_dir():
         if not path.exists():
-            raise CheckpointError(f"{path} does not exist{_nearest_file(path)}")
+            here = path.parent.glob("*") if path.parent.is_dir() else ()
+            names = sorted(file.name for file in here if file.suffix in SUFFIXES)
+            near = nearest(path.name, names) or (f"; {path.parent} holds {', '.join(names[:3])}" if names else "")
+            raise CheckpointError(f"{path} does not exist{near}")
         if path.suffix not in SUFFIXES:
             raise CheckpointError(f"{path} is neither a run folder nor a {', '.join(SUFFIXES)} file")
         return path, None
@@ -113,14 +124,40 @@ def _find(path: str | Path) -> tuple[Path, dict[str, Any] | None]:
     raise CheckpointError(f"{path} holds no checkpoint (*.ckpt, {WEIGHTS}){hint}")
 
 
+def find_resumable(cfg: Any, base: Path) -> Checkpoint | None:
+    """The newest checkpoint of the newest run in the folder `base` that has the resolved configuration `cfg`, is not
+    finished, not running, and not older than `auto_resume.max_hours`; None if there is no such run."""
+    now = plain(cfg)
+    oldest = time.time() - cfg.auto_resume.max_hours * 3600
+    runs = []
+    for run in map(Run, base.iterdir() if base.is_dir() else ()):
+        if newest := next((file for file in run.checkpoints if place_of(file)[0] >= 0), None):
+            runs.append((run, newest))
+    for run, newest in sorted(runs, key=lambda pair: saved_at(pair[1]), reverse=True):
+        try:
+            if saved_at(newest) < oldest or differences(run.args, now):
+                continue
+        except CheckpointError:  # its args.json is damaged
+            continue
+        if run.running:
+            problem = "is running"
+        elif run.finished or place_of(newest) >= (cfg.max_epochs - 1, math.inf):
+            problem = "is finished"
+        else:
+            try:
+                return open_checkpoint(run.dir)
+            except CheckpointError:
+                problem = "holds no undamaged checkpoint"
+        log.warning("%s has this configuration but %s: starting a new run", run.dir, problem)
+        return None
+    return None
+
+
 def load_checkpoint(path: str | Path, content: bytes | None = None) -> dict[str, Any]:
     """The content of the file at `path`, on the CPU: tensors and plain values only; no code in it is executed.
 
-    Args:
-        content: of a .safetensors, where it has been read and verified already.
-
-    Raises:
-        CheckpointError: missing, damaged (the recorded SHA-256 differs, or it does not load), or not a checkpoint.
+    CheckpointError if it is missing, damaged (its recorded SHA-256 differs, or it does not load), or no checkpoint.
+    content: of a .safetensors that has been read and verified already.
     """
     path = Path(path)
     try:
@@ -134,8 +171,6 @@ def load_checkpoint(path: str | Path, content: bytes | None = None) -> dict[str,
             with warnings.catch_warnings(), torch.serialization.safe_globals(PLACEHOLDERS):
                 warnings.simplefilter("ignore")
                 loaded = torch.load(file, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise CheckpointError(f"{path} does not exist{_nearest_file(path)}") from None
     except CheckpointError:
         raise
     except OSError as error:
@@ -159,16 +194,6 @@ def _diagnosis(path: Path, error: Exception) -> str:
     if head[:2] == b"PK" or path.suffix == ".safetensors":
         return "is damaged: it is cut short or was changed"
     return "is not a checkpoint that PyTorch can read"
-
-
-def _nearest_file(path: Path) -> str:
-    names = [file.name for file in path.parent.glob("*") if file.suffix in SUFFIXES] if path.parent.is_dir() else []
-    return nearest(path.name, names) or (f"; {path.parent} holds {', '.join(sorted(names)[:3])}" if names else "")
-
-
-def run_config(checkpoint: Path) -> dict[str, Any] | None:
-    """The configuration of the run of `checkpoint`, ours or solo-learn's; None if there is none."""
-    return Run(checkpoint.parent).config
 
 
 @contextmanager
@@ -195,7 +220,7 @@ def refuses_objects() -> bool:
 
 
 def save_checkpoint(checkpoint: Mapping[str, Any], path: Path) -> None:
-    """Writes `checkpoint` and records its epoch, step, SHA-256 and size in the folder's `checkpoints.json`."""
+    """Writes `checkpoint`, and its epoch, step, SHA-256 and size into the folder's `checkpoints.json`."""
     run = Run(path.parent)
     records = run.records
     if records.pop(path.name, None):  # killed between the two files, the new one must not be held against the old sum

@@ -29,16 +29,13 @@ def explain_mismatch(state: Mapping[str, Tensor], network: Mapping[str, Tensor])
 def load_encoder(
     source: str | Path | Checkpoint, config: Mapping[str, Any] | None = None, teacher: bool = False
 ) -> tuple[nn.Module, dict[str, Any] | None]:
-    """The trained backbone of a run.
+    """The trained backbone of a run in eval mode, and the run's configuration (None without args.json).
 
     Args:
-        source: a run folder, a checkpoint file, or an export, ours or solo-learn's; or a checkpoint that is open.
+        source: a run folder, a checkpoint file, or an export, ours or solo-learn's; or an open checkpoint.
         config: with `backbone` (and `data.dataset`, for the stem), as in solo-learn's linear YAMLs. The run's own
             args.json takes precedence; `config` must agree with it, and replaces it if there is none.
         teacher: the momentum encoder in place of the student; before its first stage it is the student.
-
-    Returns:
-        The backbone in eval mode and the run's configuration (None without args.json).
 
     Raises:
         CheckpointError: missing, damaged, made for another network, or without the requested teacher.

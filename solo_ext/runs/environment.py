@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from importlib import metadata
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ import torch
 
 import solo_ext
 
-PACKAGES = ("torch", "torchvision", "lightning", "timm", "solo-ext")
+PACKAGES = ("torch", "torchvision", "lightning", "timm")
 _SECRET = re.compile(r"(?i)((?:key|token|secret|password)\w*=).+")
 
 
@@ -26,8 +26,9 @@ def environment() -> dict[str, Any]:
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "command": [_SECRET.sub(r"\1***", word) for word in sys.argv],
         "python": platform.python_version(),
-        "packages": {name: _version(name) for name in PACKAGES},
-        "commit": commit(),
+        "packages": {name: str(import_module(name).__version__) for name in PACKAGES}
+        | {"solo-ext": solo_ext.__version__},
+        "commit": _commit(),
         "os": platform.platform(),
         "host": hashlib.sha256(socket.gethostname().encode()).hexdigest()[:12],
         "cpu": _cpu_model(),
@@ -39,7 +40,7 @@ def environment() -> dict[str, Any]:
     }
 
 
-def commit() -> dict[str, Any] | None:
+def _commit() -> dict[str, Any] | None:
     """{"hash", "dirty": whether `solo_ext` or `scripts` is changed} of the checkout; None without one."""
     root = Path(solo_ext.__file__).parents[1]
     if not (root / ".git").exists():
@@ -53,13 +54,6 @@ def commit() -> dict[str, Any] | None:
         return {"hash": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain", "solo_ext", "scripts"))}
     except (OSError, subprocess.SubprocessError):
         return None
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return solo_ext.__version__ if package == "solo-ext" else None
 
 
 def _cpu_model() -> str:

@@ -30,7 +30,6 @@ class RunLock:
         return True
 
     def release(self) -> None:
-        """Lets others take it."""
         self.path.unlink(missing_ok=True)
         self.file.close()
 
@@ -47,8 +46,7 @@ class RunLock:
 def held(folder: Path, key: str, busy_key: str, owner: str) -> Iterator[RunLock]:
     """Makes `folder`, unless it exists, and holds its lock.
 
-    Raises:
-        ConfigError: it cannot be made, which names `key`, or `owner` works in it, which names `busy_key`.
+    ConfigError, naming `key`, if the folder cannot be made; naming `busy_key`, if `owner` is working in it.
     """
     lock = RunLock(folder)
     try:

@@ -58,11 +58,10 @@ class Metrics(dict[str, list[tuple[float, float]]]):
         super().__init__({column: sorted(values.items()) for column, values in points.items()})
 
     def series(self, name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """What was logged as `name`, or else as `name_epoch`, or else as `name_step`.
+        """Three arrays [n] of what was logged as `name`, or else as `name_epoch`, or else as `name_step`.
 
-        Returns:
-            Three arrays [n]: steps, counted from 0; the epochs done after these steps, with fractions (NaN if no
-            epoch was logged); values. Empty if there are none.
+        These are the steps, counted from 0; the epochs done after these steps, with fractions (NaN if no epoch was
+        logged); and the values.
         """
         column = next((c for c in (name, f"{name}_epoch", f"{name}_step") if c in self), name)
         steps, values = np.array(self.get(column, []), dtype=float).reshape(-1, 2).T

@@ -51,7 +51,7 @@ class RunResult:
 
 
 class Run:
-    """One run folder. Its files are read when they are first asked for; a damaged one raises CheckpointError."""
+    """One run folder. A file is read at first use, and empty if it is missing; a damaged one raises CheckpointError."""
 
     def __init__(self, folder: str | Path):
         self.dir = Path(folder)
@@ -87,7 +87,7 @@ class Run:
 
     @cached_property
     def args(self) -> dict[str, Any]:
-        """The resolved configuration, as args.json has it; empty without one."""
+        """The resolved configuration, as args.json has it."""
         return read_json(self.dir / ARGS) or {}
 
     @property
@@ -96,24 +96,28 @@ class Run:
         return current_config(self.args) if self.args else None
 
     @cached_property
-    def linear(self) -> dict[str, Any] | None:
+    def linear(self) -> dict[str, Any]:
         """{"protocol", "acc1", ...} of the linear evaluation, accuracies in %."""
-        return read_json(self.dir / LINEAR, protocol=dict)
+        return read_json(self.dir / LINEAR, protocol=dict) or {}
 
     @cached_property
-    def knn(self) -> dict[str, Any] | None:
+    def knn(self) -> dict[str, Any]:
         """{"protocol", "results": [{"features", "distance", "k", "T", "acc1", ...}, ...]} of the kNN evaluation."""
-        return read_json(self.dir / KNN, protocol=dict, results=list)
+        return read_json(self.dir / KNN, protocol=dict, results=list) or {}
 
     @cached_property
-    def environment(self) -> dict[str, Any] | None:
+    def environment(self) -> dict[str, Any]:
         """What the last process ran on, and, as `before`, what those ran on that it continued."""
-        return read_json(self.dir / ENVIRONMENT)
+        return read_json(self.dir / ENVIRONMENT) or {}
+
+    @property
+    def resumed(self) -> bool:
+        return bool(self.environment.get("before"))
 
     @cached_property
-    def summary(self) -> dict[str, Any] | None:
+    def summary(self) -> dict[str, Any]:
         """{"seconds", "images_per_s", ...} of a run that has ended."""
-        return read_json(self.dir / RESULT)
+        return read_json(self.dir / RESULT) or {}
 
     @property
     def finished(self) -> bool:
@@ -150,7 +154,7 @@ class Run:
             far = abs(T - 0.07) if is_number(T) else float("inf")
             return result.get("features", "backbone") != "backbone", result.get("distance") != distance, far
 
-        results = [x for x in (self.knn or {}).get("results", []) if isinstance(x, dict) and x.get("k") == k]
+        results = [x for x in self.knn.get("results", []) if isinstance(x, dict) and x.get("k") == k]
         return min(results, key=order, default=None)
 
     # Checkpoints.
@@ -239,38 +243,33 @@ def saved_at(path: Path) -> float:
 
 
 def find_runs(path: str | Path) -> list[Run]:
-    """The run in the folder `path`, else those below it, by name, without linear classifiers; CheckpointError if there
-    are none."""
+    """The run in the folder `path`, else those below it, by name, without linear classifiers.
+
+    Raises CheckpointError, which names the nearest run, if there are none.
+    """
     path = Path(path)
-    folders = [path] if _is_run(path) else [x for x in _walk(path) if x.parent.name != CLASSIFIERS]
-    if not folders:
-        raise CheckpointError(_no_run(path))
-    return [Run(folder) for folder in folders]
-
-
-def _is_run(path: Path) -> bool:
-    return any((path / name).is_file() for name in (ARGS, METRICS))
-
-
-def _walk(root: Path, depth: int | None = None) -> Iterator[Path]:
-    """The run folders below `root`, at most `depth` levels down; nothing below a run is one."""
-    for folder, children, _ in os.walk(root):
-        here = Path(folder)
-        children[:] = sorted(child for child in children if not child.startswith("."))
-        run = _is_run(here)
-        if run:
-            yield here
-        if run or len(here.relative_to(root).parts) == depth:
-            children.clear()
-
-
-def _no_run(path: Path) -> str:
-    near = next((parent for parent in path.parents if parent.is_dir()), path)
+    if folders := [folder for folder in _walk(path) if folder == path or folder.parent.name != CLASSIFIERS]:
+        return [Run(folder) for folder in folders]
     if path.is_file():
         problem = "is a file, not a run folder"
     elif path.is_dir():
         problem = f"holds no run folder, which would have {ARGS} and {METRICS}"
     else:
         problem = "does not exist"
-    runs = list(islice(_walk(near, depth=3), 1000)) if near != Path(near.anchor) else []
-    return f"{path} {problem}{nearest(str(path), runs) or (f'; the nearest run is {runs[0]}' if runs else '')}"
+    above = next((parent for parent in path.parents if parent.is_dir()), path)
+    near = list(islice(_walk(above, depth=3), 1000)) if above != Path(above.anchor) else []
+    raise CheckpointError(
+        f"{path} {problem}{nearest(str(path), near) or (f'; the nearest run is {near[0]}' if near else '')}"
+    )
+
+
+def _walk(root: Path, depth: int | None = None) -> Iterator[Path]:
+    """The run folders at or below `root`, at most `depth` levels down; nothing below a run is one."""
+    for folder, children, files in os.walk(root):
+        here = Path(folder)
+        children[:] = sorted(child for child in children if not child.startswith("."))
+        is_run = ARGS in files or METRICS in files
+        if is_run:
+            yield here
+        if is_run or len(here.relative_to(root).parts) == depth:
+            children.clear()

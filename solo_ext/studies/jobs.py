@@ -54,11 +54,10 @@ class Job:
 
     def tries(self) -> list[Run]:
         """The runs in its folder, newest first, including those of another configuration."""
-        files = sorted(self.folder.glob(f"*/*/{ARGS}"), key=saved_at, reverse=True)
         readable = []
-        for run in (Run(file.parent) for file in files):
+        for file in sorted(self.folder.glob(f"*/*/{ARGS}"), key=saved_at, reverse=True):
             with contextlib.suppress(CheckpointError):
-                readable += [run] if run.args else []
+                readable += [run] if (run := Run(file.parent)).args else []
         return readable
 
     def runs(self) -> Iterator[Run]:
@@ -85,10 +84,7 @@ def jobs_of(study: Study, out: Path) -> list[Job]:
 
 
 def pick(study: Study, patterns: Sequence[str]) -> set[str]:
-    """The names of the cells that match one of `patterns`, such as `byol*`; all without patterns.
-
-    Raises ConfigError for a pattern that matches no cell.
-    """
+    """The names of the cells that match one of `patterns`, such as `byol*`; ConfigError for one that matches none."""
     names = [cell.name for cell in study.runs]
     for pattern in patterns:
         if not fnmatch.filter(names, pattern):
@@ -99,7 +95,7 @@ def pick(study: Study, patterns: Sequence[str]) -> set[str]:
 def check(study: Study, build: bool = True) -> None:
     """Raises ConfigError, before anything is trained, for cells that cannot work or are the same run.
 
-    build: whether to build each cell's network as well, which finds stages that it lacks, and takes a while.
+    build: build each cell's network as well, which takes a while and finds stages that it lacks.
     """
     configs: dict[str, dict[str, Any]] = {}
     for cell in study.runs:

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from solo_ext.errors import ConfigError
+from solo_ext.errors import ConfigError, reason
 
 if TYPE_CHECKING:
     from solo_ext.runs.lock import RunLock
@@ -38,7 +38,7 @@ class LocalPool:
     pause = 0.1  # seconds between two polls
 
     def __init__(self, jobs: Sequence["Job"], size: int, lock: "RunLock"):
-        self.waiting, self.lock = deque(jobs), lock
+        self.waiting, self.total, self.lock = deque(jobs), len(jobs), lock
         self.slots: list[tuple[Job, subprocess.Popen] | None] = [None] * min(size, len(jobs))
 
     @property
@@ -91,7 +91,7 @@ class SubmititPool:
     def __init__(self, jobs: Sequence["Job"], out: Path, launcher: str, settings: Sequence[str]):
         from submitit.core.utils import FailedJobError, FailedSubmissionError
 
-        self.cluster, self.stopped = launcher.removeprefix("submitit_"), False
+        self.cluster, self.total, self.stopped = launcher.removeprefix("submitit_"), len(jobs), False
         folder = out.absolute() / "submitit"
         shutil.rmtree(folder, ignore_errors=True)
         try:
@@ -100,7 +100,7 @@ class SubmititPool:
             with handling(signal.SIG_IGN, signal.SIGINT):  # local jobs inherit it: Ctrl-C means `stop` for them too
                 submitted = executor.map_array(Command(), words, logs)
         except (FailedJobError, FailedSubmissionError, RuntimeError, OSError) as error:
-            raise ConfigError(f"--launcher {launcher}: {' '.join(str(error).split())}") from error
+            raise ConfigError(f"--launcher {launcher}: {reason(error)}") from error
         self.jobs = list(zip(submitted, jobs, strict=True))
         self.started: set[str] = set()
 
@@ -157,6 +157,9 @@ class SubmititPool:
         for process in ids if self.cluster == "local" else ():  # which watches the job; twice kills
             with contextlib.suppress(ProcessLookupError):
                 os.kill(int(process), signal.SIGTERM)
+
+
+Pool = LocalPool | SubmititPool
 
 
 def refuse_orphans(out: Path) -> None:

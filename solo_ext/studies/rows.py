@@ -2,16 +2,15 @@
 
 import copy
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
-from omegaconf import DictConfig
 
-from solo_ext.errors import ConfigError
+from solo_ext.errors import ConfigError, reason
 from solo_ext.methods import METHODS
 from solo_ext.schema import build, fit
 from solo_ext.text import hint, nearest
@@ -35,7 +34,7 @@ class Table:
     """A table, or a figure with numbers, as a paper prints it.
 
     keys, values: the columns that name a row, and those with results. notes: what is odd in print.
-    rows: a list per row, keys first; in `printed`, the same as `Row`s.
+    rows: a list per row, keys first; `printed` has them as `Row`s.
     """
 
     title: str
@@ -84,13 +83,13 @@ class _Text(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc
 def read_text_yaml(path: Path) -> dict[str, Any]:
     """The mapping in a YAML file in which all but null is text, as it is printed: 0.90 stays 0.90.
 
-    Raises ConfigError if the file cannot be read, is no YAML or no mapping, or has a key twice.
+    ConfigError if the file cannot be read, holds anything but a mapping, or has a key twice.
     """
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), _Text)
     except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
-        reason = " ".join(str(error).split()).replace('"<unicode string>", ', "")
-        raise ConfigError(f"{path} cannot be read as YAML: {reason}") from error
+        problem = reason(error).replace('"<unicode string>", ', "")
+        raise ConfigError(f"{path} cannot be read as YAML: {problem}") from error
     if not isinstance(content, dict):
         raise ConfigError(f"{path} is not a mapping")
     return content
@@ -117,7 +116,7 @@ class Cell(Row):
     name: of its runs, fit for a folder. Cells of one name read out the same runs.
     epoch: the epoch at which the paper reads the run out; None: the last.
     as_printed: recipe and overrides of the paper's setting, without the user's changes.
-    composed: composes a recipe without overrides, once for all cells.
+    resolved: a recipe with overrides, as a configuration that all cells share and nobody may change.
     """
 
     recipe: Path
@@ -125,24 +124,16 @@ class Cell(Row):
     name: str
     epoch: int | None
     as_printed: tuple[Path, list[str]]
-    composed: Callable[[Path], DictConfig] = field(repr=False)
-    _configs: dict[int, PretrainConfig] = field(default_factory=dict, repr=False)
+    resolved: Callable[..., PretrainConfig] = field(repr=False)
 
     def config(self, seed: int) -> PretrainConfig:
-        """The resolved configuration of the run with this seed; callers share it and must not change it."""
-        if seed not in self._configs:
-            self._configs[seed] = self._resolved(self.recipe, [*self.overrides, f"seed={seed}"])
-        return self._configs[seed]
+        """The configuration of the run with this seed."""
+        return self.resolved(self.recipe, *self.overrides, f"seed={seed}")
 
-    @cached_property
+    @property
     def printed_config(self) -> PretrainConfig:
-        """The resolved configuration of the paper's setting."""
-        return self._resolved(*self.as_printed)
-
-    def _resolved(self, recipe: Path, overrides: Sequence[str]) -> PretrainConfig:
-        if any("@" in text or (recipe.parent / key_of(text)).is_dir() for text in overrides):  # config groups
-            return resolve(compose(recipe.parent, recipe.name, overrides))
-        return resolve(overridden(self.composed(recipe), overrides))
+        """The configuration of the paper's setting."""
+        return self.resolved(self.as_printed[0], *self.as_printed[1])
 
     def method(self, seed: int) -> "LightningMethod":
         """The method of that run, freshly built; with two classes where only the data could tell how many there are."""
@@ -157,6 +148,19 @@ class Cell(Row):
         from solo_ext.planning.anatomy import anatomy
 
         return anatomy(self.method(0))
+
+
+def resolver() -> Callable[..., PretrainConfig]:
+    """A function that resolves a recipe with overrides, and reads each recipe once."""
+    composed = cache(lambda recipe: compose(recipe.parent, recipe.name))
+
+    @cache
+    def resolved(recipe: Path, *overrides: str) -> PretrainConfig:
+        if any("@" in text or (recipe.parent / key_of(text)).is_dir() for text in overrides):  # config groups
+            return resolve(compose(recipe.parent, recipe.name, overrides))
+        return resolve(overridden(composed(recipe), overrides))
+
+    return resolved
 
 
 def key_of(text: str) -> str:

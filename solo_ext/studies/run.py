@@ -10,7 +10,7 @@ from solo_ext.errors import require
 from solo_ext.runs.lock import held
 from solo_ext.schema import OneOf
 from solo_ext.studies.jobs import Job, check, jobs_of, pick
-from solo_ext.studies.pool import LAUNCHERS, STOPPED, LocalPool, SubmititPool, handling, refuse_orphans
+from solo_ext.studies.pool import LAUNCHERS, STOPPED, LocalPool, Pool, SubmititPool, handling, refuse_orphans
 from solo_ext.studies.study import Study
 from solo_ext.studies.table import write_tables
 from solo_ext.text import duration
@@ -36,17 +36,13 @@ def run_study(
     settings: Sequence[str] = (),
     only: Sequence[str] = (),
 ) -> list[str]:
-    """Runs what is missing in `out` and writes the study's tables there, anew after each run.
+    """Runs what is missing in `out`, with the tables written anew after each run; returns the names of failed runs.
 
     Args:
-        out: a folder: `runs/`, `logs/`, `study.md`, `study.html`, `study.png`, `study.svg`.
         size: local processes at a time.
         launcher: `submitit_slurm` or `submitit_local`, to let submitit run the jobs instead.
         settings: the launcher's, such as `hydra.launcher.partition=gpu`.
         only: patterns of the cells to run, such as `byol*`; the tables show what is there of the others.
-
-    Returns:
-        The names of the runs that failed.
 
     Raises:
         ConfigError: a cell that cannot work, or a folder that is in use; nothing has been trained then.
@@ -72,7 +68,7 @@ def run_study(
             if todo:
                 pool = SubmititPool(todo, out, launcher, settings) if launcher else LocalPool(todo, size, lock)
                 try:
-                    _work(study, jobs, pool, len(todo), caught, failed)
+                    _work(study, jobs, pool, caught, failed)
                 except BaseException:
                     pool.stop()
                     raise
@@ -85,16 +81,9 @@ def run_study(
     return list(failed)
 
 
-def _work(
-    study: Study,
-    jobs: Sequence[Job],
-    pool: LocalPool | SubmititPool,
-    total: int,
-    caught: Sequence[int],
-    failed: dict[str, str],
-) -> None:
+def _work(study: Study, jobs: Sequence[Job], pool: Pool, caught: Sequence[int], failed: dict[str, str]) -> None:
     """Runs the pool until it is empty; adds name -> reason of what failed to `failed`."""
-    began, ended, stops = time.monotonic(), 0, 0
+    began, total, ended, stops = time.monotonic(), pool.total, 0, 0
     while pool.busy:
         for job, code in pool.poll():
             stopped = bool(caught) and code in (STOPPED, -signal.SIGTERM)
@@ -105,7 +94,7 @@ def _work(
             if reason := _reason(job, code):
                 failed[job.name] = reason
             left = (time.monotonic() - began) / ended * (total - ended)
-            rest = f"   about {duration(left)} left" if ended < total else ""
+            rest = f"   about {duration(left)} left" if left else ""
             what = f"failed  {job.name}: {reason}" if reason else f"done    {job.name}   {_score(study, job)}"
             print(f"{f'[{ended}/{total}]':>9} {what}{rest}", flush=True)
             write_tables(study, jobs, job.out, failed)
@@ -133,11 +122,10 @@ def _reason(job: Job, code: int) -> str:
 
 def _score(study: Study, job: Job) -> str:
     """The first metrics of an ended run, and how long it took."""
-    run = job.result()
-    if run is None:
+    if not (run := job.result()):
         return ""
     metrics = dict.fromkeys([*(reading.metric for reading in study.metrics.values()), *study.curves])
     values = {name: value for name in metrics if (value := run.last(name)) is not None}
-    seconds = (run.summary or {}).get("seconds")
     texts = [f"{name} {value:.4g}" for name, value in values.items()][:3]
-    return "   ".join([*texts, *([duration(seconds)] if seconds else [])])
+    texts += [duration(seconds)] if (seconds := run.summary.get("seconds")) else []
+    return "   ".join(texts)

@@ -93,18 +93,14 @@ def read(run: Run, reading: Reading, cell: Cell) -> float | None:
     The epoch is the paper's share of the run: with half the epochs, half of the printed one.
     """
     if reading.metric == MINUTES:
-        seconds = (run.summary or {}).get("seconds")
-        if seconds is None or resumed(run):
+        seconds = run.summary.get("seconds")
+        if seconds is None or run.resumed:
             return None
         return reading.times * seconds / 60 / run.args["max_epochs"]
     _, epochs, values = run.series(reading.metric)
     if cell.epoch is not None:
         values = values[epochs <= scaled_epoch(cell, run.args["max_epochs"]) + 1e-6]
     return reading.times * float(values[-1]) if len(values) else None
-
-
-def resumed(run: Run) -> bool:
-    return bool((run.environment or {}).get("before"))
 
 
 def scaled_epoch(cell: Cell, max_epochs: int) -> int:
@@ -139,7 +135,7 @@ def remarks(study: Study, results: Results) -> Iterator[str]:
     for metric in dict.fromkeys(reading.metric for reading in study.metrics.values()):
         without = [name for name, run in runs.items() if metric not in run.columns]
         if metric == MINUTES:
-            if any(map(resumed, runs.values())):
+            if any(run.resumed for run in runs.values()):
                 yield f"{MINUTES} is left out for runs that were resumed: their seconds are the last part's."
         elif metric not in FACTS and without:
             yield f"{metric} was not logged by {', '.join(without)}{nearest(metric, logged)}"

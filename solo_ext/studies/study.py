@@ -6,16 +6,15 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 from typing import Literal
 
 from solo_ext.errors import ConfigError
 from solo_ext.schema import Count, build, fit, plain
-from solo_ext.studies.rows import Cell, Row, Table, key_of, load_table, must_exist, must_have, read_text_yaml
+from solo_ext.studies.rows import Cell, Row, Table, key_of, load_table, must_exist, must_have, read_text_yaml, resolver
 from solo_ext.text import nearest
 from solo_ext.training import recipes
-from solo_ext.training.compose import compose, overlay
+from solo_ext.training.compose import overlay
 
 RESULTS = "paper_results.yaml"
 OWN = {  # what `solo-ext study` sets in every run -> what to do instead
@@ -42,6 +41,9 @@ class CellSpec:
     row: dict[str, str]
     overrides: list[str] = field(default_factory=list)
 
+    def __post_init__(self) -> None:
+        self.covers = [Row(self.row, {})]  # or the rows of a printed table
+
     @property
     def where(self) -> str:
         return f"the cell {_row_text(self.row)}"
@@ -51,10 +53,10 @@ class CellSpec:
 class StudyFile:
     """The content of a study's YAML; paths are relative to its folder.
 
-    title: of the pages; else the table's, or the YAML's first line.
-    table, figure: what it reproduces, if anything; a table's numbers are in the file `results`, else in the nearest
-        `paper_results.yaml`, beside the study or a folder above.
-    recipes: a folder with a folder of recipes for each dataset; else this project's.
+    title: of the pages; default: the table's, or the YAML's first line.
+    table, figure: what it reproduces, if anything; a table's numbers are in the file `results`, by default the
+        `paper_results.yaml` beside the study or a folder above.
+    recipes: a folder with a folder of recipes for each dataset; default: this project's.
     dataset: whose recipes are taken, where `recipe=` does not name it (`recipe=cifar10/byol`); without one, the recipes
         are directly in the folder `recipes`.
     overrides: Hydra's, for all cells. seeds: one run of each cell per seed.
@@ -127,11 +129,10 @@ class Study:
 
 
 def load_study(path: str | Path, overrides: Sequence[str] = ()) -> Study:
-    """The study in the YAML `path`, with the user's `overrides`.
+    """The study in the YAML `path`; ConfigError if it does not fit its paper's table, or an override does not fit it.
 
-    `seeds=[0,1]` are the study's own; `dataset=NAME` takes that dataset's recipes, and so does `data.dataset=NAME`; all
-    others are Hydra's, for all runs. Raises ConfigError if the study does not fit its paper's table, or an override
-    does not fit the study.
+    overrides: the user's. `seeds=[0,1]` replaces the study's, `dataset=NAME` or `data.dataset=NAME` takes that
+        dataset's recipes, and all others are Hydra's, for all runs.
     """
     path = Path(path).expanduser()
     must_exist(path, "study")
@@ -153,7 +154,7 @@ def _study(path: Path, spec: StudyFile, overrides: Sequence[str]) -> Study:
         raise ConfigError("grid and cells are both empty")
     _check_keys(spec, specs, changes)
     folder = path.absolute().parent
-    table, placed = None, [[Row(one.row, {})] for one in specs]
+    table = None
     if spec.table:
         near = folder if (folder / RESULTS).is_file() else folder.parent
         table = load_table(folder / spec.results if spec.results else near / RESULTS, spec.table)
@@ -161,8 +162,8 @@ def _study(path: Path, spec: StudyFile, overrides: Sequence[str]) -> Study:
             must_have(column, table.values, f"metrics: {spec.table} has no column")
         if spec.readout:
             must_have(spec.readout, table.keys, f"readout: {spec.table} has no key column")
-        placed = _cover(table, spec.table, spec.readout, specs, spec.cited)
-    cells = _cells(spec, specs, placed, folder, values["dataset"], changes)
+        _cover(table, spec, specs)
+    cells = _cells(spec, specs, folder, values["dataset"], changes)
     rows: list[Row] = list(cells)
     if table:  # in the paper's order
         by_labels = {tuple(cell.labels.values()): cell for cell in cells}
@@ -193,17 +194,11 @@ def _check_keys(study: StudyFile, specs: Sequence[CellSpec], changes: Sequence[s
 
 
 def _cells(
-    study: StudyFile,
-    specs: Sequence[CellSpec],
-    placed: Sequence[Sequence[Row]],
-    here: Path,
-    dataset: str | None,
-    changes: Sequence[str],
+    study: StudyFile, specs: Sequence[CellSpec], here: Path, dataset: str | None, changes: Sequence[str]
 ) -> list[Cell]:
-    """The cells in the order of `specs`, which stand for the rows `placed`; `dataset`, `changes`: the user's."""
-    names = _names_of([{k: v for k, v in rows[0].labels.items() if k != study.readout} for rows in placed])
-    composed = cache(lambda file: compose(file.parent, file.name))
-    ours, users = _values(study.overrides), _values(changes)
+    """The cells in the order of `specs`; `dataset`, `changes`: the user's."""
+    names = _names_of([{k: v for k, v in one.covers[0].labels.items() if k != study.readout} for one in specs])
+    resolved, ours, users = resolver(), _values(study.overrides), _values(changes)
     places = [here.parent.parent / "pretrain", recipes.scripts() / "pretrain"]  # beside a checkout's studies, and ours
     if study.recipes:
         places = [here / Path(study.recipes).expanduser()]
@@ -219,18 +214,19 @@ def _cells(
         return folder / f"{name}.yaml"
 
     cells = []
-    for spec, rows, name in zip(specs, placed, names, strict=True):
+    for spec, name in zip(specs, names, strict=True):
         recipe = (ours | _values(spec.overrides)).get("recipe")
         if not recipe:
             raise ConfigError(f"{spec.where} has no recipe=NAME")
         new = users.get("recipe", recipe)
         file = find(new, dataset or (users.get("data.dataset") if study.dataset or "/" in new else None))
         base = [text for text in (*study.overrides, *spec.overrides) if key_of(text) != "recipe"]
-        overrides = _effective([*base, *(text for text in changes if key_of(text) != "recipe")])
-        for row in rows:
+        both = [*base, *(text for text in changes if key_of(text) != "recipe")]
+        last = {(key_of(text), text.startswith("~")): i for i, text in enumerate(both)}  # deletions stay
+        overrides, as_printed = [both[i] for i in sorted(last.values())], (find(recipe), base)
+        for row in spec.covers:
             epoch = fit(Count, row.labels[study.readout], f"readout {study.readout}") if study.readout else None
-            as_printed = find(recipe), base
-            cells.append(Cell(row.labels, row.values, file, overrides, name, epoch, as_printed, composed))
+            cells.append(Cell(row.labels, row.values, file, overrides, name, epoch, as_printed, resolved))
     return cells
 
 
@@ -258,58 +254,44 @@ def _combinations(grid: dict[str, dict[str, list[str] | None]]) -> list[CellSpec
     return specs
 
 
-def _cover(
-    table: Table, name: str, readout: str | None, specs: Sequence[CellSpec], cited: Sequence[dict[str, str]]
-) -> list[list[Row]]:
-    """The rows of the printed table that each cell covers: one, unless they differ in the column `readout`."""
+def _cover(table: Table, study: StudyFile, specs: Sequence[CellSpec]) -> None:
+    """Finds the rows of the printed table that each cell covers: one, unless they differ in the column `readout`."""
     owners: dict[Row, list[str]] = {row: [] for row in table.printed}
-
-    def matching(labels: dict[str, str], owner: str) -> list[Row]:
-        for column in labels:
-            must_have(column, table.keys, f"{owner}: {name} has no key column")
-        rows = [row for row in table.printed if labels.items() <= row.labels.items()]
-        if not rows:
-            near = nearest(_row_text(labels), [_row_text({k: row.labels[k] for k in labels}) for row in table.printed])
-            raise ConfigError(f"{owner} matches no row of {name}{near}")
-        for row in rows:
+    claims = [(spec, spec.where) for spec in specs]
+    claims += [(CellSpec(row=labels), f"the cited row {_row_text(labels)}") for labels in study.cited]
+    for spec, owner in claims:
+        for column in spec.row:
+            must_have(column, table.keys, f"{owner}: {study.table} has no key column")
+        spec.covers = [row for row in table.printed if spec.row.items() <= row.labels.items()]
+        if not spec.covers:
+            near = [_row_text({column: row.labels[column] for column in spec.row}) for row in table.printed]
+            raise ConfigError(f"{owner} matches no row of {study.table}{nearest(_row_text(spec.row), near)}")
+        for row in spec.covers:
             owners[row].append(owner)
-        return rows
-
-    placed = []
     for spec in specs:
-        rows = matching(spec.row, spec.where)
-        if len(rows) != (len({row.labels[readout] for row in rows}) if readout else 1):
-            raise ConfigError(f"{spec.where} matches {len(rows)} rows of {name}; name more columns")
-        placed.append(rows)
-    for labels in cited:
-        matching(labels, f"the cited row {_row_text(labels)}")
+        epochs = {row.labels[study.readout] for row in spec.covers} if study.readout else [None]
+        if len(spec.covers) > len(epochs):
+            raise ConfigError(f"{spec.where} matches {len(spec.covers)} rows of {study.table}; name more columns")
     for row, names in owners.items():
-        text = _row_text(row.labels)
+        text = f"the row {_row_text(row.labels)} of {study.table}"
         if not names:
-            raise ConfigError(f"no cell covers the row {text} of {name}; add one, or put it under cited")
+            raise ConfigError(f"no cell covers {text}; add one, or put it under cited")
         if len(names) > 1:
-            raise ConfigError(f"the row {text} of {name} is covered by {' and by '.join(names)}")
-    return placed
+            raise ConfigError(f"{text} is covered by {' and by '.join(names)}")
 
 
 def _names_of(rows: Sequence[dict[str, str]]) -> list[str]:
     """A short name of letters, digits and `.-_` for each cell; those that would be alike get a hash."""
     if twice := [row for i, row in enumerate(rows) if row in rows[:i]]:
         raise ConfigError(f"the cell {_row_text(twice[0])} comes twice")
-    names = ["_".join(_slug(text) for text in row.values()) for row in rows]
+
+    def slug(text: str) -> str:
+        return re.sub(r"[^a-z0-9.]+", "-", text.lower()).strip("-.") or "no"
+
+    names = ["_".join(map(slug, row.values())) for row in rows]
     counts = Counter(names)
     hashes = [hashlib.sha256(repr(sorted(row.items())).encode()).hexdigest()[:6] for row in rows]
     return [name if counts[name] == 1 else f"{name}-{tail}" for name, tail in zip(names, hashes, strict=True)]
-
-
-def _slug(text: str) -> str:
-    return re.sub(r"[^a-z0-9.]+", "-", text.lower()).strip("-.") or "no"
-
-
-def _effective(overrides: Sequence[str]) -> list[str]:
-    """The overrides without those of which a later one sets the same key; deletions stay."""
-    last = {(key_of(text), text.startswith("~")): i for i, text in enumerate(overrides)}
-    return [overrides[i] for i in sorted(last.values())]
 
 
 def _row_text(labels: dict[str, str]) -> str:

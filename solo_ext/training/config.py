@@ -23,8 +23,8 @@ from solo_ext.methods import METHODS, Method
 from solo_ext.methods.base import MethodConfig, PerformanceConfig
 from solo_ext.networks import BackboneConfig
 from solo_ext.optim import OptimizerConfig, SchedulerConfig, effective_lrs
-from solo_ext.runs.checkpoints import CheckpointConfig, find_checkpoint, foreign_config, run_config
-from solo_ext.runs.resume import AutoResumeConfig
+from solo_ext.runs.checkpoints import AutoResumeConfig, CheckpointConfig, find_checkpoint, foreign_config
+from solo_ext.runs.run import Run
 from solo_ext.schema import MISSING, Bounds, Config, Count, Positive, UnknownKey, build, keys, plain
 from solo_ext.text import hint
 from solo_ext.training.callbacks import MONITORS, MonitorCallback
@@ -261,7 +261,7 @@ def run_values(run: str | Path, kind: str) -> dict[str, Any]:
         CheckpointError: no checkpoint there, or an args.json that is something else.
     """
     checkpoint = find_checkpoint(run)
-    config = run_config(checkpoint) or {}
+    config = Run(checkpoint.parent).config or {}
     with foreign_config(checkpoint):
         data = {key: value for key, value in config.get("data", {}).items() if key in EVALUATION_DATA}
         if views := config.get("augmentations"):

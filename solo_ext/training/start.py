@@ -14,9 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from solo_ext.errors import CheckpointError, ConfigError
-from solo_ext.runs.checkpoints import Checkpoint, open_checkpoint
+from solo_ext.runs.checkpoints import Checkpoint, find_resumable, open_checkpoint
 from solo_ext.runs.comparison import differences, flatten
-from solo_ext.runs.resume import find_resumable
 from solo_ext.runs.run import Run
 from solo_ext.schema import plain
 from solo_ext.training.config import RunConfig, TrainingConfig

@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 
 from solo_ext.errors import CheckpointError
 from solo_ext.files import sha256, write_text
-from solo_ext.runs.checkpoints import find_checkpoint, foreign_config, run_config
+from solo_ext.runs.checkpoints import find_checkpoint, foreign_config
 from solo_ext.runs.run import ENVIRONMENT, METRICS, Run
 from solo_ext.training.compose import compose
 from solo_ext.training.recipes import derived
@@ -41,7 +41,7 @@ def add(run: str | Path, zoo: Path, name: str | None = None, licence: str = "MIT
             The zoo is then unchanged.
     """
     checkpoint = find_checkpoint(run)
-    config = run_config(checkpoint)
+    config = Run(checkpoint.parent).config
     if not config or "method" not in config:
         raise CheckpointError(f"{checkpoint} has no args.json of a pre-training beside it, which an entry needs")
     figures = scores(checkpoint.parent, checkpoint.name)
@@ -71,7 +71,7 @@ def add(run: str | Path, zoo: Path, name: str | None = None, licence: str = "MIT
 
 def _with_files(entry: Entry, folder: Path, root: Path) -> Entry:
     """`entry` with what its folder contains; `root`: of the repository that its recipe may be in."""
-    environment = Run(folder).environment or {}
+    environment = Run(folder).environment
     files = {file.name: file for file in sorted(folder.iterdir())}
     return replace(
         entry,

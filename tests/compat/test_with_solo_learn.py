@@ -388,8 +388,8 @@ def test_its_knn_metric_counts_as_ours(solo):
 
     with pytest.raises(ValueError, match="compute_on_step"):
         WeightedKNNClassifier()
-    assert "compute_on_step" in runner.repair("main_pretrain.py")
-    assert "compute_on_step" not in runner.repair("main_pretrain.py")  # nothing is broken any more
+    assert "compute_on_step" in runner.apply_repairs("main_pretrain.py")
+    assert "compute_on_step" not in runner.apply_repairs("main_pretrain.py")  # nothing is broken any more
     metric = WeightedKNNClassifier(k=5)
     train, test = torch.randn(40, 8), torch.randn(20, 8)
     labels = torch.arange(40) % 4, torch.arange(20) % 4

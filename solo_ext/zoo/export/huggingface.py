@@ -104,7 +104,7 @@ def card(source: Source, image: dict[str, Any], imports: tuple[str, ...]) -> str
         dataset=dataset,
         stem=", CIFAR stem" if torchvision.replacements(source.backbone) else "",
         parameters=sum(x.numel() for x in source.backbone.parameters()),
-        images=((run.environment or {}).get("data", {}).get("train") or {}).get("images"),
+        images=(run.environment.get("data", {}).get("train") or {}).get("images"),
         image=image,
         imports=imports,
         scores=[] if source.teacher else scores(run.dir, source.checkpoint.path.name),
