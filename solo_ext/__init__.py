@@ -9,7 +9,11 @@ from importlib import import_module
 __version__ = "0.1.0"
 __all__ = ["METHODS", "load_backbone", "register"]
 
-_HOMES = {"METHODS": "solo_ext.methods", "load_backbone": "solo_ext.zoo.model", "register": "solo_ext.compat.registry"}
+_HOMES = {
+    "METHODS": "solo_ext.methods",
+    "load_backbone": "solo_ext.zoo.model",
+    "register": "solo_ext.compat.solo_learn",
+}
 
 
 def __getattr__(name: str):

@@ -142,10 +142,10 @@ def styles(names: Sequence[str]) -> list[Style]:
 
 def sections(shown: Shown, untrained: Sequence[Run] = ()) -> list[Section]:
     """All figures of the trained runs `shown`; `untrained` encoders are reference lines."""
-    order = [*metrics(), *_logged(shown)]  # those of one pattern, or of none, stay as they were logged
-    described = [(column, metric_of(column)) for column in _logged(shown)]
+    described = {column: metric_of(column) for column in _logged(shown)}
+    order = [*metrics(), *described]  # those of one pattern, or of none, stay as they were logged
     members: dict[str, dict[str, Metric]] = {name: {} for name in SECTIONS}
-    for column, metric in sorted(described, key=lambda pair: order.index(pair[1].name)):
+    for column, metric in sorted(described.items(), key=lambda item: order.index(item[1].name)):
         members.setdefault(metric.section, {})[column] = metric
     if OTHER in members:
         members[OTHER] = members.pop(OTHER)  # the last
@@ -183,7 +183,7 @@ def _accuracies(section: Section, untrained: Sequence[Run]) -> None:
     if len(section.facts["distances"]) == 1:
         [distance] = section.facts["distances"]
         for panel in knn:
-            results = [run.knn_result(int(panel.metric.removeprefix("val_knn")), distance) or {} for run in untrained]
+            results = [run.knn_result(int(panel.metric.removeprefix("val_knn")), distance) for run in untrained]
             scores = [result.get("acc1", math.nan) for result in results if result.get("distance") == distance]
             panel.floor = [score for score in scores if is_number(score)]
     _share_y([panel for panel in section.panels if panel not in knn])
@@ -194,14 +194,18 @@ def _accuracies(section: Section, untrained: Sequence[Run]) -> None:
 
 def _weight_distance(members: Mapping[str, Metric], shown: Shown) -> Section:
     """A panel for each run, with a curve for each stage; the colour is its depth, and each head has its own dashes."""
+    from matplotlib import colormaps
+    from matplotlib.colors import to_hex
+
     columns = _merged([[column for column in run.columns if column in members] for run, _ in shown])
     stages = {column: column.removeprefix(members[column].name.removesuffix("*")) for column in columns}
     heads = list(dict.fromkeys(stage.partition(".")[0] for stage in stages.values() if "." in stage))
     dashes = {head: DASHES[1 + i % (len(DASHES) - 1)] for i, head in enumerate(heads)}
-    ramp = {
-        column: Style(stage, f"stage{i}", *_depth_colours(i, len(stages)), dashes.get(stage.partition(".")[0], ()))
-        for i, (column, stage) in enumerate(stages.items())
-    }
+    ramp = {}
+    for i, (column, stage) in enumerate(stages.items()):
+        depth = i / max(len(stages) - 1, 1)
+        light, dark = (to_hex(colormaps["viridis"](x)) for x in (0.82 * depth, 0.3 + 0.7 * depth))
+        ramp[column] = Style(stage, f"stage{i}", light, dark, dashes.get(stage.partition(".")[0], ()))
     panels, without = [], []
     for run, style in shown:
         if curves := [drawn for column, stage in ramp.items() if (drawn := curve_of(run, column, stage))]:
@@ -214,7 +218,7 @@ def _weight_distance(members: Mapping[str, Metric], shown: Shown) -> Section:
 
 
 def _merged(rows: Sequence[Sequence[str]]) -> list[str]:
-    """What stands in any of the rows, in an order that agrees with each."""
+    """The items of all rows, in an order that agrees with each row's."""
     merged: list[str] = []
     for row in sorted(rows, key=len, reverse=True):
         at = next((merged.index(item) for item in row if item in merged), len(merged))
@@ -225,15 +229,6 @@ def _merged(rows: Sequence[Sequence[str]]) -> list[str]:
                 merged.insert(at, item)
             at += 1
     return merged
-
-
-def _depth_colours(i: int, n: int) -> tuple[str, str]:
-    """Sequential colours of stage i of n, for a light and a dark page."""
-    from matplotlib import colormaps
-    from matplotlib.colors import to_hex
-
-    x = i / max(n - 1, 1)
-    return to_hex(colormaps["viridis"](0.82 * x)), to_hex(colormaps["viridis"](0.3 + 0.7 * x))
 
 
 def panel_of(column: str, curves: Sequence[Curve | None]) -> list[Panel]:

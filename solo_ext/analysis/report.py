@@ -13,7 +13,7 @@ import numpy as np
 
 from solo_ext.analysis import figures, pages
 from solo_ext.analysis.figures import Shown, grouped, labels, names_of
-from solo_ext.errors import ConfigError, require
+from solo_ext.errors import ConfigError, reason, require
 from solo_ext.runs.comparison import compare, flatten, value_text
 from solo_ext.runs.run import ARGS, ENVIRONMENT, KNN, LINEAR, METRICS, Run, find_runs
 from solo_ext.text import Metric
@@ -31,15 +31,10 @@ ONLINE = "*"  # marks an accuracy of the online kNN, where there is no offline o
 
 
 def main_report(run_dirs: Sequence[str | Path], out: str | Path = "report") -> Path:
-    """Writes `<out>/report.html`, whose path it returns, and its PNG files.
+    """Writes `<out>/report.html`, whose path it returns, and its PNG files; what else `out` holds stays.
 
-    Args:
-        run_dirs: run folders, or folders with runs below them.
-        out: a folder; what it holds besides an earlier report stays.
-
-    Raises:
-        CheckpointError: a folder has no run, or a file of a run is damaged.
-        ConfigError: matplotlib is not installed, or `out` cannot be written.
+    run_dirs: run folders, or folders with runs below them. Raises CheckpointError if one has no run, or a file of a run
+    is damaged; ConfigError if matplotlib is not installed, or `out` cannot be written.
     """
     require("matplotlib", "a report", "viz")
     out = Path(out)
@@ -53,7 +48,7 @@ def main_report(run_dirs: Sequence[str | Path], out: str | Path = "report") -> P
         with pages.house_style():
             _write_whole(runs, Path(os.path.abspath(out)))
     except OSError as error:
-        raise ConfigError(f"--out: {out} cannot be written: {error.strerror or error}") from error
+        raise ConfigError(f"--out: {out} cannot be written: {reason(error)}") from error
     return out / "report.html"
 
 
@@ -130,7 +125,7 @@ def _results(shown: Shown) -> dict[str, Any]:
         "online": figures.by_value(online, "knn_eval.distance_func") if online else None,
         "linear": _protocol([(style.label, _linear_protocol(run)) for run, style in shown if run.linear]),
         "places": figures.by_value([s for s in shown if not s[0].untrained], "gap.at") if measured else None,
-        "resumed": [style.label for run, style in shown if (run.environment or {}).get("before")],
+        "resumed": [style.label for run, style in shown if run.resumed],
         "missing": _missing_files(shown),
     }
 
@@ -150,18 +145,17 @@ def _knn_protocol(run: Run) -> dict[str, Any]:
     return {
         "k": " and ".join(value_text(result["k"]) for result in results),
         **how,
-        **(run.knn or {}).get("protocol", {}),
+        **run.knn.get("protocol", {}),
     }
 
 
 def _linear_protocol(run: Run) -> dict[str, Any]:
-    linear = run.linear or {}
-    protocol = {"epochs": linear.get("epochs"), **linear.get("protocol", {})}
+    protocol = {"epochs": run.linear.get("epochs"), **run.linear.get("protocol", {})}
     return {"features": "cached", **protocol} if protocol.get("augmented") is False else protocol
 
 
 def _protocol(protocols: Sequence[tuple[str, Mapping[str, Any]]]) -> tuple[dict[str, str], dict[str, Any]] | None:
-    """What the protocols of the runs have in common, and key -> value -> runs where they differ; None without any.
+    """What the protocols of the runs have in common, and key -> value -> runs where they differ; None for no runs.
 
     Paths, and what is switched off, are left out.
     """
@@ -215,26 +209,24 @@ def table_rows(runs: Sequence[Run]) -> list[dict[str, Any]]:
     `online` are the keys whose values are the last epoch's online kNN, as there is no offline one. Accuracies in %;
     similarity is the cosine of the outputs on the same view, mean over the last epoch.
     """
-    return [_row(run) for run in sorted(runs, key=lambda run: run.untrained)]
-
-
-def _row(run: Run) -> dict[str, Any]:
-    offline = {f"knn{k}": (run.knn_result(k) or {}).get("acc1") for k in (1, 20)}
-    knn = {key: run.last(f"val_{key}") if acc is None else acc for key, acc in offline.items()}
-    speeds = run.series("images_per_s")[2]
-    summary = run.summary or {}
-    speed = summary.get("images_per_s")
-    return {
-        "method": run.method,
-        "name": run.name,
-        "id": run.id,
-        **knn,
-        "linear": (run.linear or {}).get("acc1"),
-        "similarity": run.last("gap_sim"),
-        "images_per_s": float(np.median(speeds)) if speed is None and len(speeds) else speed,
-        "seconds": summary.get("seconds"),
-        "online": [key for key, acc in offline.items() if acc is None and knn[key] is not None],
-    }
+    rows = []
+    for run in sorted(runs, key=lambda run: run.untrained):
+        offline = {f"knn{k}": run.knn_result(k).get("acc1") for k in (1, 20)}
+        knn = {key: run.last(f"val_{key}") if acc is None else acc for key, acc in offline.items()}
+        speed, speeds = run.summary.get("images_per_s"), run.series("images_per_s")[2]
+        row = {
+            "method": run.method,
+            "name": run.name,
+            "id": run.id,
+            **knn,
+            "linear": run.linear.get("acc1"),
+            "similarity": run.last("gap_sim"),
+            "images_per_s": float(np.median(speeds)) if speed is None and len(speeds) else speed,
+            "seconds": run.summary.get("seconds"),
+            "online": [key for key, acc in offline.items() if acc is None and knn[key] is not None],
+        }
+        rows.append(row)
+    return rows
 
 
 def cell(row: Mapping[str, Any], key: str) -> str:

@@ -1,4 +1,4 @@
-"""Runs solo-learn's own scripts, unchanged, out of a checkout: with our methods, and on today's libraries.
+"""Our methods in solo-learn's registry, and its own scripts, unchanged, run out of a checkout on today's libraries.
 
 A repair undoes, in this process only, what a newer library changed under solo-learn, where that is needed.
 """
@@ -15,10 +15,15 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import timm
 import torch
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
 
-from solo_ext.compat.registry import register
 from solo_ext.errors import ConfigError
+from solo_ext.methods import METHODS
+from solo_ext.methods.module import LightningMethod
+from solo_ext.networks.backbones import BACKBONES, MOCO_VITS, BackboneConfig, build_backbone
 from solo_ext.runs.checkpoints import refuses_objects
 from solo_ext.runs.layouts import PLACEHOLDERS
 from solo_ext.text import hint
@@ -33,6 +38,50 @@ _PACKAGES = {  # module -> package, where the names differ
     "sklearn": "scikit-learn",
     "umap": "umap-learn",
 }
+
+
+def register() -> list[str]:
+    """Adds the methods that solo-learn lacks to `solo.methods.METHODS`, and the backbones to its `BaseMethod`.
+
+    solo-learn must be importable. Returns the names of the added methods.
+    """
+    from solo.methods import METHODS as registry
+    from solo.methods.base import BaseMethod
+
+    added = [name for name in METHODS if name not in registry]
+    registry.update({name: _registered(METHODS[name]) for name in added})  # type: ignore[arg-type]  # classes can be hashed
+    backbones = BaseMethod._BACKBONES
+    for name in [*BACKBONES, *(f"timm/{model}" for model in timm.list_models())]:
+        backbones.setdefault(name, functools.partial(_backbone, name))
+    for name in MOCO_VITS if added else ():
+        backbones[name] = functools.partial(_vit, backbones[name])
+    return added
+
+
+@functools.cache
+def _registered(method: type[LightningMethod]) -> type[LightningMethod]:
+    """`method` as solo-learn's script takes it, which reads `performance` from the configuration that it passed."""
+
+    def __init__(self: LightningMethod, cfg: DictConfig) -> None:
+        if "performance" not in cfg:
+            OmegaConf.update(cfg, "performance", {"disable_channel_last": False}, force_add=True)
+        method.__init__(self, cfg)
+
+    return type(method.__name__, (method,), {"__init__": __init__, "__module__": method.__module__})
+
+
+def _own(method: str | None) -> Any:
+    return METHODS.declared[method].backbones if method and method in METHODS else None
+
+
+def _backbone(name: str, method: str | None = None, **kwargs: Any) -> nn.Module:
+    """`build_backbone`, as solo-learn calls its constructors."""
+    return build_backbone(BackboneConfig(name, kwargs), own=_own(method))
+
+
+def _vit(solo_learns: Callable[..., nn.Module], method: str | None = None, *args: Any, **kwargs: Any) -> nn.Module:
+    """solo-learn's ViT, with MoCo v3's own for all methods that have them: its heads are others at the same shapes."""
+    return solo_learns("mocov3" if _own(method) is MOCO_VITS else method, *args, **kwargs)
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeGuard
 
-import numpy as np
-
 from solo_ext.errors import CheckpointError, reason
 from solo_ext.files import write_text
 
@@ -56,20 +54,6 @@ class Metrics(dict[str, list[tuple[float, float]]]):
                 if column and (value := _number(cell)) is not None:
                     points.setdefault(column, {})[step] = value  # a resumed run may log a step again
         super().__init__({column: sorted(values.items()) for column, values in points.items()})
-
-    def series(self, name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Three arrays [n] of what was logged as `name`, or else as `name_epoch`, or else as `name_step`.
-
-        These are the steps, counted from 0; the epochs done after these steps, with fractions (NaN if no epoch was
-        logged); and the values.
-        """
-        column = next((c for c in (name, f"{name}_epoch", f"{name}_step") if c in self), name)
-        steps, values = np.array(self.get(column, []), dtype=float).reshape(-1, 2).T
-        if not self.epoch_ends:
-            return steps, np.full_like(steps, np.nan), values
-        epochs = sorted(self.epoch_ends)
-        ends = np.maximum.accumulate([self.epoch_ends[epoch] + 1 for epoch in epochs])
-        return steps, np.interp(steps + 1, [0, *ends], [0, *(epoch + 1 for epoch in epochs)]), values
 
 
 def is_number(value: Any) -> TypeGuard[float]:

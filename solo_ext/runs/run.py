@@ -1,25 +1,24 @@
-"""The run folder, `<dir>/<method>/<run id>`: the names of its files, reading and writing them. Imports no torch."""
+"""The run folder, `<dir>/<method>/<run id>`: its files, reading and writing them, its lock. Imports no torch."""
 
+import fcntl
 import logging
 import os
 import re
 import secrets
 import shutil
-import string
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 
-from solo_ext.errors import CheckpointError, SoloExtError
+from solo_ext.errors import CheckpointError, ConfigError, SoloExtError, reason
 from solo_ext.files import read_json, write_json
 from solo_ext.runs.layouts import current_config
-from solo_ext.runs.lock import RunLock, held
 from solo_ext.runs.metrics import Metrics, is_number
 from solo_ext.text import nearest
 
@@ -50,8 +49,65 @@ class RunResult:
     images_per_s: float | None
 
 
+class RunLock:
+    """Marks a folder as in use, so that no two jobs of one configuration write into it; ends with the process."""
+
+    file: TextIO
+
+    def __init__(self, folder: Path):
+        self.path = folder / ".lock"
+
+    def take(self) -> bool:
+        """Whether the lock is ours now; True as well where the file system has no locks."""
+        self.file = open(self.path, "a")  # noqa: SIM115, held open for the run
+        try:
+            fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self.file.close()
+            return False
+        except OSError:
+            pass
+        return True
+
+    def release(self) -> None:
+        self.path.unlink(missing_ok=True)
+        self.file.close()
+
+    def free(self) -> bool:
+        """Whether no process holds it."""
+        if not self.path.exists():
+            return True
+        free = self.take()
+        self.file.close()
+        return free
+
+
+@contextmanager
+def held(folder: Path, key: str, busy_key: str, owner: str) -> Iterator[RunLock]:
+    """Makes `folder`, unless it exists, and holds its lock.
+
+    ConfigError, naming `key`, if the folder cannot be made; naming `busy_key`, if `owner` is working in it.
+    """
+    lock = RunLock(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        ours = lock.take()
+    except OSError as error:
+        raise ConfigError(f"{key}: {folder} cannot be made: {reason(error)}") from error
+    if not ours:
+        raise ConfigError(f"{busy_key}: {folder} is in use by {owner}")
+    try:
+        yield lock
+    finally:
+        lock.release()
+
+
+def _json(name: str, **parts: type) -> cached_property[dict[str, Any]]:
+    return cached_property(lambda run: read_json(run.dir / name, **parts) or {})
+
+
 class Run:
-    """One run folder. A file is read at first use, and empty if it is missing; a damaged one raises CheckpointError."""
+    """One run folder. Its files are read when they are first used; a damaged one raises CheckpointError."""
 
     def __init__(self, folder: str | Path):
         self.dir = Path(folder)
@@ -59,9 +115,7 @@ class Run:
     @classmethod
     def new(cls, base: Path) -> "Run":
         """A run below `base` with an unused id; its folder is not made yet."""
-        letters = string.ascii_lowercase + string.digits
-        # not from the seeded generators: two runs of one seed are two runs
-        while (folder := base / "".join(secrets.choice(letters) for _ in range(8))).exists():
+        while (folder := base / secrets.token_hex(4)).exists():  # unseeded: two runs of one seed are two runs
             pass
         return cls(folder)
 
@@ -83,41 +137,22 @@ class Run:
         name = self.args.get("name")
         return None if name is None else str(name)
 
-    # What the files say.
+    # What the files say: {} without a file.
 
-    @cached_property
-    def args(self) -> dict[str, Any]:
-        """The resolved configuration, as args.json has it."""
-        return read_json(self.dir / ARGS) or {}
+    args = _json(ARGS)  # the resolved configuration
+    environment = _json(ENVIRONMENT)  # what the last process ran on; `before`: those that it continued
+    summary = _json(RESULT)  # seconds, images_per_s, ... of a run that has ended
+    linear = _json(LINEAR, protocol=dict)  # protocol, acc1 (in %), ... of the linear evaluation
+    knn = _json(KNN, protocol=dict, results=list)  # protocol, results: features, distance, k, T, acc1, ... of each
 
     @property
     def config(self) -> dict[str, Any] | None:
-        """The same under the current keys, also for solo-learn's older runs; None without args.json."""
+        """`args` under the current keys, also for solo-learn's older runs; None without args.json."""
         return current_config(self.args) if self.args else None
-
-    @cached_property
-    def linear(self) -> dict[str, Any]:
-        """{"protocol", "acc1", ...} of the linear evaluation, accuracies in %."""
-        return read_json(self.dir / LINEAR, protocol=dict) or {}
-
-    @cached_property
-    def knn(self) -> dict[str, Any]:
-        """{"protocol", "results": [{"features", "distance", "k", "T", "acc1", ...}, ...]} of the kNN evaluation."""
-        return read_json(self.dir / KNN, protocol=dict, results=list) or {}
-
-    @cached_property
-    def environment(self) -> dict[str, Any]:
-        """What the last process ran on, and, as `before`, what those ran on that it continued."""
-        return read_json(self.dir / ENVIRONMENT) or {}
 
     @property
     def resumed(self) -> bool:
         return bool(self.environment.get("before"))
-
-    @cached_property
-    def summary(self) -> dict[str, Any]:
-        """{"seconds", "images_per_s", ...} of a run that has ended."""
-        return read_json(self.dir / RESULT) or {}
 
     @property
     def finished(self) -> bool:
@@ -138,16 +173,26 @@ class Run:
         return list(dict.fromkeys(c.removesuffix("_step").removesuffix("_epoch") for c in self.metrics))
 
     def series(self, name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Steps, epochs and values of what was logged as `name`, see `Metrics.series`."""
-        return self.metrics.series(name)
+        """Three arrays [n] of what was logged as `name`, or else as `name_epoch`, or else as `name_step`.
+
+        These are the steps, counted from 0; the epochs done after these steps, with fractions (NaN if no epoch was
+        logged); and the values.
+        """
+        column = next((c for c in (name, f"{name}_epoch", f"{name}_step") if c in self.metrics), name)
+        steps, values = np.array(self.metrics.get(column, []), dtype=float).reshape(-1, 2).T
+        if not self.metrics.epoch_ends:
+            return steps, np.full_like(steps, np.nan), values
+        epochs = sorted(self.metrics.epoch_ends)
+        ends = np.maximum.accumulate([self.metrics.epoch_ends[epoch] + 1 for epoch in epochs])
+        return steps, np.interp(steps + 1, [0, *ends], [0, *(epoch + 1 for epoch in epochs)]), values
 
     def last(self, name: str) -> float | None:
         """The last value of `series(name)`, which may be NaN; None if there is none."""
         values = self.series(name)[2]
         return float(values[-1]) if len(values) else None
 
-    def knn_result(self, k: int, distance: str = "cosine") -> dict[str, Any] | None:
-        """The result for k neighbours, preferably of backbone features, by `distance`, with T near 0.07."""
+    def knn_result(self, k: int, distance: str = "cosine") -> dict[str, Any]:
+        """The result for k neighbours, if any, preferably of backbone features, by `distance`, with T near 0.07."""
 
         def order(result: Mapping[str, Any]) -> tuple[bool, bool, float]:
             T = result.get("T")
@@ -155,7 +200,7 @@ class Run:
             return result.get("features", "backbone") != "backbone", result.get("distance") != distance, far
 
         results = [x for x in self.knn.get("results", []) if isinstance(x, dict) and x.get("k") == k]
-        return min(results, key=order, default=None)
+        return min(results, key=order, default={})
 
     # Checkpoints.
 
@@ -196,8 +241,11 @@ class Run:
         new_folders = [path for path in (self.dir, *self.dir.parents) if not path.exists()]
         with held(self.dir, "checkpoint.dir", "resume_from_checkpoint", "a run that has not ended"):
             try:
+                with suppress(CheckpointError):
+                    if last := read_json(self.dir / ENVIRONMENT):  # of the process that this one continues
+                        environment = {**environment, "before": [*last.pop("before", []), last]}
                 write_json(self.dir / ARGS, args)
-                write_json(self.dir / ENVIRONMENT, {**environment, **self._before()})
+                write_json(self.dir / ENVIRONMENT, environment)
                 (self.dir / RESULT).unlink(missing_ok=True)
                 yield
             except BaseException as error:
@@ -208,13 +256,6 @@ class Run:
                         for parent in new_folders[1:]:
                             parent.rmdir()
                 raise
-
-    def _before(self) -> dict[str, Any]:
-        """The environments of the processes that this one continues, if they are known."""
-        with suppress(CheckpointError):
-            if before := read_json(self.dir / ENVIRONMENT):
-                return {"before": [*before.pop("before", []), before]}
-        return {}
 
     def finish(self, result: RunResult) -> None:
         """Marks the run as finished."""

@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any, TextIO
 from solo_ext.errors import ConfigError, reason
 
 if TYPE_CHECKING:
-    from solo_ext.runs.lock import RunLock
-    from solo_ext.studies.jobs import Job
+    from solo_ext.runs.run import RunLock
+    from solo_ext.studies.rows import Job
 
 LAUNCHERS = ("submitit_slurm", "submitit_local", "slurm", "local")
 LAUNCHER = "hydra.launcher."  # begins the keys of a launcher's settings

@@ -1,8 +1,9 @@
-"""The rows of a study's table: what a paper prints, and the cells that are run, each a recipe with overrides."""
+"""The rows of a study's table: what a paper prints, the cells that are run, and the run of each cell and seed."""
 
+import contextlib
 import copy
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from pathlib import Path
@@ -10,15 +11,25 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from solo_ext.errors import ConfigError, reason
+from solo_ext.errors import CheckpointError, ConfigError, reason
 from solo_ext.methods import METHODS
-from solo_ext.schema import build, fit
+from solo_ext.runs.comparison import differences
+from solo_ext.runs.run import ARGS, Run, saved_at
+from solo_ext.schema import build, fit, plain
 from solo_ext.text import hint, nearest
-from solo_ext.training.compose import compose, overridden
+from solo_ext.training.compose import assign, compose, overridden
 from solo_ext.training.config import PretrainConfig, resolve
 
 if TYPE_CHECKING:
     from solo_ext.methods.module import LightningMethod
+
+
+SETTINGS = (  # of every run
+    "checkpoint.enabled=True",
+    "auto_resume.enabled=True",
+    "auto_resume.max_hours=1000000.0",  # however old it is
+    "enable_progress_bar=False",
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,6 +159,59 @@ class Cell(Row):
         from solo_ext.planning.anatomy import anatomy
 
         return anatomy(self.method(0))
+
+
+@dataclass
+class Job:
+    """One run of a study: a cell with a seed."""
+
+    cell: Cell
+    seed: int
+    out: Path
+
+    def __post_init__(self) -> None:
+        self.name = f"{self.cell.name}-seed{self.seed}"
+        self.folder = self.out / "runs" / self.name  # the run's checkpoint.dir
+        self.log = self.out / "logs" / f"{self.name}.log"
+
+    @property
+    def words(self) -> list[str]:
+        """What follows `solo-ext`."""
+        own = [assign("checkpoint.dir", self.folder), f"seed={self.seed}", *SETTINGS]
+        return ["pretrain", str(self.cell.recipe), *self.cell.overrides, *own]
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        return plain(self.cell.config(self.seed))
+
+    def differs(self, run: Run) -> list[str]:
+        """The keys in which a run is not this job."""
+        return differences(run.args, self.config)
+
+    def tries(self) -> list[Run]:
+        """The runs in its folder, newest first, including those of another configuration."""
+        readable = []
+        for file in sorted(self.folder.glob(f"*/*/{ARGS}"), key=saved_at, reverse=True):
+            with contextlib.suppress(CheckpointError):
+                readable += [run] if (run := Run(file.parent)).args else []
+        return readable
+
+    def runs(self) -> Iterator[Run]:
+        """The runs of this very configuration, newest first."""
+        return (run for run in self.tries() if not self.differs(run))
+
+    def state(self) -> str:
+        """`done`, `running` (in another process), `begun` or `missing`."""
+        runs = list(self.runs())
+        if any(run.finished for run in runs):
+            return "done"
+        if any(run.running for run in runs):
+            return "running"
+        return "begun" if any(run.checkpoints for run in runs) else "missing"
+
+    def result(self) -> Run | None:
+        """The finished run, if there is one."""
+        return next((run for run in self.runs() if run.finished), None)
 
 
 def resolver() -> Callable[..., PretrainConfig]:

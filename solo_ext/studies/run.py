@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from solo_ext.errors import require
-from solo_ext.runs.lock import held
+from solo_ext.runs.run import held
 from solo_ext.schema import OneOf
-from solo_ext.studies.jobs import Job, check, jobs_of, pick
 from solo_ext.studies.pool import LAUNCHERS, STOPPED, LocalPool, Pool, SubmititPool, handling, refuse_orphans
+from solo_ext.studies.rows import Job
 from solo_ext.studies.study import Study
 from solo_ext.studies.table import write_tables
 from solo_ext.text import duration
@@ -18,9 +18,9 @@ from solo_ext.text import duration
 
 def dry_run(study: Study, out: str | Path, only: Sequence[str] = ()) -> None:
     """Prints each run, of the cells that match `only`, with its recipe, what it changes there, and its state."""
-    cells = pick(study, only)
-    check(study, build=False)
-    jobs = [job for job in jobs_of(study, Path(out)) if job.cell.name in cells]
+    cells = study.pick(only)
+    study.check(build=False)
+    jobs = [job for job in study.jobs(out) if job.cell.name in cells]
     width = max((len(job.name) for job in jobs), default=0)
     for job in jobs:
         recipe = "/".join(job.cell.recipe.with_suffix("").parts[-2:])
@@ -52,13 +52,13 @@ def run_study(
     if launcher:
         OneOf(LAUNCHERS).check(launcher, "--launcher")
         require("submitit", f"--launcher {launcher}", "slurm")
-    cells = pick(study, only)
-    check(study)
+    cells = study.pick(only)
+    study.check()
     out = Path(out)
     caught: list[int] = []
     with held(out, "--out", "--out", "a study that has not ended, or by one of its runs") as lock:
         refuse_orphans(out)
-        jobs = jobs_of(study, out)
+        jobs = study.jobs(out)
         states = {job.name: job.state() for job in jobs}
         todo = [job for job in jobs if states[job.name] in ("begun", "missing") and job.cell.name in cells]
         failed = {job.name: "another process is running it" for job in jobs if states[job.name] == "running"}

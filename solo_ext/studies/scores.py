@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from solo_ext.runs.comparison import flatten, value_text
 from solo_ext.runs.run import Run
 from solo_ext.schema import plain
-from solo_ext.studies.jobs import Job
-from solo_ext.studies.rows import Cell, Row
+from solo_ext.studies.rows import Cell, Job, Row
 from solo_ext.studies.study import Reading, Study
 from solo_ext.text import nearest
 

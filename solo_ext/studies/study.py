@@ -1,5 +1,6 @@
 """A study file: a grid of runs, and the table or figure of a paper that they belong to, if there is one."""
 
+import fnmatch
 import hashlib
 import itertools
 import re
@@ -7,11 +8,23 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from solo_ext.errors import ConfigError
+from solo_ext.runs.comparison import differences
 from solo_ext.schema import Count, build, fit, plain
-from solo_ext.studies.rows import Cell, Row, Table, key_of, load_table, must_exist, must_have, read_text_yaml, resolver
+from solo_ext.studies.rows import (
+    Cell,
+    Job,
+    Row,
+    Table,
+    key_of,
+    load_table,
+    must_exist,
+    must_have,
+    read_text_yaml,
+    resolver,
+)
 from solo_ext.text import nearest
 from solo_ext.training import recipes
 from solo_ext.training.compose import overlay
@@ -126,6 +139,36 @@ class Study:
     def runs(self) -> list[Cell]:
         """One cell for each name: what has to be trained, once per seed."""
         return list({cell.name: cell for cell in reversed(self.cells)}.values())[::-1]
+
+    def jobs(self, out: str | Path) -> list[Job]:
+        """A job in the folder `out` for each run, seed by seed, so that one of each cell comes first."""
+        return [Job(cell, seed, Path(out)) for seed in self.seeds for cell in self.runs]
+
+    def pick(self, patterns: Sequence[str]) -> set[str]:
+        """The names of the cells that match any of `patterns`, such as `byol*`; ConfigError if one matches none."""
+        names = [cell.name for cell in self.runs]
+        for pattern in patterns:
+            if not fnmatch.filter(names, pattern):
+                must_have(pattern, names, f"--only: {self.file} has no cell")
+        return {name for pattern in patterns or ["*"] for name in fnmatch.filter(names, pattern)}
+
+    def check(self, build: bool = True) -> None:
+        """Raises ConfigError, before anything is trained, for cells that cannot work or are the same run.
+
+        build: build each cell's network as well, which takes a while and finds stages that it lacks.
+        """
+        configs: dict[str, dict[str, Any]] = {}
+        for cell in self.runs:
+            try:
+                values = plain(cell.config(self.seeds[0]))
+                if build:
+                    cell.method(self.seeds[0])
+            except ConfigError as error:
+                raise ConfigError(f"{self.file}: the cell {cell.name}: {error}") from error
+            for name, other in configs.items():
+                if not differences(other, values):
+                    raise ConfigError(f"{self.file}: the cells {name} and {cell.name} are the same run")
+            configs[cell.name] = values
 
 
 def load_study(path: str | Path, overrides: Sequence[str] = ()) -> Study:

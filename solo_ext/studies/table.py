@@ -15,8 +15,7 @@ from solo_ext.analysis.report import machine, merged
 from solo_ext.files import write_text
 from solo_ext.runs.environment import environment
 from solo_ext.runs.run import Run
-from solo_ext.studies.jobs import Job
-from solo_ext.studies.rows import Cell
+from solo_ext.studies.rows import Cell, Job
 from solo_ext.studies.scores import Results, Scores, remarks, results_of, scores, setting, warning
 from solo_ext.studies.study import Study
 from solo_ext.text import markdown_table

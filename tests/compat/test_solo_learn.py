@@ -8,7 +8,7 @@ import torch
 from conftest import fit, method_config, random_batches
 from frameworks import SOLO_FRAMEWORKS, spec_of
 
-from solo_ext.compat.registry import register
+from solo_ext.compat.solo_learn import register
 from solo_ext.methods import METHODS
 
 

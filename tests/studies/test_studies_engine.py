@@ -14,8 +14,7 @@ import yaml
 
 import solo_ext.cli.main as cli
 from solo_ext.errors import ConfigError
-from solo_ext.runs.lock import RunLock
-from solo_ext.studies.jobs import check, jobs_of
+from solo_ext.runs.run import RunLock
 from solo_ext.studies.scores import results_of, scores, warning
 from solo_ext.studies.study import load_study
 from solo_ext.studies.table import short_labels, write_tables
@@ -179,7 +178,7 @@ def test_a_study_of_ones_own_needs_no_paper_and_no_folder_of_ours(tmp_path):
     [cell] = study.cells
     assert cell.recipe == ROOT / "scripts" / "pretrain" / "fashion_mnist_mini" / "byol.yaml"
     assert (study.source, study.table, study.paper, cell.labels) == ("Mine", None, False, {"tau": "0.90"})
-    page = write_tables(study, jobs_of(study, tmp_path / "out"), tmp_path).read_text()
+    page = write_tables(study, study.jobs(tmp_path / "out"), tmp_path).read_text()
     assert "| tau | Acc |" in (tmp_path / "study.md").read_text() and "paper" not in page
 
     grid = {
@@ -289,7 +288,7 @@ def test_refused_before_anything_runs(file, command, overrides, message):
     cited = [{"Method": "Other"}, {"backbone": "-"}, {"Method": "BYOL", "projector": "-"}]
     path = file(grid=None, cells=cells, cited=cited)
     with pytest.raises(ConfigError, match="moco-v3_y_y"):
-        check(load_study(path, MINI))
+        load_study(path, MINI).check()
     status, _, err = command(path, *MINI, "--out", "out")
     assert status == 2 and message in err and not Path("out").exists()
 
@@ -317,7 +316,7 @@ def test_a_wrong_command_line_is_one_sentence(file, command, words, message):
 
 def test_scores_by_hand(file, tmp_path):
     study = load_study(file(), [*MINI, "seeds=[0,1,2,3]"])
-    jobs = jobs_of(study, tmp_path / "out")
+    jobs = study.jobs(tmp_path / "out")
     by_name = {job.name: job for job in jobs}
     for seed, accuracy in enumerate((50.0, 52.0, 57.0)):
         pretend(by_name[f"byol_y_y-seed{seed}"], val_acc1=accuracy, gap_sim=0.99)
@@ -359,7 +358,7 @@ def test_another_setting_is_said(file):
 def test_facts_of_a_method(file, tmp_path):
     metrics = {"Acc": "forwards_per_view", "Sim": "minutes_per_epoch"}
     study = load_study(file(metrics=metrics, overrides=["max_epochs=10"]), MINI)
-    jobs = {job.name: job for job in jobs_of(study, tmp_path)}
+    jobs = {job.name: job for job in study.jobs(tmp_path)}
     pretend(jobs["byol_y_y-seed5"], seconds=1200.0, val_acc1=1.0)
     pretend(jobs["byol_no_y-seed5"], seconds=1200.0, before=[{}], val_acc1=1.0)
     full, _, projector, *_ = (row for _, row in scores(study, results_of(study, list(jobs.values()))))
@@ -371,7 +370,7 @@ def test_facts_of_a_method(file, tmp_path):
 def test_readout_at_epochs_of_one_run(file, tmp_path):
     study = load_study(file(READOUT), [*MINI, "max_epochs=20", "seeds=[0,1]"])
     assert len(study.cells) == 4 and [cell.name for cell in study.runs] == ["byol", "moco-v3"]
-    jobs = jobs_of(study, tmp_path)
+    jobs = study.jobs(tmp_path)
     assert len(jobs) == 4
     for job in jobs[::2]:  # 9 is the last one at or before 10, the paper's 100 of 200
         values = {5: 5.0, 9: 9.0 + job.seed, 11: 11.0, 20: 20.0 + job.seed}
@@ -392,7 +391,7 @@ def test_readout_at_epochs_of_one_run(file, tmp_path):
 
 
 def test_dry_run(file, command, tmp_path):
-    pretend(jobs_of(load_study(file(), MINI), tmp_path / "out")[1], val_acc1=1.0)
+    pretend(load_study(file(), MINI).jobs(tmp_path / "out")[1], val_acc1=1.0)
     status, out, err = command(file(), *MINI, "--out", "out", "--dry-run")
     lines = out.splitlines()
     assert status == 0 and not err and len(lines) == 5
@@ -446,7 +445,7 @@ def test_stopped_runs_continue_and_failed_ones_stop_no_others(file, command, tmp
     assert log.count("$ solo-ext pretrain") == 2 and log.strip().splitlines()[-1].startswith("solo-ext: error:")
 
     study = load_study(path, TINY)
-    [job, _] = jobs_of(study, tmp_path / "out")
+    [job, _] = study.jobs(tmp_path / "out")
     assert job.state() == "done"
     cfg = copy.deepcopy(job.cell.config(5))
     cfg.checkpoint.dir, cfg.checkpoint.enabled, cfg.enable_progress_bar = str(tmp_path / "whole"), True, False
@@ -469,7 +468,7 @@ def test_submitit_runs_the_cells(file, command, tmp_path):
     launcher = ["--launcher", "submitit_local", "hydra.launcher.timeout_min=30"]
     status, out, err = command(path, *TINY, "--out", "out", *launcher)
     assert status == 0 and "[1/1] done    byol_y_no-seed5" in out, out + err
-    [job] = jobs_of(load_study(path, TINY), tmp_path / "out")
+    [job] = load_study(path, TINY).jobs(tmp_path / "out")
     assert job.state() == "done" and len(list((tmp_path / "out" / "submitit").glob("*_result.pkl"))) == 1
 
 
@@ -508,5 +507,5 @@ def test_submitits_jobs_save_when_the_study_is_stopped(file, command, tmp_path):
     threading.Thread(target=terminate, daemon=True).start()
     status, out, err = command(path, *TINY, "--out", "out", "--launcher", "local")
     assert status == 143 and "stopped byol_y_no-seed5" in out, out + err
-    [job] = jobs_of(load_study(path, TINY), tmp_path / "out")
+    [job] = load_study(path, TINY).jobs(tmp_path / "out")
     assert job.state() == "begun"
