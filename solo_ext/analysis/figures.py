@@ -24,12 +24,12 @@ PALETTE = (
     ("#c79a00", "#f3dc5c"),
     ("#333333", "#e8e8e8"),
 )
-DASHES = ((), (5, 2), (1.2, 1.4), (6, 1.6, 1.2, 1.6))  # after six runs the colours come again, dashed
+DASHES = ((), (5, 2), (1.2, 1.4), (6, 1.6, 1.2, 1.6))  # after six runs the colours repeat, dashed
 FLOOR = (1, 2)  # dashes of a reference line
 PAPER = {"ink": ("#1c1e21", "#e4e6e8"), "muted": ("#5f646a", "#9ba1a8"), "rule": ("#dfe1e4", "#34383d")}
 
-# Section of a metric -> its heading, and metrics whose absence is worth mentioning. These are always in a report, in
-# this order, then those of a user's own metrics.
+# Section of a metric -> its heading, and metrics whose absence is worth mentioning. A report always has these, in this
+# order; sections of a user's own metrics follow.
 SECTIONS: dict[str, tuple[str, tuple[str, ...]]] = {
     "losses": ("Losses", ("train_loss", "train_intra_loss", "train_class_loss")),
     "accuracies": ("Accuracies", ("val_acc1", "val_knn*")),
@@ -44,7 +44,7 @@ FILES = ("losses", "accuracies", "gap", "weight_distance", "tau", "lr", "through
 
 @dataclass(frozen=True)
 class Style:
-    """How a curve looks everywhere; `var` names its colour in the style sheet, which knows light and dark."""
+    """How a curve looks everywhere; `var` names its colour, light or dark, in the style sheet."""
 
     label: str
     var: str
@@ -55,7 +55,7 @@ class Style:
 
 @dataclass(frozen=True)
 class Curve:
-    """Values over epochs; behind them, faintly, `steps`: (epochs, values) of steps, and a `band` of +- its values."""
+    """Values over epochs, in a `band` of +- its values; behind them, faintly, `steps`: (epochs, values) of steps."""
 
     style: Style
     epochs: np.ndarray
@@ -68,7 +68,7 @@ class Curve:
 class Panel:
     """One pair of axes.
 
-    floor: values of horizontal reference lines. gap_axis: with 2 - 2 y on the right. run: the only one that it shows.
+    floor: values of horizontal reference lines. gap_axis: 2 - 2 y on the right. run: the only run shown, if any.
     """
 
     title: str
@@ -81,7 +81,7 @@ class Panel:
 
     @property
     def same(self) -> str:
-        """Which curves are the same, and so hide each other; empty if none are."""
+        """Which curves coincide, and so hide each other; empty if none do."""
         groups = grouped((c.epochs.tobytes() + c.values.tobytes(), c.style.label) for c in self.curves)
         if len(groups) == 1 < len(self.curves):
             return "the same in both runs" if len(self.curves) == 2 else f"the same in all {len(self.curves)} runs"
@@ -112,7 +112,7 @@ class Section:
 
     @property
     def last_epoch(self) -> float:
-        """At which the curves end, 1 at least."""
+        """Where the longest curve ends, at least 1."""
         ends = [float(curve.epochs[-1]) for panel in self.panels for curve in panel.curves]
         return max([1.0, *filter(math.isfinite, ends)])
 
@@ -135,7 +135,7 @@ def styled(runs: Sequence[Run]) -> Shown:
 
 
 def styles(names: Sequence[str]) -> list[Style]:
-    """A colour, and after six a dash pattern too, for each of the curves `names`."""
+    """A colour, and after six also a dash pattern, for each of the curves `names`."""
     n = len(PALETTE)
     return [Style(name, f"run{i}", *PALETTE[i % n], DASHES[i // n % len(DASHES)]) for i, name in enumerate(names)]
 
@@ -221,13 +221,9 @@ def _merged(rows: Sequence[Sequence[str]]) -> list[str]:
     """The items of all rows, in an order that agrees with each row's."""
     merged: list[str] = []
     for row in sorted(rows, key=len, reverse=True):
-        at = next((merged.index(item) for item in row if item in merged), len(merged))
-        for item in row:
-            if item in merged:
-                at = merged.index(item)
-            else:
-                merged.insert(at, item)
-            at += 1
+        for i, item in enumerate(row):
+            if item not in merged:
+                merged.insert(merged.index(row[i - 1]) + 1 if i else 0, item)
     return merged
 
 

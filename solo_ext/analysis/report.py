@@ -112,8 +112,7 @@ def _results(shown: Shown) -> dict[str, Any]:
             "style": None if run.untrained else style,
             "label": style.label,
             "name": run.name or "-",
-            "cells": [cell(row, key).removesuffix(ONLINE) for key in COLUMNS],
-            "marks": [i for i, key in enumerate(COLUMNS) if key in row["online"]],
+            "cells": [cell(row, key) for key in COLUMNS],
         }
         for (run, style), row in zip(shown, numbers, strict=True)
     ]
@@ -162,11 +161,11 @@ def _protocol(protocols: Sequence[tuple[str, Mapping[str, Any]]]) -> tuple[dict[
     if not protocols:
         return None
 
-    def tells(key: str, value: Any) -> bool:
+    def informative(key: str, value: Any) -> bool:
         off = value is None or value is False or value in ({}, [])
         return key == "augmented" or (key not in ("checkpoint", "run") and not off)
 
-    same, differing = compare([{k: v for k, v in flatten(x).items() if tells(k, v)} for _, x in protocols])
+    same, differing = compare([{k: v for k, v in flatten(x).items() if informative(k, v)} for _, x in protocols])
     if (augmented := same.pop("augmented", None)) in ("true", "false"):
         same["images"] = "augmented" if augmented == "true" else "not augmented"
     labels = [label for label, _ in protocols]
@@ -191,7 +190,7 @@ def machine(environment: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def merged(records: Sequence[Mapping[str, Any]], separator: str) -> dict[str, str]:
-    """One mapping of all, in which the values that differ are joined."""
+    """All in one mapping, in which the values that differ are joined."""
     same, differing = compare(records)
     return {**same, **{key: separator.join(dict.fromkeys(texts)) for key, texts in differing.items()}}
 

@@ -16,7 +16,7 @@ import torch
 
 import solo_ext
 
-PACKAGES = ("torch", "torchvision", "lightning", "timm")
+PACKAGES = ("torch", "torchvision", "lightning", "timm", "solo_ext")
 _SECRET = re.compile(r"(?i)((?:key|token|secret|password)\w*=).+")
 
 
@@ -26,8 +26,7 @@ def environment() -> dict[str, Any]:
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "command": [_SECRET.sub(r"\1***", word) for word in sys.argv],
         "python": platform.python_version(),
-        "packages": {name: str(import_module(name).__version__) for name in PACKAGES}
-        | {"solo-ext": solo_ext.__version__},
+        "packages": {name.replace("_", "-"): str(import_module(name).__version__) for name in PACKAGES},
         "commit": _commit(),
         "os": platform.platform(),
         "host": hashlib.sha256(socket.gethostname().encode()).hexdigest()[:12],

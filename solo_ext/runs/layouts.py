@@ -87,14 +87,10 @@ def current_config(args: dict[str, Any]) -> dict[str, Any]:
         kwargs = {key: options[key] for key in ("img_size", "patch_size") if key in options}
     if name in MOCO_VITS:  # MoCo v3 had no ViTs of its own yet
         kwargs["num_heads"] = BACKBONES[name].keywords["num_heads"]
-    folder = args.get("data_dir")
-
-    def images(split: str) -> str | None:
-        if folder is None:
-            return args.get(f"{split}_data_path")
-        return str(Path(folder, args.get(f"{split}_dir") or ""))
-
-    data = {"dataset": args.get("dataset"), "train_path": images("train"), "val_path": images("val")}
+    data, folder = {"dataset": args.get("dataset")}, args.get("data_dir")
+    for split in ("train", "val"):
+        inside = folder and str(Path(folder, args.get(f"{split}_dir") or ""))
+        data[f"{split}_path"] = inside or args.get(f"{split}_data_path")
     views = []
     info = DATASETS.get(str(data["dataset"]))
     if info and info.image_size is None:  # for the others the option had no effect

@@ -1,4 +1,4 @@
-"""`metrics.csv`: a row for each optimizer step, and a column for every metric that was ever logged."""
+"""`metrics.csv`: a row for each logged optimizer step, and a column for each metric."""
 
 import csv
 import io

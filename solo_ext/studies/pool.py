@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from solo_ext.studies.rows import Job
 
 LAUNCHERS = ("submitit_slurm", "submitit_local", "slurm", "local")
-LAUNCHER = "hydra.launcher."  # begins the keys of a launcher's settings
+LAUNCHER = "hydra.launcher."  # prefix of a launcher's settings
 REQUEUES = 100  # of a run that is out of time: it is resumable
 STOPPED = 128 + signal.SIGTERM  # exit status of a run that was told to stop
 

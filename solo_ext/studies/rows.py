@@ -23,7 +23,6 @@ from solo_ext.training.config import PretrainConfig, resolve
 if TYPE_CHECKING:
     from solo_ext.methods.module import LightningMethod
 
-
 SETTINGS = (  # of every run
     "checkpoint.enabled=True",
     "auto_resume.enabled=True",

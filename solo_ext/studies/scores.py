@@ -1,4 +1,4 @@
-"""What the runs of a study have given so far, beside what its paper prints, and how the two settings differ."""
+"""The results of a study so far beside what its paper prints, and how the two settings differ."""
 
 import math
 import statistics
@@ -109,7 +109,7 @@ def scaled_epoch(cell: Cell, max_epochs: int) -> int:
 
 
 def setting(study: Study, printed: bool = False) -> dict[str, str]:
-    """What the runs, or `printed` those of the paper, have in the keys of `SETTING`; empty where they have nothing."""
+    """What the runs have in the keys of `SETTING`, or with `printed` the paper's; empty where they have nothing."""
     configs = [flatten(plain(cell.printed_config if printed else cell.config(study.seeds[0]))) for cell in study.runs]
     everything = {"data.fraction": (None, -1, 1.0)}
     texts = {}

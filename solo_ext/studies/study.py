@@ -242,11 +242,9 @@ def _cells(
     """The cells in the order of `specs`; `dataset`, `changes`: the user's."""
     names = _names_of([{k: v for k, v in one.covers[0].labels.items() if k != study.readout} for one in specs])
     resolved, ours, users = resolver(), _values(study.overrides), _values(changes)
-    places = [here.parent.parent / "pretrain", recipes.scripts() / "pretrain"]  # beside a checkout's studies, and ours
-    if study.recipes:
-        places = [here / Path(study.recipes).expanduser()]
-    folder = next((place for place in places if place.is_dir()), places[-1])
-    if not folder.is_dir():
+    beside = here.parent.parent / "pretrain"  # in another checkout
+    folder = beside if beside.is_dir() else recipes.scripts() / "pretrain"
+    if study.recipes and not (folder := here / Path(study.recipes).expanduser()).is_dir():
         raise ConfigError(f"recipes: there is no folder '{folder}'")
 
     def find(recipe: str, dataset: str | None = None) -> Path:

@@ -1,4 +1,4 @@
-"""The pages of a study: what it has given so far beside what its paper prints, in Markdown and HTML, and the plot."""
+"""The pages of a study: its results so far beside what its paper prints, in Markdown and HTML, and the plot."""
 
 import os
 import shlex
