@@ -94,6 +94,7 @@ class Section:
     """Panels under one heading, by the PNG file that shows them.
 
     name: the metrics' section, which chooses the caption. facts: what the caption says of these runs.
+    last_epoch: where the longest curve ends, at least 1.
     """
 
     name: str
@@ -101,20 +102,12 @@ class Section:
     legend: list[Style]
     facts: dict[str, Any] = field(default_factory=dict)
 
-    @property
-    def title(self) -> str:
+    def __post_init__(self) -> None:
         own = "Other metrics" if self.name == OTHER else self.name.capitalize()
-        return SECTIONS.get(self.name, (own, ()))[0]
-
-    @property
-    def panels(self) -> list[Panel]:
-        return [panel for panels in self.files.values() for panel in panels]
-
-    @property
-    def last_epoch(self) -> float:
-        """Where the longest curve ends, at least 1."""
+        self.title = SECTIONS.get(self.name, (own, ()))[0]
+        self.panels = [panel for panels in self.files.values() for panel in panels]
         ends = [float(curve.epochs[-1]) for panel in self.panels for curve in panel.curves]
-        return max([1.0, *filter(math.isfinite, ends)])
+        self.last_epoch = max([1.0, *filter(math.isfinite, ends)])
 
 
 Shown = Sequence[tuple[Run, Style]]

@@ -55,7 +55,7 @@ def render(template: str, styles: Iterable[Style] = (), last_epoch: float = 1.0,
 def _templates() -> Environment:
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).with_name("assets")),
-        autoescape=lambda name: name is None or ".html" in name,  # whatever a page is given
+        autoescape=lambda name: name is None or ".html" in name,  # all but study.md
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

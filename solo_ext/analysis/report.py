@@ -141,11 +141,8 @@ def _missing_files(shown: Shown) -> dict[tuple[str, ...], str]:
 def _knn_protocol(run: Run) -> dict[str, Any]:
     results = [result for k in (1, 20) if (result := run.knn_result(k))]
     how = merged([{key: result.get(key) for key in ("features", "distance", "T")} for result in results], " and ")
-    return {
-        "k": " and ".join(value_text(result["k"]) for result in results),
-        **how,
-        **run.knn.get("protocol", {}),
-    }
+    ks = " and ".join(value_text(result["k"]) for result in results)
+    return {"k": ks, **how, **run.knn.get("protocol", {})}
 
 
 def _linear_protocol(run: Run) -> dict[str, Any]:
@@ -190,13 +187,13 @@ def machine(environment: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def merged(records: Sequence[Mapping[str, Any]], separator: str) -> dict[str, str]:
-    """All in one mapping, in which the values that differ are joined."""
+    """The records as one, in which values that differ are joined."""
     same, differing = compare(records)
     return {**same, **{key: separator.join(dict.fromkeys(texts)) for key, texts in differing.items()}}
 
 
 def _side_by_side(columns: Sequence[tuple[str, Mapping[str, Any]]]) -> dict[str, Any]:
-    """The labels of mappings, what these have in common, and a row for each key in which they differ."""
+    """The labels of the columns, what all have in common, and a row for each key in which they differ."""
     same, differing = compare([values for _, values in columns])
     rows = [{"head": key, "cells": texts} for key, texts in differing.items()]
     return {"labels": [label for label, _ in columns], "same": same, "rows": rows}

@@ -111,6 +111,8 @@ class Run:
 
     def __init__(self, folder: str | Path):
         self.dir = Path(folder)
+        self.id = self.dir.name
+        self.untrained = self.dir.parent.name == UNTRAINED
 
     @classmethod
     def new(cls, base: Path) -> "Run":
@@ -118,14 +120,6 @@ class Run:
         while (folder := base / secrets.token_hex(4)).exists():  # unseeded: two runs of one seed are two runs
             pass
         return cls(folder)
-
-    @property
-    def id(self) -> str:
-        return self.dir.name
-
-    @property
-    def untrained(self) -> bool:
-        return self.dir.parent.name == UNTRAINED
 
     @property
     def method(self) -> str:

@@ -89,8 +89,6 @@ class SubmititPool:
     pause = 1.0
 
     def __init__(self, jobs: Sequence["Job"], out: Path, launcher: str, settings: Sequence[str]):
-        from submitit.core.utils import FailedJobError, FailedSubmissionError
-
         self.cluster, self.total, self.stopped = launcher.removeprefix("submitit_"), len(jobs), False
         folder = out.absolute() / "submitit"
         shutil.rmtree(folder, ignore_errors=True)
@@ -99,7 +97,7 @@ class SubmititPool:
             words, logs = [job.words for job in jobs], [str(job.log.absolute()) for job in jobs]
             with handling(signal.SIG_IGN, signal.SIGINT):  # local jobs inherit it: Ctrl-C means `stop` for them too
                 submitted = executor.map_array(Command(), words, logs)
-        except (FailedJobError, FailedSubmissionError, RuntimeError, OSError) as error:
+        except (RuntimeError, OSError) as error:
             raise ConfigError(f"--launcher {launcher}: {reason(error)}") from error
         self.jobs = list(zip(submitted, jobs, strict=True))
         self.started: set[str] = set()
@@ -136,13 +134,13 @@ class SubmititPool:
                 yield job, self._status(submitted, job)
 
     def _status(self, submitted: Any, job: "Job") -> int:
-        from submitit.core.utils import UncompletedJobError
-
         if self.stopped and not submitted.paths.result_pickle.exists():
             return STOPPED
         try:
             return next((code for code in submitted.results() if code), 0)
-        except UncompletedJobError:  # out of memory, out of time too often, cancelled by somebody
+        except (
+            RuntimeError
+        ):  # submitit's UncompletedJobError: out of memory, out of time too often, cancelled by somebody
             with _appending(job.log) as log:
                 print(f"submitit's job {submitted.job_id} ended too early; see {submitted.paths.stderr}", file=log)
             return 1

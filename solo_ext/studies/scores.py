@@ -23,28 +23,23 @@ SETTING = {  # where these differ from the paper's, the numbers are not comparab
 }
 
 
-@dataclass(frozen=True)
+@dataclass
 class Score:
-    """The values of a cell's runs, one per seed, for one printed column; `failed`: how many runs have none."""
+    """The values of a cell's runs, one per seed, for one printed column; `failed`: how many runs have none.
+
+    std is the standard deviation between seeds, by n - 1; None for one run.
+    """
 
     values: tuple[float, ...] = ()
     paper: float | None = None
     failed: int = 0
     fact: bool = False
 
-    @property
-    def mean(self) -> float | None:
-        return statistics.fmean(self.values) if self.values else None
-
-    @property
-    def std(self) -> float | None:
-        """The standard deviation between seeds, by n - 1; None for one run."""
+    def __post_init__(self) -> None:
         finite = all(map(math.isfinite, self.values))
-        return (statistics.stdev(self.values) if finite else math.nan) if len(self.values) > 1 else None
-
-    @property
-    def difference(self) -> float | None:
-        return None if self.mean is None or self.paper is None else self.mean - self.paper
+        self.mean = statistics.fmean(self.values) if self.values else None
+        self.std = (statistics.stdev(self.values) if finite else math.nan) if len(self.values) > 1 else None
+        self.difference = None if self.mean is None or self.paper is None else self.mean - self.paper
 
     def texts(self, form: str) -> tuple[str, str, str]:
         """Ours, the paper's, and the difference, as the tables show them; `form`: the format of a number, as `.2f`."""

@@ -55,11 +55,8 @@ class CellSpec:
     overrides: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
+        self.where = f"the cell {_row_text(self.row)}"
         self.covers = [Row(self.row, {})]  # or the rows of a printed table
-
-    @property
-    def where(self) -> str:
-        return f"the cell {_row_text(self.row)}"
 
 
 @dataclass(kw_only=True)
@@ -107,38 +104,32 @@ class StudyFile:
                 raise ConfigError(f"{key} is about the rows of a printed table, and this study names no table")
 
 
-@dataclass(frozen=True)
+@dataclass
 class Study:
     """A study that fits its paper's numbers.
 
-    paper: whether it reproduces something from a paper; table: the printed numbers, if any.
-    rows: what the table shows: cells, and cited printed rows. changes: the user's overrides.
+    table: the printed numbers, if any. rows: what the table shows: cells, and cited printed rows.
+    changes: the user's overrides. paper: whether it reproduces something from a paper.
+    runs: one cell for each name: what has to be trained, once per seed.
     """
 
     file: Path
-    title: str
-    paper: bool
+    spec: StudyFile
     table: Table | None
     rows: list[Row]
     seeds: list[int]
-    metrics: dict[str, Reading]
-    readout: str | None
-    curves: list[str]
-    plot: str
     changes: list[str]
 
-    @property
-    def cells(self) -> list[Cell]:
-        return [row for row in self.rows if isinstance(row, Cell)]
-
-    @property
-    def source(self) -> str:
-        return self.table.source if self.table else self.title.partition(":")[0]
-
-    @property
-    def runs(self) -> list[Cell]:
-        """One cell for each name: what has to be trained, once per seed."""
-        return list({cell.name: cell for cell in reversed(self.cells)}.values())[::-1]
+    def __post_init__(self) -> None:
+        spec = self.spec
+        self.readout, self.curves, self.plot = spec.readout, spec.curves, spec.plot
+        self.metrics = {column: m if isinstance(m, Reading) else Reading(m) for column, m in spec.metrics.items()}
+        default = self.table.title if self.table else recipes.summary(self.file)
+        self.title = spec.title or default or spec.figure or self.file.stem
+        self.source = self.table.source if self.table else self.title.partition(":")[0]
+        self.paper = bool(spec.table or spec.figure)
+        self.cells = [row for row in self.rows if isinstance(row, Cell)]
+        self.runs = list({cell.name: cell for cell in reversed(self.cells)}.values())[::-1]
 
     def jobs(self, out: str | Path) -> list[Job]:
         """A job in the folder `out` for each run, seed by seed, so that one of each cell comes first."""
@@ -211,10 +202,7 @@ def _study(path: Path, spec: StudyFile, overrides: Sequence[str]) -> Study:
     if table:  # in the paper's order
         by_labels = {tuple(cell.labels.values()): cell for cell in cells}
         rows = [by_labels.get(tuple(row.labels.values()), row) for row in table.printed]
-    metrics = {column: m if isinstance(m, Reading) else Reading(m) for column, m in spec.metrics.items()}
-    title = spec.title or (table.title if table else recipes.summary(path)) or spec.figure or path.stem
-    paper = bool(spec.table or spec.figure)
-    return Study(path, title, paper, table, rows, seeds, metrics, spec.readout, spec.curves, spec.plot, changes)
+    return Study(path, spec, table, rows, seeds, changes)
 
 
 def _check_keys(study: StudyFile, specs: Sequence[CellSpec], changes: Sequence[str]) -> None:

@@ -131,8 +131,8 @@ def bars(study: Study, rows: Scores, by_cell: Mapping[str, Style]) -> Any:
         means, spreads, papers = np.array(numbers, dtype=float).T
         for offset, values, opacity, errors in ((-0.19, means, 1.0, spreads), (0.19, papers, PALE, None)):
             ends = np.where(np.isfinite(values), values, np.nan)
-            look = {"color": colours, "alpha": opacity, "linewidth": 0, "error_kw": whiskers}
-            container = ax.barh(np.arange(n) + offset, ends, 0.36, xerr=errors, **look)
+            paint = {"color": colours, "alpha": opacity, "linewidth": 0, "error_kw": whiskers}
+            container = ax.barh(np.arange(n) + offset, ends, 0.36, xerr=errors, **paint)
             texts = [f"{value:.2f}" if abs(value) >= 1 else f"{value:.3g}" for value in ends]
             ax.bar_label(container, texts, padding=3, fontsize=6.5)
         ax.set_title(column)
