@@ -237,10 +237,8 @@ def _cells(
 
     def find(recipe: str, dataset: str | None = None) -> Path:
         home, _, name = recipe.rpartition("/")
-        if dataset := dataset or home or study.dataset:
-            return recipes.recipe_file(folder, dataset, name)
-        must_exist(folder / f"{name}.yaml", "recipe")
-        return folder / f"{name}.yaml"
+        dataset = dataset or home or study.dataset
+        return recipes.recipe_file(folder, dataset, name) if dataset else folder / f"{name}.yaml"
 
     cells = []
     for spec, name in zip(specs, names, strict=True):
