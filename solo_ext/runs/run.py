@@ -73,14 +73,6 @@ class RunLock:
         self.path.unlink(missing_ok=True)
         self.file.close()
 
-    def free(self) -> bool:
-        """Whether no process holds it."""
-        if not self.path.exists():
-            return True
-        free = self.take()
-        self.file.close()
-        return free
-
 
 @contextmanager
 def held(folder: Path, key: str, busy_key: str, owner: str) -> Iterator[RunLock]:
@@ -155,7 +147,12 @@ class Run:
     @property
     def running(self) -> bool:
         """Whether a process is working in it."""
-        return not RunLock(self.dir).free()
+        lock = RunLock(self.dir)
+        if not lock.path.exists():
+            return False
+        ours = lock.take()
+        lock.file.close()
+        return not ours
 
     @cached_property
     def metrics(self) -> Metrics:
