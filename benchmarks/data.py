@@ -39,12 +39,11 @@ from torchvision import transforms as T
 from torchvision.datasets import ImageFolder
 
 from solo_ext.data.augmentations import AugmentationConfig
-from solo_ext.data.datasets import IMAGENET_MEAN, IMAGENET_STD, DataConfig, load_dataset
-from solo_ext.data.h5 import read_h5, write_h5
-from solo_ext.data.images import ArrayImages, ImageSet, read_folder
+from solo_ext.data.datasets import IMAGENET_MEAN, IMAGENET_STD, DataConfig, load_dataset, read_images
+from solo_ext.data.images import ArrayImages, ImageSet
 from solo_ext.data.loader import EpochSampler, ViewDataset, ViewLoader
 from solo_ext.data.modules import make_loader
-from solo_ext.data.transforms import ViewTransform
+from solo_ext.data.transforms import Transform
 from solo_ext.methods import METHODS
 from solo_ext.runs.environment import environment
 from solo_ext.schema import build
@@ -88,6 +87,8 @@ def write_images(folder: Path, args: argparse.Namespace) -> None:
     for i, image in enumerate(cuts(args.files, 500, 375)):
         image.save(folder / "jpeg" / "photos" / f"{i:04}.jpg", quality=90)
     if installed("h5"):
+        from solo_ext.data.h5 import write_h5
+
         write_h5(folder / "jpeg", folder / "photos.h5")
     np.save(folder / "small.npy", np.stack([np.asarray(cut) for cut in cuts(args.small, 32, 32)]))
 
@@ -139,7 +140,7 @@ def load(kind: str, name: str, folder: Path, args: argparse.Namespace) -> Iterat
     if kind == "cifar":
         images = small_images(folder)
     else:
-        images = read_h5(folder / "photos.h5", "h5") if reader == "h5" else read_folder(folder / "jpeg", "jpeg")
+        images = read_images(folder / ("photos.h5" if reader == "h5" else "jpeg"), reader)
     rows = np.tile(np.arange(len(images)), max(1, EPOCH // len(images)))
     if reader != PILLOW:
         return endless(ours(reader, images.subset(rows), views, batch, args))
@@ -150,7 +151,7 @@ def load(kind: str, name: str, folder: Path, args: argparse.Namespace) -> Iterat
 
 def ours(reader: str, images: ImageSet, views: list[AugmentationConfig], batch: int, args) -> ViewLoader:
     data = DataConfig(dataset="custom", format=reader, num_workers=args.workers)
-    transforms = [ViewTransform(aug, IMAGENET_MEAN, IMAGENET_STD) for aug in views]
+    transforms = [Transform.random(aug, IMAGENET_MEAN, IMAGENET_STD) for aug in views]
     sampler = EpochSampler(len(images), seed=0)
     dataset, batching = ViewDataset(images, transforms, 0), {"sampler": sampler, "batch_size": batch, "drop_last": True}
     return make_loader(data, dataset, torch.device(args.device), **batching)

@@ -41,10 +41,10 @@ def replacing(
 
 
 @contextmanager
-def new_folder(path: Path) -> Iterator[Path]:
+def new_folder(path: Path, error: type[SoloExtError] = CheckpointError) -> Iterator[Path]:
     """An empty folder beside `path` that becomes `path` once it is complete and on the disk; removed if anything fails.
 
-    Raises CheckpointError if it cannot be written, or `path` has appeared in the meantime.
+    `error` is raised if it cannot be written, or if `path` has appeared in the meantime.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     made = [parent for parent in path.parents if not os.path.lexists(parent)]
@@ -61,7 +61,7 @@ def new_folder(path: Path) -> Iterator[Path]:
             with suppress(OSError):
                 parent.rmdir()
         if isinstance(failure, OSError):
-            raise CheckpointError(f"{path} cannot be written: {reason(failure)}") from failure
+            raise error(f"{path} cannot be written: {reason(failure)}") from failure
         raise
 
 

@@ -12,11 +12,10 @@ from sklearn.datasets import load_sample_images
 
 from solo_ext.data.augmentations import AugmentationConfig, ColorJitterConfig, ProbConfig
 from solo_ext.data.datasets import DataConfig, Format, load_dataset, read_images
-from solo_ext.data.h5 import write_h5
 from solo_ext.data.images import ArrayImages, FileImages, ImageSet, read_folder
 from solo_ext.data.loader import EpochSampler, ViewDataset
 from solo_ext.data.modules import make_loader
-from solo_ext.data.transforms import ViewTransform
+from solo_ext.data.transforms import Transform
 from solo_ext.errors import SoloExtError
 
 IMAGES = 64  # at most, of a set that the user names
@@ -41,7 +40,7 @@ class Case:
     def loader(self, format: str, augmentations: Sequence[AugmentationConfig], seed: int, device: torch.device):
         """A pass over all images in the order of an epoch; the views have values from 0 to 255."""
         data = DataConfig("custom", format=format, num_workers=0)
-        views = ViewDataset(self._as(format), [ViewTransform(aug, *LEVELS) for aug in augmentations], seed)
+        views = ViewDataset(self._as(format), [Transform.random(aug, *LEVELS) for aug in augmentations], seed)
         return make_loader(data, views, device, sampler=EpochSampler(len(views), seed), batch_size=BATCH)
 
     def _as(self, format: str) -> ImageSet:
@@ -49,6 +48,8 @@ class Case:
             return self.images
         file = self.images.images.root.with_suffix(".h5")
         if not file.exists():
+            from solo_ext.data.h5 import write_h5
+
             write_h5(file.with_suffix(""), file)
         return read_images(file, "h5")
 

@@ -26,7 +26,7 @@ from torchvision import transforms as T
 
 from solo_ext.data.augmentations import AugmentationConfig, ColorJitterConfig, ProbConfig, RandomResizedCropConfig
 from solo_ext.data.datasets import Format
-from solo_ext.data.transforms import ViewTransform
+from solo_ext.data.transforms import Transform
 from solo_ext.data.views import BLUR_RADIUS, CROP_RATIO, JITTER_ORDERS, draw_boxes, draw_views, uniforms
 from solo_ext.errors import ConfigError
 from solo_ext.schema import OneOf, fit
@@ -195,7 +195,7 @@ def _decisions(part: str, prob: float, count: int) -> list[bool]:
 
 def _rendered(case: Case, formats: Sequence[str], draws: int, seed: int, device: torch.device) -> list[Check]:
     operations = _operations(case.aug, case.sizes())
-    transforms = [ViewTransform(aug, *LEVELS) for aug in operations.values()]
+    transforms = [Transform.random(aug, *LEVELS) for aug in operations.values()]
     loaders = [case.loader(name, list(operations.values()), seed, device) for name in formats]
     found = defaultdict(list)
     for epoch in range(math.ceil(draws / len(case.images))):

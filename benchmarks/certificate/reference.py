@@ -10,14 +10,14 @@ from torchvision import transforms as T
 from torchvision.transforms import functional as F
 
 from solo_ext.data.augmentations import AugmentationConfig
-from solo_ext.data.transforms import ViewTransform
+from solo_ext.data.transforms import Transform
 from solo_ext.data.views import BLUR_RADIUS, HUE, JITTER_ORDERS, draw_boxes, draw_views
 
 _RESAMPLE = {"bicubic": F.InterpolationMode.BICUBIC, "bilinear": F.InterpolationMode.BILINEAR}
 _JITTER = (F.adjust_brightness, F.adjust_contrast, F.adjust_saturation, F.adjust_hue)
 
 
-def render(transform: ViewTransform, image: Image.Image, u: np.ndarray) -> Image.Image:
+def render(transform: Transform, image: Image.Image, u: np.ndarray) -> Image.Image:
     """The view of `image`, RGB or gray, that `transform` makes by `u`, before it is normalised."""
     aug, size = transform.aug, [transform.size, transform.size]
     view = type(views := draw_views(aug, u[None]))(*(array[0] for array in views))
@@ -40,7 +40,7 @@ def render(transform: ViewTransform, image: Image.Image, u: np.ndarray) -> Image
     return F.hflip(image) if view.flip else image
 
 
-def reference(transform: ViewTransform, image: Image.Image, u: np.ndarray) -> Tensor:
+def reference(transform: Transform, image: Image.Image, u: np.ndarray) -> Tensor:
     """`transform(image, u)` by Pillow: float32 [3, size, size]."""
     pixels = F.to_tensor(render(transform, image, u))
     return F.normalize(pixels.expand(3, -1, -1), transform.mean.tolist(), transform.std.tolist())

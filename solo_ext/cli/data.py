@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from solo_ext.cli.command import SOLO_EXT, option
-from solo_ext.errors import ConfigError
+from solo_ext.errors import ConfigError, require
 
 DATA = SOLO_EXT.group("data", __doc__)
 IMAGES = "folder, list of files (.txt) or HDF5 file (.h5)"
@@ -33,10 +33,13 @@ def to_h5(args: Namespace) -> None:
     from rich.console import Console
     from rich.progress import track
 
-    from solo_ext.data.h5 import SUFFIXES, write_h5
+    from solo_ext.data.datasets import H5_SUFFIXES
 
-    if not args.destination.lower().endswith(SUFFIXES):
-        raise ConfigError(f"DST: '{args.destination}' must end in {' or '.join(SUFFIXES)}")
+    if not args.destination.lower().endswith(H5_SUFFIXES):
+        raise ConfigError(f"DST: '{args.destination}' must end in {' or '.join(H5_SUFFIXES)}")
+    require("h5py", "to-h5: HDF5", "h5")
+    from solo_ext.data.h5 import write_h5
+
     console = Console(stderr=True)
     progress = partial(track, description="copying", console=console, disable=not sys.stderr.isatty(), transient=True)
     images = write_h5(args.source, args.destination, progress)

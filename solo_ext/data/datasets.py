@@ -12,11 +12,10 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 
-from solo_ext.data import h5
 from solo_ext.data.augmentations import ClassificationAugmentationConfig
 from solo_ext.data.imagenet100 import CLASSES
 from solo_ext.data.images import ArrayImages, ImageSet, class_folders, read_folder, read_list, reading, stratified_rows
-from solo_ext.errors import DataError, SoloExtError
+from solo_ext.errors import DataError, SoloExtError, reason, require
 from solo_ext.files import sha256
 from solo_ext.schema import Bounds, Config, OneOf, Share
 
@@ -30,6 +29,7 @@ MINI = Path(__file__).with_name("assets") / "fashion_mnist_mini.npz"
 # printed by scripts/data/build_fashion_mnist_mini.py
 MINI_SHA256 = "4b0cd74d4fcfbd4364c43ad82ee3078902ea66a75ad24609aab2a854a052ac92"
 
+H5_SUFFIXES = (".h5", ".hdf5")
 DEFAULT_FOLDER = "datasets"  # of the sets that have a download, when data.train_path is null
 
 
@@ -103,8 +103,11 @@ def _count_classes(path: str, changed: int) -> int:
 def read_images(path: str | os.PathLike, key: str, labels: bool = True, only: tuple[str, ...] = ()) -> ImageSet:
     """The folder, list of files (.txt) or HDF5 file at `path`; `only`: classes to take from an HDF5 file with more."""
     suffix = "" if os.path.isdir(path) else Path(path).suffix.lower()
-    if suffix in h5.SUFFIXES:
-        return h5.read_h5(path, key, labels, only)
+    if suffix in H5_SUFFIXES:
+        require("h5py", f"{key}: HDF5", "h5")
+        from solo_ext.data.h5 import read_h5
+
+        return read_h5(path, key, labels, only)
     return (read_list if suffix == ".txt" else read_folder)(path, key, labels)
 
 
@@ -126,8 +129,8 @@ def _fraction(images: ImageSet, fraction: float) -> ImageSet:
     labelled = images.targets.max() >= 0
     _, counts = np.unique(images.targets, return_counts=True)
     if not size or (labelled and (counts.min() < 2 or min(size, count - size) < len(counts))):
-        reason = f"each of {len(counts)} classes needs two images, one in either part" if labelled else "that is none"
-        raise DataError(f"data.fraction: {fraction} of {count} images cannot be drawn ({reason})")
+        why = f"each of {len(counts)} classes needs two images, one in either part" if labelled else "that is none"
+        raise DataError(f"data.fraction: {fraction} of {count} images cannot be drawn ({why})")
     everything = np.random.RandomState(42).permutation(count)
     return images.subset(stratified_rows(images.targets, size) if labelled else everything[count - size :])
 
@@ -169,7 +172,7 @@ def read_idx(path: Path) -> np.ndarray:
         shape = np.frombuffer(raw, ">i4", raw[3], 4)
         return np.frombuffer(raw, np.uint8, offset=4 + 4 * len(shape)).reshape(shape)
     except (OSError, EOFError, IndexError, ValueError, zlib.error) as error:
-        raise DataError(f"{path}: not a readable idx file ({error})") from None
+        raise DataError(f"{path}: not a readable idx file ({reason(error)})") from None
 
 
 def _load_cifar(data: DataConfig, split: str) -> ImageSet:
@@ -225,8 +228,7 @@ def _torchvision(data: DataConfig, which: str, name: str, **kwargs: Any) -> Any:
         with FileLock(lock):
             return cls(root, download=True, **kwargs)
     except Exception as error:  # whatever the network, the disk or a broken archive raises
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise DataError(f"{missing}, and the download failed ({reason})") from None
+        raise DataError(f"{missing}, and the download failed ({reason(error)})") from None
     finally:
         with suppress(OSError):
             lock.unlink()

@@ -9,22 +9,18 @@ import os
 import re
 from collections.abc import Callable, Iterable, Sequence
 from functools import cache, partial
-from importlib.util import find_spec
 from io import BytesIO, FileIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import h5py
 import numpy as np
 from PIL import Image
 
 from solo_ext.data.images import FileImages, ImageSet, by_class_folder, class_folder, read_folder, reading
-from solo_ext.errors import ConfigError, DataError, SoloExtError
+from solo_ext.errors import DataError, SoloExtError, reason
 from solo_ext.files import replacing
 
-if TYPE_CHECKING:
-    from h5py import File
-
-SUFFIXES = (".h5", ".hdf5")
 INDEX = "solo_ext_index"
 
 
@@ -37,8 +33,6 @@ class H5Images(FileImages):
         return f"{self.root}: {os.fsdecode(bytes(self.paths[i]))}"
 
     def read(self, i: int) -> bytes:
-        import h5py
-
         # a third of the time of _shared(self.root)[name][()]
         dataset = h5py.h5d.open(_shared(self.root).id, bytes(self.paths[i]))
         data = np.empty(dataset.shape, dataset.dtype)
@@ -51,9 +45,8 @@ def read_h5(path: str | os.PathLike, key: str, labels: bool = True, only: Sequen
 
     The groups are the classes, in sorted order; without groups, or with `labels` false, the images are unlabelled.
     If the file has more classes than `only`, the others are left out, as solo-learn does for ImageNet-100. Raises
-    `ConfigError` without h5py, and `DataError` for a file that is no such thing, is cut short or lacks classes.
+    `DataError` for a file that is not HDF5, is cut short or lacks classes.
     """
-    _require_h5py(key)
     path = Path(path)
     with reading(key), open(path, "rb") as start:
         signature = start.read(4)
@@ -63,8 +56,7 @@ def read_h5(path: str | os.PathLike, key: str, labels: bool = True, only: Sequen
     except SoloExtError:
         raise
     except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:
-        size = path.stat().st_size
-        problem = f"is a damaged HDF5 file ({' '.join(str(error).split())})"
+        size, problem = path.stat().st_size, f"is a damaged HDF5 file ({reason(error)})"
         if signature != b"\x89HDF":
             problem = "is not an HDF5 file" if size else "is empty"
         elif sizes := re.search(r"truncated file: eof = \d+.* stored_eof = (\d+)", str(error)):
@@ -90,11 +82,8 @@ def write_h5(
     """Copies the image files of the folder `source`, byte by byte, into the new HDF5 file `destination`.
 
     It appears when it is complete, or not at all. `progress` wraps the iteration over the images' numbers. Raises
-    `ConfigError` without h5py, and `DataError` if `destination` exists or cannot be written, or a file is not an image.
+    `DataError` if `destination` exists or cannot be written, or a file is not an image.
     """
-    _require_h5py("to-h5")
-    import h5py
-
     destination = Path(destination)
     if destination.exists():
         raise DataError(f"'{destination}' exists; remove it, or give another name")
@@ -120,14 +109,7 @@ def write_h5(
     return images
 
 
-def _require_h5py(key: str) -> None:
-    if find_spec("h5py") is None:
-        raise ConfigError(f"{key}: HDF5 needs h5py; pip install 'solo-ext[h5]'")
-
-
-def _open(path: Path) -> "File":
-    import h5py
-
+def _open(path: Path) -> h5py.File:
     # locks are of no use on files that nobody writes, and fail on some network disks
     return h5py.File(path, "r", locking=False)
 
@@ -137,12 +119,10 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_shared.cache_clear)  # a handle must not be shared with the parent
 
 
-def _names(file: "File", key: str) -> list[bytes]:
+def _names(file: h5py.File, key: str) -> list[bytes]:
     """The images in order: class by class, each in sorted order."""
     if INDEX in file.attrs:
         return file.attrs[INDEX].tobytes().split(b"\0")
-    import h5py
-
     names: list[str] = []
     for name in sorted(file):
         is_group = file.get(name, getclass=True) is h5py.Group

@@ -1,11 +1,11 @@
 """ImageNet-100: a hundred classes of ImageNet, as links to their folders."""
 
 import os
-import shutil
 from pathlib import Path
 
 from solo_ext.data.images import ImageSet, class_folders, read_folder
 from solo_ext.errors import DataError
+from solo_ext.files import new_folder
 
 _LIST = Path(__file__).with_name("assets") / "imagenet100_classes.txt"
 CLASSES = tuple(line for line in _LIST.read_text(encoding="utf-8").split("\n") if line and not line.startswith("#"))
@@ -26,25 +26,18 @@ def build_imagenet100(source: str | os.PathLike, destination: str | os.PathLike)
     if os.path.lexists(destination):
         _check_same(destination, targets)
         return _read(destination)
-    temporary = destination.with_name(f".{destination.name}.tmp")
-    try:
-        shutil.rmtree(temporary, ignore_errors=True)  # left by a process that was killed
-        temporary.mkdir()
+    if not destination.parent.is_dir():
+        raise DataError(f"'{destination}' cannot be written: there is no folder '{destination.parent}'")
+    with new_folder(destination, DataError) as temporary:
         for link, target in targets.items():
             path = temporary / link
             path.parent.mkdir(exist_ok=True)
             path.symlink_to(os.path.relpath(target.absolute(), path.parent.resolve()), target_is_directory=True)
-        sets = _read(temporary)
-        temporary.rename(destination)
-    except OSError as error:
-        raise DataError(f"'{destination}' cannot be written ({error.strerror})") from None
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    return sets
+        _read(temporary)  # refuses a class without images
+    return _read(destination)
 
 
 def _check_source(folder: Path) -> None:
-    """Raises `DataError` unless `folder` has all of the classes."""
     try:
         names = class_folders(folder)
     except OSError:

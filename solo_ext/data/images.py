@@ -5,10 +5,10 @@ import hashlib
 import io
 import os
 import posixpath
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from solo_ext.errors import DataError
+from solo_ext.errors import DataError, reason
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 
@@ -25,19 +25,13 @@ EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", 
 def decode(data: bytes) -> Tensor:
     """The image in `data`, an encoded file: uint8 [3, H, W], RGB. Raises whatever the decoders raise."""
     with Image.open(io.BytesIO(data)) as image:  # reads the header, and refuses decompression bombs
-        if is_plain_jpeg(image) and (libjpeg := _libjpeg()):
-            return libjpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8))
+        if is_plain_jpeg(image):
+            # faster than Pillow; torchvision, which takes a second to import, will drop it
+            with suppress(ImportError):
+                from torchvision.io import ImageReadMode, decode_jpeg
+
+                return decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8), ImageReadMode.RGB)
         return pixels(image.convert("RGB"))
-
-
-@cache
-def _libjpeg() -> Callable[[Tensor], Tensor] | None:
-    """JPEG to RGB without Pillow's detours, while torchvision, which takes a second to import, still has it."""
-    try:
-        from torchvision.io import ImageReadMode, decode_jpeg
-    except ImportError:
-        return None
-    return partial(decode_jpeg, mode=ImageReadMode.RGB)
 
 
 def is_plain_jpeg(image: Image.Image) -> bool:
@@ -113,10 +107,9 @@ class FileImages:
         try:
             yield
         except Exception as error:  # on damaged files Pillow raises more types than it documents
-            reason = " ".join(str(getattr(error, "strerror", None) or error).split()) or type(error).__name__
-            if isinstance(error, UnidentifiedImageError):
-                reason = "of no format that Pillow knows"
-            raise DataError(f"{self.path(i)}: not a readable image ({reason})") from None
+            unknown = isinstance(error, UnidentifiedImageError)
+            why = "of no format that Pillow knows" if unknown else reason(error)
+            raise DataError(f"{self.path(i)}: not a readable image ({why})") from None
 
     def subset(self, rows: np.ndarray) -> "FileImages":
         return type(self)(self.root, self.paths[rows])
@@ -217,8 +210,9 @@ def read_folder(root: str | os.PathLike, key: str, labels: bool = True) -> Image
     missing = {*classes} - {os.fsdecode(class_folder(name)) for name in names}
     if missing or not names:
         empty = root / min(missing, default="")
-        what = f"looked for {' '.join(EXTENSIONS)}; found {_what_is_in(empty)}"
-        raise DataError(f"{key}: no image in '{empty}' ({what})")
+        files = sorted(name for _, _, names in os.walk(empty, followlinks=True) for name in names)
+        others = f"{len(files)} files such as '{files[0]}'" if files else "nothing"
+        raise DataError(f"{key}: no image in '{empty}' (looked for {' '.join(EXTENSIONS)}; found {others})")
     return by_class_folder(FileImages(root, np.array(names)), key, labels)
 
 
@@ -292,11 +286,3 @@ def _image_files(root: Path) -> list[bytes]:
         images = [name for name in names if name.lower().endswith(EXTENSIONS) and not name.startswith(".")]
         tree.append((folder[start:].replace(os.sep, "/"), sorted(images)))
     return [os.fsencode(posixpath.join(folder, name)) for folder, names in sorted(tree) for name in names]
-
-
-def _what_is_in(folder: Path) -> str:
-    """What a folder without images holds instead."""
-    files = sorted(name for _, _, names in os.walk(folder, followlinks=True) for name in names)
-    if len(files) > 1:
-        return f"{len(files)} files such as '{files[0]}'"
-    return f"'{files[0]}'" if files else "nothing"

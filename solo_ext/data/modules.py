@@ -16,7 +16,7 @@ from solo_ext.data.augmentations import AugmentationConfig, ClassificationAugmen
 from solo_ext.data.datasets import DataConfig, DatasetInfo, dataset_info, load_dataset
 from solo_ext.data.images import ArrayImages, FileImages, ImageSet
 from solo_ext.data.loader import EpochSampler, ResidentLoader, Skipped, ViewDataset, ViewLoader
-from solo_ext.data.transforms import Transform, ViewTransform, build_eval_transform
+from solo_ext.data.transforms import Transform, build_eval_transform
 from solo_ext.errors import ConfigError, DataError
 from solo_ext.schema import build, fit
 
@@ -188,7 +188,7 @@ class PretrainData(ImageData):
     def train_dataloader(self) -> ViewLoader:
         info = dataset_info(self.data)
         views = [aug for aug in self.augmentations for _ in range(aug.num_crops)]
-        return self._shuffled([ViewTransform(aug, aug.mean or info.mean, aug.std or info.std) for aug in views])
+        return self._shuffled([Transform.random(aug, aug.mean or info.mean, aug.std or info.std) for aug in views])
 
     def probe_dataloaders(self) -> tuple[ViewLoader, ViewLoader]:
         """All labelled training and all validation images, un-augmented, in order: for a kNN probe."""

@@ -1,4 +1,4 @@
-"""What a loader does to an image: a random view (`ViewTransform`), or all of it for evaluation (`EvalTransform`)."""
+"""What a loader does to an image: a random view, or all of it for evaluation."""
 
 from collections.abc import Sequence
 
@@ -19,18 +19,28 @@ Values = Sequence[float]  # per channel, of pixels in [0, 1]
 
 
 class Transform:
-    """Images to normalised views, by numbers of U[0, 1).
+    """Images to normalised views, by numbers of U[0, 1): random ones, as `aug` says, or without it, the same each time.
 
     size: of a view, in pixels. mode: bicubic or bilinear.
     shorter: side to which the whole image is resized before its centre is cut out; None: a box of `boxes` is resized.
     """
 
-    size: int
-    mode: str
-    shorter: int | None = None
-
-    def __init__(self, mean: Values, std: Values):
+    def __init__(
+        self,
+        size: int,
+        shorter: int | None,
+        mean: Values,
+        std: Values,
+        mode: str = "bilinear",
+        aug: AugmentationConfig | None = None,
+    ):
+        self.size, self.shorter, self.mode, self.aug = size, shorter, mode, aug
         self.mean, self.std = torch.tensor(mean), torch.tensor(std)
+
+    @classmethod
+    def random(cls, aug: AugmentationConfig, mean: Values, std: Values, mode: str = "bicubic") -> "Transform":
+        """Random views as `aug` says."""
+        return cls(aug.crop_size, None if aug.rrc.enabled else aug.crop_size, mean, std, mode, aug)
 
     def crop(self, image: Tensor, u: np.ndarray) -> Tensor:
         """One image of any size, uint8 [C, H, W], by its `DRAWS` numbers: uint8 [C, size, size]."""
@@ -44,17 +54,23 @@ class Transform:
         """Images of one size, uint8 [B, C, H, W], on any device: [B, C, size, size], values from 0 to 255."""
         if self.shorter is not None:
             return resize_center(images, self.shorter, self.size, self.mode)
+        if self.aug is None:
+            return resize(images, (self.size, self.size), self.mode)
         count, _, height, width = images.shape
         boxes = torch.from_numpy(self.boxes(np.full(count, width), np.full(count, height), u))
         return crop_resize_batch(images, boxes.to(images.device, non_blocking=True), self.size, self.mode)
 
     def boxes(self, widths: np.ndarray, heights: np.ndarray, u: np.ndarray) -> np.ndarray:
         """What is cut out of B images, by `u` [B, DRAWS]: int64 [B, 4], left, top, width, height in pixels."""
+        if self.aug is not None:
+            return draw_boxes(self.aug.rrc, widths, heights, u)
         return np.stack([np.zeros_like(widths), np.zeros_like(heights), widths, heights], axis=1)
 
     def finish(self, crops: Tensor, u: np.ndarray, out: Tensor | None = None) -> Tensor:
         """[B, C, size, size], values from 0 to 255, to float32 [B, 3, size, size], in `out` if there is one."""
-        return normalise(crops, self.mean, self.std, out)
+        if self.aug is None:
+            return normalise(crops, self.mean, self.std, out)
+        return finish(crops, draw_views(self.aug, u), self.mean, self.std, out)
 
     def batch(self, images: Tensor, u: np.ndarray) -> Tensor:
         """Images of one size, uint8 [B, C, H, W], on any device: float32 [B, 3, size, size]."""
@@ -65,43 +81,11 @@ class Transform:
 
     def __call__(self, image: Image.Image | Tensor, u: np.ndarray | None = None) -> Tensor:
         """One image, Pillow's or uint8 [C, H, W]: float32 [3, size, size]. Default of `u`: torch's global generator."""
-        image = pixels(image) if isinstance(image, Image.Image) else image
-        u = torch.rand(DRAWS, dtype=torch.float64).numpy() if u is None else np.asarray(u)
+        if isinstance(image, Image.Image):
+            image = pixels(image if image.mode == "L" else image.convert("RGB"))
+        if u is None:
+            u = np.zeros(DRAWS) if self.aug is None else torch.rand(DRAWS, dtype=torch.float64).numpy()
         return self.finish(self.crop(image, u)[None], u[None])[0]
-
-
-class ViewTransform(Transform):
-    """One random view of an image, as `aug` says."""
-
-    def __init__(self, aug: AugmentationConfig, mean: Values, std: Values, mode: str = "bicubic"):
-        super().__init__(mean, std)
-        self.aug, self.size, self.mode = aug, aug.crop_size, mode
-        self.shorter = None if aug.rrc.enabled else self.size
-
-    def boxes(self, widths: np.ndarray, heights: np.ndarray, u: np.ndarray) -> np.ndarray:
-        return draw_boxes(self.aug.rrc, widths, heights, u)
-
-    def finish(self, crops: Tensor, u: np.ndarray, out: Tensor | None = None) -> Tensor:
-        return finish(crops, draw_views(self.aug, u), self.mean, self.std, out)
-
-
-class EvalTransform(Transform):
-    """The centre of the image after its shorter side became `shorter` pixels; None squeezes it into a square."""
-
-    mode = "bilinear"
-
-    def __init__(self, size: int, shorter: int | None, mean: Values, std: Values):
-        super().__init__(mean, std)
-        self.size, self.shorter = size, shorter
-
-    def crop_batch(self, images: Tensor, u: np.ndarray) -> Tensor:
-        if self.shorter is None:
-            return resize(images, (self.size, self.size), self.mode)
-        return super().crop_batch(images, u)
-
-    def __call__(self, image: Image.Image | Tensor, u: np.ndarray | None = None) -> Tensor:
-        """Likewise, but without random numbers; Pillow's images of any mode become RGB, as files do."""
-        return super().__call__(image.convert("RGB") if isinstance(image, Image.Image) else image, np.zeros(DRAWS))
 
 
 def build_eval_transform(
@@ -117,5 +101,5 @@ def build_eval_transform(
     if augment:
         crop, flip = RandomResizedCropConfig(True, 0.08, 1.0), ProbConfig(0.5)
         aug = AugmentationConfig(rrc=crop, horizontal_flip=flip, crop_size=crop_size)
-        return ViewTransform(aug, mean, std, "bilinear")
-    return EvalTransform(crop_size, round(crop_size / EVAL_CROP) if info.image_size is None else None, mean, std)
+        return Transform.random(aug, mean, std, "bilinear")
+    return Transform(crop_size, round(crop_size / EVAL_CROP) if info.image_size is None else None, mean, std)

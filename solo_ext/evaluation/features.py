@@ -1,4 +1,4 @@
-"""The features of all images of a dataset."""
+"""The features of all images of datasets."""
 
 from collections.abc import Iterable
 
@@ -18,16 +18,10 @@ def extract_features(
 ) -> tuple[Tensor, Tensor]:
     """Features [N, D], float32, and labels [N] of all images of `loader`, in its order, on the CPU.
 
-    The backbone runs in eval mode. Afterwards its modes and the CPU's random state are what they were, so that an
-    evaluation during training does not change the training.
-
-    Args:
-        backbone: [B, 3, H, W] -> [B, D], on `device`.
-        loader: batches `(indexes, [view], targets)`, augmented or not.
-        precision: one of Lightning's; the mixed ones run under autocast.
-        channels_last: memory layout of the images.
-
-    Raises `DataError` if the loader is empty, and `SoloExtError` if a feature is NaN or infinite.
+    `backbone`, on `device`, turns images [B, 3, H, W] into features [B, D]; it runs in eval mode. Batches are
+    `(indexes, [view], targets)`. Afterwards its modes and the CPU's random state are what they were, so that an
+    evaluation during training does not change the training. `precision` is one of Lightning's; the mixed ones run under
+    autocast. Raises `DataError` if the loader is empty, and `SoloExtError` if a feature is NaN or infinite.
     """
     device = torch.device(device)
     layout = torch.channels_last if channels_last else torch.preserve_format
@@ -50,3 +44,15 @@ def extract_features(
     if not everything.isfinite().all():
         raise SoloExtError("the encoder's features are not finite: its weights have diverged")
     return everything, torch.cat(labels)
+
+
+def features_of_sets(
+    backbone: nn.Module, loaders: Iterable[Iterable], device: torch.device, precision: str | int, channels_last: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Features and labels of the bank, then of the queries, on the device, by `extract_features`."""
+    bank, bank_labels, queries, labels = (
+        part.to(device)
+        for loader in loaders
+        for part in extract_features(backbone, loader, device, precision, channels_last)
+    )
+    return bank, bank_labels, queries, labels

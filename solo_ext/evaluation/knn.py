@@ -38,17 +38,10 @@ def knn_accuracy(
     """Accuracy of a weighted vote of the k nearest features of the bank: {k: {"acc1": percent, "acc5": percent}}.
 
     A neighbour's weight is exp(cosine / temperature), or 1 / (euclidean distance + 1e-5). Ties go to the lower class.
-    All k come from one pass over the distances, in blocks, so that memory stays bounded.
-
-    Args:
-        bank, query: [N, D] and [M, D], on one device.
-        bank_labels, labels: [N] and [M]; images without label (-1) are left out.
-        k: one or several; a k above N counts as N. acc5 counts the min(5, k) best classes.
-        temperature: of the cosine.
-
-    Raises:
-        ConfigError: an unknown distance, a k below 1 or a temperature that is not above 0.
-        DataError: the bank or the query has no labelled image.
+    All k come from one pass over the distances, in blocks, so that memory stays bounded. A k above the size of the bank
+    counts as that size; acc5 counts the min(5, k) best classes. `bank` [N, D] and `query` [M, D] are on one device;
+    images without label (-1) are left out. Raises `DataError` if none is left, and `ConfigError` for an unknown
+    distance, a k below 1 or a temperature that is not above 0.
     """
     ks: list[int] = fit(list[Count], [k] if isinstance(k, int) else k, "k")
     fit(Distance, distance, "distance")

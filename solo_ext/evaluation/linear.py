@@ -80,17 +80,13 @@ class LinearModel(pl.LightningModule):
         return loss
 
     def _log(self, split: str, batch_size: int, **metrics: Tensor) -> None:
-        logs = {f"{split}_{name}": value for name, value in metrics.items()}
-        on_bar = split == "val"
-        self.log_dict(logs, prog_bar=on_bar, on_step=False, on_epoch=True, sync_dist=True, batch_size=batch_size)
+        logs, val = {f"{split}_{name}": value for name, value in metrics.items()}, split == "val"
+        self.log_dict(logs, prog_bar=val, on_step=False, on_epoch=True, sync_dist=True, batch_size=batch_size)
 
     def configure_optimizers(self) -> Any:
-        groups, lr = (
-            [{"name": "classifier", "params": list(self.classifier.parameters())}],
-            self.optimizer_cfg.rates()[0],
-        )
-        if self.options.finetune:
-            groups = backbone_groups(self.backbone, self.optimizer_cfg, lr) + groups
+        lr = self.optimizer_cfg.rates()[0]
+        groups = backbone_groups(self.backbone, self.optimizer_cfg, lr) if self.options.finetune else []
+        groups.append({"name": "classifier", "params": list(self.classifier.parameters())})
         optimizer = build_optimizer(groups, self.optimizer_cfg, lr)
         steps, epochs = self.trainer.estimated_stepping_batches, self.trainer.max_epochs or 0
         scheduler = build_scheduler(optimizer, self.scheduler_cfg, steps, epochs)
@@ -119,17 +115,10 @@ def fit_cached_linear(
     A quick look, not the protocol of the tables: the head never sees an augmented image. It also starts at zero and,
     if `standardize`, sees features of mean 0 and variance 1 (over the training set), so that one lr suits any encoder.
 
-    Args:
-        train_x, val_x: features [N, D] and [M, D] without augmentation, on one device.
-        train_y, val_y: labels [N] and [M]; images without label (-1) are left out.
-        optimizer: default SGD with momentum 0.9, batch 256, lr 0.03, no weight decay.
-        scheduler: default lr / 10 after 60% and 80% of the epochs.
-        seed: of the order of the images.
-
-    Returns:
-        acc1, acc5, train_acc1 (percent), val_loss, train_loss, after the last epoch.
-
-    Raises `DataError` without a labelled image, or if a feature is not finite.
+    Features are [N, D] and [M, D], without augmentation, on one device; images without label (-1) are left out. Default
+    `optimizer`: SGD with momentum 0.9, batch 256, lr 0.03, no weight decay. Default `scheduler`: lr / 10 after 60% and
+    80% of the epochs. Returns acc1, acc5, train_acc1 (percent), val_loss, train_loss, after the last epoch. Raises
+    `DataError` without a labelled image, or if a feature is not finite.
     """
     optimizer = optimizer or OptimizerConfig("sgd", batch_size=256, lr=0.03)
     decay_steps = [max(1, round(share * epochs)) for share in (0.6, 0.8)]

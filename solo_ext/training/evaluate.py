@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from solo_ext.data.modules import ClassificationData
 from solo_ext.errors import ConfigError
-from solo_ext.evaluation.features import extract_features
+from solo_ext.evaluation.features import features_of_sets
 from solo_ext.evaluation.knn import knn_accuracy
 from solo_ext.evaluation.linear import LinearModel, fit_cached_linear
 from solo_ext.methods import backbone_of
@@ -104,12 +104,7 @@ def _features(cfg: RunConfig, backbone: nn.Module, data: ClassificationData) -> 
     device, precision = first_device(cfg), pick_precision(cfg)
     layout = not cfg.performance.disable_channel_last
     backbone = backbone.to(device).to(memory_format=torch.channels_last if layout else torch.preserve_format)
-    bank, bank_labels, query, labels = (
-        part.to(device)
-        for loader in (data.train_dataloader(), data.val_dataloader())
-        for part in extract_features(backbone, loader, device, precision, layout)
-    )
-    return bank, bank_labels, query, labels
+    return features_of_sets(backbone, (data.train_dataloader(), data.val_dataloader()), device, precision, layout)
 
 
 def _fit_cached(cfg: LinearConfig, backbone: nn.Module, data: ClassificationData, run: Run) -> RunResult:

@@ -19,11 +19,10 @@ from torch.utils.data import SequentialSampler
 from solo_ext.cli.main import main
 from solo_ext.data.augmentations import AugmentationConfig, ColorJitterConfig, ProbConfig, RandomResizedCropConfig
 from solo_ext.data.datasets import DataConfig
-from solo_ext.data.h5 import write_h5
 from solo_ext.data.images import ImageSet, read_folder
 from solo_ext.data.loader import EpochSampler, Skipped, ViewDataset, ViewLoader
 from solo_ext.data.modules import ClassificationData, PretrainData
-from solo_ext.data.transforms import EvalTransform, Transform, ViewTransform
+from solo_ext.data.transforms import Transform
 from solo_ext.errors import DataError
 
 pytest.importorskip("nvidia.dali")
@@ -31,7 +30,7 @@ from solo_ext.data.dali import DaliLoader
 
 LEVELS = (0.0, 0.0, 0.0), (1 / 255,) * 3  # mean and std that leave values from 0 to 255
 ALWAYS, WHOLE = ProbConfig(1.0), RandomResizedCropConfig(enabled=False)
-TINY = [ViewTransform(AugmentationConfig(crop_size=8), *LEVELS)]
+TINY = [Transform.random(AugmentationConfig(crop_size=8), *LEVELS)]
 CPU = torch.device("cpu")
 
 
@@ -119,13 +118,13 @@ def differences(images: ImageSet, transforms: list[Transform]) -> list[torch.Ten
 # Largest difference inside and mean, in levels of 255. DALI does not round and clip between the two passes of a resize;
 # of pixels beyond the edge it takes the outermost one, where Pillow leaves them out.
 CROPS = {
-    "bicubic": (ViewTransform(AugmentationConfig(crop_size=64), *LEVELS), 10, 0.25),
-    "bilinear": (ViewTransform(AugmentationConfig(crop_size=64), *LEVELS, "bilinear"), 2, 0.25),
-    "enlarged": (ViewTransform(AugmentationConfig(crop_size=224), *LEVELS), 10, 0.25),
-    "whole": (ViewTransform(AugmentationConfig(rrc=WHOLE, crop_size=64), *LEVELS), 10, 0.25),
-    "centre": (EvalTransform(64, 73, *LEVELS), 1, 0.25),
-    "centre, odd": (EvalTransform(63, 90, *LEVELS), 1, 0.25),
-    "squeezed": (EvalTransform(50, None, *LEVELS), 2, 0.25),
+    "bicubic": (Transform.random(AugmentationConfig(crop_size=64), *LEVELS), 10, 0.25),
+    "bilinear": (Transform.random(AugmentationConfig(crop_size=64), *LEVELS, "bilinear"), 2, 0.25),
+    "enlarged": (Transform.random(AugmentationConfig(crop_size=224), *LEVELS), 10, 0.25),
+    "whole": (Transform.random(AugmentationConfig(rrc=WHOLE, crop_size=64), *LEVELS), 10, 0.25),
+    "centre": (Transform(64, 73, *LEVELS), 1, 0.25),
+    "centre, odd": (Transform(63, 90, *LEVELS), 1, 0.25),
+    "squeezed": (Transform(50, None, *LEVELS), 2, 0.25),
 }
 
 
@@ -171,7 +170,9 @@ OPERATIONS = {  # and the mean difference from image_folder's
 
 
 def test_every_operation_is_image_folders(images):
-    transforms = [ViewTransform(AugmentationConfig(crop_size=48, **parts), *LEVELS) for parts, _ in OPERATIONS.values()]
+    transforms = [
+        Transform.random(AugmentationConfig(crop_size=48, **parts), *LEVELS) for parts, _ in OPERATIONS.values()
+    ]
     for (name, (_, bound)), off in zip(OPERATIONS.items(), differences(images, transforms), strict=True):
         assert off.mean() <= bound, name
 
@@ -336,7 +337,7 @@ def test_skip_takes_the_next_readable_image(folder, caplog):
 @pytest.mark.parametrize("oddity", ["CMYK", "trailing", "palette"])
 def test_odd_images_are_read(folder, oddity):
     spoil(folder / "6.jpg", oddity)
-    [off] = differences(read_folder(folder, "k"), [EvalTransform(24, 27, *LEVELS)])
+    [off] = differences(read_folder(folder, "k"), [Transform(24, 27, *LEVELS)])
     assert off.max() <= 1
 
 
@@ -352,6 +353,8 @@ def test_large_and_small_crops_of_a_data_module(photos, tmp_path, h5):
     path = photos
     if h5:
         pytest.importorskip("h5py")
+        from solo_ext.data.h5 import write_h5
+
         path = tmp_path / "photos.h5"
         write_h5(photos, path)
     augmentations = [AugmentationConfig(crop_size=32, num_crops=2), AugmentationConfig(crop_size=16, num_crops=3)]

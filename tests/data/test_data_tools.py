@@ -226,7 +226,7 @@ def test_imagenet100_that_cannot_be(run, tmp_path, imagenet, damage, message):
 
 def test_imagenet100_into_nowhere(run, imagenet):
     status, _, err = run("data", "imagenet100", "disk/imagenet", "no/where")
-    assert status == 2 and err == "solo-ext: error: 'no/where' cannot be written (No such file or directory)\n"
+    assert status == 2 and err == "solo-ext: error: 'no/where' cannot be written: there is no folder 'no'\n"
 
 
 # Fingerprints.

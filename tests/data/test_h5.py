@@ -13,16 +13,18 @@ import torch
 from conftest import ROOT
 from PIL import Image
 
-import solo_ext.data.h5 as h5
 from solo_ext.data.augmentations import AugmentationConfig, ProbConfig
 from solo_ext.data.datasets import DataConfig
-from solo_ext.data.h5 import INDEX, H5Images, read_h5, write_h5
 from solo_ext.data.imagenet100 import CLASSES
 from solo_ext.data.images import EXTENSIONS, read_folder
 from solo_ext.data.modules import ClassificationData, PretrainData
 from solo_ext.errors import ConfigError, DataError
 
-h5py = pytest.importorskip("h5py")
+pytest.importorskip("h5py")
+import h5py
+
+from solo_ext.data import h5
+from solo_ext.data.h5 import INDEX, H5Images, read_h5, write_h5
 
 
 @pytest.fixture(autouse=True)
@@ -253,8 +255,9 @@ def test_every_cut_is_found(folder):
 
 
 def test_without_h5py(folder, monkeypatch):
-    monkeypatch.setattr(h5, "find_spec", lambda name: None)
-    with pytest.raises(ConfigError, match=r"^data.train_path: HDF5 needs h5py; pip install 'solo-ext\[h5\]'$"):
+    monkeypatch.setitem(sys.modules, "h5py", None)
+    expected = r"^data.train_path: HDF5 needs h5py, which is not installed: pip install 'solo-ext\[h5\]'$"
+    with pytest.raises(ConfigError, match=expected):
         pretrain(folder / "x.h5").check()
 
 

@@ -22,7 +22,7 @@ from torchvision.transforms.v2 import functional as V2
 from solo_ext.data import render
 from solo_ext.data.augmentations import AugmentationConfig, ColorJitterConfig, ProbConfig, RandomResizedCropConfig
 from solo_ext.data.datasets import DATASETS
-from solo_ext.data.transforms import ViewTransform, build_eval_transform
+from solo_ext.data.transforms import Transform, build_eval_transform
 from solo_ext.data.views import DRAWS, JITTER_ORDERS, Views, draw_boxes, draw_views
 
 F = T.functional
@@ -117,7 +117,7 @@ PILLOW = {
 @pytest.mark.parametrize("operation", PILLOW)
 def test_operations_are_pillows(operation, image):
     parts, most, mean = PILLOW[operation]
-    transform = ViewTransform(AugmentationConfig(rrc=WHOLE, crop_size=96, **parts), *LEVELS)
+    transform = Transform.random(AugmentationConfig(rrc=WHOLE, crop_size=96, **parts), *LEVELS)
     views = [(transform(IMAGES[image], u), reference(transform, IMAGES[image], u)) for u in numbers(20)]
     off = torch.stack([(ours - theirs).abs() for ours, theirs in views])
     assert off.max() <= most + 1e-4 and off.mean() <= mean + 1e-4
@@ -135,7 +135,7 @@ def test_the_whole_chain_is_pillows(image):
         horizontal_flip=ProbConfig(0.5),
         crop_size=64,
     )
-    transform = ViewTransform(aug, *LEVELS)
+    transform = Transform.random(aug, *LEVELS)
     off = [(transform(IMAGES[image], u) - reference(transform, IMAGES[image], u)).abs().mean() for u in numbers(60)]
     assert max(off) < 5 and torch.stack(off).mean() < 2
 
@@ -149,7 +149,7 @@ def test_equalize_in_the_chain_is_pillows():
         rrc=WHOLE,
         crop_size=96,
     )
-    transform = ViewTransform(aug, *LEVELS)
+    transform = Transform.random(aug, *LEVELS)
     for u in numbers(30):
         for image in IMAGES.values():
             torch.testing.assert_close(transform(image, u), reference(transform, image, u), rtol=0, atol=1e-4)
@@ -164,7 +164,7 @@ def test_gray_images_equal_rgb_images_of_equal_channels():
         horizontal_flip=ProbConfig(0.5),
         crop_size=48,
     )
-    transform = ViewTransform(aug, (0.4, 0.5, 0.6), (0.2, 0.3, 0.4))
+    transform = Transform.random(aug, (0.4, 0.5, 0.6), (0.2, 0.3, 0.4))
     for u in numbers(40):
         gray, rgb = transform(IMAGES["gray photo"], u), transform(IMAGES["gray photo"].convert("RGB"), u)
         assert gray.shape == rgb.shape == (3, 48, 48)
@@ -332,7 +332,7 @@ def test_a_batch_is_rendered_as_one_by_one(size, channels):
 @pytest.mark.parametrize("chunk", [1, 3 * 32 * 32 * 7, 2**40])
 def test_parts_of_a_batch_change_nothing(monkeypatch, chunk):
     u, x = numbers(40), crops(40, 32)
-    transform = ViewTransform(replace(EVERYTHING, crop_size=32), *LEVELS)
+    transform = Transform.random(replace(EVERYTHING, crop_size=32), *LEVELS)
     expected = transform.finish(x, u)
     monkeypatch.setattr(render, "CHUNK", chunk)
     assert torch.equal(transform.finish(x, u), expected)
@@ -353,7 +353,7 @@ def test_an_operation_on_all_images_of_a_batch(field):
 def test_crops_are_left_as_they_were(dtype):
     x = crops(20, 16).round().to(dtype)
     before = x.clone()
-    ViewTransform(EVERYTHING, *LEVELS).finish(x, numbers(20))
+    Transform.random(EVERYTHING, *LEVELS).finish(x, numbers(20))
     assert torch.equal(x, before)
 
 
@@ -427,7 +427,7 @@ def test_a_crop_of_the_views_own_size_is_exact():
 
 
 def test_one_image_and_a_batch_are_the_same_views():
-    transform = ViewTransform(replace(EVERYTHING, crop_size=28, equalization=ProbConfig()), *LEVELS)
+    transform = Transform.random(replace(EVERYTHING, crop_size=28, equalization=ProbConfig()), *LEVELS)
     images = torch.stack([pixels(photo(i % 2, 40)) for i in range(30)])
     u = numbers(30)
     batch = transform.finish(transform.crop_batch(images, u), u)
@@ -440,7 +440,7 @@ def test_one_image_and_a_batch_are_the_same_views():
 
 @pytest.mark.parametrize("width, height", [(32, 32), (40, 24), (24, 41), (19, 90)])
 def test_without_a_random_crop_the_image_is_resized(width, height):
-    transform = ViewTransform(AugmentationConfig(rrc=WHOLE, crop_size=20), *LEVELS)
+    transform = Transform.random(AugmentationConfig(rrc=WHOLE, crop_size=20), *LEVELS)
     expected = T.Compose([T.Resize(20, T.InterpolationMode.BICUBIC), T.CenterCrop(20), T.PILToTensor()])
     image, [u] = photo(0, 128).crop((0, 0, width, height)), numbers(1)
     off = transform(image, u) - expected(image)
@@ -451,7 +451,7 @@ def test_without_a_random_crop_the_image_is_resized(width, height):
 
 
 def test_default_uniforms_come_from_torchs_global_generator():
-    transform = ViewTransform(replace(EVERYTHING, crop_size=20), (0.5,) * 3, (0.5,) * 3)
+    transform = Transform.random(replace(EVERYTHING, crop_size=20), (0.5,) * 3, (0.5,) * 3)
     with torch.random.fork_rng(devices=[]):
         views = []
         for _ in range(2):

@@ -17,7 +17,7 @@ from PIL import Image
 
 import solo_ext
 from solo_ext.data.modules import ClassificationData
-from solo_ext.data.transforms import EvalTransform
+from solo_ext.data.transforms import Transform
 from solo_ext.errors import CheckpointError, ConfigError
 from solo_ext.files import sha256
 from solo_ext.methods import backbone_of
@@ -197,7 +197,7 @@ def test_timm_loads_the_folder(backbone, dataset, size, teacher, architecture, t
 def test_timm_resizes_to_the_same_side():
     for size in range(8, 640):
         shorter = round(size * 256 / 224)
-        arguments = preprocessing(EvalTransform(size, shorter, [0.4914] * 3, [0.1] * 3))
+        arguments = preprocessing(Transform(size, shorter, [0.4914] * 3, [0.1] * 3))
         assert math.floor(size / arguments["crop_pct"]) == shorter and arguments["mean"] == (0.4914,) * 3
 
 

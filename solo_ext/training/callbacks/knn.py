@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from solo_ext.evaluation.features import extract_features
+from solo_ext.evaluation.features import features_of_sets
 from solo_ext.evaluation.knn import KNNConfig, knn_accuracy
 from solo_ext.text import Metric
 from solo_ext.training.callbacks import MonitorCallback
@@ -47,11 +47,7 @@ class OnlineKNN(MonitorCallback):
         module.log_dict(trainer.strategy.broadcast(scores), sync_dist=True)
 
     def _scores(self, trainer: "Trainer", module: "LightningModule") -> dict[str, float]:
-        backbone, device = module.get_submodule("backbone"), module.device
-        bank, bank_labels, query, labels = (
-            part.to(device)
-            for loader in self.loaders()
-            for part in extract_features(backbone, loader, device, trainer.precision, self.channels_last)
-        )
-        results = knn_accuracy(bank, bank_labels, query, labels, [*{1, self.cfg.k}], self.cfg.distance_func)
+        backbone = module.get_submodule("backbone")
+        sets = features_of_sets(backbone, self.loaders(), module.device, trainer.precision, self.channels_last)
+        results = knn_accuracy(*sets, [*{1, self.cfg.k}], self.cfg.distance_func)
         return {f"val_knn{k}": result["acc1"] for k, result in results.items()}
