@@ -14,7 +14,7 @@ import numpy as np
 
 from solo_ext.data.augmentations import ClassificationAugmentationConfig
 from solo_ext.data.imagenet100 import CLASSES
-from solo_ext.data.images import ArrayImages, ImageSet, class_folders, read_folder, read_list, reading, stratified_rows
+from solo_ext.data.images import ArrayImages, ImageSet, class_folders, read_folder, read_list, stratified_rows
 from solo_ext.errors import DataError, SoloExtError, reason, require
 from solo_ext.files import sha256
 from solo_ext.schema import Bounds, Config, OneOf, Share
@@ -125,8 +125,7 @@ def load_dataset(data: DataConfig, split: str) -> ImageSet:
 
 def _fraction(images: ImageSet, fraction: float) -> ImageSet:
     """The same images as solo-learn's: stratified by class, if there are labels."""
-    count, size = len(images), int(fraction * len(images))
-    labelled = images.targets.max() >= 0
+    count, size, labelled = len(images), int(fraction * len(images)), images.targets.max() >= 0
     _, counts = np.unique(images.targets, return_counts=True)
     if not size or (labelled and (counts.min() < 2 or min(size, count - size) < len(counts))):
         why = f"each of {len(counts)} classes needs two images, one in either part" if labelled else "that is none"
@@ -137,9 +136,7 @@ def _fraction(images: ImageSet, fraction: float) -> ImageSet:
 
 def _load_mini(data: DataConfig, split: str) -> ImageSet:
     name = "test" if split == "test" else "train"
-    with reading("solo-ext is incomplete, reinstall it"):
-        intact = sha256(MINI) == MINI_SHA256
-    if not intact:
+    if not (MINI.is_file() and sha256(MINI) == MINI_SHA256):
         raise DataError(f"{MINI}: not the file that solo-ext was released with; reinstall solo-ext")
     with np.load(MINI, allow_pickle=False) as arrays:
         return ImageSet(ArrayImages(arrays[f"{name}_images"]), arrays[f"{name}_labels"].astype(np.int64))
@@ -182,19 +179,17 @@ def _load_cifar(data: DataConfig, split: str) -> ImageSet:
 
 def _load_stl10(data: DataConfig, split: str) -> ImageSet:
     stl = _torchvision(data, split, "STL10", split="train+unlabeled" if split == "pretrain" else split)
-    # in the original files, too, -1 marks the unlabelled images
     pixels = np.ascontiguousarray(stl.data.transpose(0, 2, 3, 1))
-    return ImageSet(ArrayImages(pixels), stl.labels.astype(np.int64))
+    return ImageSet(ArrayImages(pixels), stl.labels.astype(np.int64))  # where -1 marks the unlabelled images, too
 
 
 def _load_folder(data: DataConfig, split: str, only: tuple[str, ...] = (), advice: str = "") -> ImageSet:
-    """What `read_images` reads; `only`: the dataset's classes, `advice`: what to do about a folder with more."""
+    """`only`: the dataset's classes; `advice`: what to do about a folder with more."""
     key = "data.val_path" if split == "test" else "data.train_path"
     path = data.val_path if split == "test" else data.train_path
     if path is None:
         raise DataError(f"{key}: missing, but dataset '{data.dataset}' is read from the folder named there")
-    images = read_images(path, key, not data.no_labels, only)
-    expected = DATASETS[data.dataset].num_classes
+    images, expected = read_images(path, key, not data.no_labels, only), DATASETS[data.dataset].num_classes
     if expected is not None and len(images.classes) > expected:
         raise DataError(
             f"{key}: '{path}' has {len(images.classes)} class folders, but '{data.dataset}' has {expected} "
@@ -238,13 +233,7 @@ def _torchvision(data: DataConfig, which: str, name: str, **kwargs: Any) -> Any:
 
 
 _FASHION = partial(
-    DatasetInfo,
-    10,
-    (0.2860,) * 3,
-    (0.3530,) * 3,
-    image_size=28,
-    small_images=True,
-    hub="zalando-datasets/fashion_mnist",
+    DatasetInfo, 10, (0.286,) * 3, (0.353,) * 3, image_size=28, small_images=True, hub="zalando-datasets/fashion_mnist"
 )
 _CIFAR = partial(
     DatasetInfo,

@@ -64,6 +64,7 @@ class ImageData(pl.LightningDataModule):
     """What pre-training and classification share. `batch_size` is per device."""
 
     train_split: str
+    eval_view: tuple[int, Sequence[float] | None, Sequence[float] | None]  # crop size, mean, std of whole images
     device = torch.device("cpu")  # where the batches will be used: an attached trainer's
     augment = True  # whether training images are augmented, shuffled, and dropped where they fill no batch
 
@@ -87,9 +88,10 @@ class ImageData(pl.LightningDataModule):
         # the folder may lack some of the training set's classes, but takes over their numbers
         unknown = sorted({*images.classes} - {*classes})
         if unknown or not images.classes:
-            what = f"class folder '{unknown[0]}'" if unknown else "no class folders"
-            train, val = self.data.train_path, self.data.val_path
-            raise DataError(f"data.val_path: '{val}' has {what}, unlike data.train_path '{train}'")
+            what = f"class folder '{unknown[0]}', unlike" if unknown else "no class folders, unlike"
+            raise DataError(
+                f"data.val_path: '{self.data.val_path}' has {what} data.train_path '{self.data.train_path}'"
+            )
         numbers = np.array([classes.index(name) for name in images.classes])
         return replace(images, targets=numbers[images.targets], classes=classes)
 
@@ -132,9 +134,6 @@ class ImageData(pl.LightningDataModule):
         sets = {"train": self.train_set.record(), "val": self.val_set and self.val_set.record()}
         return {"dataset": self.data.dataset, "format": name, **sets}
 
-    def prepare_data(self) -> None:
-        self.check()
-
     def setup(self, stage: str | None = None) -> None:
         self.check()
         if self.trainer:
@@ -146,9 +145,6 @@ class ImageData(pl.LightningDataModule):
         """One un-augmented view, in order, this rank's share; an empty list where there is no `val_set`."""
         return [] if self.val_set is None else self._in_order(self.val_set, *self._shard())
 
-    def eval_transform(self) -> Transform:
-        raise NotImplementedError
-
     def _shuffled(self, views: Sequence[Transform]) -> ViewLoader:
         """This rank's share of the training images, without the last incomplete batch."""
         sampler = EpochSampler(len(self.train_set), self.seed, *self._shard())
@@ -157,7 +153,7 @@ class ImageData(pl.LightningDataModule):
     def _in_order(self, images: ImageSet, world_size: int = 1, rank: int = 0) -> ViewLoader:
         rows: Any = range(len(images))
         sampler: DistributedSampler = DistributedSampler(rows, world_size, rank, shuffle=False)
-        return self._loader(images, [self.eval_transform()], sampler=sampler)
+        return self._loader(images, [build_eval_transform(self.info, *self.eval_view)], sampler=sampler)
 
     def _loader(self, images: ImageSet, views: Sequence[Transform], **batching: Any) -> ViewLoader:
         dataset = ViewDataset(images, views, self.seed)
@@ -177,7 +173,8 @@ class PretrainData(ImageData):
         self.augmentations: list[AugmentationConfig] = fit(list[AugmentationConfig], augmentations, "augmentations")
         if not self.augmentations:
             raise ConfigError("augmentations: empty, but at least one view is needed")
-        side = dataset_info(self.data).image_size
+        first, side = self.augmentations[0], dataset_info(self.data).image_size
+        self.eval_view = first.crop_size, first.mean, first.std
         for i, aug in enumerate(self.augmentations):
             if side and aug.crop_size > side:
                 raise ConfigError(
@@ -195,26 +192,21 @@ class PretrainData(ImageData):
         assert self.val_set is not None
         return self._in_order(self.train_set.labelled()), self._in_order(self.val_set)
 
-    def eval_transform(self) -> Transform:
-        first = self.augmentations[0]
-        return build_eval_transform(self.info, first.crop_size, first.mean, first.std)
-
 
 class ClassificationData(ImageData):
     """Labelled images for linear evaluation and kNN.
 
     With `augment`, training images are cropped, flipped and shuffled; without, they come un-augmented, all and in
-    order, so that features can be extracted once. `crop_size` is by default `data.augmentations.crop_size`, or the
-    size of the set's images, or 224.
+    order, so that features can be extracted once.
     """
 
     train_split = "train"
 
-    def __init__(self, data: DataConfig, crop_size: int | None, batch_size: int, seed: int, augment: bool = True):
+    def __init__(self, data: DataConfig, batch_size: int, seed: int, augment: bool = True):
         super().__init__(data, batch_size, seed)
         options = self.data.augmentations or ClassificationAugmentationConfig()
-        self.crop_size = crop_size or options.crop_size or dataset_info(self.data).image_size or DEFAULT_CROP
-        self.normalisation = options.mean, options.std
+        crop_size = options.crop_size or dataset_info(self.data).image_size or DEFAULT_CROP
+        self.eval_view = crop_size, options.mean, options.std
         self.augment = augment
 
     def check(self, world_size: int | None = None) -> None:
@@ -230,7 +222,4 @@ class ClassificationData(ImageData):
     def train_dataloader(self) -> ViewLoader:
         if not self.augment:
             return self._in_order(self.train_set)
-        return self._shuffled([build_eval_transform(self.info, self.crop_size, *self.normalisation, augment=True)])
-
-    def eval_transform(self) -> Transform:
-        return build_eval_transform(self.info, self.crop_size, *self.normalisation)
+        return self._shuffled([build_eval_transform(self.info, *self.eval_view, augment=True)])

@@ -6,6 +6,7 @@ it, before it rounds to 8 bits (`benchmarks/certificate/reference.py`).
 
 import math
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import numpy as np
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate, pad
 from torchvision.transforms.v2.functional import center_crop, equalize
 
-from solo_ext.data.views import BLUR_RADIUS, CONTRAST, HUE, JITTER_ORDERS, SATURATION, Views
+from solo_ext.data.views import BLUR_RADIUS, BRIGHTNESS, CONTRAST, HUE, JITTER_ORDERS, SATURATION, Views
 
 # of red, green and blue over the circle of hues: middle, slope and height, in parts of the chroma below the value
 TRAPEZOIDS = np.array([[1 / 2, 1 / 3, 2 / 3], [6, -6, -6], [-2, 1, 1]])
@@ -117,53 +118,27 @@ def _tensor(array: np.ndarray, like: Tensor) -> Tensor:
 
 
 def _jitter(x: Tensor, order: np.ndarray, factors: np.ndarray) -> Tensor:
-    """Brightness, contrast, saturation and hue, in each image's own order.
-
-    The orders are shifted so that hue, which takes longest, has the same place in all of them. Sorted by that shift,
-    the images that do something at a place are neighbours.
-    """
-    if x.shape[1] == 1:  # nothing to saturate, no hue to turn
-        factors = factors * (1, 1, 0, 0) + (0, 0, 1, 0)
-    orders = JITTER_ORDERS[order]
-    if factors[:, HUE].any():
-        shift = 3 - (orders == HUE).argmax(1)
-    else:
-        orders, shift = orders[orders != HUE].reshape(-1, 3), np.zeros(len(order), int)
-    places = np.full((len(order), 7), -1)
-    np.put_along_axis(places, shift[:, None] + np.arange(orders.shape[1]), orders, axis=1)
-    places[order < 0] = -1
-    rows = np.lexsort((shift, order < 0))
-    places, factors = places[rows], factors[rows]
-    where = torch.from_numpy(rows).to(x.device, non_blocking=True)
-    neighbours = x[where]
-    for place in places.T:
-        there = np.flatnonzero(place >= 0)
-        if not len(there):
-            continue
-        part = slice(there[0], there[-1] + 1)
-        operation = place[part]
-        if operation[0] == HUE:
-            _hue(neighbours[part], _tensor(factors[part, HUE], x))
-        else:
-            keep = np.take_along_axis(factors[part], operation[:, None], axis=1)[:, 0]
-            _blend(neighbours[part], keep, operation == CONTRAST, operation == SATURATION)
-    return x.index_copy_(0, where, neighbours)
+    """Brightness, contrast, saturation and hue, in each image's own order; what changes nothing is left out."""
+    color = x.shape[1] == 3  # a gray image has nothing to saturate and no hue
+    for place in JITTER_ORDERS[order].T:
+        for operation in (BRIGHTNESS, CONTRAST, SATURATION, HUE) if color else (BRIGHTNESS, CONTRAST):
+            factor = factors[:, operation]
+            if operation == HUE:
+                x = _on(x, (order >= 0) & (place == HUE) & (factor != 0), _hue, factor)
+            else:
+                rows = (order >= 0) & (place == operation) & (factor != 1)
+                x = _on(x, rows, partial(_blend, operation), factor, 1 - factor)
+    return x
 
 
-def _blend(x: Tensor, keep: np.ndarray, contrast: np.ndarray, saturation: np.ndarray) -> None:
-    """keep * x + (1 - keep) * other; the other is the image's mean gray, its gray, or else black. Clipped; in place."""
-    if (keep == 1).all():
-        return
-    shares = np.stack([keep, (1 - keep) * contrast, (1 - keep) * saturation])
-    of_image, of_mean, of_gray = _tensor(shares, x).view(3, -1, 1, 1, 1)
-    others = []
-    if contrast.any() or saturation.any():
+def _blend(operation: int, x: Tensor, keep: Tensor, rest: Tensor) -> Tensor:
+    """keep * x + rest * black (brightness), the image's mean gray (contrast) or its gray (saturation); in place."""
+    keep, rest = (share.view(-1, 1, 1, 1) for share in (keep, rest))
+    if operation != BRIGHTNESS:
         gray = _luma(x)
-    if contrast.any():
-        others.append(gray.mean((2, 3), keepdim=True) * of_mean)
-    if saturation.any():
-        others.append(gray * of_gray)
-    x.mul_(of_image).add_(sum(others)).clamp_(0, 255)
+        rest = rest * (gray.mean((2, 3), keepdim=True) if operation == CONTRAST else gray)
+        return x.mul_(keep).add_(rest).clamp_(0, 255)
+    return x.mul_(keep).clamp_(0, 255)
 
 
 def _luma(x: Tensor) -> Tensor:
@@ -174,7 +149,7 @@ def _luma(x: Tensor) -> Tensor:
     return (red * LUMA[0]).add_(green, alpha=LUMA[1]).add_(blue, alpha=LUMA[2])
 
 
-def _hue(x: Tensor, shift: Tensor) -> None:
+def _hue(x: Tensor, shift: Tensor) -> Tensor:
     """Turns the hue by `shift` [B] of the colour circle; value and chroma of HSV stay. In place."""
     red, green, blue = x.split(1, dim=1)
     value = x.amax(1, keepdim=True)
@@ -190,7 +165,7 @@ def _hue(x: Tensor, shift: Tensor) -> None:
     # each channel is a trapezoid over the circle, from value - chroma to value
     middle, slope, height = _tensor(TRAPEZOIDS, x).view(3, 3, 1, 1)
     torch.sub(hue, middle, out=x)
-    x.abs_().mul_(slope).add_(height).clamp_(-1, 0).mul_(chroma).add_(value)
+    return x.abs_().mul_(slope).add_(height).clamp_(-1, 0).mul_(chroma).add_(value)
 
 
 def _blur(x: Tensor, taps: Tensor) -> Tensor:

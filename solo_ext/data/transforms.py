@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from solo_ext.data.augmentations import AugmentationConfig, ProbConfig, RandomResizedCropConfig
+from solo_ext.data.augmentations import AugmentationConfig, ProbConfig
 from solo_ext.data.datasets import DatasetInfo
 from solo_ext.data.images import pixels
 from solo_ext.data.render import crop_resize, crop_resize_batch, finish, normalise, parts, resize, resize_center
@@ -93,13 +93,11 @@ def build_eval_transform(
 ) -> Transform:
     """What an evaluation sees of an image, bilinear: float tensor [3, crop_size, crop_size].
 
-    All of it, resized, if the images of the dataset have one size. If not, the shorter side becomes 256/224 of
-    `crop_size`, and the centre is cropped. `augment`, to train a linear classifier: a random crop of 8 to 100% of the
-    area, flipped at random.
+    All of it, resized, if the images of the dataset have one size; else the centre, after the shorter side became
+    256/224 of `crop_size`. `augment`, to train a linear classifier: a crop of 8 to 100% of the area, flipped at random.
     """
     mean, std = mean or info.eval_mean or info.mean, std or info.eval_std or info.std
     if augment:
-        crop, flip = RandomResizedCropConfig(True, 0.08, 1.0), ProbConfig(0.5)
-        aug = AugmentationConfig(rrc=crop, horizontal_flip=flip, crop_size=crop_size)
+        aug = AugmentationConfig(horizontal_flip=ProbConfig(0.5), crop_size=crop_size)
         return Transform.random(aug, mean, std, "bilinear")
     return Transform(crop_size, round(crop_size / EVAL_CROP) if info.image_size is None else None, mean, std)

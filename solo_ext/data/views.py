@@ -48,10 +48,7 @@ def uniforms(seed: int, epochs: np.ndarray, indexes: np.ndarray, views: int) -> 
 
 
 def draw_views(aug: AugmentationConfig, u: np.ndarray) -> Views:
-    """Turns numbers of U[0, 1), [B, DRAWS], into views.
-
-    Every decision has a number of its own, so that changing one probability moves no other decision.
-    """
+    """Turns numbers of U[0, 1), [B, DRAWS], into views; each decision has its own, and no probability moves another."""
     _, _, jitter, order, *factors, gray, blur, radius, solarize, equalize, flip = u[:, :14].T
     config = aug.color_jitter
     ranges = [(max(0.0, 1 - s), 1 + s) for s in (config.brightness, config.contrast, config.saturation)]

@@ -1,4 +1,4 @@
-"""The features of all images of datasets."""
+"""The features of the images of a dataset, and their labels."""
 
 from collections.abc import Iterable
 
@@ -6,6 +6,14 @@ import torch
 from torch import Tensor, nn
 
 from solo_ext.errors import DataError, SoloExtError
+
+
+def labelled(features: Tensor, labels: Tensor, purpose: str, name: str) -> tuple[Tensor, Tensor]:
+    """Those of the images that have a label (not -1). Raises `DataError` if none in the set `name` has one."""
+    has_label = labels != -1
+    if not has_label.any():
+        raise DataError(f"{purpose} needs labels, but the {name} set has no labelled image")
+    return features[has_label], labels[has_label]
 
 
 @torch.no_grad()

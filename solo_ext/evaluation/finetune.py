@@ -35,10 +35,8 @@ class LinearOptions(Config):
 
 
 def backbone_groups(backbone: nn.Module, cfg: OptimizerConfig, lr: float) -> list[dict[str, Any]]:
-    """The parameter groups of a backbone that is trained: one, or with `layer_decay` those of its layers.
-
-    Deviation from solo-learn: the decay does change the learning rate of the layers.
-    """
+    """The parameter groups of a trained backbone: one, or with `layer_decay` one per layer, whose lr, unlike in
+    solo-learn, the decay does change."""
     if not cfg.layer_decay:
         return [{"name": "backbone", "params": list(backbone.parameters())}]
     from timm.optim import param_groups_layer_decay

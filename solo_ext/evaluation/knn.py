@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from solo_ext.errors import DataError
+from solo_ext.evaluation.features import labelled
 from solo_ext.schema import Config, Count, Positive, fit
 
 Distance = Literal["cosine", "euclidean"]
@@ -46,11 +46,8 @@ def knn_accuracy(
     ks: list[int] = fit(list[Count], [k] if isinstance(k, int) else k, "k")
     fit(Distance, distance, "distance")
     fit(Positive, temperature, "temperature")
-    bank, bank_labels = bank[bank_labels != -1], bank_labels[bank_labels != -1]
-    query, labels = query[labels != -1], labels[labels != -1]
-    for name, part in (("bank", bank), ("query", query)):
-        if not len(part):
-            raise DataError(f"kNN needs labels, but the {name} set has no labelled image")
+    bank, bank_labels = labelled(bank, bank_labels, "kNN", "bank")
+    query, labels = labelled(query, labels, "kNN", "query")
     if distance == "cosine":
         bank, query = F.normalize(bank), F.normalize(query)
 

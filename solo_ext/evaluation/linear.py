@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from solo_ext.errors import ConfigError, DataError
+from solo_ext.evaluation.features import labelled
 from solo_ext.evaluation.finetune import LinearOptions, backbone_groups
 from solo_ext.evaluation.metrics import accuracy_at_k
 from solo_ext.optim import OptimizerConfig, SchedulerConfig, build_optimizer, build_scheduler
@@ -104,30 +105,26 @@ def fit_cached_linear(
     val_x: Tensor,
     val_y: Tensor,
     *,
-    optimizer: OptimizerConfig | None = None,
-    scheduler: SchedulerConfig | None = None,
-    epochs: int = 100,
-    standardize: bool = True,
+    optimizer: OptimizerConfig,
+    scheduler: SchedulerConfig,
+    epochs: int,
     seed: int = 0,
 ) -> dict[str, float]:
     """The head of `LinearModel`, trained in seconds on features that were extracted once.
 
-    A quick look, not the protocol of the tables: the head never sees an augmented image. It also starts at zero and,
-    if `standardize`, sees features of mean 0 and variance 1 (over the training set), so that one lr suits any encoder.
+    A quick look, not the protocol of the tables: the head never sees an augmented image. It also starts at zero and
+    sees features of mean 0 and variance 1 (over the training set), so that one lr suits any encoder.
 
-    Features are [N, D] and [M, D], without augmentation, on one device; images without label (-1) are left out. Default
-    `optimizer`: SGD with momentum 0.9, batch 256, lr 0.03, no weight decay. Default `scheduler`: lr / 10 after 60% and
-    80% of the epochs. Returns acc1, acc5, train_acc1 (percent), val_loss, train_loss, after the last epoch. Raises
-    `DataError` without a labelled image, or if a feature is not finite.
+    Features are [N, D] and [M, D], without augmentation, on one device; images without label (-1) are left out. `seed`
+    is that of the order of the images. Returns acc1, acc5, train_acc1 (percent), val_loss, train_loss, after the last
+    epoch. Raises `DataError` without a labelled image, or if a feature is not finite.
     """
-    optimizer = optimizer or OptimizerConfig("sgd", batch_size=256, lr=0.03)
-    decay_steps = [max(1, round(share * epochs)) for share in (0.6, 0.8)]
-    scheduler = scheduler or SchedulerConfig("step", lr_decay_steps=decay_steps)
-    train_x, train_y = _labelled(train_x, train_y, "train")
-    val_x, val_y = _labelled(val_x, val_y, "validation")
-    if standardize:
-        std, mean = torch.std_mean(train_x, dim=0, correction=0)
-        train_x, val_x = ((x - mean) / std.clamp(min=1e-6) for x in (train_x, val_x))
+    train_x, train_y = labelled(train_x.float(), train_y, "linear evaluation", "train")
+    val_x, val_y = labelled(val_x.float(), val_y, "linear evaluation", "validation")
+    if not (train_x.isfinite().all() and val_x.isfinite().all()):
+        raise DataError("the features for a linear evaluation are not finite")
+    std, mean = torch.std_mean(train_x, dim=0, correction=0)
+    train_x, val_x = ((x - mean) / std.clamp(min=1e-6) for x in (train_x, val_x))
 
     classes = int(max(train_y.max(), val_y.max())) + 1
     head = nn.utils.skip_init(nn.Linear, train_x.size(1), classes, device=train_x.device)
@@ -160,12 +157,3 @@ def fit_cached_linear(
         "val_loss": F.cross_entropy(val_logits, val_y).item(),
         "train_loss": F.cross_entropy(train_logits, train_y).item(),
     }
-
-
-def _labelled(x: Tensor, y: Tensor, name: str) -> tuple[Tensor, Tensor]:
-    has_label = y != -1
-    if not has_label.any():
-        raise DataError(f"linear evaluation needs labels, but the {name} set has no labelled image")
-    if not x.isfinite().all():
-        raise DataError(f"the features of the {name} set are not finite")
-    return x[has_label].float(), y[has_label]

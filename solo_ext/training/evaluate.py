@@ -39,7 +39,7 @@ def linear(cfg: LinearConfig, results: Path | None = None, encoder: Checkpoint |
         The run; `metrics` has val_acc1 and val_acc5, as linear.json has them.
     """
     cached, base = cfg.cache_features, runs_folder(cfg) / CLASSIFIERS
-    data = ClassificationData(cfg.data, None, cfg.optimizer.batch_size, cfg.seed, augment=not cached)
+    data = ClassificationData(cfg.data, cfg.optimizer.batch_size, cfg.seed, augment=not cached)
     cfg = prepare(cfg, data)
     backbone, source = _encoder(cfg, encoder)
     if cached:
@@ -66,7 +66,7 @@ def knn(cfg: KNNRunConfig, results: Path | None = None, encoder: Checkpoint | No
     Returns:
         {"features", "distance", "k", "T", "acc1", "acc5"} for every combination in `cfg.knn_eval`, as in knn.json.
     """
-    data = ClassificationData(cfg.data, None, KNN_BATCH, cfg.seed, augment=False)
+    data = ClassificationData(cfg.data, KNN_BATCH, cfg.seed, augment=False)
     cfg = prepare(cfg, data)
     backbone, source = _encoder(cfg, encoder)
     features = _features(cfg, backbone, data)

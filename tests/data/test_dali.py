@@ -377,9 +377,9 @@ def test_a_folder_without_classes_is_unlabelled(folder):
 @pytest.mark.parametrize("augment", [True, False])
 def test_classification_is_image_folders(photos, augment):
     def module(kind):
-        data = config(photos, val_path=str(photos))
+        data = config(photos, val_path=str(photos), augmentations={"crop_size": 48})
         data.format = kind
-        return ClassificationData(data, 48, 5, 5, augment=augment)
+        return ClassificationData(data, 5, 5, augment=augment)
 
     for name in ("train_dataloader", "val_dataloader"):
         ours, theirs = (list(getattr(module(kind), name)()) for kind in ("dali", "image_folder"))

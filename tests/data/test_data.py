@@ -371,7 +371,7 @@ def test_unlabelled_folders_have_no_classes(folder, train, no_labels, size):
     assert data.val_dataloader() == [] and len(data.train_set.labelled()) == 0
     assert all((targets == -1).all() for _, _, targets in data.train_dataloader())
     with pytest.raises(DataError, match="has no labels here"):
-        ClassificationData(data.data, 16, 2, 5).check()
+        ClassificationData(data.data, 2, 5).check()
 
 
 @pytest.mark.parametrize(
@@ -481,7 +481,7 @@ def test_explicit_normalisation_wins():
 @pytest.mark.parametrize("augment", [True, False])
 def test_classification_batches(augment):
     config = DataConfig("fashion_mnist_mini", num_workers=0, fraction=0.02)
-    data = ClassificationData(config, None, 32, 5, augment=augment)
+    data = ClassificationData(config, 32, 5, augment=augment)
     data.check()
     first, second = (torch.cat([b[0] for b in data.train_dataloader()]).tolist() for _ in range(2))
     assert first == second and len(first) == (96 if augment else 100)
@@ -489,7 +489,7 @@ def test_classification_batches(augment):
     assert {view.shape[1:] for _, (view,), _ in data.train_dataloader()} == {(3, 28, 28)}
     assert sum(len(indexes) for indexes, _, _ in data.val_dataloader()) == 1000
     config.augmentations = ClassificationAugmentationConfig(14, [0.0] * 3, [1.0] * 3)
-    view = next(iter(ClassificationData(config, None, 4, 5).val_dataloader()))[1][0]
+    view = next(iter(ClassificationData(config, 4, 5).val_dataloader()))[1][0]
     assert view.shape[2:] == (14, 14) and 0 <= view.min() < view.max() <= 1
 
 
@@ -511,7 +511,7 @@ def test_stl10s_unlabelled_images_only_pretrain(tmp_path, monkeypatch):
     data.check()
     assert len(data.train_set) == 50 and data.num_classes == 10
     assert sum(len(indexes) for indexes, _, _ in data.probe_dataloaders()[0]) == 20
-    linear = ClassificationData(data.data, None, 8, 5)
+    linear = ClassificationData(data.data, 8, 5)
     assert len(linear.train_set) == len(linear.val_set) == 20
     assert next(iter(linear.train_dataloader()))[1][0].shape == (8, 3, 96, 96)
 

@@ -107,7 +107,7 @@ def test_a_list_has_as_many_classes_as_labels(folder):
     train, val = write(folder / "images" / "train.txt", *rows), write(folder / "images" / "val.txt", *rows[4:])
     config = DataConfig("custom", train_path=str(train), val_path=str(val), num_workers=0)
     assert dataset_info(config).num_classes == 2
-    data = ClassificationData(config, 16, 4, 0)
+    data = ClassificationData(config, 4, 0)
     data.check()
     assert data.num_classes == 2 and data.val_set.targets.tolist() == [1] * 4
     write(train, *rows, "cat/0 0.png 2")
@@ -162,12 +162,12 @@ def test_imagenet100_is_links(run, tmp_path, imagenet):
     assert sorted(os.listdir(tmp_path)) == ["disk", "in100"]
 
     config = {"train_path": "in100/train", "val_path": "in100/val", "num_workers": 0}
-    data = ClassificationData(DataConfig("imagenet100", **config), 16, 4, 0)
+    data = ClassificationData(DataConfig("imagenet100", **config), 4, 0)
     data.check()
     assert data.num_classes == 100 and len(data.train_set) == 200 and len(data.val_set) == 100
     config["train_path"] = "disk/imagenet/train"
     with pytest.raises(DataError, match=r"has 102 class folders, but .* 100 classes; solo-ext data imagenet100 SRC"):
-        ClassificationData(DataConfig("imagenet100", **config), 16, 4, 0).check()
+        ClassificationData(DataConfig("imagenet100", **config), 4, 0).check()
 
 
 def test_links_from_a_linked_folder(tmp_path, imagenet):
@@ -385,6 +385,7 @@ def test_crops_larger_than_the_images(run, tmp_path):
     assert status == 2 and len(out.splitlines()) <= 1 and everything(tmp_path) == []
     sentence = "augmentations.0.crop_size: 500 px, but the images of 'fashion_mnist_mini' have 28; use at most 28"
     assert err.splitlines()[-1] == f"solo-ext: error: {sentence}"
-    data = ClassificationData(DataConfig("fashion_mnist_mini", num_workers=0), 56, 4, 0)  # enlarges on purpose
+    enlarged = DataConfig("fashion_mnist_mini", num_workers=0, augmentations={"crop_size": 56})  # on purpose
+    data = ClassificationData(enlarged, 4, 0)
     data.check()
     assert next(iter(data.train_dataloader()))[1][0].shape == (4, 3, 56, 56)

@@ -272,7 +272,7 @@ def test_a_format_that_cannot_read_it(folder):
 def test_a_classifier_reads_it(folder):
     write_h5(folder / "images", folder / "x.h5")
     data = DataConfig("custom", train_path=str(folder / "x.h5"), val_path=str(folder / "x.h5"), num_workers=0)
-    data = ClassificationData(data, 16, 4, 0, augment=False)
+    data = ClassificationData(data, 4, 0, augment=False)
     data.check()
     assert [y.tolist() for _, _, y in data.val_dataloader()] == [[c] * 4 for c in range(3)]
 

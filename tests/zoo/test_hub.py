@@ -89,7 +89,7 @@ def test_the_transform_is_what_the_evaluations_feed(dataset, size, tmp_path):
         data = {"train_path": str(tmp_path / "images"), "val_path": str(tmp_path / "images"), "num_workers": 0}
     run = make_run(tmp_path / "run", dataset=dataset, size=size, data=data)
     cfg = resolve(overlay(run_values(run, "knn")), "knn")
-    _, [batch], _ = next(iter(ClassificationData(cfg.data, None, 7, 0, augment=False).train_dataloader()))
+    _, [batch], _ = next(iter(ClassificationData(cfg.data, 7, 0, augment=False).train_dataloader()))
 
     if dataset == "custom":
         images = [Image.open(tmp_path / "images" / "x" / name) for name in FILES]
