@@ -21,10 +21,24 @@ def build_imagenet100(source: str | os.PathLike, destination: str | os.PathLike)
     """
     source, destination = Path(source), Path(destination)
     for split in SIZES:
-        _check_source(source / split)
+        folder = source / split
+        if not folder.is_dir():
+            raise DataError(f"there is no folder '{folder}'; SRC holds ImageNet's train/ and val/")
+        names = class_folders(folder)
+        if not names:
+            raise DataError(
+                f"'{folder}' has no class folders; images that lie beside each other, as in the download of ImageNet's "
+                "validation set, have to be sorted into one folder for each class first"
+            )
+        if missing := sorted({*CLASSES} - {*names}):
+            raise DataError(f"'{folder}' lacks {len(missing)} of the {len(CLASSES)} classes: {', '.join(missing)}")
     targets = {f"{split}/{name}": source / split / name for split in SIZES for name in CLASSES}
     if os.path.lexists(destination):
-        _check_same(destination, targets)
+        links = {f"{path.parent.name}/{path.name}": path.resolve() for path in destination.glob("*/*")}
+        expected = {link: target.resolve() for link, target in targets.items()}
+        if different := dict(links.items() ^ expected.items()):
+            first = min(different)
+            raise DataError(f"'{destination}' exists and is not made from this SRC (first difference: {first})")
         return _read(destination)
     if not destination.parent.is_dir():
         raise DataError(f"'{destination}' cannot be written: there is no folder '{destination.parent}'")
@@ -35,31 +49,6 @@ def build_imagenet100(source: str | os.PathLike, destination: str | os.PathLike)
             path.symlink_to(os.path.relpath(target.absolute(), path.parent.resolve()), target_is_directory=True)
         _read(temporary)  # refuses a class without images
     return _read(destination)
-
-
-def _check_source(folder: Path) -> None:
-    try:
-        names = class_folders(folder)
-    except OSError:
-        raise DataError(f"there is no folder '{folder}'; SRC holds ImageNet's train/ and val/") from None
-    if not names:
-        raise DataError(
-            f"'{folder}' has no class folders; images that lie beside each other, as in the download of ImageNet's "
-            "validation set, have to be sorted into one folder for each class first"
-        )
-    if missing := sorted({*CLASSES} - {*names}):
-        raise DataError(f"'{folder}' lacks {len(missing)} of the {len(CLASSES)} classes: {', '.join(missing)}")
-
-
-def _check_same(destination: Path, targets: dict[str, Path]) -> None:
-    """Raises `DataError` unless `destination` holds these links and nothing else."""
-    try:
-        links = {f"{split}/{name}" for split in os.listdir(destination) for name in os.listdir(destination / split)}
-        same = {link for link in links & {*targets} if os.path.samefile(destination / link, targets[link])}
-    except OSError:
-        links, same = {"?"}, set()
-    if different := (links | {*targets}) - same:
-        raise DataError(f"'{destination}' exists and is not made from this SRC (first difference: {min(different)})")
 
 
 def _read(folder: Path) -> dict[str, ImageSet]:
