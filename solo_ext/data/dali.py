@@ -1,9 +1,8 @@
 """Format `dali`: NVIDIA DALI decodes, crops and resizes, on a GPU or in threads of the CPU.
 
 DALI receives the bytes of a batch and the boxes to cut out, and keeps no state: order, sharding, resume and random
-numbers are those of the other formats, and `render` makes the colours. DALI's colour operators would rotate hues about
-the gray axis: on photographs 4.6 of 255 levels away from Pillow's hue (0.1), which itself changes 5.5; and on a CPU
-they take longer.
+numbers are those of the other formats, and `render` makes the colours. DALI's colour operators rotate hues about the
+gray axis, on photographs 4.6 of 255 levels away from Pillow's hue (0.1), which changes 5.5; on a CPU they take longer.
 """
 
 # mypy: disable-error-code="attr-defined, arg-type"
@@ -46,7 +45,7 @@ def encode(files: FileImages, jpeg: bool, i: int) -> Encoded:
         file = io.BytesIO(data)
         with Image.open(file) as image:  # reads up to the first scan
             scan = data.rfind(SCAN) if "progressive" in image.info else file.tell()
-            # where the last scan's pixels do not reach the end marker, every decoder makes its own of them
+            # each decoder fills in pixels that are missing before the end marker in its own way
             marker = MARKER.search(data, scan + len(SCAN))
             if jpeg and is_plain_jpeg(image) and marker and marker[0] == END:
                 return data, *image.size

@@ -128,7 +128,7 @@ def _fraction(images: ImageSet, fraction: float) -> ImageSet:
     count, size, labelled = len(images), int(fraction * len(images)), images.targets.max() >= 0
     _, counts = np.unique(images.targets, return_counts=True)
     if not size or (labelled and (counts.min() < 2 or min(size, count - size) < len(counts))):
-        why = f"each of {len(counts)} classes needs two images, one in either part" if labelled else "that is none"
+        why = f"each of {len(counts)} classes needs an image in it and one outside" if labelled else "that is none"
         raise DataError(f"data.fraction: {fraction} of {count} images cannot be drawn ({why})")
     everything = np.random.RandomState(42).permutation(count)
     return images.subset(stratified_rows(images.targets, size) if labelled else everything[count - size :])

@@ -119,26 +119,24 @@ def _tensor(array: np.ndarray, like: Tensor) -> Tensor:
 
 def _jitter(x: Tensor, order: np.ndarray, factors: np.ndarray) -> Tensor:
     """Brightness, contrast, saturation and hue, in each image's own order; what changes nothing is left out."""
-    color = x.shape[1] == 3  # a gray image has nothing to saturate and no hue
-    for place in JITTER_ORDERS[order].T:
-        for operation in (BRIGHTNESS, CONTRAST, SATURATION, HUE) if color else (BRIGHTNESS, CONTRAST):
+    color = x.shape[1] == 3  # a gray image has no saturation and no hue
+    for place in np.where(order >= 0, JITTER_ORDERS[order].T, -1):
+        for operation in (BRIGHTNESS, CONTRAST, SATURATION) if color else (BRIGHTNESS, CONTRAST):
             factor = factors[:, operation]
-            if operation == HUE:
-                x = _on(x, (order >= 0) & (place == HUE) & (factor != 0), _hue, factor)
-            else:
-                rows = (order >= 0) & (place == operation) & (factor != 1)
-                x = _on(x, rows, partial(_blend, operation), factor, 1 - factor)
+            x = _on(x, (place == operation) & (factor != 1), partial(_blend, operation), factor, 1 - factor)
+        if color:
+            x = _on(x, (place == HUE) & (factors[:, HUE] != 0), _hue, factors[:, HUE])
     return x
 
 
-def _blend(operation: int, x: Tensor, keep: Tensor, rest: Tensor) -> Tensor:
-    """keep * x + rest * black (brightness), the image's mean gray (contrast) or its gray (saturation); in place."""
-    keep, rest = (share.view(-1, 1, 1, 1) for share in (keep, rest))
-    if operation != BRIGHTNESS:
-        gray = _luma(x)
-        rest = rest * (gray.mean((2, 3), keepdim=True) if operation == CONTRAST else gray)
-        return x.mul_(keep).add_(rest).clamp_(0, 255)
-    return x.mul_(keep).clamp_(0, 255)
+def _blend(operation: int, x: Tensor, share: Tensor, rest: Tensor) -> Tensor:
+    """share * x + rest * black (brightness), the image's mean gray (contrast) or its gray (saturation); in place."""
+    share, rest = (factor.view(-1, 1, 1, 1) for factor in (share, rest))
+    if operation == BRIGHTNESS:
+        return x.mul_(share).clamp_(0, 255)
+    gray = _luma(x)
+    other = gray.mean((2, 3), keepdim=True) if operation == CONTRAST else gray
+    return x.mul_(share).add_(other * rest).clamp_(0, 255)
 
 
 def _luma(x: Tensor) -> Tensor:

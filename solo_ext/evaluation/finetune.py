@@ -1,16 +1,14 @@
 """Fine-tuning as in solo-learn's linear evaluation: its options, mixup and cutmix, a learning rate per layer."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from solo_ext.errors import ConfigError
 from solo_ext.optim import OptimizerConfig
 from solo_ext.schema import Config, NonNegative, Share
-
-if TYPE_CHECKING:
-    from timm.data.mixup import Mixup
 
 
 @dataclass
@@ -22,7 +20,7 @@ class LinearOptions(Config):
     mixup: NonNegative = 0.0  # alpha of timm's; 0 is off
     cutmix: NonNegative = 0.0
 
-    def mixing(self, batch_size: int, classes: int) -> "Mixup | None":
+    def mixing(self, batch_size: int, classes: int) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None:
         """timm's (images, targets) -> (mixed images, soft targets), smoothed; None without mixup and cutmix."""
         if not (self.mixup or self.cutmix):
             return None
