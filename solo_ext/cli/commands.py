@@ -299,7 +299,7 @@ def export(args: Namespace) -> None:
 
     if args.push:
         from solo_ext.zoo.export.huggingface import push
-        from solo_ext.zoo.hub import check_upload
+        from solo_ext.zoo.store import check_upload
 
         check_upload("--push", args.push)
     report = export(args.checkpoint, args.to, args.out, args.teacher, args.dtype)

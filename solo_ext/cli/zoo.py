@@ -55,18 +55,14 @@ def _selection(args: Namespace, command: str, known: Mapping[str, "Entry"]) -> l
 def _list(args: Namespace) -> None:
     """List the entries: those with weights, and the papers' recipes, for which neither paper published any.
 
-    Figures are top-1 in percent; solo-ext zoo show NAME says by which protocol.
+    Figures are top-1 in percent, `printed` those of the papers; solo-ext zoo show NAME says by which protocol.
 
       solo-ext zoo list
       solo-ext zoo list res_ cifar100
       solo-ext zoo list --weights --json
     """
-    from solo_ext.zoo.index import markdown, percent
+    from solo_ext.zoo.index import cells, markdown
     from solo_ext.zoo.store import entries
-
-    def score(entry: "Entry", metric: str) -> str:
-        value = entry.score(metric)
-        return percent(value) if value is None or entry.files else f"paper {percent(value)}"
 
     known = entries()
     selected = [e for e in known.values() if all(w in e.name for w in args.words) and (e.files or not args.weights)]
@@ -78,13 +74,11 @@ def _list(args: Namespace) -> None:
     elif args.markdown:
         print("\n".join(markdown(selected, weights) for weights in ([True] if args.weights else [True, False])), end="")
     else:
-        rows = [("name", "epochs", "linear top-1", "kNN-20", "MB")]
-        for e in selected:
-            size = f"{e.size / 1e6:.1f}" if e.files else "recipe"
-            rows.append((e.name, str(e.epochs), score(e, "linear top-1"), score(e, "kNN-20"), size))
+        columns = ("name", "epochs", "linear top-1", "kNN-20", "MB", "printed")
+        rows = [columns, *([cells(entry)[column] for column in columns] for entry in selected)]
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        for name, *cells in rows:
-            print("  ".join([name.ljust(widths[0]), *map(str.rjust, cells, widths[1:])]))
+        for name, *numbers in rows:
+            print("  ".join([name.ljust(widths[0]), *map(str.rjust, numbers, widths[1:])]))
 
 
 @ZOO.command(option("name NAME", "an entry, as solo-ext zoo list shows it"))
@@ -134,8 +128,6 @@ def verify(args: Namespace) -> None:
     rows = []
     for entry in _selection(args, "verify", entries()):
         states = verify(entry)
-        if not states:
-            raise CheckpointError(f"'{entry.name}' is a recipe without weights: there is nothing to verify")
         if args.all and all(state == "missing" for _, state in states):
             continue  # never downloaded
         for path, state in states:
@@ -172,7 +164,8 @@ def add(args: Namespace) -> None:
 
     zoo = args.zoo or installed()
     entry = add(args.run, zoo, args.name, args.licence)
-    print(f"{zoo / entry.folder}: {len(entry.files)} files, {entry.size / 1e6:.1f} MB")
+    size = sum(file.size for file in entry.files) / 1e6
+    print(f"{zoo / entry.folder}: {len(entry.files)} files, {size:.1f} MB")
 
 
 @ZOO.command(

@@ -12,15 +12,14 @@ from pathlib import Path, PurePath
 from omegaconf import OmegaConf
 
 from solo_ext.errors import CheckpointError
-from solo_ext.files import sha256, write_text
+from solo_ext.files import write_text
 from solo_ext.runs.checkpoints import find_checkpoint, foreign_config
 from solo_ext.runs.run import ENVIRONMENT, METRICS, Run
 from solo_ext.training.compose import compose
 from solo_ext.training.recipes import derived
 from solo_ext.zoo.export import RECORD, export
-from solo_ext.zoo.hub import check_upload, upload
 from solo_ext.zoo.index import Entry, Recipe, ZooFile, editing, markdown, read_index, scores, short, within
-from solo_ext.zoo.store import find
+from solo_ext.zoo.store import check_upload, find, upload
 
 # overrides that concern the machine and the display, not what is trained
 OF_THE_MACHINE = (
@@ -59,28 +58,23 @@ def add(run: str | Path, zoo: Path, name: str | None = None, licence: str = "MIT
                 raise CheckpointError(f"the zoo in {zoo} has '{name}' already; give another --name")
             on_failure.callback(shutil.rmtree, folder, ignore_errors=True)
             report = export(checkpoint, "safetensors", folder, dtype="float16")
-            (folder / RECORD).unlink()  # it names the checkpoint
+            (folder / RECORD).unlink()  # it names the checkpoint, and is none of the report's files
             if report.rounding and report.rounding["difference"]:
                 for figure in entry.figures:
                     figure.protocol += "; before its weights were rounded to float16"
-            entries[name] = _with_files(entry, folder, zoo.parent)
+            environment = Run(folder).environment or {}
+            files = report.files
+            entry = entries[name] = replace(
+                entry,
+                recipe=recipe_from(environment.get("command", []), zoo.parent),
+                fingerprint=((environment.get("data") or {}).get("train") or {}).get("fingerprint"),
+                log=METRICS if METRICS in files else None,
+                environment=ENVIRONMENT if ENVIRONMENT in files else None,
+                files=[ZooFile(**file, path=f"{entry.folder}/{name}") for name, file in files.items()],
+            )
         on_failure.pop_all()
     write_tables(zoo)
-    return entries[name]
-
-
-def _with_files(entry: Entry, folder: Path, root: Path) -> Entry:
-    """`entry` with what its folder contains; `root`: of the repository that its recipe may be in."""
-    environment = Run(folder).environment
-    files = {file.name: file for file in sorted(folder.iterdir())}
-    return replace(
-        entry,
-        recipe=recipe_from(environment.get("command", []), root),
-        fingerprint=((environment.get("data") or {}).get("train") or {}).get("fingerprint"),
-        log=METRICS if METRICS in files else None,
-        environment=ENVIRONMENT if ENVIRONMENT in files else None,
-        files=[ZooFile(x.stat().st_size, sha256(x), f"{entry.folder}/{name}") for name, x in files.items()],
-    )
+    return entry
 
 
 def recipe_from(command: Sequence[str], root: Path) -> Recipe | None:
@@ -126,8 +120,7 @@ def publish(zoo: Path, repository: str, names: Sequence[str]) -> str:
         uploads = [find(name, entries) for name in names]
         paths = {file.path: zoo / file.path for entry in uploads for file in entry.files}
         for entry in uploads:
-            if not entry.files:
-                raise CheckpointError(f"'{entry.name}' is a recipe without weights: there is nothing to publish")
+            entry.check_weights()
             for file in entry.files:
                 if file.read(paths[file.path]) is None:
                     raise CheckpointError(f"{paths[file.path]} is missing or damaged, so nothing is published")

@@ -6,12 +6,12 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import yaml
 from filelock import FileLock
 
-from solo_ext.errors import CheckpointError, ConfigError
+from solo_ext.errors import CheckpointError, ConfigError, reason
 from solo_ext.files import write_text
 from solo_ext.runs.run import WEIGHTS, Run
 from solo_ext.schema import Bounds, Config, build, show
@@ -123,15 +123,16 @@ class Entry(Config):
             if name is not None and name not in names:
                 raise ConfigError(f"{key}: {show(name)} is none of the files of '{self.name}'")
 
+    def check_weights(self) -> None:
+        """Raises CheckpointError if it is only a recipe."""
+        if not self.files:
+            recipe = f"; solo-ext pretrain {self.recipe.path} trains it" if self.recipe else ""
+            raise CheckpointError(f"'{self.name}' is a recipe without weights: the paper published none{recipe}")
+
     @property
     def folder(self) -> str:
         """Where its files lie, below the zoo and in the repository on the Hub."""
         return f"{self.dataset}/{self.name}"
-
-    @property
-    def size(self) -> int:
-        """Bytes of all files."""
-        return sum(file.size for file in self.files)
 
     def score(self, metric: str) -> float | None:
         return next((score.value for score in self.figures if score.metric == metric), None)
@@ -149,26 +150,20 @@ class _Loader(yaml.SafeLoader):
         return super().compose_node(parent, index)
 
 
-def parse_index(text: str | bytes, where: str) -> dict[str, Entry]:
-    """Name -> entry, in the order of the YAML `text` of the file `where`; CheckpointError if anything is invalid."""
+def read_index(zoo: Path) -> dict[str, Entry]:
+    """Name -> entry, in the order of the index in the folder `zoo`; CheckpointError if it is unreadable or invalid."""
+    path = zoo / INDEX
     try:
-        entries = build(_Index, yaml.load(text, _Loader)).entries
+        entries = build(_Index, yaml.load(path.read_bytes(), _Loader)).entries
         by_name = {entry.name: entry for entry in entries}
         if len(by_name) < len(entries):
             duplicate = next(entry.name for entry in entries if by_name[entry.name] is not entry)
             raise ConfigError(f"it has '{duplicate}' twice")
-    except (yaml.YAMLError, ValueError, TypeError, RecursionError, OverflowError) as error:
-        raise CheckpointError(f"{where} is not an index of a zoo: {' '.join(str(error).split())[:300]}") from None
-    return by_name
-
-
-def read_index(zoo: Path) -> dict[str, Entry]:
-    """`parse_index` of the index in the folder `zoo`."""
-    path = zoo / INDEX
-    try:
-        return parse_index(path.read_bytes(), str(path))
     except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
+        raise CheckpointError(f"{path} cannot be read: {reason(error)}") from error
+    except (yaml.YAMLError, ValueError, TypeError, RecursionError, OverflowError) as error:
+        raise CheckpointError(f"{path} is not an index of a zoo: {reason(error)[:300]}") from None
+    return by_name
 
 
 @contextmanager
@@ -184,7 +179,7 @@ def editing(zoo: Path) -> Iterator[dict[str, Entry]]:
             yield entries
             write_index(zoo / INDEX, entries.values())
     except OSError as error:
-        raise CheckpointError(f"{zoo} cannot be written: {error.strerror or error}") from error
+        raise CheckpointError(f"{zoo} cannot be written: {reason(error)}") from error
 
 
 def write_index(path: Path, entries: Iterable[Entry]) -> None:
@@ -200,48 +195,49 @@ def write_index(path: Path, entries: Iterable[Entry]) -> None:
 
 def scores(folder: Path, checkpoint: str) -> list[Score]:
     """What `linear` and `knn` measured in the run folder for the file `checkpoint` in it: top-1, in percent."""
+
+    def current(result: dict[str, Any] | None) -> dict[str, Any]:  # a continued run keeps those of an older checkpoint
+        return result if result and result.get("protocol", {}).get("checkpoint") == checkpoint else {}
+
     run, rows = Run(folder), []
-    # a continued run keeps the results of an older checkpoint
-    linear, knn = (
-        result if result and result.get("protocol", {}).get("checkpoint") == checkpoint else None
-        for result in (run.linear, run.knn)
-    )
-    if linear:
+    if linear := current(run.linear):
         protocol, optimizer = linear["protocol"], linear["protocol"]["optimizer"]
         views = "random crops and flips" if protocol["augmented"] else "features extracted once, not augmented"
         text = f"offline linear, {linear['epochs']} epochs, {optimizer['name']}, lr {optimizer['lr']:g}, {views}"
         rows.append(Score("linear top-1", round(linear["acc1"], 2), f"{text}, seed {protocol['seed']}"))
-    for row in (knn or {}).get("results", []):
+    for row in current(run.knn).get("results", []):
         if row["distance"] == "cosine" and row["T"] == 0.07:
-            text = "offline, cosine, T 0.07, not augmented"
-            rows.append(Score(f"kNN-{row['k']}", round(row["acc1"], 2), text))
+            protocol = "offline, cosine, T 0.07, not augmented"
+            rows.append(Score(f"kNN-{row['k']}", round(row["acc1"], 2), protocol))
     return rows
+
+
+def cells(entry: Entry) -> dict[str, str]:
+    """What tables say about an entry, by the heading of the column."""
+    size = next((file.size for file in entry.files if file.name == WEIGHTS), None)
+    measured = {score.metric: score.value for score in entry.figures if entry.files}
+    printed = None if entry.files else next(iter(entry.figures), None)
+    return {
+        "name": entry.name,
+        "method": entry.method,
+        "backbone": entry.backbone,
+        "data": entry.dataset,
+        "epochs": str(entry.epochs),
+        **{metric: f"{measured[metric]:.2f}" if metric in measured else "-" for metric in METRICS},
+        "MB": "-" if size is None else f"{size / 1e6:.1f}",
+        "recipe": entry.recipe.path if entry.recipe else "-",
+        "printed": f"{printed.value:.2f}" if printed else "-",
+        "where": printed.protocol.removeprefix("printed: ") if printed else "-",
+    }
 
 
 def markdown(entries: Iterable[Entry], weights: bool = True) -> str:
     """A table of the entries that have weights, or of those that have none."""
-
-    def trained(entry: Entry) -> tuple[str, ...]:
-        size = next(file.size for file in entry.files if file.name == WEIGHTS) / 1e6
-        results = [percent(entry.score(metric)) for metric in METRICS]
-        return (f"`{entry.method}`", entry.backbone, entry.dataset, str(entry.epochs), *results, f"{size:.1f}")
-
-    def printed(entry: Entry) -> tuple[str, ...]:
-        recipe = f"`{entry.recipe.path}`" if entry.recipe else "-"
-        value, place = next(((f.value, f.protocol.removeprefix("printed: ")) for f in entry.figures), (None, "-"))
-        return recipe, entry.backbone, str(entry.epochs), percent(value), place
-
-    row, headings = (
-        (trained, ("method", "backbone", "data", "epochs", *METRICS, "MB"))
-        if weights
-        else (printed, ("recipe", "backbone", "epochs", "printed", "where"))
-    )
-    rows = [(f"`{entry.name}`", *row(entry)) for entry in entries if bool(entry.files) == weights]
-    return markdown_table(("name", *headings), rows)
-
-
-def percent(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2f}"
+    measured = ("name", "method", "backbone", "data", "epochs", *METRICS, "MB")
+    columns = measured if weights else ("name", "recipe", "backbone", "epochs", "printed", "where")
+    code = {"name", "method", "recipe"}
+    rows = [cells(entry) for entry in entries if bool(entry.files) == weights]
+    return markdown_table(columns, [[f"`{row[x]}`" if x in code else row[x] for x in columns] for row in rows])
 
 
 def within(text: str, table: str) -> str:

@@ -16,8 +16,7 @@ from solo_ext.errors import CheckpointError, ConfigError
 from solo_ext.runs.checkpoints import Checkpoint, CheckpointConfig, foreign_config, open_checkpoint
 from solo_ext.runs.encoder import bare_backbone, load_encoder
 from solo_ext.text import nearest
-from solo_ext.zoo import hub
-from solo_ext.zoo.store import entries, fetch
+from solo_ext.zoo.store import entries, fetch, fetch_repository
 
 
 def load_backbone(source: str | os.PathLike, teacher: bool = False) -> nn.Module:
@@ -61,7 +60,7 @@ def open_source(source: str | os.PathLike) -> Checkpoint:
         return open_checkpoint(Path(source))
     name = str(source)
     if name.startswith("hf://"):
-        return open_checkpoint(hub.fetch(name))
+        return open_checkpoint(fetch_repository(name))
     zoo = entries()
     if name not in zoo:
         raise CheckpointError(f"there is no '{name}', neither here nor in the zoo{nearest(name, zoo)}")

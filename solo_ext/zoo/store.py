@@ -1,20 +1,31 @@
-"""Where an entry of the zoo is: in a folder on the disk, or on the Hugging Face Hub."""
+"""Where weights are: in a zoo's folder on the disk, or on the Hugging Face Hub.
+
+The Hub's cache, resume, proxies, token and offline mode are huggingface_hub's.
+"""
 
 import logging
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+import huggingface_hub as hf
+from huggingface_hub import utils
 
 import solo_ext
-from solo_ext.errors import CheckpointError
-from solo_ext.runs.run import WEIGHTS
+from solo_ext.errors import CheckpointError, ConfigError
+from solo_ext.files import read_json
+from solo_ext.runs.run import ARGS, RECORDS, WEIGHTS
 from solo_ext.text import nearest
-from solo_ext.zoo import hub
-from solo_ext.zoo.index import INDEX, Entry, read_index
+from solo_ext.zoo.index import INDEX, REPOSITORY, Entry, ZooFile, read_index
 
 log = logging.getLogger("solo_ext")
 
 ZOO = "SOLO_EXT_ZOO"  # environment variable
+CONFIG = "config.json"  # timm's
+_AGENT: dict[str, Any] = {"library_name": "solo_ext", "library_version": solo_ext.__version__}
 
 
 def installed() -> Path:
@@ -54,9 +65,7 @@ def fetch(entry: Entry) -> tuple[Path, bytes]:
     They are used in place if a zoo on the disk has them, and otherwise downloaded into the Hub's cache. An entry
     without weights, and files that are not what the index says, raise a CheckpointError.
     """
-    if not entry.files:
-        train = f"; it is trained by solo-ext pretrain {entry.recipe.path}" if entry.recipe else ""
-        raise CheckpointError(f"'{entry.name}' is a recipe without weights: the paper published none{train}")
+    entry.check_weights()
     if folder := _on_disk(entry):
         contents = {file.name: file.read(folder / file.name) for file in entry.files}
         bad = next((folder / name for name, content in contents.items() if content is None), None)
@@ -67,15 +76,17 @@ def fetch(entry: Entry) -> tuple[Path, bytes]:
         log.warning("%s is missing or damaged; '%s' is taken from the Hugging Face Hub", bad, entry.name)
     if not entry.repository:
         raise CheckpointError(f"the files of '{entry.name}' are neither in {' nor in '.join(map(str, folders()))}")
-    downloads = [hub.read(entry, file) for file in entry.files]
+    downloads = [_download(entry.repository, entry.revision, file) for file in entry.files]
     return next((path, content) for path, content in downloads if path.name == WEIGHTS)
 
 
 def verify(entry: Entry) -> list[tuple[Path, str]]:
-    """The place of each file of `entry`, and whether it is ok, missing or damaged."""
+    """The place of each file of `entry`, and whether it is ok, missing or damaged; a recipe is a CheckpointError."""
+    entry.check_weights()
     folder, states = _on_disk(entry), []
     for file in entry.files:
-        path = folder / file.name if folder else hub.cache_path(entry, file)
+        cached = entry.repository and hf.try_to_load_from_cache(entry.repository, file.path, revision=entry.revision)
+        path = folder / file.name if folder else Path(cached) if isinstance(cached, str) else None
         if path is None or not os.path.lexists(path):
             states.append((path or Path(file.path), "missing"))
         else:
@@ -86,3 +97,92 @@ def verify(entry: Entry) -> list[tuple[Path, str]]:
 def _on_disk(entry: Entry) -> Path | None:
     """The folder of `entry` in a zoo on the disk."""
     return next((zoo / entry.folder for zoo in folders() if (zoo / entry.folder / WEIGHTS).is_file()), None)
+
+
+def _download(repository: str, revision: str | None, file: ZooFile) -> tuple[Path, bytes]:
+    """A file of a published entry in the cache, and its content, which has the size and SHA-256 of the index.
+
+    A missing file is downloaded, a damaged one once more; if it still differs, it is removed: a CheckpointError.
+    """
+    source = f"hf://{repository}/{file.path}"
+    with _explained(source):
+        for _ in range(2):
+            path = Path(hf.hf_hub_download(repository, file.path, revision=revision, **_AGENT))
+            if revision in path.parts and (content := file.read(path)) is not None:
+                return path, content
+            for name in (path.resolve(), path):  # the content, and the link to it
+                name.unlink(missing_ok=True)
+    raise CheckpointError(f"{source} is not the file of the index: its size, SHA-256 or revision differs")
+
+
+def fetch_repository(source: str) -> Path:
+    """The weights of `hf://owner/name[@revision]` in the cache, with args.json beside them; no other file is read.
+
+    Without a network, the cache is used. A CheckpointError says what is missing, or that `solo-ext export` did not
+    write the repository.
+    """
+    match = re.fullmatch(rf"hf://({REPOSITORY})(?:@([\w./-]+))?", source)
+    if not match or ".." in source:
+        raise CheckpointError(f"'{source}' is not of the form hf://owner/name or hf://owner/name@revision")
+    patterns = [WEIGHTS, ARGS, RECORDS, CONFIG]
+    with _explained(source):
+        folder = Path(hf.snapshot_download(match[1], revision=match[2], allow_patterns=patterns, **_AGENT))
+    record = (read_json(folder / RECORDS) or {}).get(WEIGHTS)
+    missing = [name for name in (WEIGHTS, ARGS) if not (folder / name).is_file()]
+    if not isinstance(record, dict) or not isinstance(record.get("sha256"), str):
+        missing.append(f"SHA-256 of {WEIGHTS} in {RECORDS}")
+    if missing:
+        by_timm = "architecture" in (read_json(folder / CONFIG) or {})
+        hint = f"; timm.create_model('hf-hub:{source[5:]}', pretrained=True) may load it" if by_timm else ""
+        lacks = f"it has no {missing[0]}{hint}"
+        raise CheckpointError(f"{source} is not what solo-ext export --to huggingface writes: {lacks}")
+    return folder / WEIGHTS
+
+
+def check_upload(option: str, repository: str) -> None:
+    """Raises ConfigError if nothing can be uploaded to `repository`: it is not OWNER/NAME, or there is no token."""
+    if not re.fullmatch(REPOSITORY, repository):
+        raise ConfigError(f"{option} takes OWNER/NAME of a repository on the Hugging Face Hub, not '{repository}'")
+    if not hf.get_token():
+        raise ConfigError(f"{option} needs a token of the Hugging Face Hub: log in with hf auth login, or set HF_TOKEN")
+
+
+def upload(repository: str, files: Mapping[str, bytes | Path], message: str, failure: str) -> tuple[hf.RepoUrl, str]:
+    """Commits `files`, path -> content or a file on the disk, to a repository, which is created if need be.
+
+    Returns the repository, whose text is its URL, and the hash of the commit. If the Hub cannot be reached or refuses,
+    a CheckpointError begins with `failure`.
+    """
+    api = hf.HfApi(**_AGENT)
+    with _explained(f"{failure}: {repository}"):
+        operations = [hf.CommitOperationAdd(name, x if isinstance(x, bytes) else str(x)) for name, x in files.items()]
+        url = api.create_repo(repository, exist_ok=True)
+        return url, api.create_commit(url.repo_id, operations, commit_message=message).oid
+
+
+@contextmanager
+def _explained(subject: str) -> Iterator[None]:
+    """Turns every failure into a CheckpointError that begins with `subject`."""
+    try:
+        yield
+    except Exception as error:  # of the HTTP library, which differs between versions
+        raise CheckpointError(f"{subject} {_explanation(error)}") from error
+
+
+def _explanation(error: Exception) -> str:
+    """What went wrong with a repository, as the end of a sentence."""
+    address = hf.constants.ENDPOINT
+    match error:
+        case utils.GatedRepoError():
+            return "wants its terms to be accepted, on its page and logged in (hf auth login, or HF_TOKEN)"
+        case utils.RepositoryNotFoundError():
+            return "is not on the Hugging Face Hub, or is private and needs hf auth login or HF_TOKEN"
+        case utils.RevisionNotFoundError():
+            return "has no such revision"
+        case utils.LocalEntryNotFoundError():
+            why = "HF_HUB_OFFLINE is set" if hf.constants.HF_HUB_OFFLINE else f"{address} cannot be reached or fails"
+            return f"is not in the cache ({hf.constants.HF_HUB_CACHE}), and {why}"
+        case utils.HfHubHTTPError(response=response) if response is not None:
+            detail = f" ({error.server_message})" if error.server_message else ""
+            return f"is refused by {address}: status {response.status_code}{detail}"
+    return f"fails: {(str(error) or type(error).__name__).splitlines()[0]}"

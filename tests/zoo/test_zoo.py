@@ -24,7 +24,7 @@ from solo_ext.training.compose import overlay
 from solo_ext.training.config import resolve, run_values
 from solo_ext.training.recipes import find as find_recipe
 from solo_ext.zoo import edit, store
-from solo_ext.zoo.index import Entry, markdown, parse_index, read_index, short, within, write_index
+from solo_ext.zoo.index import Entry, markdown, read_index, short, within, write_index
 
 ROOT = Path(solo_ext.__file__).parents[1]
 ZOO = ROOT / "zoo"
@@ -38,6 +38,17 @@ SAMPLE = WEIGHTS[0]
 def installed_zoo(monkeypatch):
     """No zoo of one's own."""
     monkeypatch.delenv(store.ZOO, raising=False)
+
+
+@pytest.fixture
+def parse(tmp_path):
+    """A function: the text of an index -> its entries."""
+
+    def parse(text: str | bytes) -> dict[str, Entry]:
+        (tmp_path / "index.yaml").write_bytes(text.encode() if isinstance(text, str) else text)
+        return read_index(tmp_path)
+
+    return parse
 
 
 @pytest.fixture
@@ -159,7 +170,7 @@ def test_short_names(backbone, name):
 
 def test_an_index_is_read_as_it_was_written(tmp_path):
     write_index(tmp_path / "index.yaml", ENTRIES.values())
-    assert parse_index((tmp_path / "index.yaml").read_bytes(), "x") == ENTRIES
+    assert read_index(tmp_path) == ENTRIES
     assert (tmp_path / "index.yaml").read_bytes() == (ZOO / "index.yaml").read_bytes()
 
 
@@ -182,10 +193,10 @@ def changed(**changes):
     return yaml.safe_dump({"entries": [entry]})
 
 
-def test_the_good_index_is_good():
-    [entry] = parse_index(changed(), "x").values()
+def test_the_good_index_is_good(parse):
+    [entry] = parse(changed()).values()
     assert entry.folder == "a/byol-a-r18" and entry.files[0].name == "model.safetensors"
-    [entry] = parse_index(changed(repository="jane/zoo", revision="0" * 40), "x").values()
+    [entry] = parse(changed(repository="jane/zoo", revision="0" * 40)).values()
     assert (entry.repository, entry.revision) == ("jane/zoo", "0" * 40)
 
 
@@ -221,9 +232,9 @@ def test_the_good_index_is_good():
         ({"files": "x"}, "files must be a list"),
     ],
 )
-def test_a_bad_entry_is_refused(changes, message):
-    with pytest.raises(CheckpointError, match="x is not an index of a zoo") as error:
-        parse_index(changed(**changes), "x")
+def test_a_bad_entry_is_refused(changes, message, parse):
+    with pytest.raises(CheckpointError, match=r"/index\.yaml is not an index of a zoo") as error:
+        parse(changed(**changes))
     assert message in str(error.value)
 
 
@@ -244,17 +255,17 @@ def test_a_bad_entry_is_refused(changes, message):
         " " * (11 << 20),
     ],
 )
-def test_what_is_no_index_is_refused(text):
+def test_what_is_no_index_is_refused(text, parse):
     with pytest.raises(CheckpointError, match="is not an index of a zoo"):
-        parse_index(text, "x")
+        parse(text)
 
 
-def test_a_name_twice_is_refused():
+def test_a_name_twice_is_refused(parse):
     with pytest.raises(CheckpointError, match="has 'byol-a-r18' twice"):
-        parse_index(changed() + changed().removeprefix("entries:\n"), "x")
+        parse(changed() + changed().removeprefix("entries:\n"))
 
 
-def test_mutated_indexes_are_read_or_refused():
+def test_mutated_indexes_are_read_or_refused(parse):
     """1,000 of ours with bytes changed, cut or doubled: a dictionary of entries, or our error."""
     text = yaml.safe_dump({"entries": yaml.safe_load((ZOO / "index.yaml").read_text())["entries"][:2]}).encode()
     draw, refused = random.Random(0), 0
@@ -272,7 +283,7 @@ def test_mutated_indexes_are_read_or_refused():
             else:
                 mutated[at:at] = draw.choice([b"../", b"\n", b": ", b"- ", b"'", b"null", b"1e999", b"{", b"\xff"])
         try:
-            for entry in parse_index(bytes(mutated), "x").values():
+            for entry in parse(bytes(mutated)).values():
                 assert isinstance(entry, Entry) and ".." not in entry.folder.split("/")
         except CheckpointError:
             refused += 1
@@ -283,7 +294,7 @@ def test_mutated_indexes_are_read_or_refused():
 
 
 def test_an_entry_is_used_where_it_lies(monkeypatch):
-    monkeypatch.setattr(store, "hub", None)  # nobody is asked
+    monkeypatch.setattr(store, "hf", None)  # nobody is asked
     path, content = store.fetch(store.find(SAMPLE))
     assert path == ZOO / ENTRIES[SAMPLE].folder / "model.safetensors" and content == path.read_bytes()
     assert {state for _, state in store.verify(ENTRIES[SAMPLE])} == {"ok"}
@@ -386,7 +397,7 @@ def test_a_run_becomes_an_entry(run_folder, tmp_path, run):
     shutil.copytree(ROOT / "scripts/pretrain/_shared", tmp_path / "own/scripts/pretrain/_shared")
     status, _, err = run("zoo", "add", run_folder, "--zoo", zoo)
     assert status == 0, err
-    [entry] = parse_index((zoo / "index.yaml").read_bytes(), "x").values()
+    [entry] = read_index(zoo).values()
     assert entry.name == "byol-cifar10-r10w16" and entry.epochs == 3 and entry.licence == "MIT"
     assert entry.score("kNN-20") == 41.5 and "before its weights were rounded" in entry.figures[0].protocol
     assert entry.recipe.path == "scripts/pretrain/cifar10/byol.yaml" and entry.recipe.overrides == ["max_epochs=3"]
@@ -416,7 +427,7 @@ def test_a_run_becomes_an_entry(run_folder, tmp_path, run):
     assert status == 2 and "name must be letters" in err
     assert (zoo / "index.yaml").read_bytes() == before and [p.name for p in zoo.glob("*/*")] == [entry.name]
     assert run("zoo", "add", folder, "--zoo", zoo, "--name", "other")[0] == 0  # an export is one, too
-    assert "rounded" not in parse_index((zoo / "index.yaml").read_bytes(), "x")["other"].figures[0].protocol
+    assert "rounded" not in read_index(zoo)["other"].figures[0].protocol
     assert (zoo / "cifar10" / "other" / "model.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes()
 
 
@@ -522,8 +533,8 @@ def test_an_entry_that_is_nowhere(own, run):
         (("download", "--dataset", "cifar_10"), "the zoo has nothing of cifar_10; did you mean 'cifar10'?"),
         (("download", "--dataset", "cifar10"), "no weights of cifar10, only"),
         (("download", RECIPES[0]), "is a recipe without weights"),
-        (("publish", RECIPES[0], "--repo", "a/b"), "there is nothing to publish"),
-        (("verify", RECIPES[0]), "there is nothing to verify"),
+        (("publish", RECIPES[0], "--repo", "a/b"), "is a recipe without weights"),
+        (("verify", RECIPES[0]), "is a recipe without weights"),
         (("list", "byool"), "no entry with 'byool' in its name"),
         (("downlaod", SAMPLE), "did you mean 'download'?"),
         (("add", "nowhere"), "nowhere does not exist"),

@@ -11,7 +11,7 @@ A target is a module of this folder with
 import io
 import os
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field
 from importlib import import_module
@@ -44,7 +44,7 @@ TARGETS = [module.name for module in iter_modules(__path__)]
 class Source:
     """What is exported.
 
-    checkpoint: with the run's args.json. name: for the files, e.g. `byol-cifar10-ab12cd34-teacher`.
+    checkpoint: with the run's args.json. name: of the files, such as `byol-cifar10-ab12cd34-teacher`.
     backbone: in eval mode, float32, its matrices rounded to `dtype`: what a target has to compute.
     tensors: its state_dict as files hold it: matrices (ndim > 1) in `dtype`, all else unchanged; contiguous.
     exact: the backbone before rounding.
@@ -90,9 +90,8 @@ class Product:
 
 @dataclass(frozen=True)
 class Report:
-    """What was exported, and what the proof found.
+    """What was exported, and what the proof found; `files`: name -> size in bytes and SHA-256.
 
-    files: name -> size in bytes and SHA-256.
     difference: the largest one between the features of both networks, relative to the largest feature.
     rounding: None in float32; else what rounding does to the features: `difference`, likewise, and `cosine`, the
         lowest similarity of an image's features before and after.
@@ -147,10 +146,9 @@ def export(
     """Writes the backbone of a run for another library, and proves that it computes the same there.
 
     Args:
-        checkpoint: run folder, checkpoint or export, ours or solo-learn's; an entry of the zoo; hf://owner/name.
+        checkpoint: as in `load_backbone`; `teacher`: the momentum encoder instead of the student.
         to: one of `TARGETS`.
         out: the folder to make; default `exports/<name>-<to>`.
-        teacher: the momentum encoder instead of the student.
         dtype: of the matrices in the files: float32, float16 or bfloat16; default: the target's.
 
     Returns:
@@ -158,8 +156,7 @@ def export(
 
     Raises:
         ConfigError: unknown target or type, a network that the target cannot hold, or a folder that exists.
-        CheckpointError: no weights there, or damaged; the proof failed; the folder cannot be written.
-            Nothing is left behind.
+        CheckpointError: no or damaged weights, a failed proof, a folder that cannot be written. Nothing is left behind.
     """
     if to not in TARGETS:
         raise ConfigError(f"--to: there is no '{to}'{hint(to, TARGETS)}")
@@ -168,14 +165,17 @@ def export(
     if dtype is not None and dtype not in dtypes:
         raise ConfigError(f"--dtype: --to {to} has no '{dtype}'{hint(dtype, dtypes)}")
     weights = open_source(checkpoint)
-    name = _name(weights.path) + ("-teacher" if teacher else "")
+    run, file = weights.path.absolute().parent.name, weights.path.name
+    stem = run if file == WEIGHTS else re.sub(r"-ep=\d+(-step=\d+)?$", "", weights.path.stem)
+    name = (re.sub(r"[^\w.-]+", "_", stem).strip("._") or "backbone") + "-teacher" * teacher
     folder = Path(out).expanduser() if out is not None else Path("exports") / f"{name}-{to}"
     if os.path.lexists(folder):
         raise ConfigError(f"--out: {folder} exists; name another folder, or remove it")
     source = _source(weights, name, teacher, dtype or dtypes[0], folder)
-    if reason := supporting(source.backbone, [to])[to]:
-        others = ", ".join(name for name, why in supporting(source.backbone).items() if why is None)
-        raise ConfigError(f"--to {to} has no place for this network: {reason}; possible: {others}")
+    obstacles = supporting(source.backbone)
+    if obstacles[to]:
+        others = ", ".join(name for name, obstacle in obstacles.items() if obstacle is None)
+        raise ConfigError(f"--to {to} has no place for this network: {obstacles[to]}; possible: {others}")
     with new_folder(folder) as temporary:
         product = target.export(source, temporary)
         report = _prove(source, product, to, getattr(target, "BOUND", 1e-5), temporary)
@@ -186,7 +186,6 @@ def export(
 
 
 def _source(checkpoint: Checkpoint, name: str, teacher: bool, dtype: str, out: Path) -> Source:
-    """The network of a checkpoint, as it is exported."""
     exact, config = load_encoder(checkpoint, teacher=teacher)
     tensors = {}
     for key, x in exact.state_dict().items():
@@ -201,9 +200,9 @@ def _source(checkpoint: Checkpoint, name: str, teacher: bool, dtype: str, out: P
     return Source(checkpoint, dict(config or {}), name, teacher, dtype, backbone, tensors, exact, transform, out)
 
 
-def supporting(backbone: nn.Module, targets: Iterable[str] = TARGETS) -> dict[str, str | None]:
+def supporting(backbone: nn.Module) -> dict[str, str | None]:
     """Target -> why it cannot hold `backbone`; None: it can."""
-    modules = {name: import_module(f"{__name__}.{name}") for name in targets}
+    modules = {name: import_module(f"{__name__}.{name}") for name in TARGETS}
     return {name: getattr(module, "supports", lambda _: None)(backbone) for name, module in modules.items()}
 
 
@@ -218,12 +217,6 @@ def render(template: str, **values: Any) -> str:
     """The file `template` of this folder with `values` in their places."""
     text = Path(__file__).with_name(template).read_text(encoding="utf-8")
     return Template(text, keep_trailing_newline=True).render(values)
-
-
-def _name(path: Path) -> str:
-    """A name for a checkpoint: its file's without epoch and step, or its folder's."""
-    stem = path.absolute().parent.name if path.name == WEIGHTS else re.sub(r"-ep=\d+(-step=\d+)?$", "", path.stem)
-    return re.sub(r"[^\w.-]+", "_", stem).strip("._") or "backbone"
 
 
 @torch.no_grad()

@@ -1,8 +1,7 @@
-"""A `.pth` that detectron2's detectors start from, torchvision's ResNets under its names, and the settings for it.
+"""A `.pth` of tensors that detectron2's detectors start from, torchvision's ResNets under its names, and its settings.
 
-The file is a `.pth` of plain tensors, so that reading it executes nothing. detectron2's DetectionCheckpointer loads it
-as it loads the `.pkl` of other converters: `matching_heuristics` matches the names by their ends, so that `res5` finds
-its place in the backbone (FPN) and in the box head (C4) alike.
+detectron2's DetectionCheckpointer loads it as it loads the `.pkl` of other converters: `matching_heuristics` matches
+names by their ends, so that `res5` finds its place in the backbone (FPN) and in the box head (C4) alike.
 """
 
 import json
@@ -67,14 +66,9 @@ def network(weights: Mapping[str, Tensor], depth: int) -> Callable[[Tensor], Ten
 
     detectron2's graph, with STRIDE_IN_1X1 False and eps 1e-5 in all BatchNorms, is torchvision's under other names.
     """
-
-    def original(name: str) -> str:
-        name = re.sub(r"^res(\d)", lambda match: f"layer{int(match[1]) - 1}", name.removeprefix("stem."))
-        name = name.replace("shortcut.norm", "downsample.1").replace("shortcut", "downsample.0")
-        return re.sub(r"conv(\d)\.norm", r"bn\1", name)
-
     model = RESNETS[depth]()
-    model.load_state_dict({original(name): x for name, x in weights.items()}, strict=False)
+    originals = {rename(key): key for key in model.state_dict()}
+    model.load_state_dict({originals[name]: x for name, x in weights.items()}, strict=False)
     return partial(feature_map, model.eval())
 
 

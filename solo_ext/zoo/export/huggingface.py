@@ -14,9 +14,9 @@ from solo_ext.data.transforms import Transform
 from solo_ext.runs.run import Run
 from solo_ext.zoo.export import RECORD, Product, Source, render, safetensors, torchvision
 from solo_ext.zoo.export import timm as timms
-from solo_ext.zoo.hub import CONFIG, upload
 from solo_ext.zoo.index import scores
 from solo_ext.zoo.model import solo_ext_backbone
+from solo_ext.zoo.store import CONFIG, upload
 
 CARD = "README.md"
 PLACEHOLDER = "OWNER/NAME"  # in a card, until it is pushed

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from solo_ext.errors import ConfigError
+from solo_ext.errors import reason, require
 from solo_ext.zoo.export import Product, Source
 
 BOUND, DTYPES = 1e-4, ("float32",)
@@ -25,15 +25,10 @@ NAMED: dict[str, Any] = {"input_names": [INPUT], "output_names": [OUTPUT], "opse
 def export(source: Source, folder: Path) -> Product:
     """One file: `images` [batch, 3, size, size] -> `features` [batch, D], any batch.
 
-    A missing package is a ConfigError; a network that the exporters, ONNX's checker or onnxruntime reject, a
-    CheckpointError.
+    A network that the exporters, ONNX's checker or onnxruntime reject is a CheckpointError.
     """
     for package in ("onnx", "onnxscript", "onnxruntime"):
-        try:
-            import_module(package)
-        except ImportError:
-            missing = f"{package}, which is not installed: pip install 'solo-ext[onnx]'"
-            raise ConfigError(f"--to onnx needs {missing}") from None
+        require(package, "--to onnx", "onnx")
     file, size = f"{source.name}.onnx", source.transform.size
     if sum(x.nbytes for x in source.tensors.values()) >= LIMIT:
         raise source.failure("an ONNX file holds less than 2 GiB")
@@ -69,8 +64,7 @@ def _graph(source: Source) -> Any:
             return graph
         except Exception as error:  # of many types, from torch.export to onnxruntime
             failure = error
-    reason = (str(failure).strip() or type(failure).__name__).splitlines()[0]
-    raise source.failure(f"ONNX does not take this network: {reason}") from failure
+    raise source.failure(f"ONNX does not take this network: {reason(failure)[:300]}") from failure
 
 
 def _trace(backbone: nn.Module, images: Tensor) -> Any:
