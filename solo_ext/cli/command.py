@@ -23,20 +23,18 @@ def option(usage: str, help: str, **settings: Any) -> Option:
     return lambda parser: parser.add_argument(*names, help=help, **settings)
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str):
-        raise ConfigError(f"{message} (see {self.prog} --help)")
-
-
-class Help:
-    """What a docstring says: a summary in one line, paragraphs, and the examples, which are the last of them."""
+class Help(argparse.ArgumentParser):
+    """A parser whose help is a docstring: a summary in one line, paragraphs and, as the last of them, examples."""
 
     def __init__(self, program: str, docstring: str | None):
-        self.program = program
-        self.text, _, examples = inspect.cleandoc(docstring or "").rpartition("\n\n")
+        text, _, examples = inspect.cleandoc(docstring or "").rpartition("\n\n")
         self.examples = [f"  {line.strip()}" for line in examples.splitlines()]
-        summary = self.text.partition("\n")[0]
-        self.summary = summary[:1].lower() + summary[1:].rstrip(".")
+        self.summary = text[:1].lower() + text[1:].partition("\n")[0].rstrip(".")
+        epilog, layout = "\n".join(["examples:", *self.examples]), argparse.RawDescriptionHelpFormatter
+        super().__init__(program, None, text, epilog, formatter_class=layout, allow_abbrev=False)
+
+    def error(self, message: str):
+        raise ConfigError(f"{message} (see {self.prog} --help)")
 
 
 class Command(Help):
@@ -44,22 +42,14 @@ class Command(Help):
 
     def __init__(self, program: str, run: Callable[[Namespace], None], options: Sequence[Option], own: int | None):
         super().__init__(program, run.__doc__)
-        self.run, self.options, self.own = run, options, own
+        self.run, self.own = run, own
+        for add in options:
+            add(self)
 
     def __call__(self, argv: Sequence[str]) -> None:
-        parser = _Parser(
-            prog=self.program,
-            description=self.text,
-            epilog="\n".join(["examples:", *self.examples]),
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-            allow_abbrev=False,
-        )
-        for add in self.options:
-            add(parser)
-        args, unknown = parser.parse_known_intermixed_args(argv[: self.own])
+        args, unknown = self.parse_known_intermixed_args(argv[: self.own])
         if unknown:
-            names = [name for action in parser._actions for name in action.option_strings]
-            close = nearest(unknown[0], names) or f" (see {self.program} --help)"
+            close = nearest(unknown[0], self._option_string_actions) or f" (see {self.prog} --help)"
             raise ConfigError(f"unknown option '{unknown[0]}'{close}")
         args.others = [] if self.own is None else argv[self.own :]
         self.run(args)
@@ -74,7 +64,7 @@ class Group(Help):
 
     def group(self, name: str, docstring: str | None) -> "Group":
         """A new group inside this one."""
-        self.commands[name] = group = Group(f"{self.program} {name}", docstring)
+        self.commands[name] = group = Group(f"{self.prog} {name}", docstring)
         return group
 
     def command(self, *options: Option, own: int | None = None) -> Callable[[Callable[[Namespace], None]], Command]:
@@ -82,27 +72,23 @@ class Group(Help):
 
         def register(run: Callable[[Namespace], None]) -> Command:
             name = run.__name__.strip("_").replace("_", "-")
-            self.commands[name] = command = Command(f"{self.program} {name}", run, options, own)
+            self.commands[name] = command = Command(f"{self.prog} {name}", run, options, own)
             return command
 
         return register
 
     def __call__(self, argv: Sequence[str]) -> None:
         if not argv or argv[0] in ("-h", "--help"):
-            self._print_help()
+            print(f"usage: {self.prog} <command> ...\n\n{self.description}\n\ncommands:")
+            width = max(map(len, self.commands))
+            for name, command in self.commands.items():
+                print(f"  {name:<{width}}  {command.summary}")
+            print(f"\n{self.prog} <command> --help says what a command takes.\n\n{self.epilog}")
         elif argv[0] in self.commands:
             self.commands[argv[0]](argv[1:])
         else:
-            words = f"{self.program} {argv[0]}".removeprefix("solo-ext ")
+            words = f"{self.prog} {argv[0]}".removeprefix("solo-ext ")
             raise ConfigError(f"there is no command '{words}'{hint(argv[0], self.commands)}")
-
-    def _print_help(self) -> None:
-        print(f"usage: {self.program} <command> ...\n\n{self.text}\n\ncommands:")
-        width = max(map(len, self.commands))
-        for name, command in self.commands.items():
-            print(f"  {name:<{width}}  {command.summary}")
-        print(f"\n{self.program} <command> --help says what a command takes.\n")
-        print("examples:", *self.examples, sep="\n")
 
 
 SOLO_EXT = Group(

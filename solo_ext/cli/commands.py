@@ -22,8 +22,8 @@ YAML_WORDS = (
 )
 
 
-def _yaml_and_overrides(args: Namespace, kind: str | None = None) -> tuple[Path | None, list[str]]:
-    """The YAML that the command line names, if any, and the overrides; `kind`: of the recipes that have a name."""
+def yaml_and_overrides(args: Namespace, kind: str | None = None) -> tuple[Path | None, list[str]]:
+    """The YAML that the command line names, if any, and the overrides; `kind`: of the recipes that have names."""
     options = vars(args)
     words = [word for word in args.words if not (options.get("cfg") and word == "job")]  # Hydra's `--cfg job`
     folder, name = options.get("config_path"), options.get("config_name")
@@ -87,7 +87,7 @@ def pretrain(args: Namespace) -> None:
     """
     from solo_ext.training.config import resolve
 
-    _start(resolve(_composed(*_yaml_and_overrides(args, "pretrain"))), args, "pretrain")
+    _start(resolve(_composed(*yaml_and_overrides(args, "pretrain"))), args, "pretrain")
 
 
 @SOLO_EXT.command(
@@ -110,7 +110,7 @@ def plan(args: Namespace) -> None:
     from solo_ext.planning.plan import describe, plan
     from solo_ext.training.config import resolve
 
-    cost = plan(resolve(_composed(*_yaml_and_overrides(args, "pretrain"))), measure=not args.no_measure)
+    cost = plan(resolve(_composed(*yaml_and_overrides(args, "pretrain"))), measure=not args.no_measure)
     print(json.dumps(cost, indent=1) if args.json else describe(cost))
 
 
@@ -124,7 +124,7 @@ def linear(args: Namespace) -> None:
       solo-ext linear --run trained_models/byol/RUN data.num_workers=8
       solo-ext linear cifar10/byol --run trained_models/byol/RUN optimizer.lr=0.1
     """
-    _evaluate(args, "linear", *_yaml_and_overrides(args, "linear"))
+    _evaluate(args, "linear", *yaml_and_overrides(args, "linear"))
 
 
 @SOLO_EXT.command(
@@ -144,7 +144,7 @@ def knn(args: Namespace) -> None:
       solo-ext knn --run trained_models/byol/RUN
       solo-ext knn --run model.ckpt --k 1 20 200 --distance cosine --temperature 0.07 0.2
     """
-    file, overrides = _yaml_and_overrides(args)
+    file, overrides = yaml_and_overrides(args)
     if file:
         raise ConfigError(f"knn takes its data from --run, not from a YAML such as '{file}'")
     for words, key in ((args.k, "k"), (args.distance, "distance_func"), (args.temperature, "T")):
@@ -199,7 +199,7 @@ def study(args: Namespace) -> None:
       solo-ext study projector_ema/table3 dataset=fashion_mnist_mini seeds=[0,1,2] --jobs 2
       solo-ext study residual/table2 --launcher submitit_slurm hydra.launcher.partition=gpu
     """
-    file, words = _yaml_and_overrides(args, "studies")
+    file, words = yaml_and_overrides(args, "studies")
     settings = [word for word in words if word.lstrip("+~").startswith("hydra.")]
     if file is None:
         raise ConfigError("which study? name it, as in solo-ext study residual/table2; solo-ext recipes lists them")
@@ -306,24 +306,3 @@ def export(args: Namespace) -> None:
     print(report)
     if args.push:
         print(f"  {push(report.folder, args.push)}")
-
-
-@SOLO_EXT.command(
-    option("words key=value", f"for all four runs, {OVERRIDES}", nargs="*"),
-    option("--out FOLDER", "output folder (default: %(default)s)", default="demo"),
-)
-def demo(args: Namespace) -> None:
-    """Train and compare four methods on bundled images, in minutes, without a GPU.
-
-    Trains BYOL, projector-only BYOL, MoCo v3 and Res-MoCo on 5,000 bundled Fashion-MNIST images, evaluates each
-    beside the untrained encoder, prints a table and writes the report.
-
-      solo-ext demo
-      solo-ext demo --out /tmp/demo seed=1 max_epochs=5
-    """
-    from solo_ext.cli.demo import demo
-
-    file, overrides = _yaml_and_overrides(args)
-    if file:
-        raise ConfigError(f"the demo has YAMLs of its own, and no use for '{file}'")
-    demo(overrides, args.out)

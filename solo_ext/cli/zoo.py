@@ -4,11 +4,11 @@ solo-ext zoo list
 solo-ext zoo download res_mocov3-fashion_mnist_mini-r10w16
 """
 
-import dataclasses
 import json
 import sys
 from argparse import Namespace
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,24 +26,24 @@ EVERY = option("--all", "all entries with weights")
 
 def _selection(args: Namespace, command: str, known: Mapping[str, "Entry"]) -> list["Entry"]:
     """The entries of `known` that the command line asks for."""
-    from solo_ext.zoo.store import find
+    from solo_ext.zoo import store
 
     dataset = vars(args).get("dataset")
-    every = "--all" if args.all else "--dataset" if dataset else ""
-    if args.names and every:
+    if args.names and (args.all or dataset):
+        every = "--all" if args.all else "--dataset"
         raise ConfigError(f"'{args.names[0]}' and {every} are two ways to say it")
     if args.names:
-        return [find(name, known) for name in args.names]
-    if not every:
+        return [store.find(name, known) for name in args.names]
+    if not args.all and not dataset:
         raise ConfigError(f"which entry? name one of solo-ext zoo list, as in solo-ext zoo {command} NAME")
-    of = f" of {dataset}" if dataset else ""
     entries = [entry for entry in known.values() if dataset in (None, entry.dataset)]
-    if not entries:
-        raise CheckpointError(f"the zoo has nothing{of}{nearest(dataset, {e.dataset for e in known.values()})}")
-    if weights := [entry for entry in entries if entry.files]:
-        return weights
-    recipes = f"{len(entries)} recipes, such as solo-ext pretrain {entries[0].recipe and entries[0].recipe.path}"
-    raise CheckpointError(f"the zoo has no weights{of}, only {recipes}: neither paper published any")
+    weights = [entry for entry in entries if entry.files]
+    if not weights:
+        close = nearest(dataset, {entry.dataset for entry in known.values()})
+        recipes = f", only {len(entries)} recipes (solo-ext zoo list): neither paper published any"
+        of = f" of {dataset}" if dataset else ""
+        raise CheckpointError(f"the zoo has no weights{of}{recipes if entries else close}")
+    return weights
 
 
 @ZOO.command(
@@ -61,21 +61,21 @@ def _list(args: Namespace) -> None:
       solo-ext zoo list res_ cifar100
       solo-ext zoo list --weights --json
     """
-    from solo_ext.zoo.index import cells, markdown
-    from solo_ext.zoo.store import entries
+    from solo_ext.zoo import index, store
 
-    known = entries()
+    known = store.entries()
     selected = [e for e in known.values() if all(w in e.name for w in args.words) and (e.files or not args.weights)]
     if not selected:
         close = nearest(args.words[0], known) if len(args.words) == 1 else ""
         raise CheckpointError(f"the zoo has no entry with '{' '.join(args.words)}' in its name{close}")
     if args.json:
-        print(json.dumps([dataclasses.asdict(entry) for entry in selected], indent=1))
+        print(json.dumps([asdict(entry) for entry in selected], indent=1))
     elif args.markdown:
-        print("\n".join(markdown(selected, weights) for weights in ([True] if args.weights else [True, False])), end="")
+        tables = [index.markdown(selected, weights) for weights in ([True] if args.weights else [True, False])]
+        print("\n".join(tables), end="")
     else:
         columns = ("name", "epochs", "linear top-1", "kNN-20", "MB", "printed")
-        rows = [columns, *([cells(entry)[column] for column in columns] for entry in selected)]
+        rows = [columns, *([index.cells(entry)[column] for column in columns] for entry in selected)]
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         for name, *numbers in rows:
             print("  ".join([name.ljust(widths[0]), *map(str.rjust, numbers, widths[1:])]))
@@ -86,15 +86,16 @@ def show(args: Namespace) -> None:
     """Show one entry: recipe, figures with their protocol, licence, and its files with size and SHA-256.
 
     solo-ext zoo show res_mocov3-fashion_mnist_mini-r10w16
+    solo-ext zoo show mocov3-cifar100-r18
     """
     import yaml
 
-    from solo_ext.zoo.store import find, verify
+    from solo_ext.zoo import store
 
-    entry = find(args.name)
-    print(yaml.safe_dump(dataclasses.asdict(entry), sort_keys=False, width=120), end="")
+    entry = store.find(args.name)
+    print(yaml.safe_dump(asdict(entry), sort_keys=False, width=120), end="")
     if entry.files:
-        states = {state for _, state in verify(entry)}
+        states = {state for _, state in store.verify(entry)}
         print(f"# on this machine: {'yes' if states == {'ok'} else 'damaged' if 'damaged' in states else 'no'}")
 
 
@@ -110,10 +111,10 @@ def download(args: Namespace) -> None:
       solo-ext zoo download res_mocov3-fashion_mnist_mini-r10w16
       solo-ext zoo download --dataset fashion_mnist
     """
-    from solo_ext.zoo.store import entries, fetch
+    from solo_ext.zoo import store
 
-    for entry in _selection(args, "download", entries()):
-        print(fetch(entry)[0].parent)
+    for entry in _selection(args, "download", store.entries()):
+        print(store.fetch(entry)[0].parent)
 
 
 @ZOO.command(NAMES, option("--all", "all that are on this machine"))
@@ -123,21 +124,19 @@ def verify(args: Namespace) -> None:
     solo-ext zoo verify res_mocov3-fashion_mnist_mini-r10w16
     solo-ext zoo verify --all
     """
-    from solo_ext.zoo.store import entries, verify
+    from solo_ext.zoo import store
 
     rows = []
-    for entry in _selection(args, "verify", entries()):
-        states = verify(entry)
-        if args.all and all(state == "missing" for _, state in states):
-            continue  # never downloaded
-        for path, state in states:
-            print(f"{state:<8} {path}")
-            rows.append((entry, path, state))
-    bad = [row for row in rows if row[2] != "ok"]
-    if bad:
+    for entry in _selection(args, "verify", store.entries()):
+        states = [(entry, path, state) for path, state in store.verify(entry)]
+        if not args.all or any(state != "missing" for _, _, state in states):  # else never downloaded
+            rows += states
+    for _, path, state in rows:
+        print(f"{state:<8} {path}")
+    if bad := [row for row in rows if row[2] != "ok"]:
         entry, path, state = bad[0]
-        first = f"(first: {path} is {state})"
         remedy = f"; solo-ext zoo download {entry.name} fetches them" if entry.repository else ""
+        first = f"(first: {path} is {state})"
         raise CheckpointError(f"{len(bad)} of {len(rows)} files are not as the index says {first}{remedy}")
     if not rows:
         print("nothing of the zoo is on this machine", file=sys.stderr)
@@ -159,11 +158,10 @@ def add(args: Namespace) -> None:
       solo-ext zoo add trained_models/byol/RUN
       solo-ext zoo add trained_models/byol/RUN --zoo /data/zoo --name byol-ours-r50
     """
-    from solo_ext.zoo.edit import add
-    from solo_ext.zoo.store import installed
+    from solo_ext.zoo import edit, store
 
-    zoo = args.zoo or installed()
-    entry = add(args.run, zoo, args.name, args.licence)
+    zoo = args.zoo or store.installed()
+    entry = edit.add(args.run, zoo, args.name, args.licence)
     size = sum(file.size for file in entry.files) / 1e6
     print(f"{zoo / entry.folder}: {len(entry.files)} files, {size:.1f} MB")
 
@@ -183,9 +181,7 @@ def publish(args: Namespace) -> None:
       solo-ext zoo publish --repo jane/solo-ext-zoo --all
       solo-ext zoo publish byol-ours-r50 --repo jane/zoo --zoo /data/zoo
     """
-    from solo_ext.zoo.edit import publish
-    from solo_ext.zoo.index import read_index
-    from solo_ext.zoo.store import installed
+    from solo_ext.zoo import edit, index, store
 
-    zoo = args.zoo or installed()
-    print(publish(zoo, args.repo, [entry.name for entry in _selection(args, "publish", read_index(zoo))]))
+    zoo = args.zoo or store.installed()
+    print(edit.publish(zoo, args.repo, [entry.name for entry in _selection(args, "publish", index.read_index(zoo))]))

@@ -530,7 +530,7 @@ def test_an_entry_that_is_nowhere(own, run):
         (("show", SAMPLE[:-1]), f"did you mean '{SAMPLE}'?"),
         (("download",), "which entry?"),
         (("download", SAMPLE, "--all"), "two ways to say it"),
-        (("download", "--dataset", "cifar_10"), "the zoo has nothing of cifar_10; did you mean 'cifar10'?"),
+        (("download", "--dataset", "cifar_10"), "the zoo has no weights of cifar_10; did you mean 'cifar10'?"),
         (("download", "--dataset", "cifar10"), "no weights of cifar10, only"),
         (("download", RECIPES[0]), "is a recipe without weights"),
         (("publish", RECIPES[0], "--repo", "a/b"), "is a recipe without weights"),
