@@ -1,5 +1,6 @@
 """The commands of `solo-ext`: what each takes, says about itself, and calls. Torch is imported when one runs."""
 
+import re
 from argparse import Namespace
 from collections.abc import Sequence
 from importlib import import_module
@@ -61,9 +62,10 @@ def _start(cfg: Any, args: Namespace, command: str, **options: Any) -> None:
 
 def _evaluate(args: Namespace, command: str, file: Path | None, overrides: list[str]) -> None:
     """Evaluates `args.run`, as `file` says or else as the run's own configuration does."""
+    from solo_ext.runs.checkpoints import CheckpointConfig
     from solo_ext.training.compose import assign, overlay
     from solo_ext.training.config import resolve, run_values
-    from solo_ext.zoo.model import open_source, results_folder
+    from solo_ext.zoo.model import open_source
 
     encoder = open_source(args.run) if args.run else None
     if encoder and not file:
@@ -71,7 +73,9 @@ def _evaluate(args: Namespace, command: str, file: Path | None, overrides: list[
     else:
         source = [assign("pretrained_feature_extractor", encoder.path)] if encoder else []
         raw = _composed(file, [*overrides, *source])
-    results = args.run and results_folder(args.run)
+    results = None
+    if encoder and not Path(args.run).expanduser().exists():  # results do not belong in a package or the Hub's cache
+        results = Path(CheckpointConfig.dir, "zoo", re.sub(r"[^\w.-]+", "-", args.run.removeprefix("hf://")))
     _start(resolve(raw, command), args, command, encoder=encoder, results=results)
 
 
@@ -163,8 +167,8 @@ def knn(args: Namespace) -> None:
 def report(args: Namespace) -> None:
     """Draw the curves of one or several runs into a page.
 
-    Writes one self-contained HTML page, and its plots as PNG: losses, accuracies, gap between student and
-    teacher, tau, learning rate, throughput.
+    Writes one self-contained HTML page, and its plots as PNG: losses, accuracies, gap between student and teacher,
+    tau, learning rate, throughput.
 
       solo-ext report trained_models/byol/RUN
       solo-ext report trained_models/mocov3/RUN trained_models/res_mocov3/RUN --out gap
@@ -185,13 +189,12 @@ def report(args: Namespace) -> None:
 def study(args: Namespace) -> None:
     """Run a table or figure of a paper, or a grid of your own.
 
-    Runs what is still missing from a study: each cell and seed is a run of its own in <out>/runs, with its output in
-    <out>/logs. After each, <out>/study.md, study.html and study.png show our results (mean, standard deviation, number
-    of runs) beside the paper's, if it has any. Ctrl-C or SIGTERM lets the runs save; the same command continues them.
+    Runs what is still missing: each cell and seed is a run of its own in <out>/runs, with its output in <out>/logs.
+    After each, <out>/study.md, study.html and study.png show our results (mean, standard deviation, number of runs)
+    beside the paper's, if it has any. Ctrl-C or SIGTERM lets the runs save; the same command continues them.
 
-    seeds=[0,1,2] runs each cell with each seed; dataset=NAME (or data.dataset=NAME) takes that dataset's recipes,
-    to which the study's own overrides still apply, unless others follow on the command line. What a cell varies
-    cannot be overridden.
+    seeds=[0,1,2] runs each cell with each seed; dataset=NAME (or data.dataset=NAME) takes that dataset's recipes, with
+    the study's own overrides. Overrides on the command line go over both, but not over what a cell varies.
 
     With --launcher submitit_slurm, submitit hands all runs to SLURM; hydra.launcher.* are its parameters. Runs that
     run out of time are queued again.
@@ -251,11 +254,10 @@ def with_solo_learn(args: Namespace) -> None:
     """Run a script of a solo-learn checkout with the methods of this package.
 
     Runs the script unchanged, with our methods and backbones beside its own, and says which repairs it needs to run on
-    the installed libraries. Its main_linear.py, main_knn.py and main_umap.py read our run folders, and our commands
-    read its run folders.
+    the installed libraries. Its evaluation scripts read our run folders, and our commands read its run folders.
 
-    ARGS are passed to the script unchanged. As when it is run by itself, a relative --config-path is looked up in the
-    checkout, and data, checkpoints and trained_models in the current folder.
+    ARGS are passed on unchanged. As without us, a relative --config-path is looked up in the checkout, and data,
+    checkpoints and trained_models in the current folder.
 
       solo-ext with-solo-learn . main_pretrain.py --config-path scripts/pretrain/cifar -cn byol method=res_byol
       solo-ext with-solo-learn ~/solo-learn main_knn.py --pretrained_checkpoint_dir trained_models/res_mocov3/RUN ...
@@ -276,8 +278,8 @@ def with_solo_learn(args: Namespace) -> None:
 def export(args: Namespace) -> None:
     """Write an encoder in the format of torchvision, timm, detectron2, the Hugging Face Hub or ONNX.
 
-    export.json in the output folder says how to load it. TARGET's own network is built and loaded from the folder, and
-    its features of random images are compared with ours: if they differ by more than 1e-5 of the largest (onnx: 1e-4),
+    export.json in the output folder says how to load it. TARGET's own network is loaded from the folder, and its
+    features of random images are compared with ours: if they differ by more than 1e-5 of the largest (onnx: 1e-4),
     nothing is left behind.
 
       torchvision  a .pth for torchvision.models.resnet*.load_state_dict

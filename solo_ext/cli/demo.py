@@ -60,7 +60,7 @@ def demo(args: Namespace) -> None:
 
 
 def _evaluate(folder: Path, overrides: Sequence[str] = ()) -> Path:
-    """kNN and linear evaluation of the run in `folder`, changed by `overrides`; returns the folder of an untrained one."""
+    """kNN and linear evaluation of the run in `folder`, changed by `overrides`; returns an untrained one's folder."""
     from solo_ext.training.compose import overlay
     from solo_ext.training.config import resolve, run_values
     from solo_ext.training.evaluate import knn, linear, untrained_folder

@@ -18,7 +18,7 @@ from solo_ext.runs.run import ENVIRONMENT, METRICS, Run
 from solo_ext.training.compose import compose
 from solo_ext.training.recipes import derived
 from solo_ext.zoo.export import RECORD, export
-from solo_ext.zoo.index import Entry, Recipe, ZooFile, editing, markdown, read_index, scores, short, within
+from solo_ext.zoo.index import Entry, Recipe, ZooFile, editing, markdown, read_index, scores, short
 from solo_ext.zoo.store import check_upload, find, upload
 
 # overrides that concern the machine and the display, not what is trained
@@ -31,9 +31,8 @@ OF_THE_MACHINE = (
 def add(run: str | Path, zoo: Path, name: str | None = None, licence: str = "MIT") -> Entry:
     """Adds the student's backbone, log and results of a run to the folder `zoo`, its index and the tables of READMEs.
 
-    Args:
-        run: a run folder or checkpoint, or what `export(..., "safetensors")` wrote; evaluated by `knn` or `linear`.
-        name: of the entry; default `<method>-<dataset>-<backbone>`.
+    `run` is a run folder, a checkpoint, or what `export(..., "safetensors")` wrote, evaluated by `knn` or `linear`;
+    `name`, of the entry, is by default `<method>-<dataset>-<backbone>`.
 
     Raises:
         CheckpointError: nothing to add, no evaluation, a name that is taken, or a zoo that cannot be written.
@@ -99,31 +98,31 @@ def recipe_sum(path: Path) -> str:
 
 
 def write_tables(zoo: Path) -> None:
-    """Updates the tables in the README.md of the repository (weights) and of the zoo (recipes)."""
-    entries = read_index(zoo).values()
+    """Updates the README.md of the repository (weights) and of the zoo (recipes), between `<!-- zoo -->` marks."""
     for readme, weights in ((zoo.parent / "README.md", True), (zoo / "README.md", False)):
         if readme.is_file():
-            text = readme.read_text(encoding="utf-8")
-            if (new := within(text, markdown(entries, weights))) != text:
-                write_text(readme, new)
+            before, begin, rest = readme.read_text(encoding="utf-8").partition("<!-- zoo -->\n")
+            old, end, after = rest.partition("<!-- /zoo -->")
+            table = markdown(read_index(zoo).values(), weights)
+            if end and table != old:
+                write_text(readme, before + begin + table + end + after)
 
 
 def publish(zoo: Path, repository: str, names: Sequence[str]) -> str:
     """Uploads entries of the zoo in the folder `zoo` in one commit, and writes repository and revision to its index.
 
     The `repository`, owner/name, is created if need be, and gets `<dataset>/<name>/` for each entry. Returns the URL of
-    the commit's tree. After a failure (ConfigError: name or token; CheckpointError: entries, files, Hub) the index is
-    unchanged.
+    the commit's tree. A failure (ConfigError: name or token; CheckpointError: entries, files, Hub) changes nothing.
     """
     check_upload("--repo", repository)
     with editing(zoo) as entries:
-        uploads = [find(name, entries) for name in names]
-        paths = {file.path: zoo / file.path for entry in uploads for file in entry.files}
+        uploads, paths = [find(name, entries) for name in names], {}
         for entry in uploads:
             entry.check_weights()
             for file in entry.files:
-                if file.read(paths[file.path]) is None:
-                    raise CheckpointError(f"{paths[file.path]} is missing or damaged, so nothing is published")
+                paths[file.path] = path = zoo / file.path
+                if file.read(path) is None:
+                    raise CheckpointError(f"{path} is missing or damaged, so nothing is published")
         message = f"Entries of solo-ext's zoo: {', '.join(names)}"
         url, revision = upload(repository, paths, message, "nothing is published")
         entries.update((entry.name, replace(entry, repository=url.repo_id, revision=revision)) for entry in uploads)

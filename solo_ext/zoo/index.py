@@ -168,7 +168,7 @@ def read_index(zoo: Path) -> dict[str, Entry]:
 
 @contextmanager
 def editing(zoo: Path) -> Iterator[dict[str, Entry]]:
-    """The index in the folder `zoo`, empty if there is none, to be changed by one process at a time.
+    """The index in the folder `zoo`, empty if there is none, for one process at a time to change.
 
     It is written at the end, unless something is raised: CheckpointError if it is damaged or cannot be written.
     """
@@ -238,11 +238,6 @@ def markdown(entries: Iterable[Entry], weights: bool = True) -> str:
     code = {"name", "method", "recipe"}
     rows = [cells(entry) for entry in entries if bool(entry.files) == weights]
     return markdown_table(columns, [[f"`{row[x]}`" if x in code else row[x] for x in columns] for row in rows])
-
-
-def within(text: str, table: str) -> str:
-    """`text` with `table` between its lines `<!-- zoo -->` and `<!-- /zoo -->`, if it has them."""
-    return re.sub(r"(<!-- zoo -->\n).*?(<!-- /zoo -->)", lambda match: match[1] + table + match[2], text, flags=re.S)
 
 
 def short(backbone: str) -> str:

@@ -1,7 +1,6 @@
 """Trained backbones for other code: `load_backbone`, and `solo_ext_backbone`, which timm knows by this import."""
 
 import os
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from solo_ext.data.datasets import CUSTOM, DATASETS
 from solo_ext.data.modules import DEFAULT_CROP
 from solo_ext.data.transforms import Transform, build_eval_transform
 from solo_ext.errors import CheckpointError, ConfigError
-from solo_ext.runs.checkpoints import Checkpoint, CheckpointConfig, foreign_config, open_checkpoint
+from solo_ext.runs.checkpoints import Checkpoint, foreign_config, open_checkpoint
 from solo_ext.runs.encoder import bare_backbone, load_encoder
 from solo_ext.text import nearest
 from solo_ext.zoo.store import entries, fetch, fetch_repository
@@ -24,8 +23,8 @@ def load_backbone(source: str | os.PathLike, teacher: bool = False) -> nn.Module
 
     Args:
         source: an entry of the zoo (`solo-ext zoo list`), downloaded once if it is not here; `hf://owner/name[@revision]`
-            on the Hugging Face Hub; or a path: run folder, checkpoint file or export, ours or solo-learn's. A file or
-            folder takes precedence over an entry of the same name.
+            on the Hugging Face Hub; or a path, which takes precedence over an entry of the same name: run folder,
+            checkpoint file or export, ours or solo-learn's.
         teacher: the momentum encoder instead of the student.
 
     Returns:
@@ -56,31 +55,15 @@ def eval_transform(config: Mapping[str, Any] | None) -> Transform:
 
 def open_source(source: str | os.PathLike) -> Checkpoint:
     """The checkpoint that `source`, as in `load_backbone`, names: read once, verified, downloaded if need be."""
-    if _is_path(source):
-        return open_checkpoint(Path(source))
-    name = str(source)
+    name, path = str(source), Path(source).expanduser()
     if name.startswith("hf://"):
         return open_checkpoint(fetch_repository(name))
+    if not isinstance(source, str) or path.name != source or path.exists():
+        return open_checkpoint(path)
     zoo = entries()
     if name not in zoo:
         raise CheckpointError(f"there is no '{name}', neither here nor in the zoo{nearest(name, zoo)}")
     return open_checkpoint(*fetch(zoo[name]))
-
-
-def results_folder(source: str | os.PathLike) -> Path | None:
-    """Where evaluations of `source` are kept; None: beside its weights.
-
-    Weights of the zoo and the Hub are in an installed package or a cache, where a user's results do not belong.
-    """
-    if _is_path(source):
-        return None
-    return Path(CheckpointConfig.dir, "zoo", re.sub(r"[^\w.-]+", "-", str(source).removeprefix("hf://")))
-
-
-def _is_path(source: str | os.PathLike) -> bool:
-    """Whether `source` is neither hf://... nor a name of the zoo; a path that exists takes precedence."""
-    path = Path(source).expanduser()
-    return not isinstance(source, str) or (not source.startswith("hf://") and (path.name != source or path.exists()))
 
 
 def _build(config: Mapping[str, Any], num_classes: int = 0, in_chans: int = 3, global_pool: str = "avg") -> nn.Module:

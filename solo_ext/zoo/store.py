@@ -17,7 +17,7 @@ from huggingface_hub import utils
 import solo_ext
 from solo_ext.errors import CheckpointError, ConfigError
 from solo_ext.files import read_json
-from solo_ext.runs.run import ARGS, RECORDS, WEIGHTS
+from solo_ext.runs.run import ARGS, RECORDS, WEIGHTS, Run
 from solo_ext.text import nearest
 from solo_ext.zoo.index import INDEX, REPOSITORY, Entry, ZooFile, read_index
 
@@ -62,8 +62,8 @@ def find(name: str, choices: Mapping[str, Entry] | None = None) -> Entry:
 def fetch(entry: Entry) -> tuple[Path, bytes]:
     """The weights of `entry` and their content, with the run's other files beside them, all verified.
 
-    They are used in place if a zoo on the disk has them, and otherwise downloaded into the Hub's cache. An entry
-    without weights, and files that are not what the index says, raise a CheckpointError.
+    They are used in place if a zoo on the disk has them, and otherwise downloaded into the Hub's cache. A recipe, and
+    files that are not what the index says, raise a CheckpointError.
     """
     entry.check_weights()
     if folder := _on_disk(entry):
@@ -118,8 +118,7 @@ def _download(repository: str, revision: str | None, file: ZooFile) -> tuple[Pat
 def fetch_repository(source: str) -> Path:
     """The weights of `hf://owner/name[@revision]` in the cache, with args.json beside them; no other file is read.
 
-    Without a network, the cache is used. A CheckpointError says what is missing, or that `solo-ext export` did not
-    write the repository.
+    A CheckpointError says what is missing, or that `solo-ext export` did not write the repository.
     """
     match = re.fullmatch(rf"hf://({REPOSITORY})(?:@([\w./-]+))?", source)
     if not match or ".." in source:
@@ -127,9 +126,8 @@ def fetch_repository(source: str) -> Path:
     patterns = [WEIGHTS, ARGS, RECORDS, CONFIG]
     with _explained(source):
         folder = Path(hf.snapshot_download(match[1], revision=match[2], allow_patterns=patterns, **_AGENT))
-    record = (read_json(folder / RECORDS) or {}).get(WEIGHTS)
     missing = [name for name in (WEIGHTS, ARGS) if not (folder / name).is_file()]
-    if not isinstance(record, dict) or not isinstance(record.get("sha256"), str):
+    if not Run(folder).records.get(WEIGHTS, {}).get("sha256"):
         missing.append(f"SHA-256 of {WEIGHTS} in {RECORDS}")
     if missing:
         by_timm = "architecture" in (read_json(folder / CONFIG) or {})
@@ -150,8 +148,7 @@ def check_upload(option: str, repository: str) -> None:
 def upload(repository: str, files: Mapping[str, bytes | Path], message: str, failure: str) -> tuple[hf.RepoUrl, str]:
     """Commits `files`, path -> content or a file on the disk, to a repository, which is created if need be.
 
-    Returns the repository, whose text is its URL, and the hash of the commit. If the Hub cannot be reached or refuses,
-    a CheckpointError begins with `failure`.
+    Returns the repository's URL and the hash of the commit. After a failure, a CheckpointError begins with `failure`.
     """
     api = hf.HfApi(**_AGENT)
     with _explained(f"{failure}: {repository}"):

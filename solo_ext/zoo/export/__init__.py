@@ -44,12 +44,11 @@ TARGETS = [module.name for module in iter_modules(__path__)]
 class Source:
     """What is exported.
 
-    checkpoint: with the run's args.json. name: of the files, such as `byol-cifar10-ab12cd34-teacher`.
+    name: of the files, such as `byol-cifar10-ab12cd34-teacher`. out: where their folder will be.
     backbone: in eval mode, float32, its matrices rounded to `dtype`: what a target has to compute.
     tensors: its state_dict as files hold it: matrices (ndim > 1) in `dtype`, all else unchanged; contiguous.
     exact: the backbone before rounding.
     transform: of the images that it takes; has `size` in pixels, and `mean`, `std` of RGB values in [0, 1].
-    out: where the folder of the files will be.
     """
 
     checkpoint: Checkpoint
@@ -72,11 +71,11 @@ class Product:
     """What a target makes of a source.
 
     network: images [B, 3, H, W] -> features [B, D]: built by the target's library, loaded from its files, in eval mode.
-    architecture: what the library built for it, as the user would call it.
+    architecture: the library's name for it.
     have, want: names of the tensors in the file, and in that architecture with its classifier.
     load: lines of code that load the files from their folder.
     reference: (backbone, images) -> what `network` has to equal, if not the backbone's features.
-    record: what export.json says in addition.
+    record: what else export.json says.
     """
 
     network: Callable[[Tensor], Tensor]

@@ -8,12 +8,10 @@ import timm
 from torch import nn
 from torchvision.models.resnet import ResNet
 
-from solo_ext.runs.encoder import FETCHING
 from solo_ext.zoo.export import Product, Source, torchvision
 from solo_ext.zoo.export.torchvision import call, give_stem, kwargs_of, replacements
 
 VITS = {f"vit_{size}": f"vit_{size}_patch16_224" for size in ("tiny", "small", "base", "large")}
-IGNORED = FETCHING | {"weight_init", "stop_grad_conv1"}  # what does not change the features
 
 
 def supports(backbone: nn.Module) -> str | None:
@@ -31,7 +29,7 @@ def architecture(source: Source) -> tuple[str, dict[str, Any]]:
     if isinstance(backbone, ResNet):
         widths = {"cardinality": (backbone.groups, 1), "base_width": (backbone.base_width, 64)}
         return name, {"num_classes": 0, **{key: width for key, (width, default) in widths.items() if width != default}}
-    kwargs = {"num_classes": 0, **kwargs_of(config, IGNORED)}
+    kwargs = {"num_classes": 0, **kwargs_of(config)}
     if name in VITS:
         kwargs["num_heads"] = backbone.get_submodule("blocks.0.attn").num_heads
     return VITS.get(name, name.removeprefix("timm/")), kwargs

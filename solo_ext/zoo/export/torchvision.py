@@ -1,6 +1,6 @@
 """A `.pth` for torchvision's ResNets."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,8 @@ from solo_ext.runs.checkpoints import load_checkpoint
 from solo_ext.runs.encoder import FETCHING
 from solo_ext.zoo.export import Product, Source, saved
 
-IGNORED = FETCHING | {"progress", "num_classes"}  # pretrained weights and the classifier: backbone.kwargs may name them
+# backbone.kwargs about pretrained weights, the classifier, initial values and gradients, not about features
+IGNORED = FETCHING | {"progress", "num_classes", "weight_init", "stop_grad_conv1"}
 
 
 def supports(backbone: nn.Module) -> str | None:
@@ -24,9 +25,9 @@ def supports(backbone: nn.Module) -> str | None:
     return None
 
 
-def kwargs_of(config: Mapping[str, Any], ignored: Collection[str] = IGNORED) -> dict[str, Any]:
+def kwargs_of(config: Mapping[str, Any]) -> dict[str, Any]:
     """backbone.kwargs of the configuration `backbone`, without those that do not shape the network."""
-    return {key: value for key, value in (config.get("kwargs") or {}).items() if key not in ignored}
+    return {key: value for key, value in (config.get("kwargs") or {}).items() if key not in IGNORED}
 
 
 def call(function: str, *args: Any, **kwargs: Any) -> str:
