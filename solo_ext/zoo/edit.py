@@ -22,7 +22,7 @@ from solo_ext.zoo.index import Entry, Recipe, ZooFile, editing, markdown, read_i
 from solo_ext.zoo.store import check_upload, find, upload
 
 # overrides that concern the machine and the display, not what is trained
-OF_THE_MACHINE = (
+MACHINE_KEYS = (
     *("checkpoint.", "auto_resume.", "wandb", "tensorboard", "enable_progress_bar", "name=", "knn_eval."),
     *("data.train_path", "data.val_path", "data.num_workers"),
 )
@@ -86,7 +86,7 @@ def recipe_from(command: Sequence[str], root: Path) -> Recipe | None:
         yaml = PurePath(word) if by_path else PurePath("scripts", "pretrain", f"{word}.yaml")
         inside = PurePath(*yaml.parts[yaml.parts.index("scripts") :]) if "scripts" in yaml.parts else yaml
         if not inside.is_absolute() and ((root / inside).is_file() or derived(root / inside)):
-            overrides = [w for w in command if "=" in w and not w.startswith(("-", *OF_THE_MACHINE))]
+            overrides = [w for w in command if "=" in w and not w.startswith(("-", *MACHINE_KEYS))]
             return Recipe(inside.as_posix(), recipe_sum(root / inside), overrides)
     return None
 

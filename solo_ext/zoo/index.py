@@ -18,7 +18,7 @@ from solo_ext.schema import Bounds, Config, build, show
 from solo_ext.text import markdown_table
 
 INDEX = "index.yaml"
-METRICS = ("linear top-1", "kNN-1", "kNN-20")  # in the table
+METRICS = ("linear top-1", "kNN-1", "kNN-20")  # in the tables
 WORD = r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}"
 CHARACTERS = "letters, digits, '.', '_' and '-'"
 REPOSITORY = r"[\w.-]+/[\w.-]+"  # owner/name on the Hugging Face Hub
@@ -213,7 +213,7 @@ def scores(folder: Path, checkpoint: str) -> list[Score]:
 
 
 def cells(entry: Entry) -> dict[str, str]:
-    """What tables say about an entry, by the heading of the column."""
+    """What tables say about an entry, by the heading of their columns."""
     size = next((file.size for file in entry.files if file.name == WEIGHTS), None)
     measured = {score.metric: score.value for score in entry.figures if entry.files}
     printed = None if entry.files else next(iter(entry.figures), None)
@@ -233,8 +233,8 @@ def cells(entry: Entry) -> dict[str, str]:
 
 def markdown(entries: Iterable[Entry], weights: bool = True) -> str:
     """A table of the entries that have weights, or of those that have none."""
-    measured = ("name", "method", "backbone", "data", "epochs", *METRICS, "MB")
-    columns = measured if weights else ("name", "recipe", "backbone", "epochs", "printed", "where")
+    results = ("name", "method", "backbone", "data", "epochs", *METRICS, "MB")
+    columns = results if weights else ("name", "recipe", "backbone", "epochs", "printed", "where")
     code = {"name", "method", "recipe"}
     rows = [cells(entry) for entry in entries if bool(entry.files) == weights]
     return markdown_table(columns, [[f"`{row[x]}`" if x in code else row[x] for x in columns] for row in rows])

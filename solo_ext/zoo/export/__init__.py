@@ -12,7 +12,6 @@ import io
 import os
 import re
 from collections.abc import Callable, Collection, Mapping
-from copy import deepcopy
 from dataclasses import asdict, dataclass, field
 from importlib import import_module
 from pathlib import Path
@@ -47,7 +46,6 @@ class Source:
     name: of the files, such as `byol-cifar10-ab12cd34-teacher`. out: where their folder will be.
     backbone: in eval mode, float32, its matrices rounded to `dtype`: what a target has to compute.
     tensors: its state_dict as files hold it: matrices (ndim > 1) in `dtype`, all else unchanged; contiguous.
-    exact: the backbone before rounding.
     transform: of the images that it takes; has `size` in pixels, and `mean`, `std` of RGB values in [0, 1].
     """
 
@@ -58,7 +56,6 @@ class Source:
     dtype: str
     backbone: nn.Module
     tensors: dict[str, Tensor]
-    exact: nn.Module
     transform: Transform
     out: Path
 
@@ -185,18 +182,16 @@ def export(
 
 
 def _source(checkpoint: Checkpoint, name: str, teacher: bool, dtype: str, out: Path) -> Source:
-    exact, config = load_encoder(checkpoint, teacher=teacher)
+    backbone, config = load_encoder(checkpoint, teacher=teacher)
     tensors = {}
-    for key, x in exact.state_dict().items():
+    for key, x in backbone.state_dict().items():
         matrix = x.ndim > 1 and x.is_floating_point()
         tensors[key] = x.to(DTYPES[dtype] if matrix else x.dtype).contiguous()
         if not tensors[key].isfinite().all():
             why = "does not fit into float16; --dtype bfloat16 holds it" if x.isfinite().all() else "is not finite"
             raise CheckpointError(f"{checkpoint.path} is not exported: {key} {why}")
-    backbone = deepcopy(exact)
     backbone.load_state_dict(tensors)
-    transform = eval_transform(config)
-    return Source(checkpoint, dict(config or {}), name, teacher, dtype, backbone, tensors, exact, transform, out)
+    return Source(checkpoint, dict(config or {}), name, teacher, dtype, backbone, tensors, eval_transform(config), out)
 
 
 def supporting(backbone: nn.Module) -> dict[str, str | None]:
@@ -237,7 +232,8 @@ def _prove(source: Source, product: Product, to: str, bound: float, folder: Path
         raise source.failure(f"the features of --to {to} differ from ours by {excess}")
     rounding = None
     if source.dtype != "float32":
-        before, after = ([net(batch) for batch in batches] for net in (source.exact, source.backbone))
+        exact, _ = load_encoder(source.checkpoint, teacher=source.teacher)
+        before, after = ([network(batch) for batch in batches] for network in (exact, source.backbone))
         cosine = F.cosine_similarity(torch.cat(before).flatten(1), torch.cat(after).flatten(1))
         rounding = {"difference": _difference(before, after), "cosine": cosine.min().item()}
     return Report(

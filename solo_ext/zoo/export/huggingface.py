@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import timm.models
-import yaml
 from timm.models._hub import save_config_for_hf
 
-from solo_ext.data.datasets import DATASETS
+from solo_ext.data.datasets import CUSTOM, DATASETS
 from solo_ext.data.transforms import Transform
 from solo_ext.runs.run import Run
 from solo_ext.zoo.export import RECORD, Product, Source, render, safetensors, torchvision
@@ -86,22 +85,15 @@ def export(source: Source, folder: Path) -> Product:
 
 def card(source: Source, image: dict[str, Any], imports: tuple[str, ...]) -> str:
     """README.md: what it is, how it is loaded, what it reached, what it comes from."""
-    run, method = Run(source.checkpoint.path.parent), source.config.get("method")
-    dataset = (source.config.get("data") or {}).get("dataset")
-    front = {
-        "library_name": "timm",
-        "license": LICENSE,
-        "pipeline_tag": "image-feature-extraction",
-        "tags": ["timm", "solo_ext", "self-supervised-learning", *([method] if method else [])],
-        **({"datasets": [info.hub]} if (info := DATASETS.get(dataset or "")) and info.hub else {}),
-    }
+    run, dataset = Run(source.checkpoint.path.parent), (source.config.get("data") or {}).get("dataset")
     return render(
         "card.md.j2",
-        front=yaml.safe_dump(front, sort_keys=False),
         source=source,
+        license=LICENSE,
         name=source.config["backbone"]["name"],
-        method=method,
+        method=source.config.get("method"),
         dataset=dataset,
+        hub=DATASETS.get(dataset or "", CUSTOM).hub,
         stem=", CIFAR stem" if torchvision.replacements(source.backbone) else "",
         parameters=sum(x.numel() for x in source.backbone.parameters()),
         images=(run.environment.get("data", {}).get("train") or {}).get("images"),
