@@ -1,5 +1,6 @@
 """The commands of `solo-ext`: what each takes, says about itself, and calls. Torch is imported when one runs."""
 
+import json
 import re
 from argparse import Namespace
 from collections.abc import Sequence
@@ -109,8 +110,6 @@ def plan(args: Namespace) -> None:
       solo-ext plan cifar10/byol momentum.stages=[block4,projector]
       solo-ext plan my.yaml --no-measure --json
     """
-    import json
-
     from solo_ext.planning.plan import describe, plan
     from solo_ext.training.config import resolve
 

@@ -134,9 +134,6 @@ class Entry(Config):
         """Where its files lie, below the zoo and in the repository on the Hub."""
         return f"{self.dataset}/{self.name}"
 
-    def score(self, metric: str) -> float | None:
-        return next((score.value for score in self.figures if score.metric == metric), None)
-
 
 @dataclass
 class _Index(Config):

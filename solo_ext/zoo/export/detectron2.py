@@ -92,13 +92,11 @@ def export(source: Source, folder: Path) -> Product:
     path = json.dumps(str(source.out.absolute() / file), ensure_ascii=False)
     settings = render("detectron2.yaml.j2", weights=path, mean=pixels[0], std=pixels[1], depth=depth)
     (folder / yaml).write_text(settings, encoding="utf-8")
-    with torch.device("meta"):
-        want = convert(RESNETS[depth]().state_dict())
     return Product(
         network(load_checkpoint(folder / file)["model"], depth),
         f"detectron2's ResNet-{depth}",
         have=weights,
-        want=want,
+        want=convert(RESNETS[depth]().state_dict()),
         load=(
             f'config.merge_from_file("{yaml}")  # after the detector\'s own',
             "DetectionCheckpointer(build_model(config)).load(config.MODEL.WEIGHTS)",
