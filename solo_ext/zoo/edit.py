@@ -58,11 +58,11 @@ def add(run: str | Path, zoo: Path, name: str | None = None, licence: str = "MIT
             on_failure.callback(shutil.rmtree, folder, ignore_errors=True)
             report = export(checkpoint, "safetensors", folder, dtype="float16")
             (folder / RECORD).unlink()  # it names the checkpoint, and is none of the report's files
-            if report.rounding and report.rounding["difference"]:
+            rounding, files = report.record["rounding"], report.record["files"]
+            if rounding and rounding["difference"]:
                 for figure in entry.figures:
                     figure.protocol += "; before its weights were rounded to float16"
             environment = Run(folder).environment or {}
-            files = report.files
             entry = entries[name] = replace(
                 entry,
                 recipe=recipe_from(environment.get("command", []), zoo.parent),

@@ -130,10 +130,14 @@ def test_the_target_computes_the_same(case, to, runs, tmp_path, monkeypatch):
     network = load_encoder(out)[0] if to == "safetensors" else loaded(report, monkeypatch)
     ours, theirs = features(student), features(network)
     torch.testing.assert_close(theirs, ours, rtol=0, atol=1e-5 * ours.abs().max().item())
-    assert report.difference <= report.bound == 1e-5 and report.images == sum(BATCHES) and report.rounding is None
-    assert sorted(report.matched) == sorted(student.state_dict()) and not report.unexpected
+    assert (
+        report.record["difference"] <= report.record["bound"] == 1e-5
+        and report.record["images"] == sum(BATCHES)
+        and report.record["rounding"] is None
+    )
+    assert sorted(report.record["matched"]) == sorted(student.state_dict()) and not report.record["unexpected"]
     classifier = [] if to == "safetensors" else ["head" if "vit" in case else "fc"]
-    assert report.missing == [f"{name}.{tensor}" for name in classifier for tensor in ("weight", "bias")]
+    assert report.record["missing"] == [f"{name}.{tensor}" for name in classifier for tensor in ("weight", "bias")]
 
 
 @pytest.mark.parametrize(
@@ -152,8 +156,8 @@ def test_rounded_matrices(to, case, dtype, runs, tmp_path):
     rounded.load_state_dict(stored)
     ours, theirs = features(student), features(rounded)
     moved = ((ours - theirs).abs().max() / ours.abs().max()).item()
-    assert report.difference <= 1e-5 < moved / 3 < report.rounding["difference"] < 3 * moved
-    assert 0.99 < report.rounding["cosine"] < 1
+    assert report.record["difference"] <= 1e-5 < moved / 3 < report.record["rounding"]["difference"] < 3 * moved
+    assert 0.99 < report.record["rounding"]["cosine"] < 1
     assert f"rounding to {dtype} moved them" in str(report)
 
 
@@ -164,7 +168,7 @@ def test_weights_that_float16_cannot_hold(run_folder, tmp_path):
     save_checkpoint({"state_dict": state}, run_folder / "tiny-ab12-ep=4.ckpt")
     with pytest.raises(CheckpointError, match=r"conv1\.weight does not fit into float16; --dtype bfloat16"):
         export(run_folder, "safetensors", tmp_path / "out")
-    assert export(run_folder, "safetensors", tmp_path / "out", dtype="bfloat16").difference <= 1e-5
+    assert export(run_folder, "safetensors", tmp_path / "out", dtype="bfloat16").record["difference"] <= 1e-5
 
 
 @pytest.mark.parametrize("case", ["resnet10_w16", "mocov3's vit"])
@@ -179,7 +183,10 @@ def test_onnx(case, runs, tmp_path, capfd):
     network = lambda x: torch.from_numpy(session.run(["features"], {"images": x.numpy()})[0])  # noqa: E731
     ours = features(student)
     torch.testing.assert_close(features(network), ours, rtol=0, atol=1e-4 * ours.abs().max().item())
-    assert report.difference <= 1e-4 and json.loads((tmp_path / "out" / RECORD).read_text())["opset"] == onnx.OPSET
+    assert (
+        report.record["difference"] <= 1e-4
+        and json.loads((tmp_path / "out" / RECORD).read_text())["opset"] == onnx.OPSET
+    )
 
 
 def test_onnx_without_the_newer_exporter_and_without_packages(run_folder, tmp_path, monkeypatch):
@@ -187,7 +194,7 @@ def test_onnx_without_the_newer_exporter_and_without_packages(run_folder, tmp_pa
         raise RuntimeError
 
     monkeypatch.setattr(onnx, "_trace", fails)
-    assert export(run_folder, "onnx", tmp_path / "out").difference <= 1e-4
+    assert export(run_folder, "onnx", tmp_path / "out").record["difference"] <= 1e-4
     monkeypatch.setattr(onnx, "_trace_as_before", lambda *args: import_module("onnx").ModelProto())
     with pytest.raises(CheckpointError, match="ONNX does not take this network: "):
         export(run_folder, "onnx", tmp_path / "other")
@@ -217,8 +224,8 @@ def test_an_exported_run_is_a_run(tmp_path, run):
     weights = tmp_path / "entry" / WEIGHTS
     recorded = json.loads((tmp_path / "entry" / RECORDS).read_text())[WEIGHTS]
     assert recorded == {"epoch": 3, "step": 12, "sha256": sha256(weights), "size": weights.stat().st_size}
-    assert set(report.files) | {RECORD} == {path.name for path in (tmp_path / "entry").iterdir()}
-    for name, file in report.files.items():
+    assert set(report.record["files"]) | {RECORD} == {path.name for path in (tmp_path / "entry").iterdir()}
+    for name, file in report.record["files"].items():
         path = tmp_path / "entry" / name
         assert file == {"size": path.stat().st_size, "sha256": sha256(path)}
         assert not any(word in path.read_bytes() for word in (b"jane", b"/home", b"secret", str(tmp_path).encode()))
@@ -232,7 +239,10 @@ def test_an_exported_run_is_a_run(tmp_path, run):
     status, out, err = run("knn", "--run", tmp_path / "entry", "--k", 1, *data)
     assert status == 0 and "100.0" in out, err
     again = export(tmp_path / "entry", "safetensors", tmp_path / "again")
-    assert again.files[WEIGHTS] == report.files[WEIGHTS] and again.rounding["difference"] == 0
+    assert (
+        again.record["files"][WEIGHTS] == report.record["files"][WEIGHTS]
+        and again.record["rounding"]["difference"] == 0
+    )
     weights.write_bytes(weights.read_bytes()[:-1] + b"x")
     with pytest.raises(CheckpointError, match="is damaged"):
         load_encoder(tmp_path / "entry")

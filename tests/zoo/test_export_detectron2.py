@@ -104,7 +104,11 @@ def test_files(tmp_path, name, depth, width):
     weights = stored["model"]
     assert {"stem.conv1.weight", "res2.1.conv2.norm.running_var", "res5.0.conv1.weight"} <= set(weights)
     assert torch.equal(weights["res5.0.shortcut.weight"], state["layer4.0.downsample.0.weight"])
-    assert set(report.matched) == set(weights) and not report.missing and not report.unexpected
+    assert (
+        set(report.record["matched"]) == set(weights)
+        and not report.record["missing"]
+        and not report.record["unexpected"]
+    )
     dropped = json.loads((tmp_path / "out" / "export.json").read_text())["dropped"]
     assert dropped == [key for key in state if key.startswith("fc.") or key.endswith(".num_batches_tracked")]
     assert len(weights) + len(dropped) == len(state)

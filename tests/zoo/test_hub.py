@@ -177,7 +177,7 @@ def test_timm_loads_the_folder(backbone, dataset, size, teacher, architecture, t
     run = make_run(tmp_path / "run", backbone, dataset, "mocov3", size)
     report = export(run, "huggingface", teacher=teacher, out=tmp_path / "out")
     config = json.loads((report.folder / "config.json").read_text())
-    assert config["architecture"] == architecture and config["num_classes"] == 0 and not report.unexpected
+    assert config["architecture"] == architecture and config["num_classes"] == 0 and not report.record["unexpected"]
 
     ours, theirs = load_backbone(run, teacher), timm.create_model(f"local-dir:{report.folder}", pretrained=True).eval()
     assert config["num_features"] == ours.num_features

@@ -12,7 +12,7 @@ import io
 import os
 import re
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
 from pkgutil import iter_modules
@@ -86,48 +86,36 @@ class Product:
 
 @dataclass(frozen=True)
 class Report:
-    """What was exported, and what the proof found; `files`: name -> size in bytes and SHA-256.
+    """What was exported, and what the proof found.
 
-    difference: the largest one between the features of both networks, relative to the largest feature.
-    rounding: None in float32; else what rounding does to the features: `difference`, likewise, and `cosine`, the
-        lowest similarity of an image's features before and after.
+    load: lines of code that load the files. record: what export.json says; in it, `difference` is the largest one
+    between the features of both networks, relative to the largest feature; `rounding` is null in float32, else what
+    rounding does to the features: `difference`, likewise, and `cosine`, the lowest similarity before and after.
     """
 
     folder: Path
-    target: str
-    checkpoint: str
-    teacher: bool
-    backbone: str
-    dtype: str
-    architecture: str
     load: tuple[str, ...]
-    files: dict[str, dict[str, Any]]
-    matched: list[str]
-    missing: list[str]
-    unexpected: list[str]
-    difference: float
-    bound: float
-    images: int
-    image_size: int
-    rounding: dict[str, float] | None
+    record: dict[str, Any]
 
     def __str__(self) -> str:
-        counts = [f"{len(self.matched)} matched"]
-        for word, keys in (("missing", self.missing), ("unexpected", self.unexpected)):
+        record, rounding = self.record, self.record["rounding"]
+        counts = [f"{len(record['matched'])} matched"]
+        for word in ("missing", "unexpected"):
+            keys = record[word]
             examples = f" ({', '.join(keys[:4])}{', ...' if len(keys) > 4 else ''})" if keys else ""
             counts.append(f"{len(keys)} {word}{examples}")
-        encoder = "teacher" if self.teacher else "student"
+        encoder = "teacher" if record["teacher"] else "student"
         lines = [
-            f"{self.folder}: the {encoder} of {self.checkpoint} as {self.architecture}",
-            *(f"  {name}  {file['size']:,} bytes  sha256 {file['sha256']}" for name, file in self.files.items()),
+            f"{self.folder}: the {encoder} of {record['checkpoint']} as {record['architecture']}",
+            *(f"  {name}  {file['size']:,} bytes  sha256 {file['sha256']}" for name, file in record["files"].items()),
             f"  tensors: {', '.join(counts)}",
-            f"  features differ by {self.difference:.1e} of the largest (at most {self.bound:.0e}) "
-            f"on {self.images} random images of {self.image_size} px",
+            f"  features differ by {record['difference']:.1e} of the largest (at most {record['bound']:.0e}) "
+            f"on {record['images']} random images of {record['image_size']} px",
         ]
-        if self.rounding:
+        if rounding:
             lines.append(
-                f"  rounding to {self.dtype} moved them by {self.rounding['difference']:.1e}, "
-                f"lowest cosine similarity {self.rounding['cosine']:.6f}"
+                f"  rounding to {record['dtype']} moved them by {rounding['difference']:.1e}, "
+                f"lowest cosine similarity {rounding['cosine']:.6f}"
             )
         return "\n".join(lines + [f"  {line}" for line in self.load])
 
@@ -174,11 +162,9 @@ def export(
         raise ConfigError(f"--to {to} has no place for this network: {obstacles[to]}; possible: {others}")
     with new_folder(folder) as temporary:
         product = target.export(source, temporary)
-        report = _prove(source, product, to, getattr(target, "BOUND", 1e-5), temporary)
-        record = {**asdict(report), **product.record, "packages": environment()["packages"], "folder": folder.name}
-        record["load"] = [line.replace(str(folder), folder.name) for line in report.load]  # no path of this machine
+        record = _prove(source, product, to, getattr(target, "BOUND", 1e-5), temporary)
         (temporary / RECORD).write_text(json_text(record), encoding="utf-8")
-    return report
+    return Report(folder, product.load, record)
 
 
 def _source(checkpoint: Checkpoint, name: str, teacher: bool, dtype: str, out: Path) -> Source:
@@ -214,8 +200,8 @@ def render(template: str, **values: Any) -> str:
 
 
 @torch.no_grad()
-def _prove(source: Source, product: Product, to: str, bound: float, folder: Path) -> Report:
-    """Compares the product's network with ours; raises CheckpointError if they differ."""
+def _prove(source: Source, product: Product, to: str, bound: float, folder: Path) -> dict[str, Any]:
+    """Compares the product's network with ours; a CheckpointError if they differ, else the content of export.json."""
     generator = torch.Generator().manual_seed(0)
     size = source.transform.size
     batches = [torch.randn(count, 3, size, size, generator=generator) for count in BATCHES]
@@ -236,25 +222,27 @@ def _prove(source: Source, product: Product, to: str, bound: float, folder: Path
         before, after = ([network(batch) for batch in batches] for network in (exact, source.backbone))
         cosine = F.cosine_similarity(torch.cat(before).flatten(1), torch.cat(after).flatten(1))
         rounding = {"difference": _difference(before, after), "cosine": cosine.min().item()}
-    return Report(
-        folder=source.out,
-        target=to,
-        checkpoint=source.checkpoint.path.name,
-        teacher=source.teacher,
-        backbone=source.config["backbone"]["name"],
-        dtype=source.dtype,
-        architecture=product.architecture,
-        load=product.load,
-        files={file.name: {"size": file.stat().st_size, "sha256": sha256(file)} for file in sorted(folder.iterdir())},
-        matched=[key for key in product.want if key in product.have],
-        missing=[key for key in product.want if key not in product.have],
-        unexpected=[key for key in product.have if key not in product.want],
-        difference=difference,
-        bound=bound,
-        images=sum(BATCHES),
-        image_size=size,
-        rounding=rounding,
-    )
+    return {
+        "folder": source.out.name,
+        "target": to,
+        "checkpoint": source.checkpoint.path.name,
+        "teacher": source.teacher,
+        "backbone": source.config["backbone"]["name"],
+        "dtype": source.dtype,
+        "architecture": product.architecture,
+        "load": [line.replace(str(source.out), source.out.name) for line in product.load],  # no path of this machine
+        "files": {x.name: {"size": x.stat().st_size, "sha256": sha256(x)} for x in sorted(folder.iterdir())},
+        "matched": [key for key in product.want if key in product.have],
+        "missing": [key for key in product.want if key not in product.have],
+        "unexpected": [key for key in product.have if key not in product.want],
+        "difference": difference,
+        "bound": bound,
+        "images": sum(BATCHES),
+        "image_size": size,
+        "rounding": rounding,
+        **product.record,
+        "packages": environment()["packages"],
+    }
 
 
 def _difference(ours: list[Tensor], theirs: list[Tensor]) -> float:
