@@ -7,6 +7,7 @@ solo-ext data to-h5 /data/imagenet100/train imagenet100-train.h5
 import sys
 from argparse import Namespace
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 
 from solo_ext.cli.command import SOLO_EXT, option
@@ -109,14 +110,12 @@ def certify(args: Namespace) -> None:
       solo-ext data certify scripts/pretrain/imagenet-100/byol.yaml --images /data/imagenet100/val --json parity.json
       solo-ext data certify --formats dali tensor --draws 200
     """
-    import importlib
-
     benchmarks = Path(__file__).parents[2] / "benchmarks"
     if not (benchmarks / "certificate").is_dir():
         raise ConfigError("data certify needs a checkout of solo-ext: the certificate is no part of the package")
     sys.path.insert(0, str(benchmarks))
     try:
-        certificate = importlib.import_module("certificate")
+        certificate = import_module("certificate")
     except ImportError as error:
         raise ConfigError(f"data certify needs {error.name}: pip install -e '.[dev]'") from error
     certificate.run(args)

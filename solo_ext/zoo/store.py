@@ -1,4 +1,4 @@
-"""Where weights are: in a zoo's folder on the disk, or on the Hugging Face Hub.
+"""Where weights are: in a zoo's folder on disk, or on the Hugging Face Hub.
 
 The Hub's cache, resume, proxies, token and offline mode are huggingface_hub's.
 """
@@ -36,7 +36,7 @@ def installed() -> Path:
 
 
 def folders() -> list[Path]:
-    """The zoos on the disk: that of $SOLO_EXT_ZOO, if it is set, and the installed one."""
+    """The zoos on disk: that of $SOLO_EXT_ZOO, if it is set, and the installed one."""
     own = os.environ.get(ZOO)
     if not own:
         return [installed()]
@@ -62,20 +62,20 @@ def find(name: str, choices: Mapping[str, Entry] | None = None) -> Entry:
 def fetch(entry: Entry) -> tuple[Path, bytes]:
     """The weights of `entry` and their content, with the run's other files beside them, all verified.
 
-    They are used in place if a zoo on the disk has them, and otherwise downloaded into the Hub's cache. A recipe, and
+    They are used in place if a zoo on disk has them, and otherwise downloaded into the Hub's cache. A recipe, and
     files that are not what the index says, raise a CheckpointError.
     """
     entry.check_weights()
     if folder := _on_disk(entry):
         contents = {file.name: file.read(folder / file.name) for file in entry.files}
-        bad = next((folder / name for name, content in contents.items() if content is None), None)
-        if bad is None and (weights := contents[WEIGHTS]) is not None:
+        damaged = next((folder / name for name, content in contents.items() if content is None), None)
+        if damaged is None and (weights := contents[WEIGHTS]) is not None:
             return folder / WEIGHTS, weights
         if not entry.repository:
-            raise CheckpointError(f"{bad} is missing or damaged: it is not what the index says")
-        log.warning("%s is missing or damaged; '%s' is taken from the Hugging Face Hub", bad, entry.name)
+            raise CheckpointError(f"{damaged} is missing or damaged: it is not what the index says")
+        log.warning("%s is missing or damaged; '%s' is taken from the Hugging Face Hub", damaged, entry.name)
     if not entry.repository:
-        raise CheckpointError(f"the files of '{entry.name}' are neither in {' nor in '.join(map(str, folders()))}")
+        raise CheckpointError(f"the files of '{entry.name}' are not in {' or '.join(map(str, folders()))}")
     downloads = [_download(entry.repository, entry.revision, file) for file in entry.files]
     return next((path, content) for path, content in downloads if path.name == WEIGHTS)
 
@@ -95,7 +95,7 @@ def verify(entry: Entry) -> list[tuple[Path, str]]:
 
 
 def _on_disk(entry: Entry) -> Path | None:
-    """The folder of `entry` in a zoo on the disk."""
+    """The folder of `entry` in a zoo on disk."""
     return next((zoo / entry.folder for zoo in folders() if (zoo / entry.folder / WEIGHTS).is_file()), None)
 
 
@@ -146,7 +146,7 @@ def check_upload(option: str, repository: str) -> None:
 
 
 def upload(repository: str, files: Mapping[str, bytes | Path], message: str, failure: str) -> tuple[hf.RepoUrl, str]:
-    """Commits `files`, path -> content or a file on the disk, to a repository, which is created if need be.
+    """Commits `files`, path -> content or a file on disk, to a repository, which is created if need be.
 
     Returns the repository's URL and the hash of the commit. After a failure, a CheckpointError begins with `failure`.
     """
@@ -159,27 +159,25 @@ def upload(repository: str, files: Mapping[str, bytes | Path], message: str, fai
 
 @contextmanager
 def _explained(subject: str) -> Iterator[None]:
-    """Turns every failure into a CheckpointError that begins with `subject`."""
+    """Turns every failure into a CheckpointError that begins with `subject`, a repository or file."""
+    address = hf.constants.ENDPOINT
     try:
         yield
     except Exception as error:  # of the HTTP library, which differs between versions
-        raise CheckpointError(f"{subject} {_explanation(error)}") from error
-
-
-def _explanation(error: Exception) -> str:
-    """What went wrong with a repository, as the end of a sentence."""
-    address = hf.constants.ENDPOINT
-    match error:
-        case utils.GatedRepoError():
-            return "wants its terms to be accepted, on its page and logged in (hf auth login, or HF_TOKEN)"
-        case utils.RepositoryNotFoundError():
-            return "is not on the Hugging Face Hub, or is private and needs hf auth login or HF_TOKEN"
-        case utils.RevisionNotFoundError():
-            return "has no such revision"
-        case utils.LocalEntryNotFoundError():
-            why = "HF_HUB_OFFLINE is set" if hf.constants.HF_HUB_OFFLINE else f"{address} cannot be reached or fails"
-            return f"is not in the cache ({hf.constants.HF_HUB_CACHE}), and {why}"
-        case utils.HfHubHTTPError(response=response) if response is not None:
-            detail = f" ({error.server_message})" if error.server_message else ""
-            return f"is refused by {address}: status {response.status_code}{detail}"
-    return f"fails: {(str(error) or type(error).__name__).splitlines()[0]}"
+        match error:
+            case utils.GatedRepoError():
+                why = "wants its terms to be accepted, on its page and logged in (hf auth login, or HF_TOKEN)"
+            case utils.RepositoryNotFoundError():
+                why = "is not on the Hugging Face Hub, or is private and needs hf auth login or HF_TOKEN"
+            case utils.RevisionNotFoundError():
+                why = "has no such revision"
+            case utils.LocalEntryNotFoundError():
+                offline = hf.constants.HF_HUB_OFFLINE
+                cause = "HF_HUB_OFFLINE is set" if offline else f"{address} cannot be reached or fails"
+                why = f"is not in the cache ({hf.constants.HF_HUB_CACHE}), and {cause}"
+            case utils.HfHubHTTPError(response=response) if response is not None:
+                detail = f" ({error.server_message})" if error.server_message else ""
+                why = f"is refused by {address}: status {response.status_code}{detail}"
+            case _:
+                why = f"fails: {(str(error) or type(error).__name__).splitlines()[0]}"
+        raise CheckpointError(f"{subject} {why}") from error

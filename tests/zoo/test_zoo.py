@@ -519,7 +519,7 @@ def test_publish_and_download(run, own, hub, monkeypatch, tmp_path, caplog):
 def test_an_entry_that_is_nowhere(own, run):
     (own / "index.yaml").write_text(changed())
     status, _, err = run("zoo", "download", GOOD["name"])
-    assert status == 2 and f"the files of 'byol-a-r18' are neither in {own} nor in {ZOO}" in err
+    assert status == 2 and f"the files of 'byol-a-r18' are not in {own} or {ZOO}" in err
     assert run("zoo", "verify", GOOD["name"])[1].split() == ["missing", GOOD["files"][0]["path"]]
 
 

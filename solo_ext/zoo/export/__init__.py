@@ -1,4 +1,4 @@
-"""What `solo-ext export` writes: one module per target, and the frame that proves each one's files before they stay.
+"""What `solo-ext export` writes: one module per target, and the frame that keeps files only if they prove right.
 
 A target is a module of this folder with
 

@@ -26,7 +26,7 @@ _INNER = re.compile(rf"(?<![\w./~-])(?:{_PLACE.pattern})[^\[\](){{}},'\"]*")  # 
 def public(content: Any, key: str = "") -> Any:
     """An args.json or environment.json without what identifies this machine or person: paths, accounts, secrets, host.
 
-    Of a path in a command line, the last part stays, or what begins with the repository's `scripts`.
+    A path in a command line keeps its last part, or what begins with the repository's `scripts`.
     """
     if isinstance(content, Mapping):
         return {key: public(value, key) for key, value in content.items() if not _is_private(key, value)}
