@@ -62,7 +62,7 @@ def add(run: str | Path, zoo: Path, name: str | None = None, licence: str = "MIT
             if rounding and rounding["difference"]:
                 for figure in entry.figures:
                     figure.protocol += "; before its weights were rounded to float16"
-            environment = Run(folder).environment or {}
+            environment = Run(folder).environment
             entry = entries[name] = replace(
                 entry,
                 recipe=recipe_from(environment.get("command", []), zoo.parent),

@@ -193,8 +193,8 @@ def write_index(path: Path, entries: Iterable[Entry]) -> None:
 def scores(folder: Path, checkpoint: str) -> list[Score]:
     """What `linear` and `knn` measured in the run folder for the file `checkpoint` in it: top-1, in percent."""
 
-    def current(result: dict[str, Any] | None) -> dict[str, Any]:  # a continued run keeps those of an older checkpoint
-        return result if result and result.get("protocol", {}).get("checkpoint") == checkpoint else {}
+    def current(result: dict[str, Any]) -> dict[str, Any]:  # a continued run keeps those of an older checkpoint
+        return result if result.get("protocol", {}).get("checkpoint") == checkpoint else {}
 
     run, rows = Run(folder), []
     if linear := current(run.linear):
