@@ -1,14 +1,13 @@
 """Time and memory of training steps on synthetic images, on this machine."""
 
 import statistics
-import time
 from contextlib import nullcontext, suppress
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import lightning.pytorch as pl
 import torch
+from lightning.pytorch.callbacks import LambdaCallback
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.data import DataLoader
@@ -16,6 +15,7 @@ from torch.utils.data import DataLoader
 from solo_ext.errors import ConfigError
 from solo_ext.methods.module import LightningMethod
 from solo_ext.runs.environment import environment
+from solo_ext.training.callbacks.throughput import now
 from solo_ext.training.config import PretrainConfig
 from solo_ext.training.trainer import explained, make_trainer, quietly
 from solo_ext.training.trainer_config import TrainerConfig
@@ -25,20 +25,6 @@ SECONDS = 30  # after which LEAST steps are enough
 CPU_PIXELS, CPU_IMAGES = 2**17, 8  # on a CPU, a batch has about this many pixels, and at least 8 images
 # the Trainer's arguments that change what a step does
 STEP_KEYS = ("max_epochs", "precision", "gradient_clip_val", "gradient_clip_algorithm", "deterministic", "benchmark")
-
-
-class _Clock(pl.Callback):
-    """When each batch ended; after SECONDS it ends the training."""
-
-    def __init__(self) -> None:
-        self.ends: list[float] = []
-
-    def on_train_batch_end(self, trainer: pl.Trainer, module: pl.LightningModule, *args: Any) -> None:
-        if module.device.type in ("cuda", "mps"):
-            getattr(torch, module.device.type).synchronize()
-        self.ends.append(time.perf_counter())
-        if len(self.ends) >= WARM_UP + LEAST and self.ends[-1] - self.ends[0] > SECONDS:
-            trainer.should_stop = True
 
 
 def crop_sizes(cfg: PretrainConfig) -> list[int]:
@@ -58,12 +44,9 @@ def synthetic_batch(cfg: PretrainConfig, images: int, device: torch.device) -> t
 def measure_steps(cfg: PretrainConfig, method: LightningMethod) -> dict[str, Any]:
     """Time and memory of an optimizer step at `optimizer.batch_size`; trains `method` for a few steps.
 
-    Returns:
-        device, precision: of the measurement.
-        images: in a batch; if fewer than configured (on a CPU, or if more do not fit), time and memory are scaled.
-        steps, seconds, quartiles: number of steps, their median, first and third quartile, without data loading.
-        memory, memory_of: the peak in bytes with the full batch, and what it is the peak of.
-        fits: whether the full batch fits the memory that is free here, as far as that is known.
+    `seconds` is the median and `quartiles` the first and third of `steps` steps, without data loading; `memory` is the
+    peak in bytes, of what `memory_of` says. Both are scaled if a batch of fewer `images` was measured: on a CPU, or if
+    more do not fit a GPU. `fits`: whether the full batch fits the memory that is free here, as far as that is known.
 
     Raises:
         ConfigError: not even two images fit the GPU.
@@ -82,18 +65,22 @@ def measure_steps(cfg: PretrainConfig, method: LightningMethod) -> dict[str, Any
 
 def _measure(cfg: PretrainConfig, method: LightningMethod, images: int) -> dict[str, Any]:
     """The measurement with a batch of `images`."""
-    steps = WARM_UP + STEPS
+    steps, batch = WARM_UP + STEPS, cfg.optimizer.batch_size
     values: dict[str, Any] = {key: getattr(cfg, key) for key in STEP_KEYS}
-    values |= {"accelerator": "cpu" if cfg.accelerator == "cpu" else "auto", "devices": 1}
-    clock, saved = _Clock(), {}
+    values |= {"accelerator": "cpu" if cfg.accelerator == "cpu" else "auto", "devices": 1, "limit_val_batches": 0}
+    values |= {"min_steps": WARM_UP + LEAST, "max_steps": steps, "max_time": {"seconds": SECONDS}}
+    ends: list[float] = []  # when each step was done
+    saved: dict[int, int] = {}  # address -> bytes of what the backward pass of the first step needs
     free = _free_memory()
 
     def keep(tensor: Tensor) -> Tensor:
-        if not clock.ends:  # in the first step
+        if not ends:
             saved[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
         return tensor
 
-    trainer = make_trainer(TrainerConfig(**values, max_steps=steps, limit_val_batches=0), [clock], steps)
+    clock = LambdaCallback(on_train_batch_end=lambda trainer, module, *_: ends.append(now(module.device)))
+    trainer = make_trainer(TrainerConfig(**values), [clock], steps)
+    trainer.fit_loop.min_epochs = 0  # so that the time limit ends it within the first
     device = trainer.strategy.root_device
     gpu = device.type == "cuda"
     if gpu:
@@ -111,11 +98,10 @@ def _measure(cfg: PretrainConfig, method: LightningMethod, images: int) -> dict[
     states = [value for state in trainer.optimizers[0].state.values() for value in state.values()]
     gradients = [parameter.grad for parameter in method.parameters() if parameter.grad is not None]
     stay = sum(value.nbytes for value in (*weights, *gradients, *states) if isinstance(value, Tensor))
-    batch = cfg.optimizer.batch_size
     grow = torch.cuda.max_memory_allocated() - stay if gpu else sum(saved.values())
     memory = stay + grow * batch // images
     scale = cfg.accumulate_grad_batches * batch / images
-    seconds = [scale * (end - begin) for begin, end in pairwise(clock.ends[WARM_UP - 1 :])]
+    seconds = [scale * (end - begin) for begin, end in pairwise(ends[WARM_UP - 1 :])]
     low, median, high = statistics.quantiles(seconds, n=4, method="inclusive")
     cpu = f"{environment()['cpu']}, threads: {torch.get_num_threads()}"
     return {

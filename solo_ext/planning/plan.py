@@ -26,21 +26,13 @@ OPTIMIZER_KEYS = ("batch_size", "lr", "effective_lr", "classifier_lr", "effectiv
 def plan(cfg: PretrainConfig, measure: bool = True) -> dict[str, Any]:
     """Builds the network of the resolved `cfg` and trains it for a few steps on synthetic images; writes nothing.
 
-    Neither the data nor the hardware that `cfg` names has to be there.
-
-    Args:
-        measure: whether to measure time and memory, on this machine's device.
+    Neither the data nor the hardware that `cfg` names has to be there; `measure` takes this machine's device.
 
     Returns:
-        Plain values, as `solo-ext plan --json` prints them; among them
-        crop_sizes: of each view, in pixels.
-        images: in the training set; None if that is unknown here, for the reason `images_unknown`.
-        batch_size: per device; an optimizer step has it times `devices` (of all nodes) times `accumulate` images.
-        steps_per_epoch, steps, warmup_steps: optimizer steps; None without `images`.
-        lr, effective_lr: as configured, per 256 images, and as the optimizer gets it; likewise the probe's.
-        anatomy, measured: see `anatomy` and `measure_steps`.
-        seconds: of all optimizer steps, without loading images, validation and kNN.
-        warnings: what is allowed but probably not intended, a sentence each.
+        Plain values, as `solo-ext plan --json` prints them. `batch_size` is per device: an optimizer step has it times
+        `devices` (of all nodes) times `accumulate` images. `images` of the training set, and with it the numbers of
+        steps, is None if it is unknown here, for the reason `images_unknown`. `seconds` is the time of all steps.
+        `warnings`, a sentence each, are about what is allowed but probably not intended.
 
     Raises:
         ConfigError: a stage that the network lacks, a backbone that cannot take the crops, ...

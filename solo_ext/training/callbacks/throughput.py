@@ -46,7 +46,7 @@ class Throughput(MonitorCallback):
     def on_train_batch_start(self, trainer: "Trainer", module: "LightningModule", batch: Any, i: int) -> None:
         self.lr = trainer.optimizers[0].param_groups[0]["lr"]  # before the scheduler moves it
         if self.since is None and self.step >= self.skip:
-            self.since = _now(module.device)
+            self.since = now(module.device)
 
     def on_train_batch_end(self, trainer: "Trainer", module: "LightningModule", out: Any, batch: Any, i: int) -> None:
         self.step += 1
@@ -70,11 +70,11 @@ class Throughput(MonitorCallback):
 
     def _pause(self, module: "LightningModule") -> None:
         if self.since is not None:
-            self.seconds += _now(module.device) - self.since
+            self.seconds += now(module.device) - self.since
             self.since = None
 
 
-def _now(device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+def now(device: torch.device) -> float:
+    """The time in seconds, once the device has done what was queued on it."""
+    getattr(torch, device.type).synchronize()
     return time.perf_counter()
