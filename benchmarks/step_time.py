@@ -17,7 +17,7 @@ from omegaconf import OmegaConf
 
 from solo_ext.methods import METHODS
 from solo_ext.methods.module import LightningMethod
-from solo_ext.planning.anatomy import anatomy
+from solo_ext.planning.plan import anatomy
 from solo_ext.runs.environment import environment
 
 SCOPES = ("full", "backbone", "block4", "projector", "none")

@@ -1,19 +1,22 @@
-"""What a pre-training will cost and do, before anything is spent: `solo-ext plan`."""
+"""What a pre-training consists of and will cost, before anything is spent: `solo-ext plan`."""
 
 import inspect
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import chain
 from typing import Any
 
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torchvision.models.resnet import ResNet
 
 from solo_ext.data.datasets import dataset_info, load_dataset
 from solo_ext.errors import DataError
 from solo_ext.methods import METHODS
 from solo_ext.methods.module import LightningMethod
+from solo_ext.networks import Stage
 from solo_ext.optim import LARS
-from solo_ext.planning.anatomy import anatomy
 from solo_ext.planning.measure import crop_sizes, measure_steps
 from solo_ext.text import duration
 from solo_ext.training.config import PretrainConfig
@@ -39,9 +42,6 @@ def plan(cfg: PretrainConfig, measure: bool = True) -> dict[str, Any]:
     """
     method = METHODS[cfg.method](cfg)
     check_sizes(method.backbone, cfg)
-    images, unknown = _training_images(cfg.data)
-    devices = processes(cfg)
-    per_epoch, steps = (None, None) if images is None else _optimizer_steps(cfg, images // devices)
     warmup = cfg.scheduler.warmup_epochs if cfg.scheduler.name == "warmup_cosine" else 0
     p = {
         "name": cfg.name,
@@ -50,55 +50,94 @@ def plan(cfg: PretrainConfig, measure: bool = True) -> dict[str, Any]:
         "dataset": cfg.data.dataset,
         "crop_sizes": crop_sizes(cfg),
         "anatomy": anatomy(method),
-        "images": images,
-        "images_unknown": unknown,
-        "devices": devices,
+        "devices": processes(cfg),
         "accumulate": cfg.accumulate_grad_batches,
         "epochs": cfg.max_epochs,
-        "steps_per_epoch": per_epoch,
-        "steps": steps,
+        **_length(cfg),
         **{key: getattr(cfg.optimizer, key) for key in OPTIMIZER_KEYS},
         "warmup_epochs": warmup,
-        "warmup_steps": None if steps is None else warmup * steps / cfg.max_epochs,
+        "measured": measure_steps(cfg, method) if measure else None,
     }
-    warnings = list(_warnings(p, cfg, method))
-    measured = measure_steps(cfg, method) if measure else None
-    if measured and not measured["fits"]:
-        warnings.append(
-            f"optimizer.batch_size: {p['batch_size']} images take more memory than is free here, on "
-            f"{measured['device']}"
-        )
-    seconds = measured["seconds"] * steps if measured and steps is not None else None
-    return p | {"measured": measured, "seconds": seconds, "warnings": warnings}
+    steps, measured = p["steps"], p["measured"]
+    p["warmup_steps"] = None if steps is None else warmup * steps / cfg.max_epochs
+    p["seconds"] = measured["seconds"] * steps if measured and steps is not None else None
+    return p | {"warnings": list(_warnings(p, cfg, method))}
 
 
-def _training_images(data: Any) -> tuple[int | None, str | None]:
-    """How many there are; or None, and why that is unknown. The images of a dataset of known size are not read."""
-    if size := dataset_info(data).train_size:
-        return (size if data.fraction == -1 else int(size * data.fraction)), None
+def _length(cfg: PretrainConfig) -> dict[str, Any]:
+    """Training images and optimizer steps; the images of a dataset of known size are not read."""
+    data, size = cfg.data, dataset_info(cfg.data).train_size
     try:
-        return len(load_dataset(data, "pretrain")), None
+        share = 1 if data.fraction == -1 else data.fraction
+        images = int(size * share) if size else len(load_dataset(data, "pretrain"))
     except DataError as error:
-        return None, str(error)
-
-
-def _optimizer_steps(cfg: PretrainConfig, images: int) -> tuple[int, int]:
-    """Those of an epoch and of the run, with `images` per device in each batch."""
-    batches = images // cfg.optimizer.batch_size
+        return {"images": None, "images_unknown": str(error), "steps_per_epoch": None, "steps": None}
+    batches = images // processes(cfg) // cfg.optimizer.batch_size
     for limit in (cfg.limit_train_batches, cfg.overfit_batches or None):
         if limit is not None:
             batches = int(batches * limit) if isinstance(limit, float) else min(batches, limit)
     epoch = math.ceil(batches / cfg.accumulate_grad_batches)  # the last step of an epoch may have fewer batches
     steps = epoch * cfg.max_epochs
-    return epoch, steps if cfg.max_steps in (None, -1) else min(steps, cfg.max_steps)
+    steps = steps if cfg.max_steps in (None, -1) else min(steps, cfg.max_steps)
+    return {"images": images, "images_unknown": None, "steps_per_epoch": epoch, "steps": steps}
+
+
+def anatomy(method: LightningMethod) -> dict[str, Any]:
+    """What the built `method` consists of, and how often a training step runs its backbone.
+
+    Parameters are counted without the probes. Backbone passes are per view, and a part of the backbone counts as its
+    share of the stages. ProjectorEMA's Table 4 prints `teacher_layers` (see `_layers`), `parameters_millions` (the
+    backbones of student and teacher) as "Params (MB)" and `forwards_per_view` as "#Fwd".
+    """
+    teacher = method.teacher
+    names = {id(parameter): name for name, parameter in method.named_parameters()}
+    copies = {stage: stage.parameters(teacher.pair(stage)[0]) for stage in teacher.stages}
+    row = [stage for stage in teacher.row if stage.part == "backbone"]
+    copied = [stage for stage in row if stage in copies]
+    student = chain(*(method.part(name).parameters() for name in method.parts))
+    backbones = chain(method.backbone.parameters(), *(copies[stage] for stage in copied))
+    views = method.large_crops + (method.cfg.data.num_small_crops or 0)
+    passes = method.passes(views, method.intra.active(0))
+    student_forwards = len(passes.student) / views
+    teacher_forwards = len(passes.teacher) / views * len(copied) / len(row)
+    return {
+        "student_parameters": sum(map(Tensor.numel, student)),
+        "teacher_parameters": sum(map(Tensor.numel, chain(*copies.values()))),
+        "teacher_tensors": {stage.name: [names[id(tensor)] for tensor in copies[stage]] for stage in copies},
+        "teacher_tau": {stage: str(tau) for stage, tau in teacher.taus.items()},
+        "teacher_layers": _layers(method, row),
+        "parameters_millions": sum(map(Tensor.numel, backbones)) / 1e6,
+        "backbone_stages": [stage.name for stage in row],
+        "teacher_backbone_stages": [stage.name for stage in copied],
+        "student_forwards": student_forwards,
+        "teacher_forwards": teacher_forwards,
+        "forwards_per_view": student_forwards + teacher_forwards,
+    }
+
+
+def _layers(method: LightningMethod, row: Sequence[Stage]) -> int:
+    """Convolutions and linear layers with an EMA copy; tau 0 does not count. `row`: the backbone's stages.
+
+    The paper's 53 and 21 are 50 + 3 and 18 + 3: the number in a ResNet's name, which leaves out the convolutions of the
+    shortcuts and counts the classification layer, removed here; and 3 layers of DINO's head, without its prototypes.
+    """
+    teacher = method.teacher
+    averaged = [stage for stage in teacher.stages if not teacher.taus[stage.name].always(0)]
+    layers = [
+        path
+        for stage in averaged
+        for path, layer in teacher.pair(stage)[0].named_modules()
+        if isinstance(layer, nn.Conv2d | nn.Linear) and stage.holds(path) and "downsample" not in path
+    ]
+    return len(layers) + (isinstance(method.backbone, ResNet) and all(stage in averaged for stage in row))
 
 
 def _warnings(p: dict[str, Any], cfg: PretrainConfig, method: LightningMethod) -> Iterator[str]:
-    devices, batch = p["devices"], p["batch_size"]
+    devices, batch, measured = p["devices"], p["batch_size"], p["measured"]
     if frozen := [stage for stage, tau in method.teacher.taus.items() if tau.always(1)]:
         yield (
-            f"momentum: tau of {', '.join(frozen)} is 1 from the first step to the last, so the teacher keeps its "
-            "initial weights there; only ProjectorEMA's frozen target projector (Table 7) wants that"
+            f"momentum: tau of {', '.join(frozen)} is always 1, so the teacher keeps its initial weights there; only "
+            "ProjectorEMA's frozen target projector (Table 7) wants that"
         )
     if p["steps_per_epoch"] == 0:
         share = p["images"] // devices
@@ -115,8 +154,7 @@ def _warnings(p: dict[str, Any], cfg: PretrainConfig, method: LightningMethod) -
             f"scheduler.warmup_epochs: a warm-up of {p['warmup_epochs']:g} epochs takes the whole run of "
             f"{p['epochs']}, so the learning rate never decays"
         )
-    etas = dataset_info(cfg.data).lars_eta
-    if cfg.optimizer.name == "lars" and etas:
+    if cfg.optimizer.name == "lars" and (etas := dataset_info(cfg.data).lars_eta):
         eta = cfg.optimizer.kwargs.get("eta", inspect.signature(LARS).parameters["eta"].default)
         if not etas[0] <= eta <= etas[1]:
             yield (
@@ -128,6 +166,9 @@ def _warnings(p: dict[str, Any], cfg: PretrainConfig, method: LightningMethod) -
             f"sync_batchnorm: false, so each of {devices} devices normalises by its own images; solo-learn's recipes "
             "for several devices have it true"
         )
+    if measured and not measured["fits"]:
+        device = measured["device"]
+        yield f"optimizer.batch_size: {batch} images take more memory than is free here, on {device}"
 
 
 def describe(p: dict[str, Any]) -> str:
@@ -136,7 +177,7 @@ def describe(p: dict[str, Any]) -> str:
 
 
 def _lines(p: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    a, m = p["anatomy"], p["measured"]
+    a, m, known = p["anatomy"], p["measured"], p["images"] is not None
     views = " + ".join(f"{count} of {size} px" for size, count in Counter(p["crop_sizes"]).items())
     yield "run", f"{p['name']}: {p['method']}, {p['backbone']} on {p['dataset']}, views: {views}"
     yield "student", f"{a['student_parameters']:,} parameters, without probes"
@@ -144,12 +185,11 @@ def _lines(p: dict[str, Any]) -> Iterator[tuple[str, str]]:
     yield "teacher", copies if a["teacher_parameters"] else "none"
     for stage, names in a["teacher_tensors"].items():
         yield "", f"{stage:<20} tau {a['teacher_tau'][stage]:<18} {len(names):3} tensors, first {names[0]}"
-    again, row = a["teacher_backbone_stages"], a["backbone_stages"]
-    share = f" ({len(again)} of {len(row)} stages: {', '.join(again)})" if again else ""
+    again = a["teacher_backbone_stages"]
+    share = f" ({len(again)} of {len(a['backbone_stages'])} stages: {', '.join(again)})" if again else ""
     passes = f"student {a['student_forwards']:g}, teacher {a['teacher_forwards']:g}{share}"
     parameters = f"{a['parameters_millions']:.1f} M parameters in all backbones"
     yield "forwards", f"{a['forwards_per_view']:g} through the backbone per view: {passes}; {parameters}"
-    known = p["images"] is not None
     yield "data", f"{p['images']:,} images" if known else f"unknown number of images: {p['images_unknown']}"
     images = p["batch_size"] * p["devices"] * p["accumulate"]
     factors = f"batch size {p['batch_size']}, devices {p['devices']}, accumulated batches {p['accumulate']}"
@@ -169,5 +209,4 @@ def _lines(p: dict[str, Any]) -> Iterator[tuple[str, str]]:
         yield "memory", f"{m['memory'] / 2**30:.2f} GiB at the peak ({m['memory_of']})"
         whole = duration(p["seconds"]) if known else "unknown"
         yield "run time", f"{whole}, without loading images, validation and kNN"
-    for warning in p["warnings"]:
-        yield "warning", warning
+    yield from (("warning", warning) for warning in p["warnings"])

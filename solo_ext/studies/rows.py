@@ -154,8 +154,8 @@ class Cell(Row):
 
     @cached_property
     def anatomy(self) -> dict[str, Any]:
-        """What its method consists of: `solo_ext.planning.anatomy`."""
-        from solo_ext.planning.anatomy import anatomy
+        """What its method consists of: `solo_ext.planning.plan.anatomy`."""
+        from solo_ext.planning.plan import anatomy
 
         return anatomy(self.method(0))
 

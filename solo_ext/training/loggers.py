@@ -8,6 +8,7 @@ import socket
 import sys
 import time
 from collections.abc import Mapping
+from datetime import timedelta
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from rich.progress import BarColumn, Progress, TaskProgressColumn
 
+from solo_ext.errors import reason
 from solo_ext.runs.metrics import read_table, write_table
 from solo_ext.runs.run import METRICS
 from solo_ext.schema import plain
@@ -31,14 +33,14 @@ log = logging.getLogger("solo_ext")
 
 
 class CSVMetrics(Logger):
-    """One row per optimizer step in `metrics.csv`; a column for every metric ever logged; grows over resumed runs.
+    """One row per optimizer step in the `folder`'s `metrics.csv`, with a column for every metric ever logged.
 
-    Lightning's CSVLogger deletes an existing file, and so cannot continue a run.
-
-    Args:
-        folder: the run's folder.
-        resume_at: the optimizer step to continue at; the file's rows from there on are made again.
+    A resumed run continues the file, which Lightning's CSVLogger would delete; rows from the optimizer step `resume_at`
+    on are made again.
     """
+
+    name = "csv"
+    version = ""
 
     def __init__(self, folder: Path, resume_at: int = 0):
         super().__init__()
@@ -47,9 +49,6 @@ class CSVMetrics(Logger):
         self.columns = columns or ["epoch", "step"]
         steps = {int(row["step"]): row for row in rows if (row.get("step") or "").isdigit()}
         self.rows: dict[int, dict[str, Any]] = {step: row for step, row in steps.items() if step < resume_at}
-
-    name = "csv"
-    version = ""
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
@@ -97,44 +96,34 @@ def wandb_logger(cfg: WandbConfig, name: str, folder: Path) -> WandbLogger | Non
     os.environ.setdefault("WANDB_SILENT", "true")  # no prompt, no banner; wandb reads it when it is first set up
     import wandb
 
-    def start(mode: str):
-        return wandb.init(
-            mode=mode,  # type: ignore[arg-type]  # wandb checks it
-            id=folder.name,
-            name=name,
-            project=cfg.project,
-            entity=cfg.entity,
-            dir=str(folder),
-            resume="allow" if mode == "online" else None,
-            settings=wandb.Settings(silent=True, init_timeout=30, login_timeout=1),
-        )
-
-    mode = "offline" if cfg.offline else os.environ.get("WANDB_MODE", "online")
-    try:
+    requested = "offline" if cfg.offline else os.environ.get("WANDB_MODE", "online")
+    for mode in ("online", "offline") if requested == "online" else (requested,):
         try:
             url = wandb.setup().settings.base_url
             if mode == "online" and not reachable(url):
                 raise ConnectionError(f"{urlsplit(url).hostname} cannot be reached")
-            run = start(mode)
+            run = wandb.init(
+                mode=mode,  # type: ignore[arg-type]  # wandb checks it
+                id=folder.name,
+                name=name,
+                project=cfg.project,
+                entity=cfg.entity,
+                dir=str(folder),
+                resume="allow" if mode == "online" else None,
+                settings=wandb.Settings(silent=True, init_timeout=30, login_timeout=1),
+            )
+            run.define_metric("trainer/global_step")
+            run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
         except Exception as error:  # no network, no key, a wrong one, a server's refusal
-            if mode != "online":
-                raise
-            text = "wandb: %s; logging offline to %s (`wandb sync` uploads it)"
-            log.warning(text, _first_line(error), folder / "wandb")
+            offline = f"logging offline to {folder / 'wandb'} (`wandb sync` uploads it)"
+            instead = offline if mode == "online" else "continuing without it"
+            log.warning("wandb: %s; %s", reason(error).rstrip("."), instead)
             wandb.teardown()  # frees the run id
-            run = start("offline")
-        run.define_metric("trainer/global_step")
-        run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
-    except Exception as error:
-        log.warning("wandb: %s; continuing without it", _first_line(error))
-        return None
-    if getattr(run, "url", None):
-        log.warning("wandb: logging to %s", run.url)
-    return WandbLogger(experiment=run, save_dir=str(folder))
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+            continue
+        if getattr(run, "url", None):
+            log.warning("wandb: logging to %s", run.url)
+        return WandbLogger(experiment=run, save_dir=str(folder))
+    return None
 
 
 def reachable(url: str, seconds: float = 3.0) -> bool:
@@ -170,10 +159,10 @@ class RunProgress(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         epochs, batches = trainer.max_epochs or -1, trainer.num_training_batches
         total = epochs * int(batches) if epochs > 0 and batches != float("inf") else None
-        self.before = trainer.fit_loop.total_batch_idx + 1
         columns = ("{task.description}", BarColumn(), TaskProgressColumn(), "{task.fields[text]}")
-        self.bar = Progress(*columns, disable=not (trainer.is_global_zero and sys.stdout.isatty()))
-        self.bar.add_task("", total=total, completed=self.before, text="")
+        hidden = not (trainer.is_global_zero and sys.stdout.isatty())
+        self.bar = Progress(*columns, disable=hidden, speed_estimate_period=3600)
+        self.bar.add_task("", total=total, completed=trainer.fit_loop.total_batch_idx + 1, text="")
         self.text = ""
         self.bar.start()
         self.on_train_epoch_start(trainer, module)
@@ -210,12 +199,8 @@ class RunProgress(pl.Callback):
             self.bar.update(self.bar.tasks[0].id, advance=advance, description=_epoch(trainer) + doing, text=text)
 
     def _eta(self) -> str:
-        [task] = self.bar.tasks
-        steps = task.completed - self.before
-        if not task.total or not task.elapsed or not steps:
-            return "?"
-        seconds = round(task.elapsed / steps * max(task.total - task.completed, 0))
-        return f"{seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02}"
+        seconds = self.bar.tasks[0].time_remaining
+        return "?" if seconds is None else str(timedelta(seconds=seconds))
 
 
 def _epoch(trainer: pl.Trainer) -> str:

@@ -13,9 +13,8 @@ from frameworks import METHODS_TESTED
 import solo_ext.cli.main as cli
 from solo_ext.methods import METHODS
 from solo_ext.planning import measure
-from solo_ext.planning.anatomy import anatomy
 from solo_ext.planning.measure import measure_steps, synthetic_batch
-from solo_ext.planning.plan import describe, plan
+from solo_ext.planning.plan import anatomy, describe, plan
 from solo_ext.training.compose import compose
 from solo_ext.training.config import resolve
 from solo_ext.training.pretrain import pretrain
