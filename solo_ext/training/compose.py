@@ -41,19 +41,15 @@ def compose(config_path: str | Path, config_name: str, overrides: Sequence[str] 
     elif not file.is_file():
         kind, missing = ("file", file) if folder.is_dir() else ("folder", folder)
         raise ConfigError(f"there is no {kind} '{missing}'{_neighbour(missing)}")
-    parsed = [_parse(text) for text in overrides]
+    keys = {text: _parse(text).key_or_group for text in overrides}
     try:
         with initialize_config_dir(str(root.absolute()), version_base="1.2"):
             is_group = GlobalHydra.instance().config_loader().repository.group_exists  # type: ignore[attr-defined]
-            forced = [
-                f"++{o.input_line}"
-                if o.type == OverrideType.CHANGE and "@" not in o.key_or_group and not is_group(o.key_or_group)
-                else str(o.input_line)
-                for o in parsed
-            ]
-            return hydra_compose(name, forced)
+            groups = [text for text, key in keys.items() if "@" in key or is_group(key)]
+            cfg = hydra_compose(name, groups)
     except (HydraException, OmegaConfBaseException, YAMLError, ValueError, OSError) as error:
         raise ConfigError(f"{file}: {sentence(error)}") from error
+    return overridden(cfg, [text for text in overrides if text not in groups])
 
 
 def overlay(values: Mapping[str, Any], overrides: Sequence[str] = ()) -> DictConfig:
@@ -62,11 +58,7 @@ def overlay(values: Mapping[str, Any], overrides: Sequence[str] = ()) -> DictCon
 
 
 def overridden(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
-    """What `compose` gives with `overrides`, from the `cfg` that it gave without: a copy, in a tenth of the time.
-
-    Raises:
-        ConfigError: an override that makes no sense. Choosing another config group is not possible here.
-    """
+    """A copy of `cfg` with `overrides`, which choose no config group; ConfigError for one that makes no sense."""
     cfg, parsed = copy.deepcopy(cfg), [_parse(text) for text in overrides]
     for override in parsed:
         if override.type == OverrideType.CHANGE:
@@ -107,11 +99,9 @@ def _neighbour(path: Path) -> str:
     wrong, rest = path, Path()
     while not wrong.parent.is_dir():
         wrong, rest = wrong.parent, wrong.name / rest
-    is_file = path.suffix in (".yaml", ".yml")
-    siblings = {entry.name: entry / rest for entry in wrong.parent.iterdir() if (entry / rest).exists()}
-    places = {name: place for name, place in siblings.items() if place.is_file() == is_file}
-    if is_file:
-        places |= {f"{name}.yaml": wrong.with_name(f"{name}.yaml") for name in recipes.names(wrong.parent)}
+    places = {entry.name: entry / rest for entry in wrong.parent.iterdir() if (entry / rest).exists()}
+    if wrong == path:
+        places |= {f"{name}.yaml": path.with_name(f"{name}.yaml") for name in recipes.names(path.parent)}
     close = difflib.get_close_matches(wrong.name, places, n=1)
     return f"; did you mean '{places[close[0]]}'?" if close else ""
 

@@ -34,11 +34,6 @@ from solo_ext.training.trainer_config import OWN, TensorboardConfig, TrainerConf
 
 log = logging.getLogger("solo_ext")
 
-# computed by `resolve`; also on input, since args.json has them
-DERIVED = {
-    "data": ("num_classes", "num_large_crops", "num_small_crops"),
-    "optimizer": ("effective_lr", "effective_classifier_lr"),
-}
 EVALUATION_DATA = ("dataset", "train_path", "val_path", "num_workers", "download", "corrupt", "corrupt_limit")
 LINEAR_RECIPE = {
     "optimizer": {"name": "sgd", "batch_size": 256, "lr": 0.3, "weight_decay": 0},
@@ -62,10 +57,7 @@ class RunConfig(TrainerConfig):
 
 @dataclass(kw_only=True)
 class TrainingConfig(RunConfig):
-    """A run that trains.
-
-    callbacks: import path of a callback's class -> its arguments, such as `{my_module.MyCallback: {every: 3}}`.
-    """
+    """A run that trains."""
 
     max_epochs: Count = MISSING  # type: ignore[assignment]  # no default
     backbone: BackboneConfig
@@ -75,7 +67,7 @@ class TrainingConfig(RunConfig):
     resume_from_checkpoint: str | None = None
     wandb: WandbConfig = field(default_factory=WandbConfig)
     tensorboard: TensorboardConfig = field(default_factory=TensorboardConfig)
-    callbacks: dict[str, Any] | None = None
+    callbacks: dict[str, Any] | None = None  # {my_module.MyCallback: {every: 3}}: class and arguments
     when_given = TrainerConfig.when_given | {"callbacks"}
 
 
@@ -89,24 +81,21 @@ class PretrainConfig(TrainingConfig, MethodConfig):  # type: ignore[misc]  # her
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.augmentations:
-            raise ConfigError("augmentations: empty, but at least one view is needed")
-        if sum(count_crops(self.augmentations)) < 2:
+            raise ConfigError("augmentations: empty, but at least two views are needed")
+        large, small = count_crops(self.augmentations)
+        if large + small < 2:
             raise ConfigError("augmentations gives one view of each image; set num_crops=2 or add an entry")
-        if count_crops(self.augmentations)[0] < 2:
+        if large < 2:
             raise ConfigError("augmentations.0 gives one large view of each image; two need the same crop_size")
 
 
 @dataclass(kw_only=True)
 class EvaluationConfig(RunConfig):
-    """An evaluation of an encoder.
+    """An evaluation of an encoder."""
 
-    pretrained_feature_extractor: its run folder or checkpoint, ours or solo-learn's.
-    untrained: evaluate a freshly initialised encoder instead.
-    """
-
-    pretrained_feature_extractor: str | None = None
+    pretrained_feature_extractor: str | None = None  # its run folder or checkpoint, ours or solo-learn's
     pretrain_method: str | None = None
-    untrained: bool = False
+    untrained: bool = False  # true: a freshly initialised encoder instead
 
 
 @dataclass(kw_only=True)
@@ -143,16 +132,9 @@ AnyConfig = TypeVar("AnyConfig", bound=RunConfig)
 
 
 @cache
-def _pretraining(*monitors: type[MonitorCallback]) -> type[PretrainConfig]:
+def _pretraining(*monitors: type[MonitorCallback]) -> type[RunConfig]:
     sections = [(m.key, m.Config, field(default_factory=m.Config)) for m in monitors]
     return make_dataclass("PretrainConfig", sections, bases=(PretrainConfig,), kw_only=True)
-
-
-def schema(kind: str) -> type[RunConfig]:
-    """The dataclass of a `pretrain`, `linear` or `knn` configuration."""
-    if kind == "pretrain":
-        return _pretraining(*MONITORS.values())  # type: ignore[arg-type]  # classes can be hashed
-    return {"linear": LinearConfig, "knn": KNNRunConfig}[kind]
 
 
 def resolve(raw: RunConfig | DictConfig | Mapping[str, Any], kind: str = "pretrain") -> Any:
@@ -164,50 +146,43 @@ def resolve(raw: RunConfig | DictConfig | Mapping[str, Any], kind: str = "pretra
 
     Args:
         raw: what `compose` returned, the content of an args.json, or a typed configuration.
-        kind: `pretrain`, `linear` or `knn`.
-
-    Returns:
-        A `PretrainConfig`, `LinearConfig` or `KNNRunConfig`.
+        kind: `pretrain`, `linear` or `knn`, for a `PretrainConfig`, `LinearConfig` or `KNNRunConfig`.
 
     Raises:
         ConfigError: an unknown key or method, a wrong type, a value that cannot work; with the full key.
     """
-    values, derived = _values(raw)
-    _warn_unused(values, UNUSED)
-    cls = schema(kind)
+    values = _values(raw)
+    _drop_unused(values, UNUSED)
     if own := [key for key in values if key in OWN]:
         raise ConfigError(f"{own[0]} is set by solo-ext itself; {OWN[own[0]]}")
+    pretraining = _pretraining(*MONITORS.values())  # type: ignore[arg-type]  # classes can be hashed
+    cls: type[RunConfig] = {"pretrain": pretraining, "linear": LinearConfig, "knn": KNNRunConfig}[kind]
     try:
         if unknown := [key for key in values if key not in cls.__dataclass_fields__]:
             raise UnknownKey(str(unknown[0]), ())
         if kind == "pretrain":
-            method = _method(values)
-            _warn_unused(values, [f"method_kwargs.{key}" for key in method.unused_kwargs])
+            method = declared(values.get("method"))
+            _drop_unused(values, [f"method_kwargs.{key}" for key in method.unused_kwargs])
             values = method.with_defaults(values)
-        return _derive(build(cls, values), derived)
+        return _derive(build(cls, values))
     except UnknownKey as error:  # the right key may be in another section
         kwargs = keys(method.Kwargs, "method_kwargs") if error.key.startswith("method_kwargs.") else ()
         raise UnknownKey(error.key, [*kwargs, *keys(cls)]) from None
 
 
-def _values(raw: RunConfig | DictConfig | Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """`raw` as plain values without Hydra's node, derived keys and null Trainer arguments; and the derived keys."""
+def _values(raw: RunConfig | DictConfig | Mapping[str, Any]) -> dict[str, Any]:
+    """`raw` as plain values, without Hydra's node and null Trainer arguments."""
     try:
         unresolved: Any = OmegaConf.to_container(raw) if OmegaConf.is_config(raw) else plain(raw)
         unresolved.pop("hydra", None)
-        everything: Any = OmegaConf.to_container(OmegaConf.create(unresolved), resolve=True)
+        values: Any = OmegaConf.to_container(OmegaConf.create(unresolved), resolve=True)
     except OmegaConfBaseException as error:
         raise ConfigError(sentence(error)) from error
     optional = TrainerConfig.__dataclass_fields__
-    values = {key: x for key, x in everything.items() if not (key in optional and x in (None, "None"))}
-    derived: dict[str, Any] = {}
-    for section, names in DERIVED.items():
-        if isinstance(values.get(section), dict):
-            derived |= {name: values[section].pop(name) for name in names if name in values[section]}
-    return values, derived
+    return {key: x for key, x in values.items() if not (key in optional and x in (None, "None"))}
 
 
-def _warn_unused(values: dict[str, Any], unused: Sequence[str]) -> None:
+def _drop_unused(values: dict[str, Any], unused: Sequence[str]) -> None:
     for full_key in unused:
         section, _, key = full_key.rpartition(".")
         node = values.get(section) if section else values
@@ -216,8 +191,8 @@ def _warn_unused(values: dict[str, Any], unused: Sequence[str]) -> None:
             del node[key]
 
 
-def _method(values: Mapping[str, Any]) -> type[Method]:
-    name = values.get("method")
+def declared(name: Any) -> type[Method]:
+    """The method that is registered as `name`; ConfigError if there is none."""
     if name is None:
         raise ConfigError(f"method is missing (one of {', '.join(METHODS)})")
     if not isinstance(name, str) or name not in METHODS:
@@ -225,23 +200,22 @@ def _method(values: Mapping[str, Any]) -> type[Method]:
     return METHODS.declared[name]
 
 
-def _derive(cfg: AnyConfig, derived: Mapping[str, Any]) -> AnyConfig:
-    """Adds what follows from the rest."""
+def _derive(cfg: AnyConfig) -> AnyConfig:
+    """Adds what follows from the rest, in place of what an args.json says of it."""
     classes = dataset_info(cfg.data).num_classes
-    # for a folder that does not exist yet, what a run's args.json says, else unknown until the data is read
-    cfg.data.num_classes = derived.get("num_classes") if classes is None else classes
-    if isinstance(cfg, PretrainConfig):
-        cfg.data.num_large_crops, cfg.data.num_small_crops = count_crops(cfg.augmentations)
+    if classes is not None:  # else its folder is not there yet
+        cfg.data.num_classes = classes
     if isinstance(cfg, TrainingConfig):
-        o, pretrain = cfg.optimizer, isinstance(cfg, PretrainConfig)
-        if pretrain and cfg.data.num_classes != 0 and o.classifier_lr is None:
-            raise ConfigError(
-                "optimizer.classifier_lr is null, but the data has labels (data.no_labels=True ignores them)"
-            )
-        if not pretrain:
+        o, accumulate = cfg.optimizer, 1  # in a linear evaluation, solo-learn's scaling leaves the accumulation out
+        if isinstance(cfg, PretrainConfig):
+            accumulate = cfg.accumulate_grad_batches
+            cfg.data.num_large_crops, cfg.data.num_small_crops = count_crops(cfg.augmentations)
+            if cfg.data.num_classes != 0 and o.classifier_lr is None:
+                raise ConfigError(
+                    "optimizer.classifier_lr is null, but the data has labels (data.no_labels=True ignores them)"
+                )
+        else:
             o.classifier_lr = None  # only the classifier is trained
-        # in a linear evaluation, solo-learn's scaling leaves the accumulation out
-        accumulate = cfg.accumulate_grad_batches if pretrain else 1
         o.effective_lr, o.effective_classifier_lr = effective_lrs(
             o.lr, o.classifier_lr, o.batch_size, processes(cfg), accumulate
         )
@@ -249,13 +223,9 @@ def _derive(cfg: AnyConfig, derived: Mapping[str, Any]) -> AnyConfig:
 
 
 def run_values(run: str | Path, kind: str) -> dict[str, Any]:
-    """What `resolve` needs for a `linear` or `knn` evaluation of a pre-training, taken from its folder.
+    """What `resolve` needs for a `linear` or `knn` evaluation of a pre-training: its encoder and all of its data.
 
-    Args:
-        run: run folder or checkpoint, ours or solo-learn's.
-
-    Returns:
-        The encoder, the data (all of it, with labels) and, for `linear`, solo-learn's ImageNet-100 recipe.
+    `run` is its folder or checkpoint, ours or solo-learn's. For `linear`, the recipe is solo-learn's for ImageNet-100.
 
     Raises:
         CheckpointError: no checkpoint there, or an args.json that is something else.

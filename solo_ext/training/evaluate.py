@@ -29,14 +29,11 @@ def linear(cfg: LinearConfig, results: Path | None = None, encoder: Checkpoint |
     """Trains a linear classifier on the frozen encoder `cfg.pretrained_feature_extractor`, in solo-learn's protocol.
 
     `untrained` takes a freshly initialised encoder of `cfg.seed` instead: the one that a pre-training of that seed
-    starts from. `cache_features` trains on features of un-augmented images, extracted once.
+    starts from. The result's `metrics` have val_acc1 and val_acc5, as linear.json has them.
 
     Args:
         results: the folder that gets linear.json and the encoder's args.json; default: the encoder's own.
         encoder: the checkpoint that `cfg` names, if it has been read already.
-
-    Returns:
-        The run; `metrics` has val_acc1 and val_acc5, as linear.json has them.
     """
     cached, base = cfg.cache_features, runs_folder(cfg) / CLASSIFIERS
     data = ClassificationData(cfg.data, cfg.optimizer.batch_size, cfg.seed, augment=not cached)
@@ -61,10 +58,8 @@ def linear(cfg: LinearConfig, results: Path | None = None, encoder: Checkpoint |
 def knn(cfg: KNNRunConfig, results: Path | None = None, encoder: Checkpoint | None = None) -> list[dict[str, Any]]:
     """Classifies the test images by their nearest training images, by the features of the frozen encoder.
 
-    `results` and `encoder` are as for `linear`; the file is knn.json.
-
-    Returns:
-        {"features", "distance", "k", "T", "acc1", "acc5"} for every combination in `cfg.knn_eval`, as in knn.json.
+    Returns what knn.json has: {"features", "distance", "k", "T", "acc1", "acc5"} for every combination in
+    `cfg.knn_eval`. `results` and `encoder` are as for `linear`.
     """
     data = ClassificationData(cfg.data, KNN_BATCH, cfg.seed, augment=False)
     cfg = prepare(cfg, data)
@@ -89,9 +84,7 @@ def _encoder(cfg: LinearConfig | KNNRunConfig, opened: Checkpoint | None) -> tup
     if cfg.untrained:
         return backbone_of(cfg).eval(), None
     if not cfg.pretrained_feature_extractor:
-        raise ConfigError(
-            "pretrained_feature_extractor is missing: a run folder or checkpoint, or untrained=true without one"
-        )
+        raise ConfigError("pretrained_feature_extractor is missing (a run folder or checkpoint; or set untrained=true)")
     if opened is None or str(opened.path) != cfg.pretrained_feature_extractor:
         opened = open_checkpoint(cfg.pretrained_feature_extractor)
     backbone, _ = load_encoder(opened, plain(cfg))

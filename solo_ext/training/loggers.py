@@ -132,12 +132,11 @@ def reachable(url: str, seconds: float = 3.0) -> bool:
     if proxy := not proxy_bypass(target.hostname or "") and getproxies().get(target.scheme):
         target = urlsplit(proxy if "//" in proxy else f"//{proxy}")
     address = target.hostname, target.port or (80 if target.scheme == "http" else 443)
-    with ThreadPool(1) as pool:  # resolving a name has no time limit of its own
-        try:
-            pool.apply_async(socket.create_connection, [address, seconds]).get(seconds).close()
-        except (OSError, multiprocessing.TimeoutError):
-            return False
-    return True
+    with ThreadPool(1) as pool, contextlib.suppress(OSError, multiprocessing.TimeoutError):
+        # resolving a name has no time limit of its own
+        pool.apply_async(socket.create_connection, [address, seconds]).get(seconds).close()
+        return True
+    return False
 
 
 def close(loggers: list[Logger]) -> None:

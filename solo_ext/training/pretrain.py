@@ -13,9 +13,8 @@ from torch import nn
 
 from solo_ext.errors import ConfigError
 from solo_ext.runs.run import RunResult
-from solo_ext.text import hint
 from solo_ext.training.callbacks import MONITORS
-from solo_ext.training.config import PretrainConfig
+from solo_ext.training.config import PretrainConfig, declared
 from solo_ext.training.start import begin, runs_folder
 
 if TYPE_CHECKING:
@@ -36,8 +35,8 @@ def pretrain(
     Args:
         method: in place of the one in `cfg`: a registered name, a class that is built from `cfg`, or a built module.
             Its name appears in args.json and in the path of the run folder.
-        data: in place of the images in `cfg`. Batches are `(indexes, [view, ...], targets)`; they are not checked, and
-            there is no kNN probe.
+        data: in place of the images in `cfg`, without checks or a kNN probe; batches are `(indexes, [view, ...],
+            targets)`.
         callbacks: beside those that follow from `cfg`.
 
     Raises:
@@ -72,8 +71,7 @@ def _name(method: "AnyMethod") -> str:
     from solo_ext.methods import METHODS
 
     if isinstance(method, str):
-        if method not in METHODS:
-            raise ConfigError(f"method: there is no method '{method}'{hint(method, METHODS)}")
+        declared(method)
         return method
     cls = method if isinstance(method, type) else type(method)
     return next((name for name, known in METHODS.declared.items() if cls in (known, METHODS[name])), cls.__name__)

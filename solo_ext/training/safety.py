@@ -36,10 +36,9 @@ class CheckpointIO(TorchCheckpointIO):
 class Checkpointer(CheckpointCallback):
     """Saves `<name>-<run id>-ep=N.ckpt` (N counts from 0) at the end of training epochs, after validation.
 
-    Lightning calls a `Checkpoint` after all other callbacks and the module: optimizer, schedulers and teacher have made
-    their last step of the epoch, and the saved loops resume at the next one. On SIGTERM it saves
-    `...-ep=N-step=S.ckpt` after the current step, unless gradients are being accumulated, which no checkpoint holds.
-    Without `keep_prev`, each is removed once the next one is complete. A weight that is not finite is not saved.
+    Lightning calls a `Checkpoint` last, when optimizer, schedulers and teacher have made their last step of the epoch.
+    On SIGTERM it saves `...-ep=N-step=S.ckpt` after the current step, unless gradients are being accumulated, which no
+    checkpoint holds. Without `keep_prev`, each is removed once the next one is complete.
     """
 
     def __init__(self, run: Run, name: str, cfg: CheckpointConfig):
@@ -88,8 +87,7 @@ def check_finite(module: nn.Module, step: int) -> None:
     if not all(finite):
         raise NonFiniteError(
             f"after {step} steps {finite.count(False)} of {len(finite)} tensors of the network are not finite (first: "
-            f"{named[finite.index(False)][0]}); no checkpoint of it is saved, and a lower learning rate or precision "
-            "32 may help"
+            f"{named[finite.index(False)][0]}), so it is not saved; a lower learning rate or precision 32 may help"
         )
 
 

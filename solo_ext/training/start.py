@@ -9,9 +9,8 @@ import json
 import logging
 import os
 import signal
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from solo_ext.errors import CheckpointError, ConfigError
 from solo_ext.runs.checkpoints import Checkpoint, find_resumable, open_checkpoint
@@ -31,8 +30,7 @@ log = logging.getLogger("solo_ext")
 _CHOICE = "SOLO_EXT_START"  # how the processes that Lightning starts learn what the first one chose
 
 
-@dataclass(frozen=True)
-class Start:
+class Start(NamedTuple):
     """The folder of a run and the checkpoint that it continues."""
 
     run: Run
@@ -54,8 +52,8 @@ def begin(cfg: TrainingConfig, base: Path) -> Start | None:
     """Chooses the folder below `base` for the run of the resolved `cfg`, and prints it; None on the other processes.
 
     Raises:
-        ConfigError, CheckpointError: this machine lacks the hardware; the checkpoint to resume is damaged or another
-            network's.
+        ConfigError: this machine lacks the hardware.
+        CheckpointError: the checkpoint to resume is damaged or another network's.
     """
     check_hardware(cfg)
     if processes(cfg) > 1 and not is_first():
@@ -74,15 +72,14 @@ def _checkpoint(cfg: TrainingConfig, base: Path) -> Checkpoint | None:
     if not cfg.resume_from_checkpoint:
         return find_resumable(cfg, base) if cfg.auto_resume.enabled else None
     checkpoint = open_checkpoint(cfg.resume_from_checkpoint)
-    if checkpoint.config is not None:
-        saved, current = flatten(checkpoint.config), flatten(plain(cfg))
-        for key in ("method", "backbone.name"):
-            if saved.get(key) != current.get(key):
-                raise CheckpointError(
-                    f"{checkpoint.path} holds {key} {saved.get(key)}, but {key} is {current.get(key)}"
-                )
-        if changed := differences(checkpoint.config, cfg):
-            log.warning("resuming with another configuration: %s", ", ".join(changed[:5]))
+    if checkpoint.config is None:
+        return checkpoint
+    saved, current = flatten(checkpoint.config), flatten(plain(cfg))
+    for key in ("method", "backbone.name"):
+        if (there := saved.get(key)) != (here := current.get(key)):
+            raise CheckpointError(f"{checkpoint.path} holds {key} {there}, but {key} is {here}")
+    if changed := differences(checkpoint.config, cfg):
+        log.warning("resuming with another configuration: %s", ", ".join(changed[:5]))
     return checkpoint
 
 
@@ -106,11 +103,9 @@ def cluster_environment(cfg: TrainerConfig) -> "ClusterEnvironment | None":
             launcher, name = environments.SLURMEnvironment(auto_requeue=False), "srun (--nodes, --ntasks-per-node)"
         except RuntimeError as error:
             raise ConfigError(f"SLURM: {error}") from error
-    if launcher.world_size() != processes(cfg):
-        raise ConfigError(
-            f"{name} started {launcher.world_size()} processes, but devices={device_count(cfg)} and "
-            f"num_nodes={cfg.num_nodes} need {processes(cfg)}: one for each device"
-        )
+    if (started := launcher.world_size()) != processes(cfg):
+        needed = f"devices={device_count(cfg)} and num_nodes={cfg.num_nodes} need {processes(cfg)}"
+        raise ConfigError(f"{name} started {started} processes, but {needed}: one for each device")
     return launcher
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import logging
+import statistics
 import time
 import warnings
 from collections.abc import Iterator, Sequence
@@ -64,19 +65,18 @@ def fit(
     """
     if not cfg.performance.disable_channel_last:
         module = module.to(memory_format=torch.channels_last)
-    throughput = Throughput()
-    bar = [] if cfg.enable_progress_bar is False else [RunProgress()]
-    callbacks = [ExactResume(cfg.seed), StopTogether(), StopOnNonFinite(), *callbacks, throughput, *bar]
+    callbacks = [ExactResume(cfg.seed), StopTogether(), StopOnNonFinite(), *callbacks, throughput := Throughput()]
+    if cfg.enable_progress_bar is not False:
+        callbacks.append(RunProgress())
     batches = len(data.train_set) // (data.batch_size * processes(cfg)) if isinstance(data, ImageData) else None
     with quietly():
         trainer = make_trainer(cfg, callbacks, batches, runs_folder(cfg))
         start = agree(trainer, start)
         step = _check_resumable(module, start.checkpoint, cfg.max_epochs) if start.checkpoint else 0
-        in_use: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
-        if trainer.is_global_zero:  # which alone locks and writes the folder
-            about = surroundings(data, trainer.strategy.root_device)
-            in_use = start.run.in_use(plain(cfg), about, lambda: trainer.global_step > 0)
-        with in_use:
+        with contextlib.ExitStack() as in_use:
+            if trainer.is_global_zero:  # which alone locks and writes the folder
+                about = surroundings(data, trainer.strategy.root_device)
+                in_use.enter_context(start.run.in_use(plain(cfg), about, lambda: trainer.global_step > 0))
             if cfg.checkpoint.enabled:
                 trainer.callbacks.append(Checkpointer(start.run, cfg.name, cfg.checkpoint))  # type: ignore[attr-defined]  # set by Lightning
             trainer.loggers = make_loggers(cfg, start.run.dir, resume_at=step)
@@ -89,7 +89,7 @@ def fit(
                 checkpoint=next(iter(start.run.checkpoints), None),
                 metrics={name: float(value) for name, value in trainer.callback_metrics.items()},
                 seconds=time.perf_counter() - began,
-                images_per_s=throughput.median,
+                images_per_s=statistics.median(throughput.epochs) if throughput.epochs else None,
             )
             if trainer.is_global_zero:
                 start.run.finish(result)
@@ -186,18 +186,14 @@ def explained(*kinds: type[Exception]) -> Iterator[None]:
 @contextlib.contextmanager
 def quietly() -> Iterator[None]:
     """Without Lightning's tips, hardware lines and warnings about choices that are made on purpose."""
-    levels = {logger: logger.level for logger in map(logging.getLogger, ("lightning.pytorch", "lightning.fabric"))}
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), contextlib.ExitStack() as restored:
         disable_possible_user_warnings()
         for pattern in _CHATTER:
             warnings.filterwarnings("ignore", pattern)
-        for logger in levels:
+        for logger in map(logging.getLogger, ("lightning.pytorch", "lightning.fabric")):
+            restored.callback(logger.setLevel, logger.level)
             logger.setLevel(logging.WARNING)
-        try:
-            yield
-        finally:
-            for logger, level in levels.items():
-                logger.setLevel(level)
+        yield
 
 
 def print_result(result: RunResult, names: Sequence[str]) -> None:

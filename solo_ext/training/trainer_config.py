@@ -1,13 +1,13 @@
 """Lightning's Trainer arguments, which a YAML has at its top level, and its loggers', checked without Lightning."""
 
-import importlib
+import pkgutil
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Annotated, Literal
 
 from solo_ext.errors import ConfigError, require
-from solo_ext.schema import Bounds, Config, Count
+from solo_ext.schema import Bounds, Config, Count, Share
 from solo_ext.text import hint
 
 OWN = {  # arguments that follow from other keys
@@ -17,33 +17,13 @@ OWN = {  # arguments that follow from other keys
     "plugins": "they write the checkpoints",
 }
 
-
-class _Registered:
-    """One of the `common` names, or else of those in a registry of Lightning's."""
-
-    def __init__(self, module: str, registry: str, *common: str):
-        self.module, self.registry, self.common = module, registry, common
-
-    def check(self, value: str, key: str) -> None:
-        if value not in self.common:
-            names = [*self.common, *getattr(importlib.import_module(self.module), self.registry)]
-            if value not in names:
-                raise ConfigError(f"{key}: there is no '{value}'{hint(value, dict.fromkeys(names))}")
-
-
-class _Batches:
-    """A number of batches, or a share of them."""
-
-    def check(self, value: float, key: str) -> None:
-        if value < 0 or (isinstance(value, float) and value > 1):
-            raise ConfigError(f"{key} must be a number of batches or a share between 0.0 and 1.0, not {value}")
-
-
-_ACCELERATORS = _Registered(
-    "lightning.pytorch.accelerators", "AcceleratorRegistry", "auto", "cpu", "gpu", "cuda", "mps", "tpu"
-)
-_STRATEGIES = _Registered("lightning.pytorch.strategies", "StrategyRegistry", "auto", "ddp")
-Batches = Annotated[int, _Batches()] | Annotated[float, _Batches()]
+# values that are accepted without a look into Lightning's registry of them, which takes seconds to import
+COMMON = {"accelerator": ("auto", "cpu", "gpu", "cuda", "mps", "tpu"), "strategy": ("auto", "ddp")}
+REGISTRIES = {
+    "accelerator": "lightning.pytorch.accelerators:AcceleratorRegistry",
+    "strategy": "lightning.pytorch.strategies:StrategyRegistry",
+}
+Batches = Annotated[int, Bounds(0)] | Share  # a number of them, or a share
 Precision = (
     Literal["transformer-engine", "transformer-engine-float16", "16-true", "16-mixed", "bf16-true", "bf16-mixed"]
     | Literal["32-true", "64-true", "64", "32", "16", "bf16", 64, 32, 16]
@@ -72,8 +52,8 @@ class TrainerConfig(Config):
     max_epochs: Count | None = None
     devices: list[int] | int | str = "auto"
     num_nodes: Count = 1
-    accelerator: Annotated[str, _ACCELERATORS] = "auto"
-    strategy: Annotated[str, _STRATEGIES] = "auto"
+    accelerator: str = "auto"
+    strategy: str = "auto"
     precision: Precision = "32-true"
     sync_batchnorm: bool = False
     accumulate_grad_batches: Count = 1
@@ -109,6 +89,11 @@ class TrainerConfig(Config):
     def __post_init__(self) -> None:
         super().__post_init__()
         device_indices(self.devices)
+        for key, common in COMMON.items():
+            if (value := getattr(self, key)) not in common:
+                names = [*common, *pkgutil.resolve_name(REGISTRIES[key])]
+                if value not in names:
+                    raise ConfigError(f"{key}: there is no '{value}'{hint(value, dict.fromkeys(names))}")
 
 
 TrainerConfig.when_given = frozenset(field.name for field in fields(TrainerConfig) if field.default is None)
@@ -116,15 +101,12 @@ TrainerConfig.when_given = frozenset(field.name for field in fields(TrainerConfi
 
 @dataclass
 class WandbConfig(Config, section="wandb"):
-    """The YAML's `wandb`. The API key has no place here: `wandb login` or WANDB_API_KEY sets it.
-
-    offline: log to the run folder; `wandb sync` uploads it later.
-    """
+    """The YAML's `wandb`. The API key has no place here: `wandb login` or WANDB_API_KEY sets it."""
 
     enabled: bool = False
     entity: str | None = None
     project: str = "solo-ext"
-    offline: bool = False
+    offline: bool = False  # true: log to the run folder; `wandb sync` uploads it later
 
 
 @dataclass

@@ -1,7 +1,4 @@
-"""Monitors: callbacks that a section of the YAML switches on, and how their metrics are shown.
-
-Each file of this folder is imported for the monitors that it defines.
-"""
+"""Monitors: callbacks that a section of the YAML switches on. Each file of this folder is imported for its monitors."""
 
 import importlib
 import pkgutil
@@ -23,15 +20,11 @@ class MonitorCallback(Callback):
     """Lightning's callback; subclass it in a file of this folder, or in a module of your own that `--import` names.
 
     Its file should not import Lightning at the top: the configuration reads `key` and `Config` of every monitor.
-
-    key: its section in the YAML of a pre-training; a class without one is not switched on by the YAML.
-    Config: the dataclass of that section; it has `enabled`.
-    metrics: what it logs.
     """
 
-    key: ClassVar[str]
-    Config: ClassVar[type[Config]]
-    metrics: ClassVar[tuple[Metric, ...]] = ()
+    key: ClassVar[str]  # its section in the YAML of a pre-training; without one, the YAML does not switch it on
+    Config: ClassVar[type[Config]]  # the dataclass of that section; it has `enabled`
+    metrics: ClassVar[tuple[Metric, ...]] = ()  # what it logs
 
     def __init_subclass__(cls, **kwargs: Any):
         super().__init_subclass__(**kwargs)
@@ -43,9 +36,9 @@ class MonitorCallback(Callback):
 
     @classmethod
     def make(cls, section: Any, cfg: Any, data: Any) -> "MonitorCallback | None":
-        """The callback for its `section` of the pre-training `cfg`, or None where it has nothing to do.
+        """The callback for its `section` of the pre-training `cfg` on `data`, or None if it has nothing to do.
 
-        data: the run's `PretrainData`; None where the images are the caller's own.
+        `data` is None, and no `PretrainData`, if the images are the caller's own.
         """
         return cls(section)  # type: ignore[call-arg]  # which a subclass takes
 

@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 
 @dataclass
 class GradientsConfig(Config, section="gradients"):
-    """The YAML's `gradients`: whether to monitor them, and every how many optimizer steps."""
+    """The YAML's `gradients`."""
 
     enabled: bool = False
-    every: Count = 50
+    every: Count = 50  # optimizer steps
 
 
 class GradientMonitor(MonitorCallback):
@@ -44,7 +44,6 @@ class GradientMonitor(MonitorCallback):
         self.waiting: set[str] = set()  # modules that have not run in this step
         self.norms: dict[str, Tensor] = {}  # of this step
         self.pending: dict[int, dict[str, Tensor]] = {}  # step -> norms, to be logged
-        self.last = -1  # the last step in `pending`
         self.hooks: list[Any] = []
 
     def on_train_start(self, trainer: "Trainer", module: "LightningModule") -> None:
@@ -57,24 +56,21 @@ class GradientMonitor(MonitorCallback):
         self.hooks = [m.register_forward_hook(partial(self._watch, name)) for name, m in self.modules.items()]
 
     def on_train_batch_start(self, trainer: "Trainer", module: "LightningModule", batch: Any, i: int) -> None:
-        due = trainer.global_step % self.every == 0 and trainer.global_step != self.last
+        due = trainer.global_step % self.every == 0 and i % trainer.accumulate_grad_batches == 0
         self.waiting, self.norms = set(self.modules if due else ()), {}
 
     def _watch(self, name: str, module: nn.Module, inputs: tuple, output: Tensor) -> None:
         if name in self.waiting and output.requires_grad:
             self.waiting.remove(name)
-            output.register_hook(partial(self._keep, name))
-
-    def _keep(self, name: str, gradient: Tensor) -> None:
-        self.norms[name] = gradient.detach().abs().amax()
+            output.register_hook(lambda gradient: self.norms.update({name: gradient.detach().abs().amax()}))
 
     def on_after_backward(self, trainer: "Trainer", module: "LightningModule") -> None:
         if self.norms:
             scaler = getattr(trainer.precision_plugin, "scaler", None)
             one = torch.ones((), device=module.device)
             scale = (one if scaler is None else scaler.scale(one)) / trainer.accumulate_grad_batches
-            self.last = trainer.global_step
-            self.pending[self.last] = {name: self.norms[name] / scale for name in self.modules if name in self.norms}
+            norms = {name: self.norms[name] / scale for name in self.modules if name in self.norms}
+            self.pending[trainer.global_step] = norms
         self.waiting, self.norms = set(), {}
 
     def on_train_batch_end(self, trainer: "Trainer", module: "LightningModule", out: Any, batch: Any, i: int) -> None:

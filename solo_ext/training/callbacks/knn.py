@@ -18,12 +18,8 @@ class OnlineKNN(MonitorCallback):
 
     solo-learn's online kNN searches the epoch's augmented views as the network saw them in train mode; here bank and
     queries are features of images without augmentation, in eval mode, of the same network. With several processes the
-    first computes and the others wait.
-
-    Args:
-        loaders: makes the loaders of labelled train and validation images, not augmented, not split over processes,
-            when they are first needed; batches are `(indexes, [view], targets)`.
-        channels_last: memory layout of the images.
+    first computes and the others wait. `loaders` makes the loaders of labelled train and validation images, not split
+    over processes, when they are first needed; batches are `(indexes, [view], targets)`.
     """
 
     key = "knn_eval"

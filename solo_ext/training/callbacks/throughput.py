@@ -1,6 +1,5 @@
 """How fast: images per second, and the learning rate, as metrics."""
 
-import statistics
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -28,13 +27,8 @@ class Throughput(MonitorCallback):
     )
 
     def __init__(self) -> None:
-        self.epochs: list[float] = []
+        self.epochs: list[float] = []  # images per second
         self.since: float | None = None
-
-    @property
-    def median(self) -> float | None:
-        """Images per second, the median over this process' epochs."""
-        return statistics.median(self.epochs) if self.epochs else None
 
     def on_train_start(self, trainer: "Trainer", module: "LightningModule") -> None:
         self.on_train_epoch_start(trainer, module)  # which Lightning leaves out on a resume inside an epoch
