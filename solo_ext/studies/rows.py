@@ -17,7 +17,7 @@ from solo_ext.runs.comparison import differences
 from solo_ext.runs.run import ARGS, Run, saved_at
 from solo_ext.schema import build, fit, plain
 from solo_ext.text import hint, nearest
-from solo_ext.training.compose import assign, compose, overridden
+from solo_ext.training.compose import assign, compose, overlay
 from solo_ext.training.config import PretrainConfig, resolve
 
 if TYPE_CHECKING:
@@ -221,7 +221,7 @@ def resolver() -> Callable[..., PretrainConfig]:
     def resolved(recipe: Path, *overrides: str) -> PretrainConfig:
         if any("@" in text or (recipe.parent / key_of(text)).is_dir() for text in overrides):  # config groups
             return resolve(compose(recipe.parent, recipe.name, overrides))
-        return resolve(overridden(composed(recipe), overrides))
+        return resolve(overlay(composed(recipe), overrides))
 
     return resolved
 

@@ -49,17 +49,13 @@ def compose(config_path: str | Path, config_name: str, overrides: Sequence[str] 
             cfg = hydra_compose(name, groups)
     except (HydraException, OmegaConfBaseException, YAMLError, ValueError, OSError) as error:
         raise ConfigError(f"{file}: {sentence(error)}") from error
-    return overridden(cfg, [text for text in overrides if text not in groups])
+    return overlay(cfg, [text for text in overrides if text not in groups])
 
 
-def overlay(values: Mapping[str, Any], overrides: Sequence[str] = ()) -> DictConfig:
-    """`compose` with the mapping `values` in place of a YAML."""
-    return overridden(OmegaConf.create(dict(values)), overrides)
-
-
-def overridden(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
-    """A copy of `cfg` with `overrides`, which choose no config group; ConfigError for one that makes no sense."""
-    cfg, parsed = copy.deepcopy(cfg), [_parse(text) for text in overrides]
+def overlay(values: Mapping[str, Any] | DictConfig, overrides: Sequence[str] = ()) -> DictConfig:
+    """A copy of `values` with `overrides`, which choose no config group; ConfigError for one that makes no sense."""
+    cfg = copy.deepcopy(values) if isinstance(values, DictConfig) else OmegaConf.create(dict(values))
+    parsed = [_parse(text) for text in overrides]
     for override in parsed:
         if override.type == OverrideType.CHANGE:
             override.type = OverrideType.FORCE_ADD

@@ -161,7 +161,7 @@ def resolve(raw: RunConfig | DictConfig | Mapping[str, Any], kind: str = "pretra
         if unknown := [key for key in values if key not in cls.__dataclass_fields__]:
             raise UnknownKey(str(unknown[0]), ())
         if kind == "pretrain":
-            method = declared(values.get("method"))
+            method = declared_method(values.get("method"))
             _drop_unused(values, [f"method_kwargs.{key}" for key in method.unused_kwargs])
             values = method.with_defaults(values)
         return _derive(build(cls, values))
@@ -191,7 +191,7 @@ def _drop_unused(values: dict[str, Any], unused: Sequence[str]) -> None:
             del node[key]
 
 
-def declared(name: Any) -> type[Method]:
+def declared_method(name: Any) -> type[Method]:
     """The method that is registered as `name`; ConfigError if there is none."""
     if name is None:
         raise ConfigError(f"method is missing (one of {', '.join(METHODS)})")

@@ -15,12 +15,13 @@ from solo_ext.evaluation.linear import LinearModel, fit_cached_linear
 from solo_ext.methods import backbone_of
 from solo_ext.runs.checkpoints import Checkpoint, open_checkpoint
 from solo_ext.runs.encoder import load_encoder
+from solo_ext.runs.environment import environment
 from solo_ext.runs.run import CLASSIFIERS, KNN, LINEAR, UNTRAINED, Run, RunResult
 from solo_ext.schema import plain
 from solo_ext.training.config import KNNRunConfig, LinearConfig, RunConfig
 from solo_ext.training.hardware import first_device, pick_precision
 from solo_ext.training.start import begin, is_first, runs_folder
-from solo_ext.training.trainer import fit, prepare, print_result, surroundings
+from solo_ext.training.trainer import fit, prepare, print_result
 
 KNN_BATCH = 256  # images per forward pass; it does not change a result
 
@@ -107,7 +108,7 @@ def _fit_cached(cfg: LinearConfig, backbone: nn.Module, data: ClassificationData
         *features, optimizer=cfg.optimizer, scheduler=cfg.scheduler, epochs=cfg.max_epochs, seed=cfg.seed
     )
     metrics = {name if "_" in name else f"val_{name}": value for name, value in scores.items()}
-    with run.in_use(plain(cfg), surroundings(data, data.device)):
+    with run.in_use(plain(cfg), {**environment(), "data": data.record(data.device)}):
         result = RunResult(run.dir, None, metrics, time.perf_counter() - began, None)
         run.finish(result)
     return result

@@ -96,8 +96,8 @@ def wandb_logger(cfg: WandbConfig, name: str, folder: Path) -> WandbLogger | Non
     os.environ.setdefault("WANDB_SILENT", "true")  # no prompt, no banner; wandb reads it when it is first set up
     import wandb
 
-    requested = "offline" if cfg.offline else os.environ.get("WANDB_MODE", "online")
-    for mode in ("online", "offline") if requested == "online" else (requested,):
+    first = "offline" if cfg.offline else os.environ.get("WANDB_MODE", "online")
+    for mode in ("online", "offline") if first == "online" else (first,):
         try:
             url = wandb.setup().settings.base_url
             if mode == "online" and not reachable(url):

@@ -14,7 +14,7 @@ from torch import nn
 from solo_ext.errors import ConfigError
 from solo_ext.runs.run import RunResult
 from solo_ext.training.callbacks import MONITORS
-from solo_ext.training.config import PretrainConfig, declared
+from solo_ext.training.config import PretrainConfig, declared_method
 from solo_ext.training.start import begin, runs_folder
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ def _name(method: "AnyMethod") -> str:
     from solo_ext.methods import METHODS
 
     if isinstance(method, str):
-        declared(method)
+        declared_method(method)
         return method
     cls = method if isinstance(method, type) else type(method)
     return next((name for name, known in METHODS.declared.items() if cls in (known, METHODS[name])), cls.__name__)

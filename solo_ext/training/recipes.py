@@ -27,9 +27,9 @@ def scripts() -> Path:
 
 
 def find(name: str, kind: str = "pretrain") -> Path:
-    """The YAML of the recipe `<dataset>/<recipe>`, or of the study `<paper>/<table>`; ConfigError if there is none.
+    """The YAML of the recipe `<dataset>/<recipe>` for the command `kind`; ConfigError if there is none.
 
-    kind: `pretrain`, `linear` or `studies`.
+    kind: `pretrain`, `linear`, or `studies` for `<paper>/<table>`.
     """
     entries = _entries(kind)
     for known, file in entries.items():
@@ -68,35 +68,32 @@ def _plain(name: str) -> str:
 
 def names(folder: Path) -> list[str]:
     """The recipes in the folder of a dataset: those with a file, then those that are derived."""
-    files = sorted(file.stem for file in folder.glob("[!_]*.yaml"))
-    prefixes = tuple(f"{variant}_" for variant in _variants(folder))
-    derived = [prefix + file for prefix in prefixes for file in files if not file.startswith(prefixes)]
-    return [*files, *(name for name in derived if name not in files)]
+    return list(_made_of(folder))
 
 
 def derived(file: Path) -> dict[str, Any] | None:
     """The content of a recipe that has no file: a defaults list and the method. None: there is no such recipe."""
-    if file.is_file() or file.stem not in names(file.parent):
+    if file.is_file() or not (parts := _made_of(file.parent).get(file.stem)):
         return None
-    variant, base, overlays = _parts(file)
-    defaults = [base.stem, *(f"../_shared/{overlay}@_global_" for overlay in overlays), "_self_"]
-    return {"defaults": defaults} | {key: f"{variant}_{method}" for key, method in _method(base).items()}
+    variant, base, overlays = parts
+    defaults = [base, *(f"../_shared/{overlay}@_global_" for overlay in overlays), "_self_"]
+    method = _method(file.with_name(f"{base}.yaml"))
+    return {"defaults": defaults} | {key: f"{variant}_{name}" for key, name in method.items()}
 
 
-def _parts(file: Path) -> tuple[str, Path, list[str]]:
-    """The variant of a derived recipe, the YAML that it starts from, and the names of its overlays."""
-    return next(
-        (variant, file.with_name(file.name.removeprefix(f"{variant}_")), overlays)
-        for variant, overlays in _variants(file.parent).items()
-        if file.name.startswith(f"{variant}_")
-    )
-
-
-def _variants(folder: Path) -> dict[str, list[str]]:
-    """Variant -> the YAMLs of `_shared` that make it, for the dataset of this folder."""
-    file = folder.parent / VARIANTS
-    variants = _read(file) if file.is_file() else {}
-    return {variant: by_dataset.get(folder.name, by_dataset["any"]) for variant, by_dataset in variants.items()}
+def _made_of(folder: Path) -> dict[str, tuple[str, str, list[str]] | None]:
+    """Recipe -> its variant, the recipe that this starts from, the YAMLs of `_shared` on top; None if it has a file."""
+    listed = folder.parent / VARIANTS
+    variants = _read(listed) if listed.is_file() else {}
+    files = sorted(file.stem for file in folder.glob("[!_]*.yaml"))
+    prefixes = tuple(f"{variant}_" for variant in variants)
+    recipes: dict[str, tuple[str, str, list[str]] | None] = dict.fromkeys(files)
+    for variant, by_dataset in variants.items():
+        overlays = by_dataset.get(folder.name, by_dataset["any"])
+        for base in files:
+            if not base.startswith(prefixes):
+                recipes.setdefault(f"{variant}_{base}", (variant, base, overlays))
+    return recipes
 
 
 def _method(file: Path) -> dict[str, str]:
@@ -129,9 +126,9 @@ def _read(file: Path) -> dict[str, Any]:
 
 def summary(file: Path) -> str:
     """The first line of a YAML's header; for a derived recipe, what it is made of."""
-    if not file.is_file():
-        _, base, overlays = _parts(file)
-        return f"{' + '.join([base.stem, *overlays])}: derived, no paper prints it."
+    if parts := _made_of(file.parent).get(file.stem):
+        _, base, overlays = parts
+        return f"{' + '.join([base, *overlays])}: derived, no paper prints it."
     first = file.read_text(encoding="utf-8").partition("\n")[0]
     return first.strip("# ") if first.startswith("#") else ""
 
@@ -154,10 +151,8 @@ def listing(words: list[str]) -> str:
 def copy(name: str, to: Path) -> Path:
     """Copies a recipe and the YAMLs that it is made of to the same places below `to`; returns the copied recipe.
 
-    name: `<dataset>/<recipe>` of a pre-training, `linear/<dataset>/<recipe>` of a linear evaluation.
-
-    Raises:
-        ConfigError: there is none of that name, or a file has other content there; then nothing is written.
+    `name` is `<dataset>/<recipe>`, after `linear/` for a linear evaluation. ConfigError if there is none of that name,
+    or if a file has other content there; then nothing is written.
     """
     kind = "linear" if name.startswith("linear/") else "pretrain"
     recipe = find(name.removeprefix(f"{kind}/"), kind)

@@ -8,7 +8,6 @@ import time
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import lightning.pytorch as pl
 import torch
@@ -75,7 +74,8 @@ def fit(
         step = _check_resumable(module, start.checkpoint, cfg.max_epochs) if start.checkpoint else 0
         with contextlib.ExitStack() as in_use:
             if trainer.is_global_zero:  # which alone locks and writes the folder
-                about = surroundings(data, trainer.strategy.root_device)
+                images = data.record(trainer.strategy.root_device) if isinstance(data, ImageData) else None
+                about = {**environment(), "data": images or type(data).__name__}
                 in_use.enter_context(start.run.in_use(plain(cfg), about, lambda: trainer.global_step > 0))
             if cfg.checkpoint.enabled:
                 trainer.callbacks.append(Checkpointer(start.run, cfg.name, cfg.checkpoint))  # type: ignore[attr-defined]  # set by Lightning
@@ -142,12 +142,6 @@ def _check_resumable(module: pl.LightningModule, checkpoint: Checkpoint, max_epo
     if 0 < max_epochs <= done:
         raise ConfigError(f"max_epochs is {max_epochs}, but {checkpoint.path} has {done} epochs already")
     return step
-
-
-def surroundings(data: pl.LightningDataModule, device: torch.device) -> dict[str, Any]:
-    """What environment.json records of this process and its data."""
-    record = data.record(device) if isinstance(data, ImageData) else type(data).__name__
-    return {**environment(), "data": record}
 
 
 def _train(trainer: pl.Trainer, module: pl.LightningModule, data: pl.LightningDataModule, start: Start) -> None:
