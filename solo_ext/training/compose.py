@@ -1,4 +1,4 @@
-"""From a YAML, or values at hand, and overrides in Hydra's grammar to one configuration, not yet checked."""
+"""Composition: a YAML or a mapping, and overrides in Hydra's grammar, become one configuration, not yet checked."""
 
 import copy
 import difflib

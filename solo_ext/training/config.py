@@ -201,7 +201,7 @@ def declared_method(name: Any) -> type[Method]:
 
 
 def _derive(cfg: AnyConfig) -> AnyConfig:
-    """Adds what follows from the rest, in place of what an args.json says of it."""
+    """Fills in the derived keys, in place of those that an args.json has."""
     classes = dataset_info(cfg.data).num_classes
     if classes is not None:  # else its folder is not there yet
         cfg.data.num_classes = classes

@@ -1,4 +1,4 @@
-"""What `devices`, `accelerator` and `precision` ask for, and what this machine has of it."""
+"""What `devices`, `accelerator` and `precision` request, and what this machine provides."""
 
 import logging
 
@@ -15,14 +15,14 @@ def on_gpu(cfg: TrainerConfig) -> bool:
 
 
 def device_count(cfg: TrainerConfig) -> int:
-    """Devices of a node that `cfg` runs on; `auto` and -1 ask this machine, the other values do not."""
+    """The number of devices per node; only `auto` and -1 look at this machine."""
     if indices := device_indices(cfg.devices):
         return len(indices)
     return max(1, torch.cuda.device_count()) if cfg.accelerator in ("auto", "gpu", "cuda") else 1
 
 
 def processes(cfg: TrainerConfig) -> int:
-    """The devices of all nodes."""
+    """The number of devices on all nodes."""
     return device_count(cfg) * cfg.num_nodes
 
 
@@ -32,14 +32,14 @@ def trainer_devices(cfg: TrainerConfig) -> int | str | list[int]:
 
 
 def first_device(cfg: TrainerConfig) -> torch.device:
-    """The device of a command that runs on one, a CPU if it is not a CUDA GPU."""
+    """The device of a command that uses only one: a CUDA GPU or the CPU."""
     if on_gpu(cfg) and torch.cuda.is_available():
         return torch.device("cuda", (device_indices(cfg.devices) or [0])[0])
     return torch.device("cpu")
 
 
 def devices_text(cfg: TrainerConfig) -> str:
-    """Where `cfg` runs, for a reader: `cpu`, `cuda:0 (NVIDIA H100)`, `cuda:0,1 (NVIDIA A100), 2 nodes`."""
+    """Where `cfg` runs, in words: `cpu`, `cuda:0 (NVIDIA H100)`, `cuda:0,1 (NVIDIA A100), 2 nodes`."""
     count = device_count(cfg)
     nodes = f", {cfg.num_nodes} nodes" if cfg.num_nodes > 1 else ""
     if on_gpu(cfg) and torch.cuda.is_available():
@@ -76,16 +76,16 @@ def pick_precision(cfg: TrainerConfig) -> str:
     solo-learn's 16 is 16-mixed. Mixed precision on a CPU becomes bf16-mixed if it has bfloat16 instructions, else 32;
     bf16-mixed on a GPU without bfloat16 becomes 16-mixed.
     """
-    requested = {"16": "16-mixed", "bf16": "bf16-mixed"}.get(str(cfg.precision), str(cfg.precision))
-    picked, why = requested, ""
+    precision = {"16": "16-mixed", "bf16": "bf16-mixed"}.get(str(cfg.precision), str(cfg.precision))
+    nearest, why = precision, ""
     gpu_there = torch.cuda.is_available() or torch.backends.mps.is_available()
-    if cfg.accelerator == "cpu" or (cfg.accelerator == "auto" and not gpu_there):
-        if requested in ("16-mixed", "bf16-mixed"):
-            bf16 = cpu_has_bf16()
-            picked = "bf16-mixed" if bf16 else "32"
-            why = "this CPU has bfloat16, not float16" if bf16 else "this CPU has no 16-bit instructions"
-    elif requested == "bf16-mixed" and torch.cuda.is_available() and not torch.cuda.is_bf16_supported(False):
-        picked, why = "16-mixed", "this GPU has no bfloat16"
-    if picked != requested:
-        log.warning("precision %s instead of %s: %s", picked, cfg.precision, why)
-    return picked
+    on_cpu = cfg.accelerator == "cpu" or (cfg.accelerator == "auto" and not gpu_there)
+    if on_cpu and precision in ("16-mixed", "bf16-mixed"):
+        nearest, why = "32", "this CPU has no 16-bit instructions"
+        if cpu_has_bf16():
+            nearest, why = "bf16-mixed", "this CPU has bfloat16, not float16"
+    elif precision == "bf16-mixed" and torch.cuda.is_available() and not torch.cuda.is_bf16_supported(False):
+        nearest, why = "16-mixed", "this GPU has no bfloat16"
+    if nearest != precision:
+        log.warning("precision %s instead of %s: %s", nearest, cfg.precision, why)
+    return nearest

@@ -208,7 +208,7 @@ def _epoch(trainer: pl.Trainer) -> str:
 
 
 def _metrics(trainer: pl.Trainer) -> str:
-    """The metrics that are declared as worth a place on the line, in the order in which they are declared."""
+    """The metrics that declare `progress`, in the order in which they are declared."""
     values = trainer.callback_metrics
     declared = [metric.name for metric in metrics().values() if metric.progress]
     logged = [(metric, name) for name in values if (metric := metric_of(name)).name in declared]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import torch
 from torch import nn
 
-from solo_ext.errors import ConfigError
+from solo_ext.errors import ConfigError, reason
 from solo_ext.runs.run import RunResult
 from solo_ext.training.callbacks import MONITORS
 from solo_ext.training.config import PretrainConfig, declared_method
@@ -90,9 +90,9 @@ def _imported(path: str, arguments: dict[str, Any] | None) -> "Callback":
     try:
         callback = pkgutil.resolve_name(path)(**(arguments or {}))
     except (ImportError, AttributeError, ValueError, TypeError) as error:
-        raise ConfigError(f"callbacks.{path}: {error}") from error
+        raise ConfigError(f"callbacks.{path}: {reason(error)}") from error
     if not isinstance(callback, Callback):
-        raise ConfigError(f"callbacks.{path} is not a callback of Lightning's, but a {type(callback).__name__}")
+        raise ConfigError(f"callbacks.{path} is not a Lightning callback but a {type(callback).__name__}")
     return callback
 
 
@@ -104,6 +104,6 @@ def check_sizes(backbone: nn.Module, cfg: PretrainConfig) -> None:
         try:
             backbone(torch.zeros(1, 3, size, size))
         except (RuntimeError, ValueError, AssertionError) as error:
-            first = str(error).splitlines()[0].rstrip(".")
-            raise ConfigError(f"backbone.name: {cfg.backbone.name} cannot take crops of {size} px: {first}") from error
+            problem = f"{cfg.backbone.name} cannot take crops of {size} px"
+            raise ConfigError(f"backbone.name: {problem}: {reason(error)}") from error
     backbone.train()

@@ -1,4 +1,4 @@
-"""What keeps a run safe: checkpoints, an exact resume, a stop that every process hears, an end where NaN begins."""
+"""What keeps a run safe: checkpoints, exact resume, a SIGTERM that stops all processes together, a stop at NaN."""
 
 import math
 import random
@@ -21,7 +21,7 @@ from solo_ext.runs.run import Run, place_of
 
 
 class CheckpointIO(TorchCheckpointIO):
-    """How Lightning writes checkpoints, and reads them unless one is `opened` already."""
+    """Writes checkpoints for Lightning, and reads them unless one is already `opened`."""
 
     opened: Checkpoint | None = None
 
@@ -105,8 +105,8 @@ class StopOnNonFinite(pl.Callback):
             first = trainer.strategy.reduce(self.first, reduce_op="min")
             if math.isfinite(first):
                 raise NonFiniteError(
-                    f"the loss is not finite since step {int(first)} (epoch {trainer.current_epoch}); the checkpoints "
-                    "saved before are, and a lower learning rate, a longer warm-up or precision 32 may help"
+                    f"the loss became NaN or infinite at step {int(first)} (epoch {trainer.current_epoch}); the "
+                    "checkpoints are finite, and a lower learning rate, a longer warm-up or precision 32 may help"
                 )
 
 

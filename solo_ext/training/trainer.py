@@ -140,7 +140,7 @@ def _check_resumable(module: pl.LightningModule, checkpoint: Checkpoint, max_epo
     except (KeyError, TypeError):
         raise CheckpointError(f"{checkpoint.path} holds weights only: it cannot be resumed") from None
     if 0 < max_epochs <= done:
-        raise ConfigError(f"max_epochs is {max_epochs}, but {checkpoint.path} has {done} epochs already")
+        raise ConfigError(f"max_epochs is {max_epochs}, but {checkpoint.path} already has {done} epochs")
     return step
 
 

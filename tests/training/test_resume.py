@@ -87,7 +87,7 @@ def test_explicit_resume_continues_in_the_same_folder(whole, tmp_path):
     longer = config(tmp_path, max_epochs=2, resume_from_checkpoint=str(first.dir))
     assert pretrain(longer).dir == first.dir
     assert {int(row["epoch"]) for row in rows(first.dir) if row["epoch"]} == {0, 1}
-    with pytest.raises(ConfigError, match=r"max_epochs is 2, but .* has 2 epochs already"):
+    with pytest.raises(ConfigError, match=r"max_epochs is 2, but .* already has 2 epochs"):
         pretrain(longer)
     wider = config(tmp_path, method_kwargs__proj_output_dim=5, resume_from_checkpoint=str(first.dir))
     with pytest.raises(CheckpointError, match=r"does not fit .*another shape"):

@@ -49,7 +49,9 @@ class GradientMonitor(MonitorCallback):
     def on_train_start(self, trainer: "Trainer", module: "LightningModule") -> None:
         method: Any = module
         if not isinstance(module, Method):
-            raise ConfigError(f"gradients.enabled: {type(module).__name__} is no method of ours, whose stages it reads")
+            raise ConfigError(
+                f"gradients.enabled: {type(module).__name__} is not one of our methods, whose stages it reads"
+            )
         stages = [stage for stage in method.row if stage.part == "backbone"]
         heads = {name: method.part(name) for name in method.parts if name != "backbone"}
         self.modules = {stage.name: method.get_submodule(stage.output) for stage in stages} | heads
