@@ -49,9 +49,7 @@ class GradientMonitor(MonitorCallback):
     def on_train_start(self, trainer: "Trainer", module: "LightningModule") -> None:
         method: Any = module
         if not isinstance(module, Method):
-            raise ConfigError(
-                f"gradients.enabled: {type(module).__name__} is not one of our methods, whose stages it reads"
-            )
+            raise ConfigError(f"gradients.enabled: {type(module).__name__} is not one of our methods and has no stages")
         stages = [stage for stage in method.row if stage.part == "backbone"]
         heads = {name: method.part(name) for name in method.parts if name != "backbone"}
         self.modules = {stage.name: method.get_submodule(stage.output) for stage in stages} | heads
@@ -73,7 +71,6 @@ class GradientMonitor(MonitorCallback):
             scale = (one if scaler is None else scaler.scale(one)) / trainer.accumulate_grad_batches
             norms = {name: self.norms[name] / scale for name in self.modules if name in self.norms}
             self.pending[trainer.global_step] = norms
-        self.waiting, self.norms = set(), {}
 
     def on_train_batch_end(self, trainer: "Trainer", module: "LightningModule", out: Any, batch: Any, i: int) -> None:
         if self.pending and (trainer.is_last_batch or trainer.global_step % trainer.log_every_n_steps == 0):  # type: ignore[attr-defined]  # set by Lightning

@@ -46,8 +46,6 @@ class Throughput(MonitorCallback):
         self.step += 1
         if self.since is not None:
             self.images += len(batch[0]) * trainer.world_size
-        if trainer.is_last_batch:
-            self._pause(module)
         if trainer.is_last_batch or trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]  # set by Lightning
             for logger in trainer.loggers:
                 logger.log_metrics({"lr": float(self.lr)}, step=max(trainer.global_step - 1, 0))
