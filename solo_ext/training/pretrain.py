@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from solo_ext.errors import ConfigError, reason
+from solo_ext.methods import METHODS, Method, lightning_module
 from solo_ext.runs.run import RunResult
 from solo_ext.training.callbacks import MONITORS
 from solo_ext.training.config import PretrainConfig, declared_method
@@ -49,7 +50,6 @@ def pretrain(
     start = begin(cfg, runs_folder(cfg) / cfg.method)
 
     from solo_ext.data.modules import ImageData, PretrainData
-    from solo_ext.methods import METHODS, Method, lightning_module
     from solo_ext.training.trainer import fit, prepare, print_result
 
     if data is None:
@@ -68,8 +68,6 @@ def pretrain(
 
 def _name(method: "AnyMethod") -> str:
     """The registered name, or else that of the class."""
-    from solo_ext.methods import METHODS
-
     if isinstance(method, str):
         declared_method(method)
         return method
