@@ -15,7 +15,7 @@ from solo_ext.data.datasets import dataset_info, load_dataset
 from solo_ext.errors import DataError
 from solo_ext.methods import METHODS
 from solo_ext.methods.module import LightningMethod
-from solo_ext.networks import Stage
+from solo_ext.networks.stages import Stage
 from solo_ext.optim import LARS
 from solo_ext.planning.measure import crop_sizes, measure_steps
 from solo_ext.text import duration
