@@ -19,7 +19,8 @@ GRACE = 10  # seconds
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command `argv`, without the leading `solo-ext`; by default, that of the process.
 
-    Returns the exit status: 0; 2 for a user's mistake; 1 for a run that went to NaN; 130 when interrupted.
+    Returns the exit status: 0; 2 for a user's mistake; 1 for a run that went to NaN, or a closed pipe; 130 when
+    interrupted.
     """
     # whether this is the first process of a run, or the only one
     first = all(os.environ.get(rank, "0") == "0" for rank in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))
@@ -35,6 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             if argv and not {"-h", "--help"} & {*argv}:
                 plugins.load()
             SOLO_EXT(argv)
+        sys.stdout.flush()
     except (SoloExtError, NonFiniteError) as error:
         if not first:  # all processes make the same mistake: when the first has ended, its launcher ends the others
             time.sleep(GRACE)
@@ -42,6 +44,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         kind, message = "error" if mistake else "stopped", " ".join(str(error).splitlines())
         print(f"solo-ext: {kind}: {message}", file=sys.stderr)
         return 2 if mistake else 1
+    except BrokenPipeError:  # the reader of a listing, such as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes what is left at its end
+        return 1
     except KeyboardInterrupt:
         print("solo-ext: interrupted", file=sys.stderr)
         return 130

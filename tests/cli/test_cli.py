@@ -206,3 +206,11 @@ def test_demo(run, tmp_path):
         assert method == "untrained" or float(seconds) >= 0
     assert f"report: {tmp_path / 'first' / 'report' / 'report.html'}" in out
     assert (tmp_path / "first" / "report" / "report.html").is_file()
+
+
+def test_a_reader_that_has_seen_enough_is_no_error():
+    words = [sys.executable, "-m", "solo_ext", "recipes"]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        process.stdout.close()
+        assert process.stderr.read() == ""
+    assert process.returncode == 1
