@@ -11,7 +11,7 @@ from solo_ext.methods.base import DECLARED, Method, MethodConfig, backbone_of
 if TYPE_CHECKING:
     from solo_ext.methods.module import LightningMethod
 
-__all__ = ["METHODS", "Method", "MethodConfig", "backbone_of", "lightning_module"]
+__all__ = ["METHODS", "Method", "MethodConfig", "backbone_of"]
 
 
 class Registry(UserDict[str, "type[LightningMethod]"]):
@@ -41,6 +41,7 @@ def lightning_module(method: Any) -> Any:
     return type(method.__name__, (method, LightningMethod), described)
 
 
+Method.lightning = lightning_module
 METHODS = Registry()  # every method, by the name that its YAML gives
 for _file in pkgutil.iter_modules(__path__):
     if _file.name != "module":  # which imports Lightning

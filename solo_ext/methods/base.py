@@ -82,9 +82,11 @@ class Method(nn.Module):
         class ProjectorEMABYOL(BYOL, name="projector_ema_byol"):
             teacher_stages = "projector"
 
-    `name` registers the class. `METHODS[name](cfg)` builds its LightningModule: see `LightningMethod` for the
-    attributes that heads and loss may read.
+    `name` registers the class. An object of it is a LightningModule, also of `METHODS[name]`: see `LightningMethod`
+    for the attributes that heads and loss may read.
     """
+
+    lightning: ClassVar[Callable[[Any], Any]]  # the class of such objects, which the package gives
 
     cfg: MethodConfig
     kwargs: Any
@@ -116,6 +118,9 @@ class Method(nn.Module):
     attributes: ClassVar[Mapping[str, str]] = MappingProxyType({})
     static_lr: ClassVar[Sequence[str]] = ()
     unused_kwargs: ClassVar[Sequence[str]] = ()  # what solo-learn's YAMLs carry without using it
+
+    def __new__(cls, *args: Any, **kwargs: Any):
+        return super().__new__(cls.lightning(cls))
 
     def __init_subclass__(cls, name: str | None = None, **kwargs: Any):
         super().__init_subclass__(**kwargs)

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from solo_ext.errors import ConfigError, reason
-from solo_ext.methods import METHODS, Method, lightning_module
+from solo_ext.methods import METHODS, Method
 from solo_ext.runs.run import RunResult
 from solo_ext.training.callbacks import MONITORS
 from solo_ext.training.config import PretrainConfig, declared_method
@@ -57,7 +57,7 @@ def pretrain(
     cfg = prepare(cfg, data)
     if method is None or isinstance(method, str):
         method = METHODS[cfg.method]
-    module: Any = lightning_module(method)(cfg) if isinstance(method, type) else method  # type: ignore[arg-type]
+    module: Any = method(cfg) if isinstance(method, type) else method
     if isinstance(module, Method):
         check_sizes(module.backbone, cfg)
     own = _callbacks(cfg, data if isinstance(data, ImageData) else None)

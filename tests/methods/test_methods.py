@@ -8,7 +8,7 @@ import lightning.pytorch as pl
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import build, fit, own_kwargs, random_batches
+from conftest import build, fit, own_kwargs, random_batches, tiny_config
 from frameworks import (
     FRAMEWORKS,
     METHODS_TESTED,
@@ -61,6 +61,15 @@ def test_what_each_method_declares(method):
 
 def test_res_moco_is_another_name_of_res_mocov3():
     assert METHODS["res_moco"] is METHODS["res_mocov3"]
+
+
+@pytest.mark.parametrize("method", METHODS_TESTED)
+def test_a_declared_class_builds_the_module_of_the_registry(method):
+    declared = METHODS.declared[method]
+    assert not issubclass(declared, pl.LightningModule)
+    module = declared(tiny_config(method))
+    assert type(module) is METHODS[method] and isinstance(module, declared) and isinstance(module, pl.LightningModule)
+    assert type(copy.deepcopy(module)) is METHODS[method]
 
 
 # The whole step, by hand with explicit networks.
