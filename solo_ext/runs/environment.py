@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from importlib import import_module
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ import torch
 
 import solo_ext
 
-PACKAGES = ("torch", "torchvision", "lightning", "timm", "solo_ext")
+PACKAGES = ("torch", "torchvision", "lightning", "timm", "solo-ext")
 _SECRET = re.compile(r"(?i)((?:key|token|secret|password)\w*=).+")
 
 
@@ -26,7 +26,7 @@ def environment() -> dict[str, Any]:
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "command": [_SECRET.sub(r"\1***", word) for word in sys.argv],
         "python": platform.python_version(),
-        "packages": {name.replace("_", "-"): str(import_module(name).__version__) for name in PACKAGES},
+        "packages": {name: _version(name) for name in PACKAGES},
         "commit": _commit(),
         "os": platform.platform(),
         "host": hashlib.sha256(socket.gethostname().encode()).hexdigest()[:12],
@@ -37,6 +37,13 @@ def environment() -> dict[str, Any]:
         "cuda": torch.version.cuda,
         "cudnn": torch.backends.cudnn.version(),
     }
+
+
+def _version(name: str) -> str | None:
+    try:  # of the metadata, since importing timm takes a second
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:  # solo-ext in a checkout that is not installed
+        return solo_ext.__version__ if name == "solo-ext" else None
 
 
 def _commit() -> dict[str, Any] | None:

@@ -28,7 +28,6 @@ from solo_ext.training.hardware import check_hardware, on_gpu, pick_precision, p
 from solo_ext.training.loggers import RunProgress, close, make_loggers
 from solo_ext.training.safety import Checkpointer, CheckpointIO, ExactResume, StopOnNonFinite, StopTogether
 from solo_ext.training.start import Start, agree, cluster_environment, is_first, runs_folder
-from solo_ext.training.sync_bn import SyncNorms
 from solo_ext.training.trainer_config import TrainerConfig
 
 log = logging.getLogger("solo_ext")
@@ -105,7 +104,11 @@ def make_trainer(
     folder: where Lightning writes, such as a profiler's output; default: the current one.
     """
     alone, strategy = processes(cfg) == 1, cfg.strategy
-    plugins = CheckpointIO(), cluster_environment(cfg), cfg.sync_batchnorm and SyncNorms(on_gpu(cfg))
+    plugins = [CheckpointIO(), *filter(None, [cluster_environment(cfg)])]
+    if cfg.sync_batchnorm and not alone:
+        from solo_ext.training.sync_bn import SyncNorms  # with timm, which takes a second to import
+
+        plugins.append(SyncNorms(on_gpu(cfg)))
     defaults = {
         "enable_model_summary": False,
         "num_sanity_val_steps": 0,
@@ -119,7 +122,7 @@ def make_trainer(
         # a process group of one only costs time
         "strategy": "auto" if alone else DDPStrategy(find_unused_parameters=False) if strategy == "ddp" else strategy,
         "sync_batchnorm": False,  # the plugin does it
-        "plugins": list(filter(None, plugins)),
+        "plugins": plugins,
         "callbacks": list(callbacks),
         "enable_progress_bar": False,  # Lightning's own
         "logger": False,

@@ -2,6 +2,7 @@
 
 import json
 import socket
+import subprocess
 import sys
 
 import torch
@@ -17,3 +18,9 @@ def test_environment_names_versions_but_neither_host_nor_secrets(monkeypatch):
     assert CANARY not in text and socket.gethostname() not in text
     assert here["packages"]["torch"].split("+")[0] == torch.__version__.split("+")[0]
     assert here["command"][-1] == "seed=1" and here["cores"] >= 1
+
+
+def test_versions_are_known_without_importing_the_packages():
+    code = "import sys, solo_ext.runs.environment as e; e.environment(); print({'timm', 'lightning'} & {*sys.modules})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.stdout == "set()\n", done.stderr
