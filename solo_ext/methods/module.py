@@ -78,6 +78,7 @@ class LightningMethod(pl.LightningModule, Method):  # type: ignore[override]  # 
             self.monitors.append(Gap(cfg.gap.every, self.gap_at))
         self._compared = [s for s in self.row if s.name == self.intra_at and self.intra.weight > 0]
         self._kept = [s for s in self.row if s == self.teacher.entry or s in self._compared]
+        self._passes: dict[tuple[int, bool, tuple[str, ...]], Passes] = {}  # planned once for each case
         self._fresh: list[Tensor] = []  # targets of the batch whose backward pass is still to come
 
     def _build_teacher(self) -> Teacher:
@@ -152,8 +153,11 @@ class LightningMethod(pl.LightningModule, Method):  # type: ignore[override]  # 
         indexes, views, labels = batch
         views = [views] if isinstance(views, Tensor) else views
         number = self.global_step
-        read = [monitor.at for monitor in self.monitors if monitor.at and monitor.due(number)]
-        passes = self.passes(len(views), self.intra.active(number), read)
+        read = tuple(monitor.at for monitor in self.monitors if monitor.at and monitor.due(number))
+        case = len(views), self.intra.active(number), read
+        if case not in self._passes:
+            self._passes[case] = self.passes(*case)
+        passes = self._passes[case]
         students: dict[int, Outputs] = {}
         for i in passes.student:
             with torch.set_grad_enabled(i in passes.learning and torch.is_grad_enabled()):
