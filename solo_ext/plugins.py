@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 from functools import cache
 from importlib import metadata
+from typing import Any
 
 from solo_ext.errors import ConfigError, reason
 
@@ -50,3 +51,11 @@ def load() -> None:
             raise ConfigError(f"{OPTION} {name}: it cannot be imported ({reason(error)})") from error
     for point in metadata.entry_points(group="solo_ext"):
         point.load()
+
+
+@cache
+def derived(cls: Any, base: Any) -> Any:
+    """`cls`, registered before `base` was imported, which takes seconds, as a subclass of it; `cls` if it is one."""
+    if issubclass(cls, base):
+        return cls
+    return type(cls.__name__, (cls, base), {"__module__": cls.__module__, "__doc__": cls.__doc__})

@@ -3,10 +3,10 @@
 import importlib
 import pkgutil
 from collections import UserDict
-from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from solo_ext.methods.base import DECLARED, Method, MethodConfig, backbone_of
+from solo_ext.plugins import derived
 
 if TYPE_CHECKING:
     from solo_ext.methods.module import LightningMethod
@@ -27,18 +27,14 @@ class Registry(UserDict[str, "type[LightningMethod]"]):
         self.data = DECLARED  # type: ignore[assignment]  # `__getitem__` makes modules of them
 
     def __getitem__(self, name: str) -> "type[LightningMethod]":
-        return lightning_module(self.declared[name])  # type: ignore[arg-type]  # classes can be hashed
+        return lightning_module(self.declared[name])
 
 
-@cache
 def lightning_module(method: Any) -> Any:
     """The LightningModule of a declared method; a class that is one already stays as it is."""
     from solo_ext.methods.module import LightningMethod
 
-    if not issubclass(method, Method) or issubclass(method, LightningMethod):
-        return method
-    described = {"__module__": method.__module__, "__doc__": method.__doc__}
-    return type(method.__name__, (method, LightningMethod), described)
+    return derived(method, LightningMethod) if issubclass(method, Method) else method  # type: ignore[arg-type]
 
 
 Method.lightning = lightning_module

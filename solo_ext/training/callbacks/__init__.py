@@ -2,9 +2,9 @@
 
 import importlib
 import pkgutil
-from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from solo_ext.plugins import derived
 from solo_ext.schema import Config
 from solo_ext.text import Metric
 
@@ -32,7 +32,9 @@ class MonitorCallback(Callback):
             MONITORS[cls.key] = cls
 
     def __new__(cls, *args: Any, **kwargs: Any):
-        return super().__new__(_lightning_callback(cls))  # type: ignore[arg-type]  # classes can be hashed
+        from lightning.pytorch import Callback
+
+        return super().__new__(derived(cls, Callback))  # type: ignore[arg-type]  # classes can be hashed
 
     @classmethod
     def make(cls, section: Any, cfg: Any, data: Any) -> "MonitorCallback | None":
@@ -41,16 +43,6 @@ class MonitorCallback(Callback):
         `data` is None, and no `PretrainData`, if the images are the caller's own.
         """
         return cls(section)  # type: ignore[call-arg]  # which a subclass takes
-
-
-@cache
-def _lightning_callback(monitor: Any) -> Any:
-    """The class of a monitor, derived from Lightning's `Callback`."""
-    from lightning.pytorch import Callback
-
-    if issubclass(monitor, Callback):
-        return monitor
-    return type(monitor.__name__, (monitor, Callback), {"__module__": monitor.__module__})
 
 
 for _module in pkgutil.iter_modules(__path__, f"{__name__}."):
