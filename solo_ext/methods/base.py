@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from solo_ext.data.datasets import DATASETS, DataConfig
 from solo_ext.losses import enqueue
 from solo_ext.methods.step import GapConfig
+from solo_ext.methods.variants import variants
 from solo_ext.momentum import IntraMomentum, MomentumConfig
 from solo_ext.networks import BackboneConfig, build_backbone
 from solo_ext.optim import OptimizerConfig, SchedulerConfig
@@ -79,11 +80,11 @@ class Method(nn.Module):
 
     A framework subclasses it with `Kwargs`, `build_heads` and `loss`; a variant of a framework declares other defaults:
 
-        class ProjectorEMABYOL(BYOL, name="projector_ema_byol"):
-            teacher_stages = "projector"
+        class Block4BYOL(BYOL, name="block4_byol"):
+            teacher_stages = ["block4", "projector"]
 
-    `name` registers the class. An object of it is a LightningModule, also of `METHODS[name]`: see `LightningMethod`
-    for the attributes that heads and loss may read.
+    `name` registers the class; with a framework, also its `variants` by both papers. An object is a LightningModule,
+    also of `METHODS[name]`: see `LightningMethod` for the attributes that heads and loss may read.
     """
 
     lightning: ClassVar[Callable[[Any], Any]]  # the class of such objects, which the package gives
@@ -125,7 +126,8 @@ class Method(nn.Module):
     def __init_subclass__(cls, name: str | None = None, **kwargs: Any):
         super().__init_subclass__(**kwargs)
         if name is not None:
-            DECLARED[name] = cls
+            of_another = any(base in DECLARED.values() for base in cls.__mro__[1:])
+            DECLARED.update({name: cls} if of_another else {name: cls, **variants(cls, name)})
 
     @classmethod
     def with_defaults(cls, sections: Mapping[str, Any]) -> dict[str, Any]:
