@@ -6,10 +6,12 @@ changes an image, and torch's global generator is left alone.
 """
 
 import logging
-import os
+import math
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from itertools import chain, islice
+from pathlib import Path
 from struct import pack
 from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
@@ -215,14 +217,25 @@ def _load(images: ImageSet, device: torch.device, skipped: Skipped) -> tuple[Ten
 
 
 def _check_memory(needed: int, device: torch.device) -> None:
-    if device.type == "cuda":
-        free = torch.cuda.mem_get_info(device)[0]
-    elif hasattr(os, "sysconf") and "SC_AVPHYS_PAGES" in os.sysconf_names:
-        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    else:
-        return
-    if needed > SHARE * free:
+    if needed > SHARE * (free := free_memory(device)):
         raise DataError(
             f"data.format: 'tensor' would take {needed / 2**30:.1f} GiB of the {free / 2**30:.1f} GiB that are free on "
             f"{device.type}; use image_folder"
         )
+
+
+def free_memory(device: torch.device) -> float:
+    """Bytes that are free on a GPU; on a CPU, that machine and control group leave; infinite where nobody says."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    free = math.inf
+    with suppress(OSError, IndexError):
+        free = 1024 * int(Path("/proc/meminfo").read_text().partition("MemAvailable:")[2].split()[0])
+    with suppress(OSError, ValueError, IndexError):  # no control group, or one without a limit
+        group = Path("/sys/fs/cgroup")
+        limit, used = (int((group / f"memory.{name}").read_text()) for name in ("max", "current"))
+        cache = int(
+            (group / "memory.stat").read_text().partition("\ninactive_file ")[2].split()[0]
+        )  # given up if need be
+        free = min(free, limit - used + cache)
+    return free

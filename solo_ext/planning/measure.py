@@ -3,7 +3,6 @@
 import statistics
 from contextlib import nullcontext, suppress
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,6 +11,7 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.data import DataLoader
 
+from solo_ext.data.loader import free_memory
 from solo_ext.errors import ConfigError
 from solo_ext.methods.module import LightningMethod
 from solo_ext.runs.environment import environment
@@ -23,7 +23,6 @@ from solo_ext.training.trainer_config import TrainerConfig
 WARM_UP, LEAST, STEPS = 3, 3, 10  # steps that do not count; the least and the most that do
 SECONDS = 30  # after which LEAST steps are enough
 CPU_PIXELS, CPU_IMAGES = 2**17, 8  # on a CPU, a batch has about this many pixels, and at least 8 images
-# the Trainer's arguments that change what a step does
 STEP_KEYS = ("max_epochs", "precision", "gradient_clip_val", "gradient_clip_algorithm", "deterministic", "benchmark")
 
 
@@ -46,10 +45,7 @@ def measure_steps(cfg: PretrainConfig, method: LightningMethod) -> dict[str, Any
 
     `seconds` is the median and `quartiles` the first and third of `steps` steps, without data loading; `memory` is the
     peak in bytes, of what `memory_of` says. Both are scaled if a batch of fewer `images` was measured: on a CPU, or if
-    more do not fit a GPU. `fits`: whether the full batch fits the memory that is free here, as far as that is known.
-
-    Raises:
-        ConfigError: not even two images fit the GPU.
+    more do not fit a GPU. `fits`: whether the full batch fits the free memory. ConfigError: not even two images do.
     """
     images = cfg.optimizer.batch_size
     if cfg.accelerator == "cpu" or not torch.cuda.is_available():
@@ -66,12 +62,11 @@ def measure_steps(cfg: PretrainConfig, method: LightningMethod) -> dict[str, Any
 def _measure(cfg: PretrainConfig, method: LightningMethod, images: int) -> dict[str, Any]:
     """The measurement with a batch of `images`."""
     steps, batch = WARM_UP + STEPS, cfg.optimizer.batch_size
-    values: dict[str, Any] = {key: getattr(cfg, key) for key in STEP_KEYS}
+    values: dict[str, Any] = {key: getattr(cfg, key) for key in STEP_KEYS}  # all that change what a step does
     values |= {"accelerator": "cpu" if cfg.accelerator == "cpu" else "auto", "devices": 1, "limit_val_batches": 0}
     values |= {"min_steps": WARM_UP + LEAST, "max_steps": steps, "max_time": {"seconds": SECONDS}}
     ends: list[float] = []  # when each step was done
     saved: dict[int, int] = {}  # address -> bytes of what the backward pass of the first step needs
-    free = _free_memory()
 
     def keep(tensor: Tensor) -> Tensor:
         if not ends:
@@ -82,7 +77,7 @@ def _measure(cfg: PretrainConfig, method: LightningMethod, images: int) -> dict[
     trainer = make_trainer(TrainerConfig(**values), [clock], steps)
     trainer.fit_loop.min_epochs = 0  # so that the time limit ends it within the first
     device = trainer.strategy.root_device
-    gpu = device.type == "cuda"
+    gpu, free = device.type == "cuda", free_memory(device)
     if gpu:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
@@ -113,16 +108,5 @@ def _measure(cfg: PretrainConfig, method: LightningMethod, images: int) -> dict[
         "quartiles": (low, high),
         "memory": memory,
         "memory_of": "torch.cuda.max_memory_allocated" if gpu else "weights, optimizer, what the backward pass keeps",
-        "fits": images == batch if gpu else free is None or memory <= free,
+        "fits": images == batch if gpu else memory <= free,
     }
-
-
-def _free_memory() -> int | None:
-    """Bytes that machine and control group still have for this process; None if not on Linux."""
-    free = None
-    with suppress(OSError):
-        free = 1024 * int(Path("/proc/meminfo").read_text().partition("MemAvailable:")[2].split()[0])
-    with suppress(OSError, ValueError):  # no control group, or one without a limit
-        limit, used = (int(Path(f"/sys/fs/cgroup/memory.{name}").read_text()) for name in ("max", "current"))
-        return min(limit - used, limit if free is None else free)
-    return free

@@ -135,40 +135,24 @@ def _layers(method: LightningMethod, row: Sequence[Stage]) -> int:
 def _warnings(p: dict[str, Any], cfg: PretrainConfig, method: LightningMethod) -> Iterator[str]:
     devices, batch, measured = p["devices"], p["batch_size"], p["measured"]
     if frozen := [stage for stage, tau in method.teacher.taus.items() if tau.always(1)]:
-        yield (
-            f"momentum: tau of {', '.join(frozen)} is always 1, so the teacher keeps its initial weights there; only "
-            "ProjectorEMA's frozen target projector (Table 7) wants that"
-        )
+        yield f"momentum: tau of {', '.join(frozen)} is always 1, which keeps initial weights (ProjectorEMA, Table 7)"
     if p["steps_per_epoch"] == 0:
         share = p["images"] // devices
         few = f"optimizer.batch_size: the {share} images on each device do not fill a batch of {batch}, so an epoch"
         yield f"{few if share < batch else 'limit_train_batches: an epoch'} has no step"
-    queue = getattr(method.kwargs, "queue_size", None)
-    if queue and queue % (batch * devices):
-        yield (
-            f"method_kwargs.queue_size: {queue} is not divisible by the {batch * devices} images of a batch on all "
-            "devices, so the oldest keys are dropped in the middle of a batch; solo-learn refuses that"
-        )
+    if (queue := getattr(method.kwargs, "queue_size", 0)) % (images := batch * devices):
+        yield f"method_kwargs.queue_size: {queue} is not divisible by the {images} images of a batch on all devices"
     if p["epochs"] <= p["warmup_epochs"]:
-        yield (
-            f"scheduler.warmup_epochs: a warm-up of {p['warmup_epochs']:g} epochs takes the whole run of "
-            f"{p['epochs']}, so the learning rate never decays"
-        )
+        yield f"scheduler.warmup_epochs: {p['warmup_epochs']:g} are the whole run, so the learning rate never decays"
     if cfg.optimizer.name == "lars" and (etas := dataset_info(cfg.data).lars_eta):
         eta = cfg.optimizer.kwargs.get("eta", inspect.signature(LARS).parameters["eta"].default)
+        printed = " to ".join(f"{value:g}" for value in dict.fromkeys(etas))
         if not etas[0] <= eta <= etas[1]:
-            yield (
-                f"optimizer.kwargs.eta: {eta:g} is not the trust coefficient that the papers and solo-learn print for "
-                f"{p['dataset']}: {' to '.join(f'{value:g}' for value in dict.fromkeys(etas))}"
-            )
+            yield f"optimizer.kwargs.eta: {eta:g}, where the papers and solo-learn have {printed} for {p['dataset']}"
     if devices > 1 and not cfg.sync_batchnorm and any(isinstance(module, _BatchNorm) for module in method.modules()):
-        yield (
-            f"sync_batchnorm: false, so each of {devices} devices normalises by its own images; solo-learn's recipes "
-            "for several devices have it true"
-        )
+        yield f"sync_batchnorm: false, so that each of {devices} devices normalises by its own images"
     if measured and not measured["fits"]:
-        device = measured["device"]
-        yield f"optimizer.batch_size: {batch} images take more memory than is free here, on {device}"
+        yield f"optimizer.batch_size: {batch} images take more memory than is free here, on {measured['device']}"
 
 
 def describe(p: dict[str, Any]) -> str:
@@ -204,8 +188,7 @@ def _lines(p: dict[str, Any]) -> Iterator[tuple[str, str]]:
         scaled = f", measured with {m['images']} images and scaled to {p['batch_size']}" if fewer else ""
         yield "device", f"{m['device']}, {m['precision']}{scaled}"
         spread = f"median of {m['steps']}, quartiles {' and '.join(map(duration, m['quartiles']))}"
-        alone = "" if p["devices"] == 1 else "; on one device, without what devices exchange"
-        yield "step time", f"{duration(m['seconds'])} ({spread}){alone}"
+        yield "step time", f"{duration(m['seconds'])} ({spread}){'; on one device alone' * (p['devices'] > 1)}"
         yield "memory", f"{m['memory'] / 2**30:.2f} GiB at the peak ({m['memory_of']})"
         whole = duration(p["seconds"]) if known else "unknown"
         yield "run time", f"{whole}, without loading images, validation and kNN"

@@ -246,7 +246,7 @@ def test_warnings(recipe, fires, silent):
 def test_memory_that_is_not_there_is_a_warning(monkeypatch):
     cfg = configured(MINI, *TINY)
     assert plan(cfg)["warnings"] == []
-    monkeypatch.setattr(measure, "_free_memory", lambda: 2**20)
+    monkeypatch.setattr(measure, "free_memory", lambda device: 2**20)
     found = plan(cfg)
     assert not found["measured"]["fits"] and "optimizer.batch_size" in found["warnings"][0]
 
