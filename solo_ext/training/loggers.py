@@ -2,20 +2,17 @@
 
 import contextlib
 import logging
-import multiprocessing
 import os
-import socket
 import sys
 import time
 from collections.abc import Mapping
 from datetime import timedelta
-from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
-from urllib.request import getproxies, proxy_bypass
 
 import lightning.pytorch as pl
+import requests
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from rich.progress import BarColumn, Progress, TaskProgressColumn
@@ -127,14 +124,9 @@ def wandb_logger(cfg: WandbConfig, name: str, folder: Path) -> WandbLogger | Non
 
 
 def reachable(url: str, seconds: float = 3.0) -> bool:
-    """Whether the server of `url`, or the proxy on the way to it, accepts a TCP connection within `seconds`."""
-    target = urlsplit(url)
-    if proxy := not proxy_bypass(target.hostname or "") and getproxies().get(target.scheme):
-        target = urlsplit(proxy if "//" in proxy else f"//{proxy}")
-    address = target.hostname, target.port or (80 if target.scheme == "http" else 443)
-    with ThreadPool(1) as pool, contextlib.suppress(OSError, multiprocessing.TimeoutError):
-        # resolving a name has no time limit of its own
-        pool.apply_async(socket.create_connection, [address, seconds]).get(seconds).close()
+    """Whether the server of `url` answers within `seconds`, by way of the proxy that the environment names, if any."""
+    with contextlib.suppress(requests.RequestException):
+        requests.head(url, timeout=seconds, allow_redirects=False)
         return True
     return False
 

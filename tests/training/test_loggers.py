@@ -5,7 +5,9 @@ import pty
 import socket
 import subprocess
 import sys
+import threading
 import time
+from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 import torch
@@ -37,14 +39,15 @@ def test_metrics_csv_has_all_columns_and_continues(tmp_path):
 def test_wandb_without_key_or_network_goes_offline_in_one_line(tmp_path):
     """For real, at a terminal: it neither asks nor hangs, and no file holds the key."""
     script = """if True:
-        import os, socket, sys, wandb
+        import os, threading, wandb
+        from http.server import BaseHTTPRequestHandler, HTTPServer
         from pathlib import Path
         from solo_ext.training.loggers import WandbConfig, close, wandb_logger
 
-        with socket.socket() as server:
-            server.bind(("127.0.0.1", 0))
-            server.listen()
-            url = f"http://127.0.0.1:{server.getsockname()[1]}"
+        BaseHTTPRequestHandler.log_message = lambda *_: None
+        with HTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as server:
+            threading.Thread(target=server.serve_forever, daemon=True).start()
+            url = f"http://127.0.0.1:{server.server_port}"
             for name, env in (("no-key", {}), ("no-net", {"WANDB_API_KEY": os.environ["CANARY"]})):
                 os.environ |= {"WANDB_BASE_URL": url, **env}
                 logger = wandb_logger(WandbConfig(enabled=True), "x", Path(name))
@@ -52,7 +55,8 @@ def test_wandb_without_key_or_network_goes_offline_in_one_line(tmp_path):
                 assert logger.experiment.id == name and logger.experiment.offline
                 close([logger])
                 wandb.teardown()
-                server.close()
+                server.shutdown()
+                server.server_close()
     """
     env = {k: v for k, v in os.environ.items() if not k.startswith("WANDB") and "proxy" not in k.lower()}
     env |= {"HOME": str(tmp_path), "PYTHONPATH": str(ROOT), "CANARY": CANARY}
@@ -72,15 +76,19 @@ def test_wandb_without_key_or_network_goes_offline_in_one_line(tmp_path):
 
 
 def test_a_server_that_never_answers_is_not_waited_for():
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        server.listen()
-        url = f"http://127.0.0.1:{server.getsockname()[1]}"
-        assert reachable(url)
+    with HTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}"
+        assert reachable(url)  # whatever its answer is
+        server.shutdown()
     assert not reachable(url)
-    began = time.monotonic()
-    reachable("http://no-such-host.invalid", 0.2)
-    assert time.monotonic() - began < 2
+    with socket.socket() as mute:
+        mute.bind(("127.0.0.1", 0))
+        mute.listen()
+        began = time.monotonic()
+        assert not reachable(f"http://127.0.0.1:{mute.getsockname()[1]}", 0.2)
+        assert not reachable("http://no-such-host.invalid", 0.2)
+        assert time.monotonic() - began < 2
 
 
 def test_tensorboard_not_installed_names_the_extra(monkeypatch):
