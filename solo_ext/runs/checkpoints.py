@@ -1,10 +1,8 @@
 """Checkpoints: finding the one to load or resume, reading without running code, checking SHA-256, saving whole."""
 
-import functools
 import io
 import logging
 import math
-import pickle
 import re
 import time
 import warnings
@@ -205,18 +203,6 @@ def foreign_config(checkpoint: Path) -> Iterator[None]:
         raise
     except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         raise CheckpointError(f"{checkpoint.with_name(ARGS)} is not a run's configuration: {reason(error)}") from error
-
-
-def refuses_objects() -> bool:
-    """Whether PyTorch by default (since 2.6) reads tensors and plain values only."""
-    file = io.BytesIO()
-    torch.save(functools.partial(len), file)
-    file.seek(0)
-    try:
-        torch.load(file)
-    except pickle.UnpicklingError:
-        return True
-    return False
 
 
 def save_checkpoint(checkpoint: Mapping[str, Any], path: Path) -> None:
