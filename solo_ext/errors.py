@@ -1,5 +1,11 @@
 """What a user can get wrong, said in one sentence: what, where, and the nearest thing that would be right."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from solo_ext.text import hint
+
 
 class SoloExtError(ValueError):
     """A user's mistake. The command line prints its message without a traceback and exits 2."""
@@ -36,6 +42,23 @@ def require(package: str, what: str, extra: str) -> None:
         raise ConfigError(f"{what} needs {package}, which is not installed: {hint}") from None
 
 
+def must_have(name: Any, names: Any, what: str) -> None:
+    """Raises ConfigError, `what` followed by the name and the nearest one, unless it is one of `names`."""
+    if name not in names:
+        raise ConfigError(f"{what} '{name}'{hint(name, names)}")
+
+
 def reason(error: BaseException) -> str:
     """What an error of another library says, in one line."""
     return " ".join(str(getattr(error, "strerror", None) or error).split()) or type(error).__name__
+
+
+@contextmanager
+def naming(subject: str, *kinds: type[Exception], error: type[SoloExtError] = ConfigError) -> Iterator[None]:
+    """Turns errors of `kinds`, by default OSError, into `error`: "<subject>: <reason>"; ours only if a kind is ours."""
+    try:
+        yield
+    except kinds or OSError as failure:  # noqa: B030
+        if isinstance(failure, SoloExtError) and not any(issubclass(kind, SoloExtError) for kind in kinds):
+            raise
+        raise error(f"{subject}: {reason(failure)}") from failure

@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from solo_ext.errors import CheckpointError, SoloExtError, reason
+from solo_ext.errors import CheckpointError, SoloExtError, naming, reason
 
 
 @contextmanager
@@ -95,14 +95,13 @@ def read_json(path: Path, **parts: type) -> dict[str, Any] | None:
 
     Raises CheckpointError if it cannot be read, or is not such an object.
     """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {reason(error)}") from error
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} is damaged: it is not JSON ({reason(error)})") from error
+    with naming(f"{path} cannot be read", error=CheckpointError):
+        try:
+            text = path.read_bytes()
+        except FileNotFoundError:
+            return None
+    with naming(f"{path} is damaged: it is not JSON", ValueError, RecursionError, error=CheckpointError):
+        content = json.loads(text)
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} is damaged: it holds a {type(content).__name__}, not an object")
     for key, kind in parts.items():

@@ -12,7 +12,7 @@ from functools import cache
 from importlib import metadata
 from typing import Any
 
-from solo_ext.errors import ConfigError, reason
+from solo_ext.errors import ConfigError, naming
 
 VARIABLE = "SOLO_EXT_IMPORT"  # environment variable: module names, separated by commas
 OPTION = "--import"
@@ -43,12 +43,8 @@ def load() -> None:
     if names and os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())  # where a script of the user's own lies
     for name in names:
-        try:
+        with naming(f"{OPTION} {name}: it cannot be imported", Exception):  # whatever the user's module raises
             importlib.import_module(name)
-        except ConfigError:
-            raise
-        except Exception as error:  # whatever the user's module raises
-            raise ConfigError(f"{OPTION} {name}: it cannot be imported ({reason(error)})") from error
     for point in metadata.entry_points(group="solo_ext"):
         point.load()
 

@@ -135,7 +135,7 @@ def test_a_monitor_brings_lightning_only_when_it_is_built():
 
 
 WRONG = [  # module, what follows the YAML, message
-    ("my_modul", "", "--import my_modul: it cannot be imported (No module named"),
+    ("my_modul", "", "--import my_modul: it cannot be imported: No module named"),
     (None, "--import", "--import needs the name of a module"),
     (None, "", "unknown key 'feature_norm'"),
     ("my_module", "feature_norm.scal=1", "did you mean 'feature_norm.scale'"),

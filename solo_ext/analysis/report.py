@@ -13,7 +13,7 @@ import numpy as np
 
 from solo_ext.analysis import figures, pages
 from solo_ext.analysis.figures import Shown, grouped, labels, names_of
-from solo_ext.errors import ConfigError, reason, require
+from solo_ext.errors import ConfigError, naming, require
 from solo_ext.runs.comparison import compare, flatten, value_text
 from solo_ext.runs.run import ARGS, ENVIRONMENT, KNN, LINEAR, METRICS, Run, find_runs
 from solo_ext.text import Metric
@@ -44,11 +44,8 @@ def main_report(run_dirs: Sequence[str | Path], out: str | Path = "report") -> P
     runs = sorted(folders.values(), key=lambda run: run.untrained)
     if not runs:
         raise ConfigError("a report needs at least one run folder, <checkpoint.dir>/<method>/<run id>")
-    try:
-        with pages.house_style():
-            _write_whole(runs, Path(os.path.abspath(out)))
-    except OSError as error:
-        raise ConfigError(f"--out: {out} cannot be written: {reason(error)}") from error
+    with naming(f"--out: {out} cannot be written"), pages.house_style():
+        _write_whole(runs, Path(os.path.abspath(out)))
     return out / "report.html"
 
 

@@ -20,12 +20,11 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from solo_ext.errors import ConfigError
+from solo_ext.errors import ConfigError, must_have
 from solo_ext.methods import METHODS
 from solo_ext.methods.module import LightningMethod
 from solo_ext.networks.backbones import BACKBONES, MOCO_VITS, BackboneConfig, build_backbone
 from solo_ext.runs.layouts import PLACEHOLDERS
-from solo_ext.text import hint
 
 log = logging.getLogger("solo_ext")
 
@@ -180,8 +179,7 @@ def run_script(checkout: str | Path, script: str, argv: Sequence[str] = ()) -> N
         raise ConfigError(f"{checkout} is not a checkout of solo-learn: it has no solo/methods/__init__.py")
     if base.is_file() and "import lightning.pytorch" not in base.read_text(encoding="utf-8", errors="replace"):
         raise ConfigError(f"{checkout} is older than December 2023, when solo-learn moved to lightning; update it")
-    if script not in names:
-        raise ConfigError(f"{checkout} has no '{script}'{hint(script, names)}")
+    must_have(script, names, f"{checkout} has no")
     path = checkout / script
     sys.path.insert(0, str(checkout))
     # Lightning starts the other processes of a run as `python -m <the name in __spec__> <argv>`: they come here, too

@@ -15,7 +15,7 @@ import numpy as np
 from solo_ext.data.augmentations import ClassificationAugmentationConfig
 from solo_ext.data.imagenet100 import CLASSES
 from solo_ext.data.images import ArrayImages, ImageSet, class_folders, read_folder, read_list, stratified_rows
-from solo_ext.errors import DataError, SoloExtError, reason, require
+from solo_ext.errors import DataError, SoloExtError, naming, require
 from solo_ext.files import sha256
 from solo_ext.schema import Bounds, Config, OneOf, Share
 
@@ -161,15 +161,14 @@ def _load_fashion_mnist(data: DataConfig, split: str) -> ImageSet:
 
 def read_idx(path: Path) -> np.ndarray:
     """The uint8 array of an idx file (MNIST's format), gzipped if its name ends in .gz."""
-    try:
+    errors = OSError, EOFError, IndexError, ValueError, zlib.error
+    with naming(f"{path}: not a readable idx file", *errors, error=DataError):
         with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
             raw = bytearray(file.read())  # so that the array is writable, as torch wants it
         if raw[:3] != b"\0\0\x08":
             raise ValueError("no idx header of unsigned bytes")
         shape = np.frombuffer(raw, ">i4", raw[3], 4)
         return np.frombuffer(raw, np.uint8, offset=4 + 4 * len(shape)).reshape(shape)
-    except (OSError, EOFError, IndexError, ValueError, zlib.error) as error:
-        raise DataError(f"{path}: not a readable idx file ({reason(error)})") from None
 
 
 def _load_cifar(data: DataConfig, split: str) -> ImageSet:
@@ -218,12 +217,11 @@ def _torchvision(data: DataConfig, which: str, name: str, **kwargs: Any) -> Any:
     if not data.download:
         raise DataError(f"{missing}, and data.download is false")
     lock, existed = root / ".download.lock", root.exists()
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-        with FileLock(lock):
-            return cls(root, download=True, **kwargs)
-    except Exception as error:  # whatever the network, the disk or a broken archive raises
-        raise DataError(f"{missing}, and the download failed ({reason(error)})") from None
+    try:  # the network, the disk and a broken archive raise errors of many types
+        with naming(f"{missing}, and the download failed", Exception, error=DataError):
+            root.mkdir(parents=True, exist_ok=True)
+            with FileLock(lock):
+                return cls(root, download=True, **kwargs)
     finally:
         with suppress(OSError):
             lock.unlink()

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
-from solo_ext.errors import ConfigError
+from solo_ext.errors import ConfigError, must_have
 from solo_ext.evaluation.metrics import accuracy_at_k
 from solo_ext.losses import mean, total
 from solo_ext.methods.base import Method, MethodConfig, backbone_of
@@ -18,7 +18,6 @@ from solo_ext.methods.step import Gap, Monitor, Outputs, Passes, Spread, Step, T
 from solo_ext.momentum import Teacher
 from solo_ext.networks.stages import kept_outputs, stage_row
 from solo_ext.optim import build_optimizer, build_scheduler
-from solo_ext.text import hint
 
 PARTS = ("backbone", "projector", "predictor")
 
@@ -90,8 +89,7 @@ class LightningMethod(pl.LightningModule, Method):  # type: ignore[override]  # 
             )
         # where the intra term compares; frameworks without a predictor compare the projectors' outputs
         self.intra_at = self.last if self.intra.target == "predictor" else self.intra.target
-        if self.intra_at not in part_of:
-            raise ConfigError(f"intra.target: the network has no stage '{self.intra_at}'{hint(self.intra_at, part_of)}")
+        must_have(self.intra_at, part_of, "intra.target: the network has no stage")
         taus = momentum.taus(self.row)
         if self.intra.weight > 0 and not taus:
             raise ConfigError(

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from torch import nn
 
-from solo_ext.errors import ConfigError
+from solo_ext.errors import ConfigError, naming
 from solo_ext.schema import Config
 from solo_ext.text import nearest
 
@@ -100,10 +100,9 @@ def build_backbone(
 
     timm_model = partial(_new, "timm:create_model", model_name=cfg.name.removeprefix("timm/"), num_classes=0)
     constructor = (own or {}).get(cfg.name) or BACKBONES.get(cfg.name, timm_model)
-    try:
+    errors = AssertionError, TypeError, ValueError, RuntimeError
+    with naming(f"backbone.kwargs {cfg.kwargs} do not fit '{cfg.name}'", *errors):
         backbone: Any = constructor(**cfg.kwargs)
-    except (AssertionError, TypeError, ValueError, RuntimeError) as error:
-        raise ConfigError(f"backbone.kwargs {cfg.kwargs} do not fit '{cfg.name}': {error}") from error
     if not isinstance(backbone, ResNet):
         if cfg.last_norm:
             resnets = ", ".join(key for key in BACKBONES if key.startswith("resnet"))

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 import torch
 from torch.optim import Optimizer
 
-from solo_ext.errors import ConfigError
+from solo_ext.errors import ConfigError, naming
 from solo_ext.optim.lars import LARS
 from solo_ext.optim.schedules import ClosedFormLR, multi_step_lr, warmup_cosine_lr
 from solo_ext.schema import Config, Count, Length, NonNegative, OneOf, Share, fit
@@ -51,10 +51,8 @@ class OptimizerConfig(Config, section="optimizer"):
             self.kwargs[key] = fit(_kind(options[key].default), value, f"optimizer.kwargs.{key}")
         # ranges and combinations are the optimizer's to judge; adding a parameter group would import torch.compile
         judge = type(self.name, (OPTIMIZERS[self.name],), {"add_param_group": lambda self, group: None})
-        try:
+        with naming(f"optimizer.kwargs does not suit {self.name}", ConfigError, ValueError, RuntimeError):
             judge([torch.nn.Parameter(torch.zeros(1))], lr=1.0, **DEFAULTS.get(self.name, {}) | self.kwargs)
-        except (ValueError, RuntimeError) as error:
-            raise ConfigError(f"optimizer.kwargs does not suit {self.name}: {error}") from None
 
     def rates(self, accumulate: int = 1) -> tuple[float, float | None]:
         """The learning rates of the network and of the probe, as the optimizer takes them: the effective ones, or else

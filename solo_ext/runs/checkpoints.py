@@ -6,8 +6,8 @@ import math
 import re
 import time
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from solo_ext.errors import CheckpointError, SoloExtError, reason
+from solo_ext.errors import CheckpointError, naming, reason
 from solo_ext.files import replacing, sha256
 from solo_ext.runs.comparison import differences
 from solo_ext.runs.layouts import PLACEHOLDERS, current_names
@@ -194,15 +194,10 @@ def _diagnosis(path: Path, error: Exception) -> str:
     return "is not a checkpoint that PyTorch can read"
 
 
-@contextmanager
-def foreign_config(checkpoint: Path) -> Iterator[None]:
+def foreign_config(checkpoint: Path) -> AbstractContextManager[None]:
     """Raises CheckpointError for any error in the values of the args.json beside `checkpoint`, whoever wrote them."""
-    try:
-        yield
-    except SoloExtError:
-        raise
-    except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{checkpoint.with_name(ARGS)} is not a run's configuration: {reason(error)}") from error
+    errors = AttributeError, LookupError, RuntimeError, TypeError, ValueError
+    return naming(f"{checkpoint.with_name(ARGS)} is not a run's configuration", *errors, error=CheckpointError)
 
 
 def save_checkpoint(checkpoint: Mapping[str, Any], path: Path) -> None:

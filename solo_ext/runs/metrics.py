@@ -7,23 +7,20 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeGuard
 
-from solo_ext.errors import CheckpointError, reason
+from solo_ext.errors import CheckpointError, naming
 from solo_ext.files import write_text
 
 
 def read_table(path: Path) -> tuple[list[str], list[dict[str, Any]]]:
     """The names of the columns, and the rows; both empty without a file. CheckpointError if it is no table."""
-    try:
-        with open(path, newline="", encoding="utf-8", errors="replace") as file:
-            # a machine that lost its power leaves NUL bytes, which Python 3.10's reader refuses
-            reader = csv.DictReader(line.replace("\0", "") for line in file)
-            return list(reader.fieldnames or ()), list(reader)
-    except FileNotFoundError:
+    if not path.exists():
         return [], []
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {reason(error)}") from error
-    except csv.Error as error:
-        raise CheckpointError(f"{path} is damaged: it is not a table ({error})") from error
+    with naming(f"{path} cannot be read", error=CheckpointError):
+        text = path.read_text(encoding="utf-8", errors="replace")
+    with naming(f"{path} is damaged: it is not a table", csv.Error, error=CheckpointError):
+        # a machine that lost its power leaves NUL bytes, which Python 3.10's reader refuses
+        reader = csv.DictReader(io.StringIO(text.replace("\0", "")))
+        return list(reader.fieldnames or ()), list(reader)
 
 
 def write_table(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:

@@ -16,7 +16,7 @@ from typing import Any, TextIO
 
 import numpy as np
 
-from solo_ext.errors import CheckpointError, ConfigError, SoloExtError, reason
+from solo_ext.errors import CheckpointError, ConfigError, SoloExtError, naming
 from solo_ext.files import read_json, write_json
 from solo_ext.runs.layouts import current_config
 from solo_ext.runs.metrics import Metrics, is_number
@@ -81,11 +81,9 @@ def held(folder: Path, key: str, busy_key: str, owner: str) -> Iterator[RunLock]
     ConfigError, naming `key`, if the folder cannot be made; naming `busy_key`, if `owner` is working in it.
     """
     lock = RunLock(folder)
-    try:
+    with naming(f"{key}: {folder} cannot be made"):
         folder.mkdir(parents=True, exist_ok=True)
         ours = lock.take()
-    except OSError as error:
-        raise ConfigError(f"{key}: {folder} cannot be made: {reason(error)}") from error
     if not ours:
         raise ConfigError(f"{busy_key}: {folder} is in use by {owner}")
     try:

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from solo_ext.errors import ConfigError, reason
+from solo_ext.errors import ConfigError, naming
 
 if TYPE_CHECKING:
     from solo_ext.runs.run import RunLock
@@ -92,13 +92,11 @@ class SubmititPool:
         self.cluster, self.total, self.stopped = launcher.removeprefix("submitit_"), len(jobs), False
         folder = out.absolute() / "submitit"
         shutil.rmtree(folder, ignore_errors=True)
-        try:
+        with naming(f"--launcher {launcher}", RuntimeError, OSError):
             executor = self._executor(folder, settings)
             words, logs = [job.words for job in jobs], [str(job.log.absolute()) for job in jobs]
             with handling(signal.SIG_IGN, signal.SIGINT):  # local jobs inherit it: Ctrl-C means `stop` for them too
                 submitted = executor.map_array(Command(), words, logs)
-        except (RuntimeError, OSError) as error:
-            raise ConfigError(f"--launcher {launcher}: {reason(error)}") from error
         self.jobs = list(zip(submitted, jobs, strict=True))
         self.started: set[str] = set()
 

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from solo_ext.errors import CheckpointError, ConfigError, reason
+from solo_ext.errors import CheckpointError, ConfigError, must_have, naming
 from solo_ext.methods import METHODS
 from solo_ext.runs.comparison import differences
 from solo_ext.runs.run import ARGS, Run, saved_at
 from solo_ext.schema import build, fit, plain
-from solo_ext.text import hint, nearest
+from solo_ext.text import nearest
 from solo_ext.training.compose import assign, compose, overlay
 from solo_ext.training.config import PretrainConfig, resolve
 
@@ -70,10 +70,8 @@ def load_table(path: Path, name: str) -> Table:
     must_exist(path, "file of printed results")
     tables = read_text_yaml(path)
     must_have(name, tables, f"{path.name} has no table")
-    try:
+    with naming(f"{path.name}, {name}", ConfigError):
         return build(Table, tables[name])
-    except ConfigError as error:
-        raise ConfigError(f"{path.name}, {name}: {error}") from error
 
 
 class _Text(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
@@ -95,11 +93,8 @@ def read_text_yaml(path: Path) -> dict[str, Any]:
 
     ConfigError if the file cannot be read, holds anything but a mapping, or has a key twice.
     """
-    try:
+    with naming(f"{path} cannot be read as YAML", yaml.YAMLError, UnicodeDecodeError, OSError):
         content = yaml.load(path.read_text(encoding="utf-8"), _Text)
-    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
-        problem = reason(error).replace('"<unicode string>", ', "")
-        raise ConfigError(f"{path} cannot be read as YAML: {problem}") from error
     if not isinstance(content, dict):
         raise ConfigError(f"{path} is not a mapping")
     return content
@@ -110,12 +105,6 @@ def must_exist(file: Path, what: str) -> None:
     if not file.is_file():
         near = nearest(file.stem, [other.stem for other in file.parent.glob("*.yaml")])
         raise ConfigError(f"there is no {what} '{file}'{near}")
-
-
-def must_have(name: str, names: Any, what: str) -> None:
-    """Raises ConfigError, `what` followed by the name and the nearest one, unless it is one of `names`."""
-    if name not in names:
-        raise ConfigError(f"{what} '{name}'{hint(name, names)}")
 
 
 @dataclass(frozen=True, eq=False)

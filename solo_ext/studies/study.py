@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from solo_ext.errors import ConfigError
+from solo_ext.errors import ConfigError, must_have, naming
 from solo_ext.runs.comparison import differences
 from solo_ext.schema import Count, build, fit, plain
 from solo_ext.studies.rows import (
@@ -21,7 +21,6 @@ from solo_ext.studies.rows import (
     key_of,
     load_table,
     must_exist,
-    must_have,
     read_text_yaml,
     resolver,
 )
@@ -150,12 +149,10 @@ class Study:
         """
         configs: dict[str, dict[str, Any]] = {}
         for cell in self.runs:
-            try:
+            with naming(f"{self.file}: the cell {cell.name}", ConfigError):
                 values = plain(cell.config(self.seeds[0]))
                 if build:
                     cell.method(self.seeds[0])
-            except ConfigError as error:
-                raise ConfigError(f"{self.file}: the cell {cell.name}: {error}") from error
             for name, other in configs.items():
                 if not differences(other, values):
                     raise ConfigError(f"{self.file}: the cells {name} and {cell.name} are the same run")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import torch
 from torch import nn
 
-from solo_ext.errors import ConfigError, reason
+from solo_ext.errors import ConfigError, naming
 from solo_ext.methods import METHODS, Method
 from solo_ext.runs.run import RunResult
 from solo_ext.training.callbacks import MONITORS
@@ -85,10 +85,8 @@ def _callbacks(cfg: PretrainConfig, data: Any) -> "list[Callback]":
 def _imported(path: str, arguments: dict[str, Any] | None) -> "Callback":
     from lightning.pytorch import Callback
 
-    try:
+    with naming(f"callbacks.{path}", ImportError, AttributeError, ValueError, TypeError):
         callback = pkgutil.resolve_name(path)(**(arguments or {}))
-    except (ImportError, AttributeError, ValueError, TypeError) as error:
-        raise ConfigError(f"callbacks.{path}: {reason(error)}") from error
     if not isinstance(callback, Callback):
         raise ConfigError(f"callbacks.{path} is not a Lightning callback but a {type(callback).__name__}")
     return callback
@@ -99,9 +97,7 @@ def check_sizes(backbone: nn.Module, cfg: PretrainConfig) -> None:
     """Raises ConfigError if the backbone cannot take one of the crop sizes: too small for it, or not a ViT's own."""
     backbone.eval()
     for size in dict.fromkeys(view.crop_size for view in cfg.augmentations):
-        try:
+        problem = f"backbone.name: {cfg.backbone.name} cannot take crops of {size} px"
+        with naming(problem, RuntimeError, ValueError, AssertionError):
             backbone(torch.zeros(1, 3, size, size))
-        except (RuntimeError, ValueError, AssertionError) as error:
-            problem = f"{cfg.backbone.name} cannot take crops of {size} px"
-            raise ConfigError(f"backbone.name: {problem}: {reason(error)}") from error
     backbone.train()

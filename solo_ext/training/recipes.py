@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 import solo_ext
-from solo_ext.errors import ConfigError, reason
+from solo_ext.errors import ConfigError, must_have, naming
 from solo_ext.files import write_text
 from solo_ext.text import hint, nearest
 
@@ -41,8 +41,7 @@ def find(name: str, kind: str = "pretrain") -> Path:
 def recipe_file(folder: Path, dataset: str, recipe: str) -> Path:
     """The YAML of `recipe` for `dataset` below `folder`, a file or derived; ConfigError if there is none."""
     places = {_plain(place.name): place for place in _folders(folder)}
-    if _plain(dataset) not in places:
-        raise ConfigError(f"there are no recipes for '{dataset}'{hint(dataset, places)}")
+    must_have(_plain(dataset), places, "there are no recipes for")
     place = places[_plain(dataset)]
     if recipe not in names(place):
         raise ConfigError(f"there is no recipe '{recipe}' for '{dataset}'{hint(recipe, names(place))}")
@@ -114,11 +113,9 @@ def _read(file: Path) -> dict[str, Any]:
     """The content of a YAML, if it is a mapping."""
     if content := derived(file):
         return content
-    try:
+    with naming(f"{file} cannot be read as YAML", yaml.YAMLError, OSError, UnicodeDecodeError):
         content = yaml.safe_load(file.read_text(encoding="utf-8"))
-        return content if isinstance(content, dict) else {}
-    except (yaml.YAMLError, OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{file} cannot be read as YAML: {reason(error)}") from error
+    return content if isinstance(content, dict) else {}
 
 
 # Listing and copying.
@@ -168,10 +165,8 @@ def copy(name: str, to: Path) -> Path:
     for file, text in texts.items():
         if file.exists() and file.read_text(encoding="utf-8") != text:
             raise ConfigError(f"'{file}' exists, with other values; give another folder")
-    try:
+    with naming(f"'{to}' cannot be written"):
         for file, text in texts.items():
             file.parent.mkdir(parents=True, exist_ok=True)
             write_text(file, text)
-    except OSError as error:
-        raise ConfigError(f"'{to}' cannot be written: {reason(error)}") from error
     return to / recipe.relative_to(scripts())

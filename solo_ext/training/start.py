@@ -12,7 +12,7 @@ import signal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from solo_ext.errors import CheckpointError, ConfigError
+from solo_ext.errors import CheckpointError, ConfigError, naming
 from solo_ext.runs.checkpoints import Checkpoint, find_resumable, open_checkpoint
 from solo_ext.runs.comparison import differences, flatten
 from solo_ext.runs.run import Run
@@ -98,11 +98,9 @@ def cluster_environment(cfg: TrainerConfig) -> "ClusterEnvironment | None":
     elif "SLURM_STEP_ID" not in os.environ:  # in a job, but not under srun: nobody started the others
         return environments.LightningEnvironment()
     else:
-        try:
+        with naming("SLURM", RuntimeError):
             # requeueing is left to the job: Lightning's own would resume whichever run wrote last into a shared folder
             launcher, name = environments.SLURMEnvironment(auto_requeue=False), "srun (--nodes, --ntasks-per-node)"
-        except RuntimeError as error:
-            raise ConfigError(f"SLURM: {error}") from error
     if (started := launcher.world_size()) != processes(cfg):
         needed = f"devices={device_count(cfg)} and num_nodes={cfg.num_nodes} need {processes(cfg)}"
         raise ConfigError(f"{name} started {started} processes, but {needed}: one for each device")

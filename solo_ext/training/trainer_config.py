@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Annotated, Literal
 
-from solo_ext.errors import ConfigError, require
+from solo_ext.errors import ConfigError, must_have, require
 from solo_ext.schema import Bounds, Config, Count, Share
-from solo_ext.text import hint
 
 OWN = {  # arguments that follow from other keys
     "logger": "use wandb.enabled",
@@ -91,9 +90,9 @@ class TrainerConfig(Config):
         device_indices(self.devices)
         for key, common in COMMON.items():
             if (value := getattr(self, key)) not in common:
-                names = [*common, *pkgutil.resolve_name(REGISTRIES[key])]
-                if value not in names:
-                    raise ConfigError(f"{key}: there is no '{value}'{hint(value, dict.fromkeys(names))}")
+                must_have(
+                    value, dict.fromkeys([*common, *pkgutil.resolve_name(REGISTRIES[key])]), f"{key}: there is no"
+                )
 
 
 TrainerConfig.when_given = frozenset(field.name for field in fields(TrainerConfig) if field.default is None)

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import yaml
 from filelock import FileLock
 
-from solo_ext.errors import CheckpointError, ConfigError, reason
+from solo_ext.errors import CheckpointError, ConfigError, naming, reason
 from solo_ext.files import write_text
 from solo_ext.runs.run import WEIGHTS, Run
 from solo_ext.schema import Bounds, Config, build, show
@@ -150,14 +150,14 @@ class _Loader(yaml.SafeLoader):
 def read_index(zoo: Path) -> dict[str, Entry]:
     """Name -> entry, in the order of the index in the folder `zoo`; CheckpointError if it is unreadable or invalid."""
     path = zoo / INDEX
+    with naming(f"{path} cannot be read", error=CheckpointError):
+        content = path.read_bytes()
     try:
-        entries = build(_Index, yaml.load(path.read_bytes(), _Loader)).entries
+        entries = build(_Index, yaml.load(content, _Loader)).entries
         by_name = {entry.name: entry for entry in entries}
         if len(by_name) < len(entries):
             duplicate = next(entry.name for entry in entries if by_name[entry.name] is not entry)
             raise ConfigError(f"it has '{duplicate}' twice")
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {reason(error)}") from error
     except (yaml.YAMLError, ValueError, TypeError, RecursionError, OverflowError) as error:
         raise CheckpointError(f"{path} is not an index of a zoo: {reason(error)[:300]}") from None
     return by_name
@@ -169,14 +169,12 @@ def editing(zoo: Path) -> Iterator[dict[str, Entry]]:
 
     It is written at the end, unless something is raised: CheckpointError if it is damaged or cannot be written.
     """
-    try:
+    with naming(f"{zoo} cannot be written", error=CheckpointError):
         zoo.mkdir(parents=True, exist_ok=True)
         with FileLock(zoo / ".lock"):
             entries = read_index(zoo) if (zoo / INDEX).exists() else {}
             yield entries
             write_index(zoo / INDEX, entries.values())
-    except OSError as error:
-        raise CheckpointError(f"{zoo} cannot be written: {reason(error)}") from error
 
 
 def write_index(path: Path, entries: Iterable[Entry]) -> None:

@@ -24,13 +24,12 @@ from jinja2 import Template
 from torch import Tensor, nn
 
 from solo_ext.data.transforms import Transform
-from solo_ext.errors import CheckpointError, ConfigError
+from solo_ext.errors import CheckpointError, ConfigError, must_have
 from solo_ext.files import json_text, new_folder, sha256
 from solo_ext.runs.checkpoints import Checkpoint
 from solo_ext.runs.encoder import load_encoder
 from solo_ext.runs.environment import environment
 from solo_ext.runs.run import WEIGHTS
-from solo_ext.text import hint
 from solo_ext.zoo.model import eval_transform, open_source
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -142,12 +141,10 @@ def export(
         ConfigError: unknown target or type, a network that the target cannot hold, or a folder that exists.
         CheckpointError: no or damaged weights, a failed proof, a folder that cannot be written. Nothing is left behind.
     """
-    if to not in TARGETS:
-        raise ConfigError(f"--to: there is no '{to}'{hint(to, TARGETS)}")
+    must_have(to, TARGETS, "--to: there is no")
     target = import_module(f"{__name__}.{to}")
     dtypes: tuple[str, ...] = getattr(target, "DTYPES", tuple(DTYPES))
-    if dtype is not None and dtype not in dtypes:
-        raise ConfigError(f"--dtype: --to {to} has no '{dtype}'{hint(dtype, dtypes)}")
+    must_have(dtype or dtypes[0], dtypes, f"--dtype: --to {to} has no")
     weights = open_source(checkpoint)
     run, file = weights.path.absolute().parent.name, weights.path.name
     stem = run if file == WEIGHTS else re.sub(r"-ep=\d+(-step=\d+)?$", "", weights.path.stem)
