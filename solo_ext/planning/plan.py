@@ -20,7 +20,6 @@ from solo_ext.optim import LARS
 from solo_ext.planning.measure import crop_sizes, measure_steps
 from solo_ext.text import duration
 from solo_ext.training.config import PretrainConfig
-from solo_ext.training.hardware import processes
 from solo_ext.training.pretrain import check_sizes
 
 OPTIMIZER_KEYS = ("batch_size", "lr", "effective_lr", "classifier_lr", "effective_classifier_lr")
@@ -50,7 +49,7 @@ def plan(cfg: PretrainConfig, measure: bool = True) -> dict[str, Any]:
         "dataset": cfg.data.dataset,
         "crop_sizes": crop_sizes(cfg),
         "anatomy": anatomy(method),
-        "devices": processes(cfg),
+        "devices": cfg.processes,
         "accumulate": cfg.accumulate_grad_batches,
         "epochs": cfg.max_epochs,
         **_length(cfg),
@@ -72,7 +71,7 @@ def _length(cfg: PretrainConfig) -> dict[str, Any]:
         images = int(size * share) if size else len(load_dataset(data, "pretrain"))
     except DataError as error:
         return {"images": None, "images_unknown": str(error), "steps_per_epoch": None, "steps": None}
-    batches = images // processes(cfg) // cfg.optimizer.batch_size
+    batches = images // cfg.processes // cfg.optimizer.batch_size
     for limit in (cfg.limit_train_batches, cfg.overfit_batches or None):
         if limit is not None:
             batches = int(batches * limit) if isinstance(limit, float) else min(batches, limit)

@@ -29,7 +29,6 @@ from solo_ext.schema import MISSING, Bounds, Config, Count, Positive, UnknownKey
 from solo_ext.text import hint
 from solo_ext.training.callbacks import MONITORS, MonitorCallback
 from solo_ext.training.compose import sentence
-from solo_ext.training.hardware import processes
 from solo_ext.training.trainer_config import OWN, TensorboardConfig, TrainerConfig, WandbConfig
 
 log = logging.getLogger("solo_ext")
@@ -217,7 +216,7 @@ def _derive(cfg: AnyConfig) -> AnyConfig:
         else:
             o.classifier_lr = None  # only the classifier is trained
         o.effective_lr, o.effective_classifier_lr = effective_lrs(
-            o.lr, o.classifier_lr, o.batch_size, processes(cfg), accumulate
+            o.lr, o.classifier_lr, o.batch_size, cfg.processes, accumulate
         )
     return cfg
 

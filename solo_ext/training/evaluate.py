@@ -19,7 +19,6 @@ from solo_ext.runs.environment import environment
 from solo_ext.runs.run import CLASSIFIERS, KNN, LINEAR, UNTRAINED, Run, RunResult
 from solo_ext.schema import plain
 from solo_ext.training.config import KNNRunConfig, LinearConfig, RunConfig
-from solo_ext.training.hardware import first_device, pick_precision
 from solo_ext.training.start import begin, is_first, runs_folder
 from solo_ext.training.trainer import fit, prepare, print_result
 
@@ -95,7 +94,7 @@ def _encoder(cfg: LinearConfig | KNNRunConfig, opened: Checkpoint | None) -> tup
 
 def _features(cfg: RunConfig, backbone: nn.Module, data: ClassificationData) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Features and labels of the training images, then of the test images, on the device."""
-    device, precision = first_device(cfg), pick_precision(cfg)
+    device, precision = cfg.first_device, cfg.pick_precision()
     layout = not cfg.performance.disable_channel_last
     backbone = backbone.to(device).to(memory_format=torch.channels_last if layout else torch.preserve_format)
     return features_of_sets(backbone, (data.train_dataloader(), data.val_dataloader()), device, precision, layout)

@@ -18,7 +18,6 @@ from solo_ext.runs.comparison import differences, flatten
 from solo_ext.runs.run import Run
 from solo_ext.schema import plain
 from solo_ext.training.config import RunConfig, TrainingConfig
-from solo_ext.training.hardware import check_hardware, device_count, devices_text, processes
 from solo_ext.training.trainer_config import TrainerConfig
 
 if TYPE_CHECKING:
@@ -55,15 +54,15 @@ def begin(cfg: TrainingConfig, base: Path) -> Start | None:
         ConfigError: this machine lacks the hardware.
         CheckpointError: the checkpoint to resume is damaged or another network's.
     """
-    check_hardware(cfg)
-    if processes(cfg) > 1 and not is_first():
+    cfg.check_hardware()
+    if cfg.processes > 1 and not is_first():
         return None
     checkpoint = _checkpoint(cfg, base)
     # a bare file begins a new run
     run = Run(checkpoint.path.parent) if checkpoint and checkpoint.config is not None else Run.new(base)
     if is_first():
         resumed = f", resuming {checkpoint.path.name}" if checkpoint else ""
-        print(f"{cfg.name}: {devices_text(cfg)}, {run.dir}{resumed}", flush=True)
+        print(f"{cfg.name}: {cfg.devices_text}, {run.dir}{resumed}", flush=True)
     return Start(run, checkpoint)
 
 
@@ -101,8 +100,8 @@ def cluster_environment(cfg: TrainerConfig) -> "ClusterEnvironment | None":
         with naming("SLURM", RuntimeError):
             # requeueing is left to the job: Lightning's own would resume whichever run wrote last into a shared folder
             launcher, name = environments.SLURMEnvironment(auto_requeue=False), "srun (--nodes, --ntasks-per-node)"
-    if (started := launcher.world_size()) != processes(cfg):
-        needed = f"devices={device_count(cfg)} and num_nodes={cfg.num_nodes} need {processes(cfg)}"
+    if (started := launcher.world_size()) != cfg.processes:
+        needed = f"devices={cfg.device_count} and num_nodes={cfg.num_nodes} need {cfg.processes}"
         raise ConfigError(f"{name} started {started} processes, but {needed}: one for each device")
     return launcher
 

@@ -24,7 +24,6 @@ from solo_ext.runs.run import RunResult
 from solo_ext.schema import plain
 from solo_ext.training.callbacks.throughput import Throughput
 from solo_ext.training.config import AnyConfig, TrainingConfig
-from solo_ext.training.hardware import check_hardware, on_gpu, pick_precision, processes, trainer_devices
 from solo_ext.training.loggers import RunProgress, close, make_loggers
 from solo_ext.training.safety import Checkpointer, CheckpointIO, ExactResume, StopOnNonFinite, StopTogether
 from solo_ext.training.start import Start, agree, cluster_environment, is_first, runs_folder
@@ -37,10 +36,10 @@ _CHATTER = (r".*LeafSpec.*", r".*isinstance.treespec.*", r".*across ranks is zer
 
 def prepare(cfg: AnyConfig, data: pl.LightningDataModule) -> AnyConfig:
     """Checks hardware and data, then seeds; `cfg` with the number of classes that the data turned out to have."""
-    check_hardware(cfg)
+    cfg.check_hardware()
     cfg = copy.deepcopy(cfg)
     if isinstance(data, ImageData):
-        data.check(processes(cfg))
+        data.check(cfg.processes)
         cfg.data.num_classes = data.num_classes
     pl.seed_everything(cfg.seed, workers=True, verbose=False)
     return cfg
@@ -66,7 +65,7 @@ def fit(
     callbacks = [ExactResume(cfg.seed), StopTogether(), StopOnNonFinite(), *callbacks, throughput := Throughput()]
     if cfg.enable_progress_bar is not False:
         callbacks.append(RunProgress())
-    batches = len(data.train_set) // (data.batch_size * processes(cfg)) if isinstance(data, ImageData) else None
+    batches = len(data.train_set) // (data.batch_size * cfg.processes) if isinstance(data, ImageData) else None
     with quietly():
         trainer = make_trainer(cfg, callbacks, batches, runs_folder(cfg))
         start = agree(trainer, start)
@@ -103,12 +102,12 @@ def make_trainer(
     batches: in an epoch of our own data, whose samplers split it; None: the data is the caller's.
     folder: where Lightning writes, such as a profiler's output; default: the current one.
     """
-    alone, strategy = processes(cfg) == 1, cfg.strategy
+    alone, strategy = cfg.processes == 1, cfg.strategy
     plugins = [CheckpointIO(), *filter(None, [cluster_environment(cfg)])]
     if cfg.sync_batchnorm and not alone:
         from solo_ext.training.sync_bn import SyncNorms  # with timm, which takes a second to import
 
-        plugins.append(SyncNorms(on_gpu(cfg)))
+        plugins.append(SyncNorms(cfg.on_gpu))
     defaults = {
         "enable_model_summary": False,
         "num_sanity_val_steps": 0,
@@ -117,8 +116,8 @@ def make_trainer(
     }
     configured = {key: value for key in TrainerConfig.__dataclass_fields__ if (value := getattr(cfg, key)) is not None}
     ours = {
-        "precision": pick_precision(cfg),
-        "devices": trainer_devices(cfg),
+        "precision": cfg.pick_precision(),
+        "devices": cfg.trainer_devices,
         # a process group of one only costs time
         "strategy": "auto" if alone else DDPStrategy(find_unused_parameters=False) if strategy == "ddp" else strategy,
         "sync_batchnorm": False,  # the plugin does it

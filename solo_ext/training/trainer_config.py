@@ -1,13 +1,21 @@
-"""Lightning's Trainer arguments, which a YAML has at its top level, and its loggers', checked without Lightning."""
+"""Lightning's Trainer arguments, which a YAML has at its top level, and its loggers', checked without Lightning.
 
+Devices and precision are checked when a run begins: another machine than this one may be meant.
+"""
+
+import logging
 import pkgutil
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Annotated, Literal
 
+import torch
+
 from solo_ext.errors import ConfigError, must_have, require
 from solo_ext.schema import Bounds, Config, Count, Share
+
+log = logging.getLogger("solo_ext")
 
 OWN = {  # arguments that follow from other keys
     "logger": "use wandb.enabled",
@@ -29,19 +37,10 @@ Precision = (
 )
 
 
-def device_indices(devices: int | str | list[int]) -> Sequence[int] | None:
-    """The indices that `devices` names; None for all there are; ConfigError for anything else."""
-    if devices in ("auto", "-1", -1):
-        return None
-    if isinstance(devices, str) and re.fullmatch(r"\d+(,\d+)*,?", devices):
-        devices = [int(index) for index in devices.split(",") if index] if "," in devices else int(devices)
-    if isinstance(devices, int) and devices > 0:
-        return range(devices)
-    if isinstance(devices, list) and devices and len(set(devices)) == len(devices) and min(devices) >= 0:
-        return devices
-    raise ConfigError(
-        f"devices must be a number of devices, a list of indices such as [0, 1], or auto, not {devices!r}"
-    )
+def cpu_has_bf16() -> bool:
+    """Whether this CPU multiplies bfloat16 in hardware (AVX-512 BF16 or AMX), so that bf16 is faster than float32."""
+    checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")  # private, hence guarded
+    return any(getattr(torch.cpu, check, bool)() for check in checks)
 
 
 @dataclass(kw_only=True)
@@ -87,12 +86,99 @@ class TrainerConfig(Config):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        device_indices(self.devices)
+        _ = self.device_indices
         for key, common in COMMON.items():
             if (value := getattr(self, key)) not in common:
-                must_have(
-                    value, dict.fromkeys([*common, *pkgutil.resolve_name(REGISTRIES[key])]), f"{key}: there is no"
-                )
+                names = dict.fromkeys([*common, *pkgutil.resolve_name(REGISTRIES[key])])
+                must_have(value, names, f"{key}: there is no")
+
+    @property
+    def device_indices(self) -> Sequence[int] | None:
+        """The indices that `devices` names; None for all there are; ConfigError for anything else."""
+        devices = self.devices
+        if devices in ("auto", "-1", -1):
+            return None
+        if isinstance(devices, str) and re.fullmatch(r"\d+(,\d+)*,?", devices):
+            devices = [int(index) for index in devices.split(",") if index] if "," in devices else int(devices)
+        if isinstance(devices, int) and devices > 0:
+            return range(devices)
+        if isinstance(devices, list) and devices and len(set(devices)) == len(devices) and min(devices) >= 0:
+            return devices
+        expected = "a number of devices, a list of indices such as [0, 1], or auto"
+        raise ConfigError(f"devices must be {expected}, not {devices!r}")
+
+    @property
+    def on_gpu(self) -> bool:
+        return self.accelerator in ("gpu", "cuda") or (self.accelerator == "auto" and torch.cuda.is_available())
+
+    @property
+    def device_count(self) -> int:
+        """The number of devices per node; only `auto` and -1 look at this machine."""
+        if indices := self.device_indices:
+            return len(indices)
+        return max(1, torch.cuda.device_count()) if self.accelerator in ("auto", "gpu", "cuda") else 1
+
+    @property
+    def processes(self) -> int:
+        """The number of devices on all nodes."""
+        return self.device_count * self.num_nodes
+
+    @property
+    def trainer_devices(self) -> int | str | list[int]:
+        """`devices` as Lightning takes it on this machine: without GPUs a number, not indices or -1."""
+        return self.devices if self.on_gpu else self.device_count
+
+    @property
+    def first_device(self) -> torch.device:
+        """The device of a command that uses only one: a CUDA GPU or the CPU."""
+        if self.on_gpu and torch.cuda.is_available():
+            return torch.device("cuda", (self.device_indices or [0])[0])
+        return torch.device("cpu")
+
+    @property
+    def devices_text(self) -> str:
+        """Where the run is, in words: `cpu`, `cuda:0 (NVIDIA H100)`, `cuda:0,1 (NVIDIA A100), 2 nodes`."""
+        count = self.device_count
+        nodes = f", {self.num_nodes} nodes" if self.num_nodes > 1 else ""
+        if self.on_gpu and torch.cuda.is_available():
+            indices = self.device_indices or range(count)
+            names = dict.fromkeys(torch.cuda.get_device_name(index) for index in indices)
+            return f"cuda:{','.join(map(str, indices))} ({', '.join(names)}){nodes}"
+        kind = {"auto": "cpu", "gpu": "mps"}.get(self.accelerator, self.accelerator)
+        return (kind if count == 1 else f"{count} processes on the {kind}") + nodes
+
+    def check_hardware(self) -> None:
+        """Raises ConfigError if this machine has no such accelerator, or fewer of them."""
+        gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        mps = torch.backends.mps.is_available()
+        if not {"gpu": gpus or mps, "cuda": gpus, "mps": mps}.get(self.accelerator, True):
+            raise ConfigError(
+                f"accelerator={self.accelerator} asks for a GPU, but PyTorch {torch.__version__} finds none here; "
+                "use accelerator=cpu"
+            )
+        most = max(self.device_indices or [0]) + 1
+        if most > gpus and (self.accelerator == "cuda" or (self.accelerator in ("auto", "gpu") and gpus)):
+            raise ConfigError(f"devices={self.devices} asks for {most} GPUs, but there are {gpus}; use devices={gpus}")
+
+    def pick_precision(self) -> str:
+        """Lightning's name of `precision`, or of the nearest one that the hardware has; a warning says so.
+
+        solo-learn's 16 is 16-mixed. Mixed precision on a CPU becomes bf16-mixed if it has bfloat16 instructions, else
+        32; bf16-mixed on a GPU without bfloat16 becomes 16-mixed.
+        """
+        precision = {"16": "16-mixed", "bf16": "bf16-mixed"}.get(str(self.precision), str(self.precision))
+        nearest, why = precision, ""
+        gpu_there = torch.cuda.is_available() or torch.backends.mps.is_available()
+        on_cpu = self.accelerator == "cpu" or (self.accelerator == "auto" and not gpu_there)
+        if on_cpu and precision in ("16-mixed", "bf16-mixed"):
+            nearest, why = "32", "this CPU has no 16-bit instructions"
+            if cpu_has_bf16():
+                nearest, why = "bf16-mixed", "this CPU has bfloat16, not float16"
+        elif precision == "bf16-mixed" and torch.cuda.is_available() and not torch.cuda.is_bf16_supported(False):
+            nearest, why = "16-mixed", "this GPU has no bfloat16"
+        if nearest != precision:
+            log.warning("precision %s instead of %s: %s", nearest, self.precision, why)
+        return nearest
 
 
 TrainerConfig.when_given = frozenset(field.name for field in fields(TrainerConfig) if field.default is None)

@@ -84,6 +84,8 @@ def slurm(*command, stop=None):
     job |= {"SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "2"}
     with tempfile.TemporaryDirectory() as folder:
         logs = [Path(folder, str(rank)) for rank in range(2)]
+        for log in logs:
+            log.touch()  # the second may be ended before it has written
         ranks = [
             forks.Process(target=one_process, args=(rank, job, command, log, stop)) for rank, log in enumerate(logs)
         ]

@@ -8,10 +8,9 @@ from conftest import ROOT
 from tiny_runs import config
 
 from solo_ext.errors import ConfigError
-from solo_ext.training import hardware
+from solo_ext.training import trainer_config
 from solo_ext.training.compose import compose
 from solo_ext.training.config import resolve
-from solo_ext.training.hardware import check_hardware, device_count, devices_text, pick_precision, trainer_devices
 from solo_ext.training.trainer_config import TrainerConfig
 
 
@@ -42,9 +41,9 @@ def gpus(monkeypatch):
 def test_device_count(gpus, there, accelerator, devices, count):
     gpus(there)
     cfg = TrainerConfig(accelerator=accelerator, devices=devices)
-    assert device_count(cfg) == count
+    assert cfg.device_count == count
     on_gpu = accelerator != "cpu" and (there or accelerator == "gpu")
-    assert trainer_devices(cfg) == (devices if on_gpu else count)
+    assert cfg.trainer_devices == (devices if on_gpu else count)
 
 
 @pytest.mark.parametrize(
@@ -66,10 +65,10 @@ def test_hardware_is_asked_for_only_when_a_run_begins(gpus, there, overrides, wo
     gpus(there)
     cfg = resolve(compose(ROOT / "scripts/pretrain/cifar10", "byol", overrides))
     if words is None:
-        check_hardware(cfg)
+        cfg.check_hardware()
     else:
         with pytest.raises(ConfigError, match=re.escape(words)):
-            check_hardware(cfg)
+            cfg.check_hardware()
 
 
 @pytest.mark.parametrize(
@@ -88,9 +87,9 @@ def test_devices_are_named(monkeypatch, tmp_path, gpus, accelerator, devices, te
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "H100")
     cfg = config(tmp_path, accelerator=accelerator, devices=devices)
-    assert devices_text(cfg) == text
+    assert cfg.devices_text == text
     cfg.num_nodes = 2
-    assert devices_text(cfg) == f"{text}, 2 nodes"
+    assert cfg.devices_text == f"{text}, 2 nodes"
 
 
 @pytest.mark.parametrize(
@@ -108,6 +107,6 @@ def test_devices_are_named(monkeypatch, tmp_path, gpus, accelerator, devices, te
     ],
 )
 def test_pick_precision(monkeypatch, caplog, requested, accelerator, bf16, expected):
-    monkeypatch.setattr(hardware, "cpu_has_bf16", lambda: bf16)
-    assert pick_precision(TrainerConfig(precision=requested, accelerator=accelerator)) == expected
+    monkeypatch.setattr(trainer_config, "cpu_has_bf16", lambda: bf16)
+    assert TrainerConfig(precision=requested, accelerator=accelerator).pick_precision() == expected
     assert len(caplog.records) == (expected != {16: "16-mixed", 32: "32"}.get(requested, requested))
