@@ -266,7 +266,7 @@ def describe(hint: Any) -> str:
         return f"a mapping with the keys {', '.join(field.name for field in dataclasses.fields(hint))}"
     bare = [get_args(arm)[0] if get_origin(arm) is Annotated else arm for arm in _arms(hint)]
     words = [_WORDS.get(get_origin(arm) or arm, "") for arm in bare]
-    if choices := dict.fromkeys(map(str, _choices(bare))):
+    if choices := dict.fromkeys(show(choice).strip("'") for choice in _choices(bare)):
         words.append(f"one of {', '.join(choices)}")
     return " or ".join(word for word in dict.fromkeys(words) if word)
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, make_dataclass
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -29,7 +29,7 @@ from solo_ext.schema import MISSING, Bounds, Config, Count, Positive, UnknownKey
 from solo_ext.text import hint
 from solo_ext.training.callbacks import MONITORS, MonitorCallback
 from solo_ext.training.compose import sentence
-from solo_ext.training.trainer_config import OWN, TensorboardConfig, TrainerConfig, WandbConfig
+from solo_ext.training.trainer_config import NO_LOOP, OWN, TensorboardConfig, TrainerConfig, WandbConfig
 
 log = logging.getLogger("solo_ext")
 
@@ -39,8 +39,8 @@ LINEAR_RECIPE = {
     "scheduler": {"name": "step", "lr_decay_steps": [60, 80]},
     "max_epochs": 100,
 }
-# solo-learn's keys that nothing here reads
-UNUSED = ("auto_umap", "dali", "debug_augmentations", "augmentations_cfg", "wandb_cfg")
+# keys of solo-learn's and of Lightning's that nothing here reads
+UNUSED = ("auto_umap", "dali", "debug_augmentations", "augmentations_cfg", "wandb_cfg", *NO_LOOP)
 
 
 @dataclass(kw_only=True)
@@ -102,12 +102,7 @@ class LinearConfig(LinearOptions, TrainingConfig, EvaluationConfig):
     """An offline linear evaluation; `cache_features` trains on features of un-augmented images, extracted once."""
 
     cache_features: bool = False
-    auto_augment: bool = False
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.auto_augment:
-            raise ConfigError("auto_augment=true is not supported; the augmentation is a random crop and flip")
+    auto_augment: Literal[False] = False  # solo-learn's key; the augmentation is a random crop and flip
 
 
 @dataclass

@@ -23,7 +23,7 @@ OWN = {  # arguments that follow from other keys
     "default_root_dir": "use checkpoint.dir",
     "plugins": "they write the checkpoints",
 }
-
+NO_LOOP = ("limit_test_batches", "limit_predict_batches")  # arguments about loops that no command has
 # values that are accepted without a look into Lightning's registry of them, which takes seconds to import
 COMMON = {"accelerator": ("auto", "cpu", "gpu", "cuda", "mps", "tpu"), "strategy": ("auto", "ddp")}
 REGISTRIES = {
@@ -62,8 +62,6 @@ class TrainerConfig(Config):
     fast_dev_run: bool | int | None = None
     limit_train_batches: Batches | None = None
     limit_val_batches: Batches | None = None
-    limit_test_batches: Batches | None = None
-    limit_predict_batches: Batches | None = None
     overfit_batches: Batches | None = None
     val_check_interval: Batches | str | dict[str, int] | None = None
     check_val_every_n_epoch: Count | None = None
