@@ -207,11 +207,9 @@ def study(args: Namespace) -> None:
         raise ConfigError("which study? name it, as in solo-ext study residual/table2; solo-ext recipes lists them")
     if args.jobs < 1:
         raise ConfigError(f"--jobs must be at least 1, not {args.jobs}")
-    if settings and not args.launcher:
-        raise ConfigError(f"'{settings[0]}' is a launcher's; say which with --launcher submitit_slurm")
     for word in settings:
-        if not word.lstrip("+").startswith("hydra.launcher."):
-            raise ConfigError(f"'{word}': submitit has only parameters of its own, hydra.launcher.NAME=VALUE")
+        if not (args.launcher and word.lstrip("+").startswith("hydra.launcher.")):
+            raise ConfigError(f"'{word}': a --launcher has parameters of its own, hydra.launcher.NAME=VALUE")
     from solo_ext.studies.run import dry_run, run_study
     from solo_ext.studies.study import load_study
 

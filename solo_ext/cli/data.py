@@ -89,26 +89,14 @@ def fingerprint(args: Namespace) -> None:
         print(f"{name:<11}  {value}")
 
 
-@DATA.command(
-    option("words [FILE.yaml] key=value", "whose augmentations (default: all operations)", nargs="*"),
-    option("--images PATH", IMAGES),
-    option("--formats NAME", "that have to pass (default: all here)", nargs="+", default=[]),
-    option("--draws N", "views per operation and format (default: 32)", type=int),
-    option("--seed SEED", "of the views (default: %(default)s)", type=int, default=0),
-    option("--device DEVICE", "where tensor and dali make their views (default: %(default)s)", default="cpu"),
-    option("--json FILE", "also write all values to FILE"),
-)
+@DATA.command(own=0)
 def certify(args: Namespace) -> None:
     """Show that all data formats give solo-learn's views.
 
-    Compares the views of each data format with those of solo-learn's chain of Pillow and torchvision: the drawn
-    parameters (Kolmogorov-Smirnov), every operation with the same random numbers (mean difference, bias), and the whole
-    chain with other ones; without a YAML, for all operations, on scikit-learn's two photographs and on bundled
-    Fashion-MNIST images. Prints tables in Markdown, and exits 1 if a value is outside its bound. It needs a checkout.
+    The certificate is in the benchmarks of a checkout, where --help says what it compares and takes.
 
       solo-ext data certify
       solo-ext data certify scripts/pretrain/imagenet-100/byol.yaml --images /data/imagenet100/val --json parity.json
-      solo-ext data certify --formats dali tensor --draws 200
     """
     benchmarks = Path(__file__).parents[2] / "benchmarks"
     if not (benchmarks / "certificate").is_dir():
@@ -118,4 +106,4 @@ def certify(args: Namespace) -> None:
         certificate = import_module("certificate")
     except ImportError as error:
         raise ConfigError(f"data certify needs {error.name}: pip install -e '.[dev]'") from error
-    certificate.run(args)
+    certificate.COMMAND(args.others)

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from solo_ext.errors import ConfigError, DataError
 from solo_ext.evaluation.features import labelled
 from solo_ext.evaluation.finetune import LinearOptions, backbone_groups
-from solo_ext.evaluation.metrics import accuracy_at_k
 from solo_ext.optim import OptimizerConfig, SchedulerConfig, build_optimizer, build_scheduler
 
 
@@ -62,7 +61,7 @@ class LinearModel(pl.LightningModule):
 
     def training_step(self, batch: Sequence[Any], batch_idx: int) -> Tensor:
         """The loss on `(indexes, [view], targets)`, or solo-learn's `(images, targets)`."""
-        x, targets = _image_and_target(batch)
+        x, targets = image_and_target(batch)
         if self.mixing is not None:
             x, soft_targets = self.mixing(x.clone(), targets)  # in place
             loss = F.cross_entropy(self(x)["logits"], soft_targets)
@@ -71,7 +70,7 @@ class LinearModel(pl.LightningModule):
         return self._step("train", x, targets, self.options.label_smoothing)
 
     def validation_step(self, batch: Sequence[Any], batch_idx: int) -> None:
-        self._step("val", *_image_and_target(batch))
+        self._step("val", *image_and_target(batch))
 
     def _step(self, split: str, x: Tensor, targets: Tensor, smoothing: float = 0.0) -> Tensor:
         logits = self(x)["logits"]
@@ -94,7 +93,8 @@ class LinearModel(pl.LightningModule):
         return {"optimizer": optimizer, **({"lr_scheduler": scheduler} if scheduler else {})}
 
 
-def _image_and_target(batch: Sequence[Any]) -> tuple[Tensor, Tensor]:
+def image_and_target(batch: Sequence[Any]) -> tuple[Tensor, Tensor]:
+    """The images and labels of `(indexes, [view], labels)`, or of solo-learn's `(images, labels)`."""
     *_, x, targets = batch
     return (x if isinstance(x, Tensor) else x[0]), targets
 
@@ -157,3 +157,16 @@ def fit_cached_linear(
         "val_loss": F.cross_entropy(val_logits, val_y).item(),
         "train_loss": F.cross_entropy(train_logits, train_y).item(),
     }
+
+
+@torch.no_grad()
+def accuracy_at_k(logits: Tensor, targets: Tensor, ks: Sequence[int] = (1, 5)) -> list[Tensor]:
+    """For each of `ks`, the percentage of targets among the k largest logits, a scalar tensor; 0 without any label.
+
+    logits: [B, classes]. targets: [B], class indices; -1 = no label, not counted. A k above the number of classes
+    counts as that number.
+    """
+    ranked = logits.topk(min(max(ks), logits.size(1)), dim=1).indices
+    hits = ranked == targets[:, None]  # -1 is no index
+    labelled = (targets != -1).sum().clamp(min=1)
+    return [100.0 * hits[:, :k].any(dim=1).sum() / labelled for k in ks]

@@ -1,12 +1,12 @@
 """DINO (Caron et al., 2021)."""
 
+import math
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor
 
-from solo_ext.errors import ConfigError
 from solo_ext.losses import Center, dino, mean
 from solo_ext.methods.base import Method, cross_views
 from solo_ext.networks import DINOHead
@@ -44,11 +44,8 @@ class DINO(Method, name="dino"):
 
     def build_heads(self, features: int) -> None:
         k = self.kwargs
-        if k.warmup_teacher_temperature_epochs > (epochs := self.cfg.max_epochs or 0) > 0:
-            raise ConfigError(
-                f"method_kwargs.warmup_teacher_temperature_epochs ({k.warmup_teacher_temperature_epochs}) must not "
-                f"exceed max_epochs ({epochs})"
-            )
+        warmup, epochs = k.warmup_teacher_temperature_epochs, self.cfg.max_epochs or math.inf
+        k.require(warmup <= epochs, "warmup_teacher_temperature_epochs", f"at most max_epochs, {epochs}")
         self.head = DINOHead(
             features, k.proj_hidden_dim, k.proj_output_dim, k.num_prototypes, k.use_bn_in_head, k.norm_last_layer
         )

@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from solo_ext.errors import ConfigError, must_have
-from solo_ext.evaluation.metrics import accuracy_at_k
+from solo_ext.evaluation.linear import accuracy_at_k, image_and_target
 from solo_ext.losses import mean, total
 from solo_ext.methods.base import Method, MethodConfig, backbone_of
 from solo_ext.methods.step import Gap, Monitor, Outputs, Passes, Spread, Step, Term
@@ -60,10 +60,8 @@ class LightningMethod(pl.LightningModule, Method):  # type: ignore[override]  # 
         self.momentum_classifier: nn.Linear | None = None
         if cfg.momentum.classifier:
             if not classes or not hasattr(self, "momentum_backbone"):
-                raise ConfigError(
-                    "momentum.classifier needs labels and a teacher with a backbone of its own; "
-                    f"momentum.stages is {cfg.momentum.stages!r} and the dataset has {classes} classes"
-                )
+                why = f"(momentum.stages is {cfg.momentum.stages!r}, and the dataset has {classes} classes)"
+                raise ConfigError(f"momentum.classifier needs labels and a teacher with a backbone of its own {why}")
             self.momentum_classifier = nn.Linear(features, classes)
         self.terms = [Term(self.loss_name, self.criterion)]
         if self.intra.weight > 0:
@@ -83,10 +81,7 @@ class LightningMethod(pl.LightningModule, Method):  # type: ignore[override]  # 
     def _build_teacher(self) -> Teacher:
         momentum, gap = self.cfg.momentum, self.cfg.gap
         part_of = self._part_of = {s.name: s.part for s in self.row} | {part: part for part in self.parts}
-        if momentum.target not in self.parts:
-            raise ConfigError(
-                f"momentum.target is {momentum.target}, but {type(self).__name__} has no {momentum.target}"
-            )
+        must_have(momentum.target, self.parts, f"momentum.target: {type(self).__name__} has no")
         # where the intra term compares; frameworks without a predictor compare the projectors' outputs
         self.intra_at = self.last if self.intra.target == "predictor" else self.intra.target
         must_have(self.intra_at, part_of, "intra.target: the network has no stage")
@@ -247,8 +242,7 @@ class LightningMethod(pl.LightningModule, Method):  # type: ignore[override]  # 
 
     def validation_step(self, batch: Sequence[Any], batch_idx: int) -> None:
         """Accuracy of the online probes on `(indexes, [view], labels)`, or solo-learn's `(images, labels)`."""
-        *_, x, labels = batch
-        x = x if isinstance(x, Tensor) else x[0]
+        x, labels = image_and_target(batch)
         out = self.student(x)
         metrics: dict[str, Tensor] = {}
         if self.classifier is not None:

@@ -44,11 +44,8 @@ class MomentumConfig(Config, section="momentum"):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.schedule == "cosine" and self.base_tau > self.final_tau:
-            raise ConfigError(
-                f"momentum.base_tau ({self.base_tau}) must not exceed momentum.final_tau ({self.final_tau}); "
-                "raise final_tau or set momentum.schedule=constant"
-            )
+        rises = self.schedule == "constant" or self.base_tau <= self.final_tau
+        self.require(rises, "base_tau", f"at most final_tau ({self.final_tau}), or constant (momentum.schedule)")
 
     @property
     def preset(self) -> str | None:

@@ -112,8 +112,6 @@ def _find(path: str | Path) -> tuple[Path, dict[str, Any] | None]:
         try:
             return candidate, load_checkpoint(candidate)
         except CheckpointError as error:
-            if len(candidates) == 1:
-                raise
             if candidate == candidates[-1]:
                 raise CheckpointError(f"{path} holds no undamaged checkpoint: {error}") from error
             log.warning("%s; trying the one before it", error)

@@ -16,7 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from solo_ext.data.augmentations import AugmentationConfig, count_crops
 from solo_ext.data.datasets import DataConfig, dataset_info
-from solo_ext.errors import ConfigError
+from solo_ext.errors import ConfigError, must_have
 from solo_ext.evaluation.finetune import LinearOptions
 from solo_ext.evaluation.knn import Distance
 from solo_ext.methods import METHODS, Method
@@ -26,7 +26,6 @@ from solo_ext.optim import OptimizerConfig, SchedulerConfig, effective_lrs
 from solo_ext.runs.checkpoints import AutoResumeConfig, CheckpointConfig, find_checkpoint, foreign_config
 from solo_ext.runs.run import Run
 from solo_ext.schema import MISSING, Bounds, Config, Count, Positive, UnknownKey, build, keys, plain
-from solo_ext.text import hint
 from solo_ext.training.callbacks import MONITORS, MonitorCallback
 from solo_ext.training.compose import sentence
 from solo_ext.training.trainer_config import NO_LOOP, OWN, TensorboardConfig, TrainerConfig, WandbConfig
@@ -189,8 +188,7 @@ def declared_method(name: Any) -> type[Method]:
     """The method that is registered as `name`; ConfigError if there is none."""
     if name is None:
         raise ConfigError(f"method is missing (one of {', '.join(METHODS)})")
-    if not isinstance(name, str) or name not in METHODS:
-        raise ConfigError(f"method: there is no method '{name}'{hint(name, METHODS)}")
+    must_have(str(name), METHODS, "method: there is no method")
     return METHODS.declared[name]
 
 

@@ -24,11 +24,10 @@ OWN = {  # arguments that follow from other keys
     "plugins": "they write the checkpoints",
 }
 NO_LOOP = ("limit_test_batches", "limit_predict_batches")  # arguments about loops that no command has
-# values that are accepted without a look into Lightning's registry of them, which takes seconds to import
-COMMON = {"accelerator": ("auto", "cpu", "gpu", "cuda", "mps", "tpu"), "strategy": ("auto", "ddp")}
-REGISTRIES = {
-    "accelerator": "lightning.pytorch.accelerators:AcceleratorRegistry",
-    "strategy": "lightning.pytorch.strategies:StrategyRegistry",
+# where Lightning registers the values, which takes seconds to import, and values that are known without it
+VALUES = {
+    "accelerator": ("lightning.pytorch.accelerators:AcceleratorRegistry", ("auto", "cpu", "gpu", "cuda", "mps", "tpu")),
+    "strategy": ("lightning.pytorch.strategies:StrategyRegistry", ("auto", "ddp")),
 }
 Batches = Annotated[int, Bounds(0)] | Share  # a number of them, or a share
 Precision = (
@@ -85,10 +84,9 @@ class TrainerConfig(Config):
     def __post_init__(self) -> None:
         super().__post_init__()
         _ = self.device_indices
-        for key, common in COMMON.items():
+        for key, (registry, common) in VALUES.items():
             if (value := getattr(self, key)) not in common:
-                names = dict.fromkeys([*common, *pkgutil.resolve_name(REGISTRIES[key])])
-                must_have(value, names, f"{key}: there is no")
+                must_have(value, dict.fromkeys([*common, *pkgutil.resolve_name(registry)]), f"{key}: there is no")
 
     @property
     def device_indices(self) -> Sequence[int] | None:

@@ -16,8 +16,7 @@ from solo_ext.errors import ConfigError, DataError, SoloExtError
 from solo_ext.evaluation.features import extract_features
 from solo_ext.evaluation.finetune import LinearOptions
 from solo_ext.evaluation.knn import KNNConfig, knn_accuracy
-from solo_ext.evaluation.linear import LinearModel, fit_cached_linear
-from solo_ext.evaluation.metrics import accuracy_at_k
+from solo_ext.evaluation.linear import LinearModel, accuracy_at_k, fit_cached_linear
 from solo_ext.optim import OptimizerConfig, SchedulerConfig
 from solo_ext.training.callbacks.knn import OnlineKNN
 

@@ -30,7 +30,7 @@ SPEC = Framework(
         (
             "dino",
             {"method_kwargs__warmup_teacher_temperature_epochs": 9},
-            r"\(9\) must not exceed max_epochs \(2\)",
+            "warmup_teacher_temperature_epochs must be at most max_epochs, 2, not 9",
         ),
         (
             "projector_ema_dino",

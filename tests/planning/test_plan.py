@@ -362,7 +362,7 @@ def test_run_time_is_steps_times_step_time(run):
         ([MINI, "backbone.name=timm/vit_tiny_patch16_224"], "cannot take crops of 28 px"),
         (
             [MINI.with_name("dino.yaml"), "method_kwargs.warmup_teacher_temperature_epochs=99"],
-            "must not exceed max_epochs",
+            "must be at most max_epochs",
         ),
         ([MINI, "--jsn"], "did you mean '--json'"),
         ([MINI.with_name("nothing.yaml")], "there is no file"),
