@@ -25,7 +25,6 @@ def run(args: argparse.Namespace) -> None:
 
       solo-ext data certify
       solo-ext data certify scripts/pretrain/imagenet-100/byol.yaml --images /data/imagenet100/val --json parity.json
-      solo-ext data certify --formats dali tensor --draws 200
     """
     augmentations = None
     if args.words:
