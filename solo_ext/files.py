@@ -90,16 +90,22 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json_text(value))
 
 
+def read_bytes(path: Path) -> bytes | None:
+    """The content of the file `path`, None without one; CheckpointError if it cannot be read."""
+    with naming(f"{path} cannot be read", error=CheckpointError):
+        try:
+            return path.read_bytes()
+        except FileNotFoundError:
+            return None
+
+
 def read_json(path: Path, **parts: type) -> dict[str, Any] | None:
     """The JSON object in the file `path`, None without a file; `parts`: the types of keys that it may have.
 
     Raises CheckpointError if it cannot be read, or is not such an object.
     """
-    with naming(f"{path} cannot be read", error=CheckpointError):
-        try:
-            text = path.read_bytes()
-        except FileNotFoundError:
-            return None
+    if (text := read_bytes(path)) is None:
+        return None
     with naming(f"{path} is damaged: it is not JSON", ValueError, RecursionError, error=CheckpointError):
         content = json.loads(text)
     if not isinstance(content, dict):

@@ -234,8 +234,6 @@ def free_memory(device: torch.device) -> float:
     with suppress(OSError, ValueError, IndexError):  # no control group, or one without a limit
         group = Path("/sys/fs/cgroup")
         limit, used = (int((group / f"memory.{name}").read_text()) for name in ("max", "current"))
-        cache = int(
-            (group / "memory.stat").read_text().partition("\ninactive_file ")[2].split()[0]
-        )  # given up if need be
-        free = min(free, limit - used + cache)
+        cache = (group / "memory.stat").read_text().partition("\ninactive_file ")[2].split()[0]
+        free = min(free, limit - used + int(cache))  # which is given up if need be
     return free

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from torch import nn
 
-from solo_ext.errors import ConfigError, naming
+from solo_ext.errors import ConfigError, SoloExtError, naming
 from solo_ext.schema import Config
 from solo_ext.text import nearest
 
@@ -100,7 +100,7 @@ def build_backbone(
 
     timm_model = partial(_new, "timm:create_model", model_name=cfg.name.removeprefix("timm/"), num_classes=0)
     constructor = (own or {}).get(cfg.name) or BACKBONES.get(cfg.name, timm_model)
-    errors = AssertionError, TypeError, ValueError, RuntimeError
+    errors = SoloExtError, AssertionError, TypeError, ValueError, RuntimeError
     with naming(f"backbone.kwargs {cfg.kwargs} do not fit '{cfg.name}'", *errors):
         backbone: Any = constructor(**cfg.kwargs)
     if not isinstance(backbone, ResNet):

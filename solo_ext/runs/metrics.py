@@ -8,18 +8,16 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 from solo_ext.errors import CheckpointError, naming
-from solo_ext.files import write_text
+from solo_ext.files import read_bytes, write_text
 
 
 def read_table(path: Path) -> tuple[list[str], list[dict[str, Any]]]:
     """The names of the columns, and the rows; both empty without a file. CheckpointError if it is no table."""
-    if not path.exists():
+    if (content := read_bytes(path)) is None:
         return [], []
-    with naming(f"{path} cannot be read", error=CheckpointError):
-        text = path.read_text(encoding="utf-8", errors="replace")
     with naming(f"{path} is damaged: it is not a table", csv.Error, error=CheckpointError):
         # a machine that lost its power leaves NUL bytes, which Python 3.10's reader refuses
-        reader = csv.DictReader(io.StringIO(text.replace("\0", "")))
+        reader = csv.DictReader(io.StringIO(content.decode("utf-8", "replace").replace("\0", ""), newline=""))
         return list(reader.fieldnames or ()), list(reader)
 
 

@@ -93,8 +93,9 @@ def read_text_yaml(path: Path) -> dict[str, Any]:
 
     ConfigError if the file cannot be read, holds anything but a mapping, or has a key twice.
     """
-    with naming(f"{path} cannot be read as YAML", yaml.YAMLError, UnicodeDecodeError, OSError):
-        content = yaml.load(path.read_text(encoding="utf-8"), _Text)
+    errors = yaml.YAMLError, UnicodeDecodeError, OSError
+    with naming(f"{path} cannot be read as YAML", *errors), open(path, encoding="utf-8") as file:
+        content = yaml.load(file, _Text)
     if not isinstance(content, dict):
         raise ConfigError(f"{path} is not a mapping")
     return content

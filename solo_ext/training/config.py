@@ -189,7 +189,7 @@ def declared_method(name: Any) -> type[Method]:
     if name is None:
         raise ConfigError(f"method is missing (one of {', '.join(METHODS)})")
     must_have(str(name), METHODS, "method: there is no method")
-    return METHODS.declared[name]
+    return METHODS.declared[str(name)]
 
 
 def _derive(cfg: AnyConfig) -> AnyConfig:

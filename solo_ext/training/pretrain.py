@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import torch
 from torch import nn
 
-from solo_ext.errors import ConfigError, naming
+from solo_ext.errors import ConfigError, SoloExtError, naming
 from solo_ext.methods import METHODS, Method
 from solo_ext.runs.run import RunResult
 from solo_ext.training.callbacks import MONITORS
@@ -85,7 +85,7 @@ def _callbacks(cfg: PretrainConfig, data: Any) -> "list[Callback]":
 def _imported(path: str, arguments: dict[str, Any] | None) -> "Callback":
     from lightning.pytorch import Callback
 
-    with naming(f"callbacks.{path}", ImportError, AttributeError, ValueError, TypeError):
+    with naming(f"callbacks.{path}", SoloExtError, ImportError, AttributeError, ValueError, TypeError):
         callback = pkgutil.resolve_name(path)(**(arguments or {}))
     if not isinstance(callback, Callback):
         raise ConfigError(f"callbacks.{path} is not a Lightning callback but a {type(callback).__name__}")
@@ -98,6 +98,6 @@ def check_sizes(backbone: nn.Module, cfg: PretrainConfig) -> None:
     backbone.eval()
     for size in dict.fromkeys(view.crop_size for view in cfg.augmentations):
         problem = f"backbone.name: {cfg.backbone.name} cannot take crops of {size} px"
-        with naming(problem, RuntimeError, ValueError, AssertionError):
+        with naming(problem, SoloExtError, RuntimeError, ValueError, AssertionError):
             backbone(torch.zeros(1, 3, size, size))
     backbone.train()

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 import solo_ext
-from solo_ext.errors import ConfigError, must_have, naming
+from solo_ext.errors import ConfigError, naming
 from solo_ext.files import write_text
 from solo_ext.text import hint, nearest
 
@@ -41,7 +41,8 @@ def find(name: str, kind: str = "pretrain") -> Path:
 def recipe_file(folder: Path, dataset: str, recipe: str) -> Path:
     """The YAML of `recipe` for `dataset` below `folder`, a file or derived; ConfigError if there is none."""
     places = {_plain(place.name): place for place in _folders(folder)}
-    must_have(_plain(dataset), places, "there are no recipes for")
+    if _plain(dataset) not in places:
+        raise ConfigError(f"there are no recipes for '{dataset}'{hint(dataset, places)}")
     place = places[_plain(dataset)]
     if recipe not in names(place):
         raise ConfigError(f"there is no recipe '{recipe}' for '{dataset}'{hint(recipe, names(place))}")

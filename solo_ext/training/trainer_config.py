@@ -1,7 +1,4 @@
-"""Lightning's Trainer arguments, which a YAML has at its top level, and its loggers', checked without Lightning.
-
-Devices and precision are checked when a run begins: another machine than this one may be meant.
-"""
+"""Lightning's Trainer arguments, which a YAML has at its top level, and its loggers', checked without Lightning."""
 
 import logging
 import pkgutil

@@ -144,7 +144,7 @@ def export(
     must_have(to, TARGETS, "--to: there is no")
     target = import_module(f"{__name__}.{to}")
     dtypes: tuple[str, ...] = getattr(target, "DTYPES", tuple(DTYPES))
-    must_have(dtype or dtypes[0], dtypes, f"--dtype: --to {to} has no")
+    must_have(dtypes[0] if dtype is None else dtype, dtypes, f"--dtype: --to {to} has no")
     weights = open_source(checkpoint)
     run, file = weights.path.absolute().parent.name, weights.path.name
     stem = run if file == WEIGHTS else re.sub(r"-ep=\d+(-step=\d+)?$", "", weights.path.stem)
