@@ -12,7 +12,6 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import lightning.pytorch as pl
-import requests
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from rich.progress import BarColumn, Progress, TaskProgressColumn
@@ -125,6 +124,8 @@ def wandb_logger(cfg: WandbConfig, name: str, folder: Path) -> WandbLogger | Non
 
 def reachable(url: str, seconds: float = 3.0) -> bool:
     """Whether the server of `url` answers within `seconds`, by way of the proxy that the environment names, if any."""
+    import requests  # only runs with wandb pay for it
+
     with contextlib.suppress(requests.RequestException):
         requests.head(url, timeout=seconds, allow_redirects=False)
         return True
