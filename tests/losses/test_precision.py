@@ -1,0 +1,110 @@
+"""Losses of outputs that are nearly equal, as late in a training, in the types that mixed precision gives them."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from test_losses import LOSSES, Draw
+from torch import nn
+
+from solo_ext.errors import ConfigError
+from solo_ext.evaluation.linear import classify
+from solo_ext.methods.module import pooled
+from solo_ext.networks import DINOHead
+from solo_ext.training.trainer_config import TrainerConfig
+
+HALVES = [torch.bfloat16, torch.float16]
+APART = [0.5, 0.05, 0.02, 0.005]  # of the length of the outputs
+NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+DEVICES = ["cpu", pytest.param("cuda", marks=[pytest.mark.gpu, NO_GPU])]
+
+
+class Wide(Draw):
+    """Outputs of a real size, on the grid of `dtype`; `others` of the loss in float32."""
+
+    def __init__(self, apart, dtype, device):
+        super().__init__(0)
+        self.views, self.images, self.width, self.others, self.t1, self.t2 = 2, 32, 128, 256, 0.2, 0.05
+        self.queue, self.center = self.unit(self.others, self.width), 0.1 * self.normal(1, self.width)
+        teacher = self.normal(self.views, self.images, self.width)
+        students = teacher + apart * self.normal(*teacher.shape)
+        self.pair = [x.to(device, dtype) for x in (students, teacher)]
+
+    def to(self, device, dtype):
+        self.queue, self.center = self.queue.to(device, dtype), self.center.to(device, dtype)
+        return self
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("apart", APART)
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+@pytest.mark.parametrize("name", LOSSES)
+def test_of_nearly_equal_outputs(name, dtype, apart, device):
+    """Under autocast the loss is that of the same numbers in float64, and so is the direction of its gradient."""
+    loss, _ = LOSSES[name]
+    draw = Wide(apart, dtype, device)
+    student, teacher = draw.pair
+    exact = student.double().requires_grad_()
+    expected = loss(draw.to(device, torch.float64), exact, teacher.double())
+    expected.backward()
+    student.requires_grad_()
+    scale = 2.0**14 if dtype == torch.float16 else 1.0  # as a GradScaler's
+    with torch.autocast(device, dtype):
+        value = loss(draw.to(device, torch.float32), student, teacher)
+    (scale * value).backward()
+    assert value.dtype == torch.float32 and student.grad.dtype == dtype
+    assert value.item() == pytest.approx(expected.item(), rel=1e-5)
+    assert F.cosine_similarity(student.grad.double().flatten(), exact.grad.flatten(), dim=0) > 0.9999
+
+
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+def test_classes_do_not_tie(dtype):
+    """Logits that differ by less than 16 bits resolve are told apart, by an online probe as by an offline one."""
+    torch.manual_seed(0)
+    probe, features = nn.Linear(64, 1000), torch.randn(256, 64).to(dtype)
+    with torch.autocast("cpu", dtype):
+        logits = classify(probe, features)
+    assert logits.dtype == torch.float32
+    assert torch.equal(
+        logits.argmax(1), F.linear(features.double(), *map(torch.Tensor.double, probe.parameters())).argmax(1)
+    )
+
+
+@pytest.mark.parametrize("shape", [(64, 8, 7, 7), (64, 50, 8)])
+def test_stages_are_compared_in_float32(shape):
+    x = (3 + torch.randn(shape)).bfloat16()
+    places = (2, 3) if len(shape) == 4 else 1
+    torch.testing.assert_close(pooled(x), x.double().mean(places).float(), rtol=1e-6, atol=1e-6)
+
+
+def test_dinos_bottleneck_is_normalised_in_float32():
+    head = DINOHead(16, 32, 8, 64)
+    seen = []
+    head.last_layer.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    with torch.autocast("cpu", torch.bfloat16):
+        head(torch.randn(32, 16))
+    torch.testing.assert_close(seen[0].norm(dim=1), torch.ones(32), rtol=1e-6, atol=0)
+    assert head.double()(torch.randn(2, 16, dtype=torch.float64)).dtype == torch.float64
+
+
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+def test_running_statistics_of_narrow_activations(dtype):
+    """PyTorch keeps them in float32: nothing is to be done."""
+    norm, x = nn.BatchNorm1d(16), (5 + 3 * torch.randn(256, 16)).to(dtype)
+    with torch.autocast("cpu", dtype):
+        norm(x)
+    torch.testing.assert_close(norm.running_mean, 0.1 * x.double().mean(0).float(), rtol=1e-5, atol=0)
+    torch.testing.assert_close(norm.running_var, 0.9 + 0.1 * x.double().var(0).float(), rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize(
+    "precision, instead", [("bf16-true", "bf16-mixed"), ("16-true", "16-mixed"), ("transformer-engine", "bf16-mixed")]
+)
+def test_weights_in_16_bits_are_refused(precision, instead):
+    """An average in bfloat16 stands still: after 200 updates at tau 0.996 it is not a fifth of its way on."""
+    with pytest.raises(ConfigError, match=f"^precision: {precision} keeps the weights in 16 bits.*; use {instead}$"):
+        TrainerConfig(precision=precision)
+    start = torch.randn(1000, generator=torch.Generator().manual_seed(0)).bfloat16()
+    average, student = start.clone(), start + 0.01
+    for _ in range(200):
+        average.lerp_(student, 1 - 0.996)
+    assert (average - start).double().norm() < 0.2 * (student - start).double().norm() * (1 - 0.996**200)
