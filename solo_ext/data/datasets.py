@@ -52,7 +52,6 @@ class DatasetInfo:
     eval_std: Triple | None = None
     recipes: str | None = None  # folder of its recipes in `scripts/*/`, where it is not the dataset's name
     hub: str | None = None  # id on the Hugging Face Hub
-    lars_eta: tuple[float, float] | None = None  # range of LARS's trust coefficients in the papers and solo-learn
 
 
 DATASETS: dict[str, DatasetInfo] = {}  # filled at the end of this file
@@ -239,7 +238,6 @@ _CIFAR = partial(
     image_size=32,
     small_images=True,
     train_size=50_000,
-    lars_eta=(0.02, 0.02),
     # solo-learn evaluates both CIFAR sets with CIFAR-10's mean and a coarser std; kept, so that accuracies compare
     eval_mean=(0.4914, 0.4822, 0.4465),
     eval_std=(0.247, 0.243, 0.261),
@@ -259,9 +257,7 @@ DATASETS |= {
     "stl10": DatasetInfo(
         10, (0.4914, 0.4823, 0.4466), (0.247, 0.243, 0.261), _load_stl10, image_size=96, train_size=105_000
     ),
-    "imagenet100": _IMAGENET(
-        100, load=_IMAGENET_100, train_size=126_689, recipes="imagenet-100", lars_eta=(0.02, 0.02)
-    ),
-    "imagenet": _IMAGENET(1000, load=_load_folder, train_size=1_281_167, lars_eta=(0.001, 0.002)),
+    "imagenet100": _IMAGENET(100, load=_IMAGENET_100, train_size=126_689, recipes="imagenet-100"),
+    "imagenet": _IMAGENET(1000, load=_load_folder, train_size=1_281_167),
     "custom": CUSTOM,
 }

@@ -80,6 +80,10 @@ class PretrainConfig(TrainingConfig, MethodConfig):  # type: ignore[misc]  # her
         super().__post_init__()
         if not self.augmentations:
             raise ConfigError("augmentations: empty, but at least two views are needed")
+        sizes = [view.crop_size for view in self.augmentations]
+        for i, size in enumerate(sizes):
+            if size == max(sizes) > min(sizes[: i + 1]):
+                raise ConfigError(f"augmentations.{i}.crop_size: {size} px after smaller crops; the largest come first")
         large, small = count_crops(self.augmentations)
         if large + small < 2:
             raise ConfigError("augmentations gives one view of each image; set num_crops=2 or add an entry")

@@ -65,7 +65,6 @@ def test_a_dataset_from_outside_is_trained_on_and_evaluated(tmp_path, stripes):
 def test_what_is_known_of_a_dataset_is_possible(name):
     info = dataset_info(DataConfig(name, train_path="/nowhere"))
     assert info == DATASETS[name] and all(0 < value < 1 for value in (*info.mean, *info.std))
-    assert info.lars_eta is None or 0 < info.lars_eta[0] <= info.lars_eta[1]
     assert info.recipes is None or (RECIPES / "pretrain" / info.recipes).is_dir()
     assert dataset_info(DataConfig(name, no_labels=True)).num_classes == 0
 

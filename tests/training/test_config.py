@@ -183,9 +183,9 @@ IMAGENET_CHANGES = table("""
                                          byol  dino  mocov2plus  mocov3  ressl  simclr  simsiam
     optimizer.lr                         0.45  0.3   0.3         0.45    0.3    0.3     0.5
     optimizer.classifier_lr              0.2   0.1   0.4         0.3     0.1    0.3     0.1
-    optimizer.weight_decay               1e-6  1e-6  3e-5        1.5e-6  1e-4   1e-4    1e-5
-    optimizer.kwargs.eta                 0.001 0.02  -           0.002   -      0.02    -
-    optimizer.kwargs.clip_lr             False True  -           False   -      True    -
+    optimizer.weight_decay               1e-6  1e-6  3e-5        1.5e-6  1e-4   1e-6    1e-5
+    optimizer.kwargs.eta                 0.001 0.02  -           0.002   -      0.001   -
+    optimizer.kwargs.clip_lr             False True  -           False   -      False   -
     method_kwargs.pred_hidden_dim        4096  -     -           4096    -      -       512
     method_kwargs.temperature            -     -     0.1         0.2     -      0.2     -
     backbone.name    resnet50 resnet50 resnet50 resnet50 resnet50 resnet50 resnet50
@@ -503,7 +503,9 @@ def test_bad_override(override, words):
         (["augmentations=[]"], ["augmentations"]),
         (["augmentations=3"], ["augmentations must be a list"]),
         (["augmentations.1.rrc.crop_min_scale=2"], ["augmentations.1.rrc.crop_min_scale"]),
-        (["augmentations.1.crop_size=64"], ["two need the same crop_size"]),
+        (["augmentations.1.crop_size=64"], ["augmentations.1.crop_size", "the largest come first"]),
+        (["augmentations.1.crop_size=16"], ["two need the same crop_size"]),
+        (["augmentations.0.crop_size=24", "augmentations.1.crop_size=32"], ["augmentations.1.crop_size: 32 px after"]),
         (["augmentations.0.num_crops=2", "augmentations.1.num_crops=0"], ["augmentations.1.num_crops"]),
         (["devices=0"], ["devices must be", "not 0"]),
         (["devices=all"], ["devices must be", "'all'"]),
@@ -734,3 +736,17 @@ def test_an_evaluation_of_a_bare_checkpoint_needs_words(tmp_path):
         resolve(overlay(run_values(file, "knn")), "knn")
     cfg = resolve(overlay(run_values(file, "knn"), ["data.dataset=cifar10", "backbone.name=resnet18"]), "knn")
     assert cfg.backbone.name == "resnet18" and list(cfg.knn_eval.k) == [1, 20]
+
+
+@pytest.mark.parametrize(
+    "sizes, refused", [([32, 24, 24, 24, 32], 4), ([24, 32, 32], 1), ([24, 24, 32], 2), ([32, 32, 24], None)]
+)
+def test_large_crops_come_first(sizes, refused):
+    """The teacher sees the first `num_large_crops` views, so that no small one may stand among them."""
+    values = plain(resolve(compose(ROOT / "scripts/pretrain/cifar10", "byol")))
+    values["augmentations"] = [{**values["augmentations"][0], "crop_size": size, "num_crops": 1} for size in sizes]
+    if refused is None:
+        assert resolve(values).data.num_large_crops == 2
+    else:
+        with pytest.raises(ConfigError, match=rf"^augmentations.{refused}.crop_size: 32 px"):
+            resolve(values)
