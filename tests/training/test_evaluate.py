@@ -6,12 +6,14 @@ import pytest
 import torch
 from tiny_runs import config, names
 
+from solo_ext.data import modules
 from solo_ext.errors import ConfigError
 from solo_ext.runs.checkpoints import load_checkpoint
 from solo_ext.runs.encoder import load_encoder
 from solo_ext.training.config import resolve
 from solo_ext.training.evaluate import knn, linear
 from solo_ext.training.pretrain import pretrain
+from solo_ext.training.trainer_config import TrainerConfig
 
 
 @pytest.mark.parametrize("cached", [False, True])
@@ -56,3 +58,32 @@ def test_knn_evaluation_of_a_run(whole, capsys):
 def test_without_an_encoder_there_is_nothing_to_evaluate(tmp_path):
     with pytest.raises(ConfigError, match="pretrained_feature_extractor is missing"):
         linear(config(tmp_path, "linear"))
+
+
+@pytest.mark.parametrize("kind", ["knn", "linear"])
+def test_the_images_are_read_for_the_device_that_evaluates_them(whole, tmp_path, monkeypatch, kind):
+    """`cpu:0` works as `cpu` does, and yet is another device: it stands for a GPU."""
+    devices, make_loader = [], modules.make_loader
+
+    def noted(data, views, device, **batching):
+        devices.append(device)
+        return make_loader(data, views, device, **batching)
+
+    monkeypatch.setattr(modules, "make_loader", noted)
+    monkeypatch.setattr(TrainerConfig, "first_device", torch.device("cpu", 0))
+    options = {"pretrained_feature_extractor": str(whole.dir)}
+    if kind == "knn":
+        data = {"dataset": "fashion_mnist_mini", "fraction": 0.01}
+        knn(resolve({**options, "data": data, "accelerator": "cpu", "knn_eval": {"k": [1]}}, "knn"))
+    else:
+        linear(config(tmp_path, "linear", max_epochs=1, cache_features=True, scheduler__name="none", **options))
+    assert devices and {*devices} == {torch.device("cpu", 0)}
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_a_gpu_reads_the_images_that_it_evaluates(whole):
+    data = {"dataset": "fashion_mnist_mini", "fraction": 0.01}
+    raw = {"pretrained_feature_extractor": str(whole.dir), "data": data, "knn_eval": {"k": [1]}}
+    on_gpu, on_cpu = (knn(resolve({**raw, "accelerator": accelerator}, "knn")) for accelerator in ("gpu", "cpu"))
+    assert [row["acc1"] for row in on_gpu] == pytest.approx([row["acc1"] for row in on_cpu], abs=1)
