@@ -6,6 +6,7 @@ image, and configured values are never overwritten: what is derived has keys of 
 
 import logging
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, make_dataclass
 from functools import cache
 from pathlib import Path
@@ -26,8 +27,9 @@ from solo_ext.optim import OptimizerConfig, SchedulerConfig, effective_lrs
 from solo_ext.runs.checkpoints import AutoResumeConfig, CheckpointConfig, find_checkpoint, foreign_config
 from solo_ext.runs.run import Run
 from solo_ext.schema import MISSING, Bounds, Config, Count, Positive, UnknownKey, build, keys, plain
+from solo_ext.training import recipes
 from solo_ext.training.callbacks import MONITORS, MonitorCallback
-from solo_ext.training.compose import sentence
+from solo_ext.training.compose import compose, overlay, sentence
 from solo_ext.training.trainer_config import NO_LOOP, OWN, TensorboardConfig, TrainerConfig, WandbConfig
 
 log = logging.getLogger("solo_ext")
@@ -104,6 +106,7 @@ class EvaluationConfig(RunConfig):
 class LinearConfig(LinearOptions, TrainingConfig, EvaluationConfig):
     """An offline linear evaluation; `cache_features` trains on features of un-augmented images, extracted once."""
 
+    recipe: str | None = None  # from which optimizer, schedule and epochs were taken, if nobody named a YAML
     cache_features: bool = False
     auto_augment: Literal[False] = False  # solo-learn's key; the augmentation is a random crop and flip
 
@@ -218,13 +221,17 @@ def _derive(cfg: AnyConfig) -> AnyConfig:
     return cfg
 
 
-def run_values(run: str | Path, kind: str) -> dict[str, Any]:
-    """What `resolve` needs for a `linear` or `knn` evaluation of a pre-training: its encoder and all of its data.
+def run_values(run: str | Path, kind: str, overrides: Sequence[str] = ()) -> DictConfig:
+    """What `resolve` needs for a `linear` or `knn` evaluation of a pre-training, under `overrides`: its encoder and all
+    of its data.
 
-    `run` is its folder or checkpoint, ours or solo-learn's. For `linear`, the recipe is solo-learn's for ImageNet-100.
+    `run` is its folder or checkpoint, ours or solo-learn's. For `linear`, optimizer, schedule and epochs are those of
+    the method's linear recipe for the dataset, or else for ImageNet-100, or else solo-learn's for most methods; with
+    cached features, whose scale does not depend on the method, always the last.
 
     Raises:
         CheckpointError: no checkpoint there, or an args.json that is something else.
+        ConfigError: an override that makes no sense.
     """
     checkpoint = find_checkpoint(run)
     config = Run(checkpoint.parent).config or {}
@@ -242,7 +249,21 @@ def run_values(run: str | Path, kind: str) -> dict[str, Any]:
             "checkpoint": {"enabled": kind == "linear", "dir": folder},
             **{key: config[key] for key in ("backbone", "precision") if key in config},
         }
-    return values | LINEAR_RECIPE if kind == "linear" else values
+    if kind == "linear":
+        values |= LINEAR_RECIPE
+        if not overlay(values, overrides).get("cache_features"):
+            values |= _linear_recipe(str(data.get("dataset")), str(config.get("method")))
+    return overlay(values, overrides)
+
+
+def _linear_recipe(dataset: str, method: str) -> dict[str, Any]:
+    for folder in (dataset, "imagenet100"):
+        with suppress(ConfigError):
+            file = recipes.find(f"{folder}/{method}", "linear")
+            values = plain(compose(file.parent, file.name))
+            log.info("linear evaluation by the recipe of %s for %s, lr %g", method, folder, values["optimizer"]["lr"])
+            return {"recipe": f"linear/{folder}/{method}", **{key: values[key] for key in LINEAR_RECIPE}}
+    return {}
 
 
 def to_yaml(cfg: RunConfig) -> str:

@@ -47,7 +47,7 @@ def linear(cfg: LinearConfig, results: Path | None = None, encoder: Checkpoint |
         result = fit(cfg, model, data, begin(cfg, base))
     recipe = {key: value for key, value in plain(cfg).items() if key in ("optimizer", "scheduler", "seed")}
     protocol = {"augmented": not cached, "dataset": cfg.data.dataset, **recipe}
-    protocol |= {"checkpoint": source and source.name, "run": str(result.dir)}
+    protocol |= {"recipe": cfg.recipe, "checkpoint": source and source.name, "run": str(result.dir)}
     scores = {name: result.metrics.get(f"val_{name}") for name in ("acc1", "acc5")}
     content = {"protocol": protocol, **scores, "epochs": cfg.max_epochs, "seconds": result.seconds}
     _record(LINEAR, content, cfg, source, results)

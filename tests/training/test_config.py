@@ -719,7 +719,7 @@ def test_an_evaluation_takes_encoder_and_data_from_the_run(tmp_path, kind):
     args["data"]["format"] = "dali"  # as solo-learn's own runs may have
     (tmp_path / "args.json").write_text(json.dumps(args))
     torch.save({"state_dict": {"backbone.conv1.weight": torch.zeros(1)}, "epoch": 3}, tmp_path / "byol-x-ep=3.ckpt")
-    cfg = resolve(overlay(run_values(tmp_path, kind), ["data.num_workers=0"]), kind)
+    cfg = resolve(run_values(tmp_path, kind, ["data.num_workers=0"]), kind)
     assert cfg.pretrained_feature_extractor == str(tmp_path / "byol-x-ep=3.ckpt")
     assert (cfg.pretrain_method, cfg.backbone.name, cfg.precision) == ("byol", "resnet18", "bf16-mixed")
     assert (cfg.data.train_path, cfg.data.format, cfg.data.num_workers) == ("/images", "auto", 0)
@@ -729,12 +729,37 @@ def test_an_evaluation_takes_encoder_and_data_from_the_run(tmp_path, kind):
     assert resolve(cfg, kind) == cfg
 
 
+@pytest.mark.parametrize(
+    "dataset, method, overrides, recipe, lr",
+    [
+        ("cifar10", "byol", [], "linear/cifar10/byol", 0.3),
+        ("cifar10", "res_simsiam", [], "linear/cifar10/res_simsiam", 30.0),
+        ("cifar100", "projector_ema_mocov2plus", [], "linear/cifar100/projector_ema_mocov2plus", 3.0),
+        ("imagenet100", "ressl", [], "linear/imagenet100/ressl", 3.0),
+        ("stl10", "simclr", [], "linear/imagenet100/simclr", 1.0),
+        ("cifar10", "simsiam", ["optimizer.lr=7"], "linear/cifar10/simsiam", 7.0),
+        ("cifar10", "simsiam", ["cache_features=True"], None, 0.3),
+        ("cifar10", "vicreg", [], None, 0.3),
+    ],
+)
+def test_a_linear_evaluation_takes_its_methods_recipe(tmp_path, caplog, dataset, method, overrides, recipe, lr):
+    values = plain(cifar("byol")) | {"method": method}
+    values["data"] |= {"dataset": dataset, "train_path": None}
+    (tmp_path / "args.json").write_text(json.dumps(values))
+    torch.save({"state_dict": {"backbone.conv1.weight": torch.zeros(1)}, "epoch": 3}, tmp_path / "x-ep=3.ckpt")
+    with caplog.at_level("INFO", "solo_ext"):
+        cfg = resolve(run_values(tmp_path, "linear", overrides), "linear")
+    assert (cfg.recipe, cfg.optimizer.lr, cfg.max_epochs) == (recipe, lr, 100)
+    assert (cfg.scheduler.name, cfg.scheduler.lr_decay_steps, cfg.optimizer.batch_size) == ("step", [60, 80], 256)
+    assert caplog.text.count(f"linear evaluation by the recipe of {method}") == (recipe is not None)
+
+
 def test_an_evaluation_of_a_bare_checkpoint_needs_words(tmp_path):
     file = tmp_path / "weights.ckpt"
     torch.save({"state_dict": {"backbone.conv1.weight": torch.zeros(1)}}, file)
     with pytest.raises(ConfigError, match=re.escape("data.dataset")):
-        resolve(overlay(run_values(file, "knn")), "knn")
-    cfg = resolve(overlay(run_values(file, "knn"), ["data.dataset=cifar10", "backbone.name=resnet18"]), "knn")
+        resolve(run_values(file, "knn"), "knn")
+    cfg = resolve(run_values(file, "knn", ["data.dataset=cifar10", "backbone.name=resnet18"]), "knn")
     assert cfg.backbone.name == "resnet18" and list(cfg.knn_eval.k) == [1, 20]
 
 

@@ -28,6 +28,7 @@ def test_linear_evaluation_of_a_run(whole, tmp_path, cached):
     written = json.loads((whole.dir / "linear.json").read_text())
     assert written["acc1"] == result.metrics["val_acc1"] and written["protocol"]["augmented"] is not cached
     assert written["protocol"]["checkpoint"] == whole.checkpoint.name and written["epochs"] == 2
+    assert written["protocol"]["recipe"] is None  # a configuration of its own
     backbone = load_encoder(whole.dir)[0].state_dict()
     if not cached:  # the encoder, its batch statistics included, has not moved
         after = load_checkpoint(result.checkpoint)["state_dict"]
