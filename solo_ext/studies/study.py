@@ -59,6 +59,15 @@ class CellSpec:
 
 
 @dataclass(kw_only=True)
+class Comparison:
+    """Rows with these labels are compared, seed by seed, with those that have the labels `against`: each with the one
+    that agrees in most of the other columns, the first of them first."""
+
+    rows: dict[str, str] = field(default_factory=dict)
+    against: dict[str, str]
+
+
+@dataclass(kw_only=True)
 class StudyFile:
     """The content of a study's YAML; paths are relative to its folder.
 
@@ -72,7 +81,7 @@ class StudyFile:
     metrics: column -> logged metric. readout: the key column that says at which epoch a run is read out.
     curves: metrics over epochs. plot: the paper's form.
     grid: axis (one or several columns) -> label -> overrides; all combinations are run. cells: further ones.
-    cited: printed rows that are not run.
+    cited: printed rows that are not run. compare: which rows are compared with which.
     """
 
     title: str | None = None
@@ -90,6 +99,7 @@ class StudyFile:
     grid: dict[str, dict[str, list[str] | None]] = field(default_factory=dict)
     cells: list[CellSpec] = field(default_factory=list)
     cited: list[dict[str, str]] = field(default_factory=list)
+    compare: list[Comparison] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         if self.table and self.figure:
@@ -128,6 +138,8 @@ class Study:
         self.source = self.table.source if self.table else self.title.partition(":")[0]
         self.paper = bool(spec.table or spec.figure)
         self.cells = [row for row in self.rows if isinstance(row, Cell)]
+        self.baselines = _baselines(spec.compare, self.cells)
+        self.compared = " or ".join(dict.fromkeys(_row_text(comparison.against) for comparison in spec.compare))
         self.runs = list({cell.name: cell for cell in reversed(self.cells)}.values())[::-1]
 
     def jobs(self, out: str | Path) -> list[Job]:
@@ -157,6 +169,24 @@ class Study:
                 if not differences(other, values):
                     raise ConfigError(f"{self.file}: the cells {name} and {cell.name} are the same run")
             configs[cell.name] = values
+
+
+def _baselines(comparisons: Sequence[Comparison], cells: Sequence[Cell]) -> dict[Row, Cell]:
+    """Cell -> the cell that it is compared with."""
+
+    def having(labels: dict[str, str]) -> list[Cell]:
+        found = [cell for cell in cells if labels.items() <= cell.labels.items()]
+        if not found:
+            raise ConfigError(f"compare: no cell has {_row_text(labels)}")
+        return found
+
+    baselines: dict[Row, Cell] = {}
+    for comparison in comparisons:
+        others = having(comparison.against)
+        for cell in having(comparison.rows):
+            if cell not in others:
+                baselines[cell] = max(others, key=lambda other: [other.labels[k] == v for k, v in cell.labels.items()])
+    return baselines
 
 
 def load_study(path: str | Path, overrides: Sequence[str] = ()) -> Study:
