@@ -25,6 +25,7 @@ from solo_ext.methods.base import MethodConfig, PerformanceConfig
 from solo_ext.networks import BackboneConfig
 from solo_ext.optim import OptimizerConfig, SchedulerConfig, effective_lrs
 from solo_ext.runs.checkpoints import AutoResumeConfig, CheckpointConfig, find_checkpoint, foreign_config
+from solo_ext.runs.encoder import evaluation_view
 from solo_ext.runs.run import Run
 from solo_ext.schema import MISSING, Bounds, Config, Count, Positive, UnknownKey, build, keys, plain
 from solo_ext.training import recipes
@@ -53,6 +54,11 @@ class RunConfig(TrainerConfig):
     seed: Annotated[int, Bounds(0)] = 5
     performance: PerformanceConfig = field(default_factory=PerformanceConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        usable = 0 < len(self.name.encode()) <= 180 and not {*"/\\\0"} & {*self.name}
+        self.require(usable, "name", "a name for files, of at most 180 bytes and without slashes")
 
 
 @dataclass(kw_only=True)
@@ -236,14 +242,15 @@ def run_values(run: str | Path, kind: str, overrides: Sequence[str] = ()) -> Dic
     checkpoint = find_checkpoint(run)
     config = Run(checkpoint.parent).config or {}
     with foreign_config(checkpoint):
+        method = config.get("method") or config.get("pretrain_method")
         data = {key: value for key, value in config.get("data", {}).items() if key in EVALUATION_DATA}
-        if views := config.get("augmentations"):
-            data["augmentations"] = {key: views[0][key] for key in ("crop_size", "mean", "std") if key in views[0]}
+        if view := evaluation_view(config):
+            data["augmentations"] = view
         folder = config.get("checkpoint", {}).get("dir", CheckpointConfig.dir)
         values: dict[str, Any] = {
             "name": f"{config.get('name', checkpoint.stem)}-{kind}",
             "pretrained_feature_extractor": str(checkpoint),
-            "pretrain_method": config.get("method"),
+            "pretrain_method": method,
             "data": data,
             "devices": 1,
             "checkpoint": {"enabled": kind == "linear", "dir": folder},
@@ -252,7 +259,7 @@ def run_values(run: str | Path, kind: str, overrides: Sequence[str] = ()) -> Dic
     if kind == "linear":
         values |= LINEAR_RECIPE
         if not overlay(values, overrides).get("cache_features"):
-            values |= _linear_recipe(str(data.get("dataset")), str(config.get("method")))
+            values |= _linear_recipe(str(data.get("dataset")), str(method))
     return overlay(values, overrides)
 
 

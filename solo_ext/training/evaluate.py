@@ -66,8 +66,8 @@ def knn(cfg: KNNRunConfig, results: Path | None = None, encoder: Checkpoint | No
     backbone, source = _encoder(cfg, encoder)
     features = _features(cfg, backbone, data)
     options, rows = cfg.knn_eval, []
-    for distance in options.distance_func:
-        for temperature in options.T if distance == "cosine" else [None]:
+    for distance in dict.fromkeys(options.distance_func):
+        for temperature in dict.fromkeys(options.T) if distance == "cosine" else [None]:
             scores = knn_accuracy(*features, k=options.k, distance=distance, temperature=temperature or 0.07)
             for k, score in scores.items():
                 rows.append({"features": "backbone", "distance": distance, "k": k, "T": temperature, **score})

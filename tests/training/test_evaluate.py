@@ -10,10 +10,12 @@ from solo_ext.data import modules
 from solo_ext.errors import ConfigError
 from solo_ext.runs.checkpoints import load_checkpoint
 from solo_ext.runs.encoder import load_encoder
-from solo_ext.training.config import resolve
+from solo_ext.schema import plain
+from solo_ext.training.config import resolve, run_values
 from solo_ext.training.evaluate import knn, linear
 from solo_ext.training.pretrain import pretrain
 from solo_ext.training.trainer_config import TrainerConfig
+from solo_ext.zoo.model import load_backbone
 
 
 @pytest.mark.parametrize("cached", [False, True])
@@ -88,3 +90,23 @@ def test_a_gpu_reads_the_images_that_it_evaluates(whole):
     raw = {"pretrained_feature_extractor": str(whole.dir), "data": data, "knn_eval": {"k": [1]}}
     on_gpu, on_cpu = (knn(resolve({**raw, "accelerator": accelerator}, "knn")) for accelerator in ("gpu", "cpu"))
     assert [row["acc1"] for row in on_gpu] == pytest.approx([row["acc1"] for row in on_cpu], abs=1)
+
+
+def test_what_is_named_twice_counts_once(whole, capsys):
+    raw = {"pretrained_feature_extractor": str(whole.dir), "data": {"dataset": "fashion_mnist_mini", "fraction": 0.01}}
+    twice = {"k": [20, 1, 20], "distance_func": ["cosine", "cosine"], "T": [0.07, 0.1, 0.07]}
+    rows = knn(resolve({**raw, "accelerator": "cpu", "knn_eval": twice}, "knn"))
+    assert [(row["k"], row["T"]) for row in rows] == [(20, 0.07), (1, 0.07), (20, 0.1), (1, 0.1)]
+    assert all(row["acc1"] <= row["acc5"] <= 100 for row in rows)
+
+
+def test_the_encoder_of_a_linear_run_keeps_its_view(whole, tmp_path):
+    """Crop size, mean and std go with it to the next evaluation and to other code."""
+    view = {"crop_size": 20, "mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6]}
+    options = {"pretrained_feature_extractor": str(whole.dir), "pretrain_method": "byol", "data__augmentations": view}
+    run = linear(config(tmp_path, "linear", max_epochs=1, scheduler__name="none", **options)).dir
+    cfg = resolve(run_values(run, "knn"), "knn")
+    assert plain(cfg.data.augmentations) == view and cfg.pretrain_method == "byol"
+    transform = load_backbone(run).transform
+    assert transform.size == 20 and transform.mean.tolist() == pytest.approx(view["mean"])
+    assert transform.std.tolist() == pytest.approx(view["std"])

@@ -66,7 +66,8 @@ def export(source: Source, folder: Path) -> Product:
         for classes in (kwargs["num_classes"], 0 if ours else 1000)
     )
     file: Any = folder / CONFIG  # annotated as a string, but timm before 1.0.27 needs the Path
-    save_config_for_hf(model, file, model_args=kwargs)
+    # num_classes, which is a key of its own, would come twice for transformers
+    save_config_for_hf(model, file, model_args={k: v for k, v in kwargs.items() if k != "num_classes"})
     imports = ("import solo_ext.zoo.model",) if ours else ()
     (folder / CARD).write_text(card(source, image, imports), encoding="utf-8")
     return replace(
