@@ -30,6 +30,7 @@ MINI = Path(__file__).with_name("assets") / "fashion_mnist_mini.npz"
 MINI_SHA256 = "4b0cd74d4fcfbd4364c43ad82ee3078902ea66a75ad24609aab2a854a052ac92"
 
 H5_SUFFIXES = (".h5", ".hdf5")
+LINEAR_REFERENCE = "imagenet100"  # whose linear recipes, solo-learn's, serve the datasets that have none
 DEFAULT_FOLDER = "datasets"  # of the sets that have a download, when data.train_path is null
 
 
@@ -210,7 +211,8 @@ def _torchvision(data: DataConfig, which: str, name: str, **kwargs: Any) -> Any:
 
     cls = getattr(torchvision.datasets, name)
     root, key = _root(data, which)
-    with suppress(RuntimeError):  # torchvision's "not found or corrupted", after comparing checksums
+    damaged = naming(f"{key}: the files of {name} in '{root}' cannot be read", Exception, error=DataError)
+    with damaged, suppress(RuntimeError):  # torchvision's "not found or corrupted", after comparing checksums
         return cls(root, download=False, **kwargs)
     missing = f"{key}: no complete files of {name} in '{root}'"
     if not data.download:

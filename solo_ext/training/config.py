@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from solo_ext.data.augmentations import AugmentationConfig, count_crops
-from solo_ext.data.datasets import DataConfig, dataset_info
+from solo_ext.data.datasets import LINEAR_REFERENCE, DataConfig, dataset_info
 from solo_ext.errors import ConfigError, must_have
 from solo_ext.evaluation.finetune import LinearOptions
 from solo_ext.evaluation.knn import Distance
@@ -264,7 +264,7 @@ def run_values(run: str | Path, kind: str, overrides: Sequence[str] = ()) -> Dic
 
 
 def _linear_recipe(dataset: str, method: str) -> dict[str, Any]:
-    for folder in (dataset, "imagenet100"):
+    for folder in (dataset, LINEAR_REFERENCE):
         with suppress(ConfigError):
             file = recipes.find(f"{folder}/{method}", "linear")
             values = plain(compose(file.parent, file.name))
