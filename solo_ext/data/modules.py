@@ -90,7 +90,7 @@ class ImageData(pl.LightningDataModule):
     @cached_property
     def val_set(self) -> ImageSet | None:
         """None where there is nothing to validate on: no labels, or an image folder without `val_path`."""
-        if not self.num_classes or (self.train_set.classes and self.data.val_path is None):
+        if not self.num_classes or (self.train_set.classes and not (self.data.val_path or self.data.val_fraction)):
             return None
         images, classes = load_dataset(self.data, "test"), self.train_set.classes
         if not classes:

@@ -71,7 +71,7 @@ def _length(cfg: PretrainConfig) -> dict[str, Any]:
     data, size = cfg.data, dataset_info(cfg.data).train_size
     try:
         share = 1 if data.fraction == -1 else data.fraction
-        images = int(size * share) if size else len(load_dataset(data, "pretrain"))
+        images = int(size * share) if size and not data.val_fraction else len(load_dataset(data, "pretrain"))
     except DataError as error:
         return {"images": None, "images_unknown": str(error), "steps_per_epoch": None, "steps": None}
     batches = images // cfg.processes // cfg.optimizer.batch_size

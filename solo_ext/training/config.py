@@ -35,7 +35,10 @@ from solo_ext.training.trainer_config import NO_LOOP, OWN, TensorboardConfig, Tr
 
 log = logging.getLogger("solo_ext")
 
-EVALUATION_DATA = ("dataset", "train_path", "val_path", "num_workers", "download", "corrupt", "corrupt_limit")
+EVALUATION_DATA = (  # what an evaluation takes over from the run
+    *("dataset", "train_path", "val_path", "val_fraction"),
+    *("num_workers", "download", "corrupt", "corrupt_limit"),
+)
 LINEAR_RECIPE = {
     "optimizer": {"name": "sgd", "batch_size": 256, "lr": 0.3, "weight_decay": 0},
     "scheduler": {"name": "step", "lr_decay_steps": [60, 80]},
