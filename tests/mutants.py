@@ -17,7 +17,7 @@ SECONDS = 600  # for the tests of one fault
 FAULTS = Path(__file__).with_suffix(".txt")
 # the tests about a file, beside those in the folder of its room
 ALSO = {
-    "losses": ["methods"],
+    "losses": ["methods", "training/test_distributed.py"],
     "momentum": ["methods"],
     "optim": ["training/test_config.py", "methods/test_golden.py"],
     "methods": ["momentum"],
