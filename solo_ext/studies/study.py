@@ -29,6 +29,7 @@ from solo_ext.training import recipes
 from solo_ext.training.compose import overlay
 
 RESULTS = "paper_results.yaml"
+READING = "Reading"  # a column that tables do not print: how a cell reads what its paper leaves open
 OWN = {  # what `solo-ext study` sets in every run -> what to do instead
     "seed": "use seeds=[0,1,2]",
     "checkpoint.dir": "use --out",
@@ -227,8 +228,10 @@ def _study(path: Path, spec: StudyFile, overrides: Sequence[str]) -> Study:
     cells = _cells(spec, specs, folder, values["dataset"], changes)
     rows: list[Row] = list(cells)
     if table:  # in the paper's order
-        by_labels = {tuple(cell.labels.values()): cell for cell in cells}
-        rows = [by_labels.get(tuple(row.labels.values()), row) for row in table.printed]
+        rows = []
+        for row in table.printed:
+            labels = row.labels | {READING: "-"} if any(READING in one.row for one in specs) else row.labels
+            rows += [cell for cell in cells if row.labels.items() <= cell.labels.items()] or [Row(labels, row.values)]
     return Study(path, spec, table, rows, seeds, changes)
 
 
@@ -310,28 +313,34 @@ def _combinations(grid: dict[str, dict[str, list[str] | None]]) -> list[CellSpec
 
 def _cover(table: Table, study: StudyFile, specs: Sequence[CellSpec]) -> None:
     """Finds the rows of the printed table that each cell covers: one, unless they differ in the column `readout`."""
-    owners: dict[Row, list[str]] = {row: [] for row in table.printed}
+    owners: dict[Row, dict[str, list[str]]] = {row: {} for row in table.printed}  # by reading
     claims = [(spec, spec.where) for spec in specs]
     claims += [(CellSpec(row=labels), f"the cited row {_row_text(labels)}") for labels in study.cited]
     for spec, owner in claims:
-        for column in spec.row:
+        printed = {column: text for column, text in spec.row.items() if column != READING}
+        for column in printed:
             must_have(column, table.keys, f"{owner}: {study.table} has no key column")
-        spec.covers = [row for row in table.printed if spec.row.items() <= row.labels.items()]
+        spec.covers = [row for row in table.printed if printed.items() <= row.labels.items()]
         if not spec.covers:
-            near = [_row_text({column: row.labels[column] for column in spec.row}) for row in table.printed]
-            raise ConfigError(f"{owner} matches no row of {study.table}{nearest(_row_text(spec.row), near)}")
+            near = [_row_text({column: row.labels[column] for column in printed}) for row in table.printed]
+            raise ConfigError(f"{owner} matches no row of {study.table}{nearest(_row_text(printed), near)}")
         for row in spec.covers:
-            owners[row].append(owner)
+            owners[row][spec.row.get(READING, "-")] = [*owners[row].get(spec.row.get(READING, "-"), ()), owner]
     for spec in specs:
         epochs = {row.labels[study.readout] for row in spec.covers} if study.readout else [None]
         if len(spec.covers) > len(epochs):
             raise ConfigError(f"{spec.where} matches {len(spec.covers)} rows of {study.table}; name more columns")
-    for row, names in owners.items():
+    for row, readings in owners.items():
         text = f"the row {_row_text(row.labels)} of {study.table}"
-        if not names:
+        if not readings:
             raise ConfigError(f"no cell covers {text}; add one, or put it under cited")
-        if len(names) > 1:
-            raise ConfigError(f"{text} is covered by {' and by '.join(names)}")
+        for names in readings.values():
+            if len(names) > 1:
+                raise ConfigError(f"{text} is covered by {' and by '.join(names)}")
+    if any(READING in spec.row for spec in specs):
+        for spec in specs:
+            read = {READING: spec.row.get(READING, "-")}
+            spec.covers = [Row(row.labels | read, row.values) for row in spec.covers]
 
 
 def _names_of(rows: Sequence[dict[str, str]]) -> list[str]:

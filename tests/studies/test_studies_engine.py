@@ -382,6 +382,27 @@ def test_a_comparison_with_nothing_is_refused(file, compare, words):
         load_study(file(compare=compare))
 
 
+def test_both_readings_of_a_paper_stand_side_by_side(file):
+    """Each reading is a row with the paper's number and a baseline of its own; what has one reading names none."""
+    grid = {**STUDY["grid"], "Reading": {"constant": ["momentum.schedule=constant"], "cosine": []}}
+    study = load_study(file(grid=grid, compare=[{"against": {"backbone": "Y", "projector": "Y"}}]))
+    assert [(*row.labels.values(), row.values["Acc"]) for row in study.rows] == [
+        ("BYOL", "Y", "Y", "constant", 62.01),
+        ("BYOL", "Y", "Y", "cosine", 62.01),
+        ("BYOL", "Y", "-", "constant", 62.17),
+        ("BYOL", "Y", "-", "cosine", 62.17),
+        ("BYOL", "-", "Y", "constant", 59.61),
+        ("BYOL", "-", "Y", "cosine", 59.61),
+        ("MoCo v3", "Y", "Y", "-", None),
+        ("Other", "Y", "-", "-", 8.11),
+    ]
+    assert len(study.runs) == 7 and study.cells[0].config(0).momentum.schedule == "constant"
+    assert all(cell.labels["Reading"] == other.labels["Reading"] for cell, other in study.baselines.items())
+    cells = [{"row": {"Method": "MoCo v3", "Reading": "one"}, "overrides": ["recipe=mocov3"]}] * 2
+    with pytest.raises(ConfigError, match=r"comes twice|is covered by"):
+        load_study(file(cells=cells))
+
+
 def test_another_setting_is_said(file):
     path = file()
     assert warning(load_study(path)) == ""
