@@ -18,7 +18,7 @@ FAULTS = Path(__file__).with_suffix(".txt")
 # the tests about a file, beside those in the folder of its room
 ALSO = {
     "losses": ["methods", "training/test_distributed.py"],
-    "momentum": ["methods"],
+    "momentum": ["methods", "planning"],
     "optim": ["training/test_config.py", "methods/test_golden.py"],
     "methods": ["momentum"],
     "evaluation": ["training/test_evaluate.py"],
@@ -26,7 +26,9 @@ ALSO = {
     "data": ["training/test_resume.py"],
     "runs": ["zoo/test_hub.py"],
 }
-EQUIVALENT: dict[str, str] = {}  # the line of mutants.txt -> why nobody can tell
+EQUIVALENT = {  # the line of mutants.txt -> why nobody can tell
+    "momentum/teacher.py | student[self.entry.name].detach() | student[self.entry.name]": "it runs under no_grad anyway",
+}
 
 
 def faults(words: list[str]) -> list[tuple[str, str, str]]:
