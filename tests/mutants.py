@@ -26,8 +26,9 @@ ALSO = {
     "data": ["training/test_resume.py"],
     "runs": ["zoo/test_hub.py"],
 }
-EQUIVALENT = {  # the line of mutants.txt -> why nobody can tell
-    "momentum/teacher.py | student[self.entry.name].detach() | student[self.entry.name]": "it runs under no_grad anyway",
+# the line of mutants.txt -> why nobody can tell
+EQUIVALENT = {
+    "momentum/teacher.py | student[self.entry.name].detach() | student[self.entry.name]": "it runs under no_grad",
 }
 
 
