@@ -64,13 +64,13 @@ def _start(cfg: Any, args: Namespace, command: str, **options: Any) -> None:
 def _evaluate(args: Namespace, command: str, file: Path | None, overrides: list[str]) -> None:
     """Evaluates `args.run`, as `file` says or else as the run's own configuration does."""
     from solo_ext.runs.checkpoints import CheckpointConfig
-    from solo_ext.training.compose import assign, overlay
+    from solo_ext.training.compose import assign
     from solo_ext.training.config import resolve, run_values
     from solo_ext.zoo.model import open_source
 
     encoder = open_source(args.run) if args.run else None
     if encoder and not file:
-        raw = overlay(run_values(encoder.path, command), overrides)
+        raw = run_values(encoder.path, command, overrides)
     else:
         source = [assign("pretrained_feature_extractor", encoder.path)] if encoder else []
         raw = _composed(file, [*overrides, *source])
@@ -121,8 +121,9 @@ def plan(args: Namespace) -> None:
 def linear(args: Namespace) -> None:
     """Train a linear classifier on a frozen encoder.
 
-    --run PATH alone takes the data from that run and the rest from solo-learn's recipe for offline linear evaluation;
-    with a YAML, the YAML gives both, and --run PATH stands for pretrained_feature_extractor=PATH.
+    --run PATH alone takes the data from that run, and optimizer, schedule and epochs from its method's linear recipe
+    for its dataset, or else for ImageNet-100 (solo-learn's), and says which. With a YAML, the YAML gives both, and
+    --run PATH stands for pretrained_feature_extractor=PATH.
 
       solo-ext linear --run trained_models/byol/RUN data.num_workers=8
       solo-ext linear cifar10/byol --run trained_models/byol/RUN optimizer.lr=0.1

@@ -11,7 +11,7 @@ from importlib import import_module
 from pathlib import Path
 
 from solo_ext.cli.command import SOLO_EXT, option
-from solo_ext.errors import ConfigError, require
+from solo_ext.errors import ConfigError, naming, require
 
 DATA = SOLO_EXT.group("data", __doc__)
 
@@ -101,8 +101,6 @@ def certify(args: Namespace) -> None:
     if not (benchmarks / "certificate").is_dir():
         raise ConfigError("data certify needs a checkout of solo-ext: the certificate is no part of the package")
     sys.path.insert(0, str(benchmarks))
-    try:
+    with naming("data certify needs pip install -e '.[dev]'", ImportError):
         certificate = import_module("certificate")
-    except ImportError as error:
-        raise ConfigError(f"data certify needs {error.name}: pip install -e '.[dev]'") from error
     certificate.COMMAND(args.others)

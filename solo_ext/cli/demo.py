@@ -61,12 +61,10 @@ def demo(args: Namespace) -> None:
 
 def _evaluate(folder: Path, overrides: Sequence[str] = ()) -> Path:
     """kNN and linear evaluation of the run in `folder`, changed by `overrides`; returns an untrained one's folder."""
-    from solo_ext.training.compose import overlay
     from solo_ext.training.config import resolve, run_values
     from solo_ext.training.evaluate import knn, linear, untrained_folder
 
-    values = overlay(run_values(folder, "knn"), ["knn_eval.distance_func=[cosine]", *overrides])
-    knn(resolve(values, "knn"))
-    cfg = resolve(overlay(run_values(folder, "linear"), ["cache_features=True", *overrides]), "linear")
+    knn(resolve(run_values(folder, "knn", ["knn_eval.distance_func=[cosine]", *overrides]), "knn"))
+    cfg = resolve(run_values(folder, "linear", ["cache_features=True", *overrides]), "linear")
     linear(cfg)
     return untrained_folder(cfg)

@@ -1,5 +1,6 @@
 """`solo-ext`: runs a command, and turns a user's mistake into one line and exit status 2."""
 
+import io
 import logging
 import os
 import sys
@@ -24,6 +25,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     # whether this is the first process of a run, or the only one
     first = all(os.environ.get(rank, "0") == "0" for rank in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # what the console cannot show
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("solo-ext: %(message)s"))
     log.addHandler(handler)

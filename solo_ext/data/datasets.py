@@ -30,6 +30,7 @@ MINI = Path(__file__).with_name("assets") / "fashion_mnist_mini.npz"
 MINI_SHA256 = "4b0cd74d4fcfbd4364c43ad82ee3078902ea66a75ad24609aab2a854a052ac92"
 
 H5_SUFFIXES = (".h5", ".hdf5")
+LINEAR_REFERENCE = "imagenet100"  # whose linear recipes, solo-learn's, serve the datasets that have none
 DEFAULT_FOLDER = "datasets"  # of the sets that have a download, when data.train_path is null
 
 
@@ -52,7 +53,6 @@ class DatasetInfo:
     eval_std: Triple | None = None
     recipes: str | None = None  # folder of its recipes in `scripts/*/`, where it is not the dataset's name
     hub: str | None = None  # id on the Hugging Face Hub
-    lars_eta: tuple[float, float] | None = None  # range of LARS's trust coefficients in the papers and solo-learn
 
 
 DATASETS: dict[str, DatasetInfo] = {}  # filled at the end of this file
@@ -69,6 +69,9 @@ class DataConfig(Config, section="data"):
     num_workers: Annotated[int, Bounds(0)] = 4  # processes of image_folder and h5, threads of dali; tensor has none
     no_labels: bool = False
     fraction: float = -1.0  # of the training set, stratified by class; -1: all of it
+    # of the labelled training images: kept out of training and evaluated on, in place of the test images, so that a
+    # recipe can be chosen without a look at those; 0: none
+    val_fraction: Share = 0.0
     download: bool = True
     corrupt: Literal["error", "skip"] = "error"  # an unreadable image: error, or skip (the next one takes its place)
     corrupt_limit: Share = 0.01  # of the images may be skipped
@@ -81,6 +84,7 @@ class DataConfig(Config, section="data"):
         super().__post_init__()
         share = 0 < self.fraction < 1
         self.require(share or self.fraction == -1, "fraction", "between 0 and 1, or -1 for the whole set")
+        self.require(self.val_fraction < 1, "val_fraction", "below 1")
 
 
 def dataset_info(data: DataConfig) -> DatasetInfo:
@@ -114,24 +118,34 @@ def read_images(path: str | os.PathLike, key: str, labels: bool = True, only: tu
 def load_dataset(data: DataConfig, split: str) -> ImageSet:
     """Images and labels of a split: `pretrain`, `train` (labelled; differs for stl10) or `test`.
 
-    Downloads what is missing if the dataset has a download and `data.download` is true. `data.fraction` applies to
-    all splits but `test`. Raises `DataError` with the path of what is missing or damaged.
+    Downloads what is missing if the dataset has a download and `data.download` is true. With `data.val_fraction`, the
+    split `test` is a part of the training images, which the others lack. `data.fraction` applies to all splits but
+    `test`. Raises `DataError` with the path of what is missing or damaged.
     """
-    images = DATASETS[data.dataset].load(data, split)
+    held_out = data.val_fraction > 0
+    images = DATASETS[data.dataset].load(data, "train" if held_out and split == "test" else split)
+    if held_out:
+        labelled = np.flatnonzero(images.targets >= 0)
+        if not len(labelled):
+            raise DataError(f"data.val_fraction: the training images of '{data.dataset}' have no labels")
+        rows = labelled[_part(images.targets[labelled], data.val_fraction, "data.val_fraction")]
+        kept = np.setdiff1d(np.arange(len(images)), rows)
+        images = images.subset(np.sort(rows) if split == "test" else kept)
     if data.no_labels:
         images = images.unlabelled()
-    return images if split == "test" or data.fraction == -1 else _fraction(images, data.fraction)
+    if split == "test" or data.fraction == -1:
+        return images
+    return images.subset(_part(images.targets, data.fraction, "data.fraction"))
 
 
-def _fraction(images: ImageSet, fraction: float) -> ImageSet:
-    """The same images as solo-learn's: stratified by class, if there are labels."""
-    count, size, labelled = len(images), int(fraction * len(images)), images.targets.max() >= 0
-    _, counts = np.unique(images.targets, return_counts=True)
+def _part(targets: np.ndarray, fraction: float, key: str) -> np.ndarray:
+    """The rows of solo-learn's fraction of the images: stratified by class, if there are labels."""
+    count, size, labelled = len(targets), int(fraction * len(targets)), targets.max() >= 0
+    _, counts = np.unique(targets, return_counts=True)
     if not size or (labelled and (counts.min() < 2 or min(size, count - size) < len(counts))):
         why = f"each of {len(counts)} classes needs an image in it and one outside" if labelled else "that is none"
-        raise DataError(f"data.fraction: {fraction} of {count} images cannot be drawn ({why})")
-    everything = np.random.RandomState(42).permutation(count)
-    return images.subset(stratified_rows(images.targets, size) if labelled else everything[count - size :])
+        raise DataError(f"{key}: {fraction} of {count} images cannot be drawn ({why})")
+    return stratified_rows(targets, size) if labelled else np.random.RandomState(42).permutation(count)[count - size :]
 
 
 def _load_mini(data: DataConfig, split: str) -> ImageSet:
@@ -211,7 +225,8 @@ def _torchvision(data: DataConfig, which: str, name: str, **kwargs: Any) -> Any:
 
     cls = getattr(torchvision.datasets, name)
     root, key = _root(data, which)
-    with suppress(RuntimeError):  # torchvision's "not found or corrupted", after comparing checksums
+    damaged = naming(f"{key}: the files of {name} in '{root}' cannot be read", Exception, error=DataError)
+    with damaged, suppress(RuntimeError):  # torchvision's "not found or corrupted", after comparing checksums
         return cls(root, download=False, **kwargs)
     missing = f"{key}: no complete files of {name} in '{root}'"
     if not data.download:
@@ -239,7 +254,6 @@ _CIFAR = partial(
     image_size=32,
     small_images=True,
     train_size=50_000,
-    lars_eta=(0.02, 0.02),
     # solo-learn evaluates both CIFAR sets with CIFAR-10's mean and a coarser std; kept, so that accuracies compare
     eval_mean=(0.4914, 0.4822, 0.4465),
     eval_std=(0.247, 0.243, 0.261),
@@ -259,9 +273,7 @@ DATASETS |= {
     "stl10": DatasetInfo(
         10, (0.4914, 0.4823, 0.4466), (0.247, 0.243, 0.261), _load_stl10, image_size=96, train_size=105_000
     ),
-    "imagenet100": _IMAGENET(
-        100, load=_IMAGENET_100, train_size=126_689, recipes="imagenet-100", lars_eta=(0.02, 0.02)
-    ),
-    "imagenet": _IMAGENET(1000, load=_load_folder, train_size=1_281_167, lars_eta=(0.001, 0.002)),
+    "imagenet100": _IMAGENET(100, load=_IMAGENET_100, train_size=126_689, recipes="imagenet-100"),
+    "imagenet": _IMAGENET(1000, load=_load_folder, train_size=1_281_167),
     "custom": CUSTOM,
 }

@@ -3,10 +3,11 @@
 import codecs
 import hashlib
 import io
+import logging
 import os
 import posixpath
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -19,19 +20,35 @@ from torch import Tensor
 
 from solo_ext.errors import DataError, reason
 
+log = logging.getLogger("solo_ext")
+
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 
 
 def decode(data: bytes) -> Tensor:
     """The image in `data`, an encoded file: uint8 [3, H, W], RGB. Raises whatever the decoders raise."""
     with Image.open(io.BytesIO(data)) as image:  # reads the header, and refuses decompression bombs
-        if is_plain_jpeg(image):
-            # faster than Pillow; torchvision, which takes a second to import, will drop it
-            with suppress(ImportError):
-                from torchvision.io import ImageReadMode, decode_jpeg
-
-                return decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8), ImageReadMode.RGB)
+        if is_plain_jpeg(image) and (fast := jpeg_decoder()):
+            return fast(data)
         return pixels(image.convert("RGB"))
+
+
+@cache
+def jpeg_decoder() -> Callable[[bytes], Tensor] | None:
+    """torchvision's, which is faster than Pillow's and takes a second to import; None, and a warning, without one."""
+
+    def fast(data: bytes) -> Tensor:
+        return decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8), ImageReadMode.RGB)
+
+    try:
+        from torchvision.io import ImageReadMode, decode_jpeg
+
+        Image.new("RGB", (8, 8)).save(sample := io.BytesIO(), "JPEG")
+        fast(sample.getvalue())
+        return fast
+    except Exception as error:  # it is missing, or a library behind it
+        log.warning("torchvision does not decode JPEG here (%s); Pillow does, more slowly", reason(error))
+        return None
 
 
 def is_plain_jpeg(image: Image.Image) -> bool:

@@ -3,7 +3,8 @@
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cache, cached_property
+from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
@@ -14,10 +15,10 @@ from torch.utils.data import DistributedSampler
 
 from solo_ext.data.augmentations import AugmentationConfig, ClassificationAugmentationConfig
 from solo_ext.data.datasets import DataConfig, DatasetInfo, dataset_info, load_dataset
-from solo_ext.data.images import ArrayImages, FileImages, ImageSet
+from solo_ext.data.images import ArrayImages, FileImages, ImageSet, jpeg_decoder
 from solo_ext.data.loader import EpochSampler, ResidentLoader, Skipped, ViewDataset, ViewLoader
 from solo_ext.data.transforms import Transform, build_eval_transform
-from solo_ext.errors import ConfigError, DataError
+from solo_ext.errors import ConfigError, DataError, reason
 from solo_ext.schema import build, fit
 
 log = logging.getLogger("solo_ext")
@@ -28,23 +29,23 @@ DEFAULT_CROP = 224  # of sets whose images have no common size
 def pick_format(data: DataConfig, images: ArrayImages | FileImages, device: torch.device) -> str:
     """What `data.format` means for these images on this device; a `ConfigError` if that cannot read them."""
     if data.format == "auto":
-        return next(name for name in images.formats if name != "dali" or (device.type == "cuda" and _has_dali()))
+        on_gpu = device.type == "cuda"
+        return next(name for name in images.formats if name != "dali" or (on_gpu and not _without_dali()))
     if data.format not in images.formats:
         raise ConfigError(
             f"data.format: '{data.format}' does not read {images.kind}, which '{data.dataset}' has here "
             f"(one of {', '.join(images.formats)}, auto)"
         )
-    if data.format == "dali" and not _has_dali():
-        raise ConfigError(
-            "data.format: 'dali' needs NVIDIA DALI; pip install 'solo-ext[dali]' (CUDA 12) or 'solo-ext[dali-cuda13]', "
-            "or use image_folder"
-        )
+    if data.format == "dali" and (why := _without_dali()):
+        raise ConfigError(f"data.format: 'dali' needs NVIDIA DALI, which {why}, or use image_folder")
     return data.format
 
 
 def make_loader(data: DataConfig, views: ViewDataset, device: torch.device, **batching: Any) -> ViewLoader:
     """Batches `(indexes, [view per transform], targets)` in the format of `data`; `batching` as of a DataLoader."""
     name = pick_format(data, views.images.images, device)
+    if isinstance(views.images.images, FileImages):
+        jpeg_decoder()  # imported once, and not in each worker
     batching["skipped"] = Skipped(len(views), data.corrupt, data.corrupt_limit)
     if name == "tensor":
         return ResidentLoader(views, device, **batching)
@@ -56,8 +57,17 @@ def make_loader(data: DataConfig, views: ViewDataset, device: torch.device, **ba
     return ViewLoader(views, device, pin_memory=device.type == "cuda", **workers, **batching)
 
 
-def _has_dali() -> bool:
-    return find_spec("nvidia.dali") is not None if find_spec("nvidia") else False
+@cache
+def _without_dali() -> str:
+    """Why NVIDIA DALI cannot be used; empty if it can."""
+    if not (find_spec("nvidia") and find_spec("nvidia.dali")):
+        return "is not installed; pip install 'solo-ext[dali]' (CUDA 12) or 'solo-ext[dali-cuda13]'"
+    try:
+        import_module("nvidia.dali.plugin.pytorch")
+        return ""
+    except Exception as error:  # a library that it needs, or another CUDA
+        log.warning("NVIDIA DALI is installed, but cannot be used here: %s", reason(error))
+        return f"cannot be used here ({reason(error)}); reinstall it"
 
 
 class ImageData(pl.LightningDataModule):
@@ -80,7 +90,7 @@ class ImageData(pl.LightningDataModule):
     @cached_property
     def val_set(self) -> ImageSet | None:
         """None where there is nothing to validate on: no labels, or an image folder without `val_path`."""
-        if not self.num_classes or (self.train_set.classes and self.data.val_path is None):
+        if not self.num_classes or (self.train_set.classes and not (self.data.val_path or self.data.val_fraction)):
             return None
         images, classes = load_dataset(self.data, "test"), self.train_set.classes
         if not classes:

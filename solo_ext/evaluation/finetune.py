@@ -34,7 +34,7 @@ class LinearOptions(Config):
 
 def backbone_groups(backbone: nn.Module, cfg: OptimizerConfig, lr: float) -> list[dict[str, Any]]:
     """The parameter groups of a trained backbone: one, or with `layer_decay` one per layer, whose lr, unlike in
-    solo-learn, the decay does change."""
+    solo-learn, the decay does change: lr is the classifier's, the last layer has layer_decay times that (BEiT, MAE)."""
     if not cfg.layer_decay:
         return [{"name": "backbone", "params": list(backbone.parameters())}]
     from timm.optim import param_groups_layer_decay
@@ -42,5 +42,5 @@ def backbone_groups(backbone: nn.Module, cfg: OptimizerConfig, lr: float) -> lis
     undecayed: set[str] = getattr(backbone, "no_weight_decay", set)()
     layers = param_groups_layer_decay(backbone, cfg.weight_decay, undecayed, layer_decay=cfg.layer_decay)
     for i, layer in enumerate(layers):
-        layer |= {"name": f"backbone.{i}", "lr": lr * layer.pop("lr_scale")}
+        layer |= {"name": f"backbone.{i}", "lr": lr * cfg.layer_decay * layer.pop("lr_scale")}
     return layers

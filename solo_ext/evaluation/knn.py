@@ -43,7 +43,7 @@ def knn_accuracy(
     images without label (-1) are left out. Raises `DataError` if none is left, and `ConfigError` for an unknown
     distance, a k below 1 or a temperature that is not above 0.
     """
-    ks: list[int] = fit(list[Count], [k] if isinstance(k, int) else k, "k")
+    ks: list[int] = list(dict.fromkeys(fit(list[Count], [k] if isinstance(k, int) else k, "k")))
     fit(Distance, distance, "distance")
     fit(Positive, temperature, "temperature")
     bank, bank_labels = labelled(bank, bank_labels, "kNN", "bank")

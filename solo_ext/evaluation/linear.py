@@ -57,7 +57,7 @@ class LinearModel(pl.LightningModule):
             x = x.to(memory_format=torch.channels_last)
         with torch.set_grad_enabled(self.options.finetune and torch.is_grad_enabled()):
             feats = self.backbone(x)
-        return {"feats": feats, "logits": self.classifier(feats)}
+        return {"feats": feats, "logits": classify(self.classifier, feats)}
 
     def training_step(self, batch: Sequence[Any], batch_idx: int) -> Tensor:
         """The loss on `(indexes, [view], targets)`, or solo-learn's `(images, targets)`."""
@@ -91,6 +91,13 @@ class LinearModel(pl.LightningModule):
         steps, epochs = self.trainer.estimated_stepping_batches, self.trainer.max_epochs or 0
         scheduler = build_scheduler(optimizer, self.scheduler_cfg, steps, epochs)
         return {"optimizer": optimizer, **({"lr_scheduler": scheduler} if scheduler else {})}
+
+
+def classify(classifier: nn.Linear, features: Tensor) -> Tensor:
+    """The logits [B, classes] of features [B, D] in the precision of the classifier's weights, also under autocast: in
+    bfloat16, classes tie."""
+    with torch.autocast(features.device.type, enabled=False):
+        return classifier(features.to(classifier.weight.dtype))
 
 
 def image_and_target(batch: Sequence[Any]) -> tuple[Tensor, Tensor]:

@@ -10,8 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from solo_ext.losses.distributed import gather, gather_no_grad, rank
+from solo_ext.losses.precision import in_float32
 
 
+@in_float32
 def info_nce(query: Tensor, key: Tensor, temperature: float) -> Tensor:
     """Cross-entropy of telling each query's key among the keys of all ranks (residual momentum, Eq. 2).
 
@@ -25,6 +27,7 @@ def info_nce(query: Tensor, key: Tensor, temperature: float) -> Tensor:
     return F.cross_entropy(logits, labels)
 
 
+@in_float32
 def nt_xent(queries: Sequence[Tensor], temperature: float, targets: Sequence[Tensor] | None = None) -> Tensor:
     """-log of the share of an image's other views among all views of all images and ranks (SimCLR, Eq. 1).
 
@@ -48,6 +51,7 @@ def nt_xent(queries: Sequence[Tensor], temperature: float, targets: Sequence[Ten
     return -logits.log_softmax(1).masked_fill(~same_image, -torch.inf).logsumexp(1).mean()
 
 
+@in_float32
 def queue_nce(query: Tensor, key: Tensor, queue: Tensor, temperature: float) -> Tensor:
     """Cross-entropy of telling each query's key from the keys in the queue (MoCo, Eq. 1).
 
@@ -59,6 +63,7 @@ def queue_nce(query: Tensor, key: Tensor, queue: Tensor, temperature: float) -> 
     return F.cross_entropy(logits, torch.zeros(len(query), dtype=torch.long, device=query.device))
 
 
+@in_float32
 def relational(query: Tensor, key: Tensor, queue: Tensor, temperature_q: float, temperature_k: float) -> Tensor:
     """-sum P(key) log P(query), P = softmax of the similarities to the queue (ReSSL, Eq. 4 to 6).
 

@@ -5,8 +5,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from solo_ext.losses.distributed import mean_over_ranks
+from solo_ext.losses.precision import in_float32
 
 
+@in_float32
 def dino(
     student: Tensor, teacher: Tensor, center: Tensor, student_temperature: float, teacher_temperature: float
 ) -> Tensor:

@@ -3,23 +3,28 @@
 import torch.nn.functional as F
 from torch import Tensor
 
+from solo_ext.losses.precision import in_float32
+
+
+@in_float32
+def cosine_distance(p: Tensor, z: Tensor) -> Tensor:
+    """2 - 2 cos(p, z) = ||p/|p| - z/|z|||^2, averaged over the batch (residual momentum, Eq. 5; BYOL, Eq. 2).
+
+    p, z: [B, D], not normalised. z carries no gradient. In [0, 4]; its gradient is twice `negative_cosine`'s. Computed
+    as the squared length of the difference: 2 - 2 cos would lose the digits that nearly equal vectors have in common.
+    """
+    return (F.normalize(p, dim=-1) - F.normalize(z.detach(), dim=-1)).square().sum(-1).mean()
+
 
 def negative_cosine(p: Tensor, z: Tensor) -> Tensor:
     """-cos(p, z), averaged over the batch (ProjectorEMA, D of Alg. 1 and Eq. 5; SimSiam, Eq. 1).
 
     p, z: [B, D], not normalised. z carries no gradient. In [-1, 1].
     """
-    return -F.cosine_similarity(p, z.detach(), dim=-1).mean()
+    return cosine_distance(p, z) / 2 - 1
 
 
-def cosine_distance(p: Tensor, z: Tensor) -> Tensor:
-    """2 - 2 cos(p, z) = ||p/|p| - z/|z|||^2, averaged over the batch (residual momentum, Eq. 5; BYOL, Eq. 2).
-
-    p, z: [B, D], not normalised. z carries no gradient. In [0, 4]; its gradient is twice `negative_cosine`'s.
-    """
-    return 2 + 2 * negative_cosine(p, z)
-
-
+@in_float32
 def soft_cross_entropy(student: Tensor, teacher: Tensor, temperature: float = 4.0) -> Tensor:
     """-sum P(teacher) log P(student), P = softmax(x / temperature), averaged over the batch.
 
@@ -32,6 +37,7 @@ def soft_cross_entropy(student: Tensor, teacher: Tensor, temperature: float = 4.
     return F.cross_entropy(student / temperature, (teacher.detach() / temperature).softmax(-1))
 
 
+@in_float32
 def softmax_mse(student: Tensor, teacher: Tensor) -> Tensor:
     """1/2 ||softmax(student) - softmax(teacher)||^2, averaged over the batch (residual momentum, Eq. 7).
 

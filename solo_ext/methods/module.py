@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from solo_ext.errors import ConfigError, must_have
-from solo_ext.evaluation.linear import accuracy_at_k, image_and_target
+from solo_ext.evaluation.linear import accuracy_at_k, classify, image_and_target
 from solo_ext.losses import mean, total
 from solo_ext.methods.base import Method, MethodConfig, backbone_of
 from solo_ext.methods.step import Gap, Monitor, Outputs, Passes, Spread, Step, Term
@@ -122,7 +122,7 @@ class LightningMethod(pl.LightningModule, Method):  # type: ignore[override]  # 
         out = self.student(x)
         named = {"feats": out["backbone"], "z": out["projector"], "q": out[self.last]}
         if self.classifier is not None:
-            named["logits"] = self.classifier(named["feats"].detach())
+            named["logits"] = classify(self.classifier, named["feats"].detach())
         return named
 
     def training_step(self, batch: Sequence[Any], batch_idx: int) -> Tensor:
@@ -223,7 +223,7 @@ class LightningMethod(pl.LightningModule, Method):  # type: ignore[override]  # 
         """Cross-entropy of a linear probe, averaged over views; adds its accuracies to `metrics`."""
         assert probe is not None  # else it has no term
         labelled = (labels != -1).sum().clamp(min=1)  # a batch without labels has no loss, rather than 0 / 0
-        logits = [probe(x) for x in features]
+        logits = [classify(probe, x) for x in features]
         accuracies = zip(*(accuracy_at_k(x, labels, (1, 5)) for x in logits), strict=True)
         metrics[f"{prefix}acc1"], metrics[f"{prefix}acc5"] = map(mean, accuracies)
         return mean([F.cross_entropy(x, labels, ignore_index=-1, reduction="sum") / labelled for x in logits])
@@ -277,4 +277,5 @@ class LightningMethod(pl.LightningModule, Method):  # type: ignore[override]  # 
 
 def pooled(x: Tensor) -> Tensor:
     """Outputs [B, D] as they are; feature maps [B, C, H, W] and tokens [B, N, D] averaged over their places."""
-    return x.flatten(2).mean(2) if x.dim() == 4 else x.mean(1) if x.dim() == 3 else x
+    wide = torch.promote_types(x.dtype, torch.float32)
+    return x.flatten(2).mean(2, dtype=wide) if x.dim() == 4 else x.mean(1, dtype=wide) if x.dim() == 3 else x

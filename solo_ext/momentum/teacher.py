@@ -55,6 +55,7 @@ class Teacher:
             for part in dict.fromkeys(stage.part for stage in self.row)
         }
         self._weights: TensorsByTau | None = None
+        self._calm: list[nn.Module] | None = None  # the modules of the copies that are kept in eval mode
         for stages in self.parts.values():
             if stages:
                 network.add_module(prefix + stages[0].attribute, self._copy(stages))
@@ -84,12 +85,20 @@ class Teacher:
     ) -> dict[str, Tensor]:
         """Runs the copies on one view: part, or stage of `keep` -> the teacher's output, without gradient.
 
+        BatchNorm runs as in the student, as in solo-learn; dropout and stochastic depth do nothing, as in DINO: targets
+        are not drawn.
+
         Args:
             x: the images [B, 3, H, W], where there is no `entry`.
             student: the student's outputs on this view, by the names of stages and parts: of `entry`, and of each part
                 without a copy.
             upto: the last part to run.
         """
+        if self._calm is None:
+            copies = [self.pair(stages[0])[0] for stages in self.parts.values() if stages]
+            self._calm = [m for twin in copies for m in twin.modules() if not isinstance(m, _BatchNorm)]
+        for module in self._calm:
+            module.training = False
         h = x if self.entry is None else student[self.entry.name].detach()
         outputs = {name: student[name].detach() for name in keep if name not in self.taus}
         for part, stages in self.parts.items():

@@ -38,10 +38,10 @@ def mlp(
 
 
 class Normalize(nn.Module):
-    """x [B, D] -> x / ||x||, row by row."""
+    """x [B, D] -> x / ||x||, row by row; 16 bits become float32."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.normalize(x, dim=-1)
+        return F.normalize(x.to(torch.promote_types(x.dtype, torch.float32)), dim=-1)
 
 
 class WeightNormLinear(nn.Module):

@@ -4,6 +4,7 @@ import inspect
 import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from itertools import chain
 from typing import Any
 
@@ -12,14 +13,16 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torchvision.models.resnet import ResNet
 
 from solo_ext.data.datasets import dataset_info, load_dataset
-from solo_ext.errors import DataError
+from solo_ext.errors import ConfigError, DataError
 from solo_ext.methods import METHODS
 from solo_ext.methods.module import LightningMethod
 from solo_ext.networks.stages import Stage
-from solo_ext.optim import LARS
+from solo_ext.optim import LARS, OptimizerConfig
 from solo_ext.planning.measure import crop_sizes, measure_steps
 from solo_ext.text import duration
-from solo_ext.training.config import PretrainConfig
+from solo_ext.training import recipes
+from solo_ext.training.compose import compose
+from solo_ext.training.config import PretrainConfig, resolve
 from solo_ext.training.pretrain import check_sizes
 
 OPTIMIZER_KEYS = ("batch_size", "lr", "effective_lr", "classifier_lr", "effective_classifier_lr")
@@ -68,7 +71,7 @@ def _length(cfg: PretrainConfig) -> dict[str, Any]:
     data, size = cfg.data, dataset_info(cfg.data).train_size
     try:
         share = 1 if data.fraction == -1 else data.fraction
-        images = int(size * share) if size else len(load_dataset(data, "pretrain"))
+        images = int(size * share) if size and not data.val_fraction else len(load_dataset(data, "pretrain"))
     except DataError as error:
         return {"images": None, "images_unknown": str(error), "steps_per_epoch": None, "steps": None}
     batches = images // cfg.processes // cfg.optimizer.batch_size
@@ -143,15 +146,27 @@ def _warnings(p: dict[str, Any], cfg: PretrainConfig, method: LightningMethod) -
         yield f"method_kwargs.queue_size: {queue} is not divisible by the {images} images of a batch on all devices"
     if p["epochs"] <= p["warmup_epochs"]:
         yield f"scheduler.warmup_epochs: {p['warmup_epochs']:g} are the whole run, so the learning rate never decays"
-    if cfg.optimizer.name == "lars" and (etas := dataset_info(cfg.data).lars_eta):
-        eta = cfg.optimizer.kwargs.get("eta", inspect.signature(LARS).parameters["eta"].default)
-        printed = " to ".join(f"{value:g}" for value in dict.fromkeys(etas))
-        if not etas[0] <= eta <= etas[1]:
-            yield f"optimizer.kwargs.eta: {eta:g}, where the papers and solo-learn have {printed} for {p['dataset']}"
+    if cfg.optimizer.name == "lars":
+        eta, usual = _trust(cfg.optimizer), _recipes_trust(cfg)
+        if usual not in (None, eta):
+            yield f"optimizer.kwargs.eta: {eta:g}, where the recipe of {p['method']} for {p['dataset']} has {usual:g}"
     if devices > 1 and not cfg.sync_batchnorm and any(isinstance(module, _BatchNorm) for module in method.modules()):
         yield f"sync_batchnorm: false, so that each of {devices} devices normalises by its own images"
     if measured and not measured["fits"]:
         yield f"optimizer.batch_size: {batch} images take more memory than is free here, on {measured['device']}"
+
+
+def _trust(optimizer: OptimizerConfig) -> float:
+    return optimizer.kwargs.get("eta", inspect.signature(LARS).parameters["eta"].default)
+
+
+def _recipes_trust(cfg: PretrainConfig) -> float | None:
+    """LARS's trust coefficient in the method's recipe for the dataset, if there is one: it differs between datasets."""
+    with suppress(ConfigError):
+        file = recipes.find(f"{cfg.data.dataset}/{cfg.method}")
+        optimizer = resolve(compose(file.parent, file.name)).optimizer
+        return _trust(optimizer) if optimizer.name == "lars" else None
+    return None
 
 
 def describe(p: dict[str, Any]) -> str:

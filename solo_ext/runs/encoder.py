@@ -72,6 +72,13 @@ def load_encoder(
     return backbone.eval(), run
 
 
+def evaluation_view(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What a run's args.json says of the crop_size, mean and std of images as its encoder sees them: a pre-training's
+    first view, or what a linear evaluation has under `data`."""
+    views = config.get("augmentations") or [(config.get("data") or {}).get("augmentations") or {}]
+    return {key: views[0][key] for key in ("crop_size", "mean", "std") if views[0].get(key) is not None}
+
+
 def bare_backbone(config: Mapping[str, Any]) -> nn.Module:
     """`backbone_of` without fetching initial weights: others follow, and an args.json may come from anywhere."""
     kwargs = config["backbone"].get("kwargs") or {}

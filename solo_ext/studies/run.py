@@ -48,7 +48,8 @@ def run_study(
         ConfigError: a cell that cannot work, or a folder that is in use; nothing has been trained then.
         KeyboardInterrupt, SystemExit: after Ctrl-C, after SIGTERM (143); the runs have saved and ended.
     """
-    require("matplotlib", "a study's plot", "viz")
+    for package in ("matplotlib", "scipy"):
+        require(package, "a study", "viz")
     if launcher:
         OneOf(LAUNCHERS).check(launcher, "--launcher")
         require("submitit", f"--launcher {launcher}", "slurm")

@@ -3,7 +3,7 @@
 import math
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from solo_ext.runs.comparison import flatten, value_text
 from solo_ext.runs.run import Run
@@ -25,21 +25,37 @@ SETTING = {  # where these differ from the paper's, the numbers are not comparab
 
 @dataclass
 class Score:
-    """The values of a cell's runs, one per seed, for one printed column; `failed`: how many runs have none.
+    """The values of a cell's runs, by seed, for one printed column; `failed`: how many runs have none.
 
     std is the standard deviation between seeds, by n - 1; None for one run.
     """
 
-    values: tuple[float, ...] = ()
+    values: Mapping[int, float] = field(default_factory=dict)
     paper: float | None = None
     failed: int = 0
     fact: bool = False
+    against: "Score | None" = None  # the same column of the row that this one is compared with
 
     def __post_init__(self) -> None:
-        finite = all(map(math.isfinite, self.values))
-        self.mean = statistics.fmean(self.values) if self.values else None
-        self.std = (statistics.stdev(self.values) if finite else math.nan) if len(self.values) > 1 else None
+        values = list(self.values.values())
+        finite = all(map(math.isfinite, values))
+        self.mean = statistics.fmean(values) if values else None
+        self.std = (statistics.stdev(values) if finite else math.nan) if len(values) > 1 else None
         self.difference = None if self.mean is None or self.paper is None else self.mean - self.paper
+
+    def compared(self, form: str) -> str:
+        """The mean difference from `against` over the seeds that both have, its 95% interval by Student's t, and n."""
+        theirs = self.against.values if self.against else {}
+        pairs = [value - theirs[seed] for seed, value in self.values.items() if seed in theirs]
+        if not pairs or self.fact:
+            return "-"
+        mean, n = statistics.fmean(pairs), len(pairs)
+        if n == 1 or not math.isfinite(mean):
+            return f"{mean:+{form}} ({n})"
+        from scipy.stats import t
+
+        half = t.ppf(0.975, n - 1) * statistics.stdev(pairs) / math.sqrt(n)
+        return f"{mean:+{form}} [{mean - half:+{form}}, {mean + half:+{form}}] ({n})"
 
     def texts(self, form: str) -> tuple[str, str, str]:
         """Ours, the paper's, and the difference, as the tables show them; `form`: the format of a number, as `.2f`."""
@@ -73,10 +89,12 @@ def scores(study: Study, results: Results, failed: Mapping[str, str] | None = No
         if not isinstance(row, Cell):
             return Score(paper=paper)
         if reading.metric in FACTS:
-            return Score((reading.times * row.anatomy[reading.metric],), paper, fact=True)
-        values = [read(run, reading, row) for run in results[row.name].values()]
+            return Score({0: reading.times * row.anatomy[reading.metric]}, paper, fact=True)
+        runs = {int(run.args["seed"]): run for run in results[row.name].values()}
+        values = {seed: value for seed, run in runs.items() if (value := read(run, reading, row)) is not None}
         lost = sum(name.startswith(f"{row.name}-seed") for name in failed or ())
-        return Score(tuple(value for value in values if value is not None), paper, lost)
+        baseline = study.baselines.get(row)
+        return Score(values, paper, lost, against=score(baseline, column, reading) if baseline else None)
 
     return [(row, {column: score(row, column, r) for column, r in study.metrics.items()}) for row in study.rows]
 

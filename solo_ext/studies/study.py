@@ -29,6 +29,7 @@ from solo_ext.training import recipes
 from solo_ext.training.compose import overlay
 
 RESULTS = "paper_results.yaml"
+READING = "Reading"  # a column that tables do not print: how a cell reads what its paper leaves open
 OWN = {  # what `solo-ext study` sets in every run -> what to do instead
     "seed": "use seeds=[0,1,2]",
     "checkpoint.dir": "use --out",
@@ -59,6 +60,15 @@ class CellSpec:
 
 
 @dataclass(kw_only=True)
+class Comparison:
+    """Rows with these labels are compared, seed by seed, with those that have the labels `against`: each with the one
+    that agrees in most of the other columns, the first of them first."""
+
+    rows: dict[str, str] = field(default_factory=dict)
+    against: dict[str, str]
+
+
+@dataclass(kw_only=True)
 class StudyFile:
     """The content of a study's YAML; paths are relative to its folder.
 
@@ -72,7 +82,7 @@ class StudyFile:
     metrics: column -> logged metric. readout: the key column that says at which epoch a run is read out.
     curves: metrics over epochs. plot: the paper's form.
     grid: axis (one or several columns) -> label -> overrides; all combinations are run. cells: further ones.
-    cited: printed rows that are not run.
+    cited: printed rows that are not run. compare: which rows are compared with which.
     """
 
     title: str | None = None
@@ -90,6 +100,7 @@ class StudyFile:
     grid: dict[str, dict[str, list[str] | None]] = field(default_factory=dict)
     cells: list[CellSpec] = field(default_factory=list)
     cited: list[dict[str, str]] = field(default_factory=list)
+    compare: list[Comparison] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         if self.table and self.figure:
@@ -128,6 +139,8 @@ class Study:
         self.source = self.table.source if self.table else self.title.partition(":")[0]
         self.paper = bool(spec.table or spec.figure)
         self.cells = [row for row in self.rows if isinstance(row, Cell)]
+        self.baselines = _baselines(spec.compare, self.cells)
+        self.compared = " or ".join(dict.fromkeys(_row_text(comparison.against) for comparison in spec.compare))
         self.runs = list({cell.name: cell for cell in reversed(self.cells)}.values())[::-1]
 
     def jobs(self, out: str | Path) -> list[Job]:
@@ -157,6 +170,24 @@ class Study:
                 if not differences(other, values):
                     raise ConfigError(f"{self.file}: the cells {name} and {cell.name} are the same run")
             configs[cell.name] = values
+
+
+def _baselines(comparisons: Sequence[Comparison], cells: Sequence[Cell]) -> dict[Row, Cell]:
+    """Cell -> the cell that it is compared with."""
+
+    def having(labels: dict[str, str]) -> list[Cell]:
+        found = [cell for cell in cells if labels.items() <= cell.labels.items()]
+        if not found:
+            raise ConfigError(f"compare: no cell has {_row_text(labels)}")
+        return found
+
+    baselines: dict[Row, Cell] = {}
+    for comparison in comparisons:
+        others = having(comparison.against)
+        for cell in having(comparison.rows):
+            if cell not in others:
+                baselines[cell] = max(others, key=lambda other: [other.labels[k] == v for k, v in cell.labels.items()])
+    return baselines
 
 
 def load_study(path: str | Path, overrides: Sequence[str] = ()) -> Study:
@@ -197,8 +228,10 @@ def _study(path: Path, spec: StudyFile, overrides: Sequence[str]) -> Study:
     cells = _cells(spec, specs, folder, values["dataset"], changes)
     rows: list[Row] = list(cells)
     if table:  # in the paper's order
-        by_labels = {tuple(cell.labels.values()): cell for cell in cells}
-        rows = [by_labels.get(tuple(row.labels.values()), row) for row in table.printed]
+        rows = []
+        for row in table.printed:
+            labels = row.labels | {READING: "-"} if any(READING in one.row for one in specs) else row.labels
+            rows += [cell for cell in cells if row.labels.items() <= cell.labels.items()] or [Row(labels, row.values)]
     return Study(path, spec, table, rows, seeds, changes)
 
 
@@ -280,28 +313,34 @@ def _combinations(grid: dict[str, dict[str, list[str] | None]]) -> list[CellSpec
 
 def _cover(table: Table, study: StudyFile, specs: Sequence[CellSpec]) -> None:
     """Finds the rows of the printed table that each cell covers: one, unless they differ in the column `readout`."""
-    owners: dict[Row, list[str]] = {row: [] for row in table.printed}
+    owners: dict[Row, dict[str, list[str]]] = {row: {} for row in table.printed}  # by reading
     claims = [(spec, spec.where) for spec in specs]
     claims += [(CellSpec(row=labels), f"the cited row {_row_text(labels)}") for labels in study.cited]
     for spec, owner in claims:
-        for column in spec.row:
+        printed = {column: text for column, text in spec.row.items() if column != READING}
+        for column in printed:
             must_have(column, table.keys, f"{owner}: {study.table} has no key column")
-        spec.covers = [row for row in table.printed if spec.row.items() <= row.labels.items()]
+        spec.covers = [row for row in table.printed if printed.items() <= row.labels.items()]
         if not spec.covers:
-            near = [_row_text({column: row.labels[column] for column in spec.row}) for row in table.printed]
-            raise ConfigError(f"{owner} matches no row of {study.table}{nearest(_row_text(spec.row), near)}")
+            near = [_row_text({column: row.labels[column] for column in printed}) for row in table.printed]
+            raise ConfigError(f"{owner} matches no row of {study.table}{nearest(_row_text(printed), near)}")
         for row in spec.covers:
-            owners[row].append(owner)
+            owners[row][spec.row.get(READING, "-")] = [*owners[row].get(spec.row.get(READING, "-"), ()), owner]
     for spec in specs:
         epochs = {row.labels[study.readout] for row in spec.covers} if study.readout else [None]
         if len(spec.covers) > len(epochs):
             raise ConfigError(f"{spec.where} matches {len(spec.covers)} rows of {study.table}; name more columns")
-    for row, names in owners.items():
+    for row, readings in owners.items():
         text = f"the row {_row_text(row.labels)} of {study.table}"
-        if not names:
+        if not readings:
             raise ConfigError(f"no cell covers {text}; add one, or put it under cited")
-        if len(names) > 1:
-            raise ConfigError(f"{text} is covered by {' and by '.join(names)}")
+        for names in readings.values():
+            if len(names) > 1:
+                raise ConfigError(f"{text} is covered by {' and by '.join(names)}")
+    if any(READING in spec.row for spec in specs):
+        for spec in specs:
+            read = {READING: spec.row.get(READING, "-")}
+            spec.covers = [Row(row.labels | read, row.values) for row in spec.covers]
 
 
 def _names_of(rows: Sequence[dict[str, str]]) -> list[str]:

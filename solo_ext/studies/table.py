@@ -22,6 +22,7 @@ from solo_ext.text import markdown_table
 
 PALE = 0.35  # opacity of the paper's bars
 LEGEND = "Ours: mean ± standard deviation (n - 1) over seeds, and in brackets the number of runs."
+COMPARED = " Difference: from {}, over the same seeds; mean, 95% interval (Student's t), and how many seeds."
 CITED = " In italics: printed by the paper, not run here."
 
 
@@ -82,7 +83,9 @@ def _words(study: Study, jobs: Sequence[Job], results: Results, failed: Mapping[
         "heading": study.title,
         "subtitle": " · ".join([study.source, f"{ran['runs']} runs", ran["written"]]),
         "warning": warning(study),
-        "legend": LEGEND if len(study.cells) == len(study.rows) else LEGEND + CITED,
+        "legend": LEGEND
+        + COMPARED.format(study.compared) * bool(study.baselines)
+        + CITED * (len(study.cells) < len(study.rows)),
         "ran": ran,
         "notes": [*remarks(study, results), *(f"{name} has no result: {reason}" for name, reason in failed.items())],
         "overrides": {
@@ -98,11 +101,13 @@ def _numbers(study: Study, rows: Scores, by_cell: Mapping[str, Style]) -> dict[s
     columns = list(keys)
     for column in study.metrics:
         columns += [f"{column}, ours", f"{column}, paper", "ours - paper"] if column in both else [column]
+        columns += [f"{column}, difference"] if study.baselines else []
     cells, lines = [], []
     for row, by_column in rows:
         texts: list[str] = []
         for column in study.metrics:
             texts += by_column[column].texts(".2f") if column in both else by_column[column].texts(".4g")[:1]
+            texts += [by_column[column].compared(".2f" if column in both else ".3g")] if study.baselines else []
         first, *others = labels = list(row.labels.values())
         style = by_cell[row.name] if isinstance(row, Cell) else None
         cells.append({"kind": "run" if style else "floor", "style": style, "label": first, "cells": [*others, *texts]})

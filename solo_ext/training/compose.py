@@ -84,9 +84,8 @@ def _parse(text: str) -> Override:
             f"'{text}' is not an override such as key=value (lists are [1,2], odd characters need quotes)"
         ) from error
     if override.is_sweep_override():
-        raise ConfigError(
-            f"'{text}' asks for several runs, which is not supported; a list is written '{key}=[{value}]'"
-        )
+        advice = "" if "(" in value else f"; where {key} takes a list, it is '{key}=[{value}]'"
+        raise ConfigError(f"'{text}' asks for several runs, which is not supported{advice}")
     return override
 
 

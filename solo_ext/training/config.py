@@ -6,6 +6,7 @@ image, and configured values are never overwritten: what is derived has keys of 
 
 import logging
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, make_dataclass
 from functools import cache
 from pathlib import Path
@@ -15,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from solo_ext.data.augmentations import AugmentationConfig, count_crops
-from solo_ext.data.datasets import DataConfig, dataset_info
+from solo_ext.data.datasets import LINEAR_REFERENCE, DataConfig, dataset_info
 from solo_ext.errors import ConfigError, must_have
 from solo_ext.evaluation.finetune import LinearOptions
 from solo_ext.evaluation.knn import Distance
@@ -24,15 +25,20 @@ from solo_ext.methods.base import MethodConfig, PerformanceConfig
 from solo_ext.networks import BackboneConfig
 from solo_ext.optim import OptimizerConfig, SchedulerConfig, effective_lrs
 from solo_ext.runs.checkpoints import AutoResumeConfig, CheckpointConfig, find_checkpoint, foreign_config
+from solo_ext.runs.encoder import evaluation_view
 from solo_ext.runs.run import Run
 from solo_ext.schema import MISSING, Bounds, Config, Count, Positive, UnknownKey, build, keys, plain
+from solo_ext.training import recipes
 from solo_ext.training.callbacks import MONITORS, MonitorCallback
-from solo_ext.training.compose import sentence
+from solo_ext.training.compose import compose, overlay, sentence
 from solo_ext.training.trainer_config import NO_LOOP, OWN, TensorboardConfig, TrainerConfig, WandbConfig
 
 log = logging.getLogger("solo_ext")
 
-EVALUATION_DATA = ("dataset", "train_path", "val_path", "num_workers", "download", "corrupt", "corrupt_limit")
+EVALUATION_DATA = (  # what an evaluation takes over from the run
+    *("dataset", "train_path", "val_path", "val_fraction"),
+    *("num_workers", "download", "corrupt", "corrupt_limit"),
+)
 LINEAR_RECIPE = {
     "optimizer": {"name": "sgd", "batch_size": 256, "lr": 0.3, "weight_decay": 0},
     "scheduler": {"name": "step", "lr_decay_steps": [60, 80]},
@@ -51,6 +57,11 @@ class RunConfig(TrainerConfig):
     seed: Annotated[int, Bounds(0)] = 5
     performance: PerformanceConfig = field(default_factory=PerformanceConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        usable = 0 < len(self.name.encode()) <= 180 and not {*"/\\\0"} & {*self.name}
+        self.require(usable, "name", "a name for files, of at most 180 bytes and without slashes")
 
 
 @dataclass(kw_only=True)
@@ -80,6 +91,10 @@ class PretrainConfig(TrainingConfig, MethodConfig):  # type: ignore[misc]  # her
         super().__post_init__()
         if not self.augmentations:
             raise ConfigError("augmentations: empty, but at least two views are needed")
+        sizes = [view.crop_size for view in self.augmentations]
+        for i, size in enumerate(sizes):
+            if size == max(sizes) > min(sizes[: i + 1]):
+                raise ConfigError(f"augmentations.{i}.crop_size: {size} px after smaller crops; the largest come first")
         large, small = count_crops(self.augmentations)
         if large + small < 2:
             raise ConfigError("augmentations gives one view of each image; set num_crops=2 or add an entry")
@@ -100,6 +115,7 @@ class EvaluationConfig(RunConfig):
 class LinearConfig(LinearOptions, TrainingConfig, EvaluationConfig):
     """An offline linear evaluation; `cache_features` trains on features of un-augmented images, extracted once."""
 
+    recipe: str | None = None  # from which optimizer, schedule and epochs were taken, if nobody named a YAML
     cache_features: bool = False
     auto_augment: Literal[False] = False  # solo-learn's key; the augmentation is a random crop and flip
 
@@ -214,31 +230,50 @@ def _derive(cfg: AnyConfig) -> AnyConfig:
     return cfg
 
 
-def run_values(run: str | Path, kind: str) -> dict[str, Any]:
-    """What `resolve` needs for a `linear` or `knn` evaluation of a pre-training: its encoder and all of its data.
+def run_values(run: str | Path, kind: str, overrides: Sequence[str] = ()) -> DictConfig:
+    """What `resolve` needs for a `linear` or `knn` evaluation of a pre-training, under `overrides`: its encoder and all
+    of its data.
 
-    `run` is its folder or checkpoint, ours or solo-learn's. For `linear`, the recipe is solo-learn's for ImageNet-100.
+    `run` is its folder or checkpoint, ours or solo-learn's. For `linear`, optimizer, schedule and epochs are those of
+    the method's linear recipe for the dataset, or else for ImageNet-100, or else solo-learn's for most methods; with
+    cached features, whose scale does not depend on the method, always the last.
 
     Raises:
         CheckpointError: no checkpoint there, or an args.json that is something else.
+        ConfigError: an override that makes no sense.
     """
     checkpoint = find_checkpoint(run)
     config = Run(checkpoint.parent).config or {}
     with foreign_config(checkpoint):
+        method = config.get("method") or config.get("pretrain_method")
         data = {key: value for key, value in config.get("data", {}).items() if key in EVALUATION_DATA}
-        if views := config.get("augmentations"):
-            data["augmentations"] = {key: views[0][key] for key in ("crop_size", "mean", "std") if key in views[0]}
+        if view := evaluation_view(config):
+            data["augmentations"] = view
         folder = config.get("checkpoint", {}).get("dir", CheckpointConfig.dir)
         values: dict[str, Any] = {
             "name": f"{config.get('name', checkpoint.stem)}-{kind}",
             "pretrained_feature_extractor": str(checkpoint),
-            "pretrain_method": config.get("method"),
+            "pretrain_method": method,
             "data": data,
             "devices": 1,
             "checkpoint": {"enabled": kind == "linear", "dir": folder},
             **{key: config[key] for key in ("backbone", "precision") if key in config},
         }
-    return values | LINEAR_RECIPE if kind == "linear" else values
+    if kind == "linear":
+        values |= LINEAR_RECIPE
+        if not overlay(values, overrides).get("cache_features"):
+            values |= _linear_recipe(str(data.get("dataset")), str(method))
+    return overlay(values, overrides)
+
+
+def _linear_recipe(dataset: str, method: str) -> dict[str, Any]:
+    for folder in (dataset, LINEAR_REFERENCE):
+        with suppress(ConfigError):
+            file = recipes.find(f"{folder}/{method}", "linear")
+            values = plain(compose(file.parent, file.name))
+            log.info("linear evaluation by the recipe of %s for %s, lr %g", method, folder, values["optimizer"]["lr"])
+            return {"recipe": f"linear/{folder}/{method}", **{key: values[key] for key in LINEAR_RECIPE}}
+    return {}
 
 
 def to_yaml(cfg: RunConfig) -> str:

@@ -47,7 +47,7 @@ def linear(cfg: LinearConfig, results: Path | None = None, encoder: Checkpoint |
         result = fit(cfg, model, data, begin(cfg, base))
     recipe = {key: value for key, value in plain(cfg).items() if key in ("optimizer", "scheduler", "seed")}
     protocol = {"augmented": not cached, "dataset": cfg.data.dataset, **recipe}
-    protocol |= {"checkpoint": source and source.name, "run": str(result.dir)}
+    protocol |= {"recipe": cfg.recipe, "checkpoint": source and source.name, "run": str(result.dir)}
     scores = {name: result.metrics.get(f"val_{name}") for name in ("acc1", "acc5")}
     content = {"protocol": protocol, **scores, "epochs": cfg.max_epochs, "seconds": result.seconds}
     _record(LINEAR, content, cfg, source, results)
@@ -66,8 +66,8 @@ def knn(cfg: KNNRunConfig, results: Path | None = None, encoder: Checkpoint | No
     backbone, source = _encoder(cfg, encoder)
     features = _features(cfg, backbone, data)
     options, rows = cfg.knn_eval, []
-    for distance in options.distance_func:
-        for temperature in options.T if distance == "cosine" else [None]:
+    for distance in dict.fromkeys(options.distance_func):
+        for temperature in dict.fromkeys(options.T) if distance == "cosine" else [None]:
             scores = knn_accuracy(*features, k=options.k, distance=distance, temperature=temperature or 0.07)
             for k, score in scores.items():
                 rows.append({"features": "backbone", "distance": distance, "k": k, "T": temperature, **score})

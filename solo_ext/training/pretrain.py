@@ -94,10 +94,14 @@ def _imported(path: str, arguments: dict[str, Any] | None) -> "Callback":
 
 @torch.no_grad()
 def check_sizes(backbone: nn.Module, cfg: PretrainConfig) -> None:
-    """Raises ConfigError if the backbone cannot take one of the crop sizes: too small for it, or not a ViT's own."""
+    """Raises ConfigError if the backbone cannot take one of the crop sizes (too small for it, or not a ViT's own), or
+    gives something else than features [B, num_features]."""
     backbone.eval()
     for size in dict.fromkeys(view.crop_size for view in cfg.augmentations):
         problem = f"backbone.name: {cfg.backbone.name} cannot take crops of {size} px"
         with naming(problem, SoloExtError, RuntimeError, ValueError, AssertionError):
-            backbone(torch.zeros(1, 3, size, size))
+            shape = list(backbone(torch.zeros(1, 3, size, size)).shape)
+        if shape != (expected := [1, backbone.num_features]):
+            why = f"an image gives {shape}, but features of a backbone are {expected}"
+            raise ConfigError(f"backbone.kwargs: {why}; leave out num_classes, global_pool and the like")
     backbone.train()

@@ -39,6 +39,7 @@ def prepare(cfg: AnyConfig, data: pl.LightningDataModule) -> AnyConfig:
     cfg.check_hardware()
     cfg = copy.deepcopy(cfg)
     if isinstance(data, ImageData):
+        data.device = cfg.first_device  # until a trainer is attached
         data.check(cfg.processes)
         cfg.data.num_classes = data.num_classes
     pl.seed_everything(cfg.seed, workers=True, verbose=False)

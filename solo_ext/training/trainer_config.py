@@ -28,8 +28,8 @@ VALUES = {
 }
 Batches = Annotated[int, Bounds(0)] | Share  # a number of them, or a share
 Precision = (
-    Literal["transformer-engine", "transformer-engine-float16", "16-true", "16-mixed", "bf16-true", "bf16-mixed"]
-    | Literal["32-true", "64-true", "64", "32", "16", "bf16", 64, 32, 16]
+    Literal["16-true", "16-mixed", "bf16-true", "bf16-mixed", "32-true", "64-true", "64", "32", "16", "bf16"]
+    | Literal[64, 32, 16]
 )
 
 
@@ -81,6 +81,9 @@ class TrainerConfig(Config):
     def __post_init__(self) -> None:
         super().__post_init__()
         _ = self.device_indices
+        if self.precision in ("16-true", "bf16-true"):
+            mixed = self.precision.replace("true", "mixed")  # type: ignore[union-attr]  # a text
+            raise ConfigError(f"precision: {self.precision} keeps averages in 16 bits, where they stop; use {mixed}")
         for key, (registry, common) in VALUES.items():
             if (value := getattr(self, key)) not in common:
                 must_have(value, dict.fromkeys([*common, *pkgutil.resolve_name(registry)]), f"{key}: there is no")

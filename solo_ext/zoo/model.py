@@ -13,7 +13,7 @@ from solo_ext.data.modules import DEFAULT_CROP
 from solo_ext.data.transforms import Transform, build_eval_transform
 from solo_ext.errors import CheckpointError, ConfigError
 from solo_ext.runs.checkpoints import Checkpoint, foreign_config, open_checkpoint
-from solo_ext.runs.encoder import bare_backbone, load_encoder
+from solo_ext.runs.encoder import bare_backbone, evaluation_view, load_encoder
 from solo_ext.text import nearest
 from solo_ext.zoo.store import entries, fetch, fetch_repository
 
@@ -48,7 +48,7 @@ def eval_transform(config: Mapping[str, Any] | None) -> Transform:
     """Pillow image -> tensor [3, size, size], as the evaluations of a run with this args.json see an image."""
     config = config or {}
     info = DATASETS.get((config.get("data") or {}).get("dataset", ""), CUSTOM)
-    view = (config.get("augmentations") or [{}])[0]
+    view = evaluation_view(config)
     size = view.get("crop_size") or info.image_size or DEFAULT_CROP
     return build_eval_transform(info, size, view.get("mean"), view.get("std"))
 

@@ -2,16 +2,19 @@
 
 import ast
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 from sklearn.model_selection import train_test_split
 
 import solo_ext
-from solo_ext.data.datasets import DATASETS, DataConfig, DatasetInfo, dataset_info
+from solo_ext.data.datasets import DATASETS, DataConfig, DatasetInfo, dataset_info, load_dataset
 from solo_ext.data.images import ArrayImages, ImageSet, stratified_rows
-from solo_ext.errors import ConfigError
+from solo_ext.data.modules import ClassificationData
+from solo_ext.errors import ConfigError, DataError
 from solo_ext.runs.checkpoints import load_checkpoint
 from solo_ext.training.compose import compose
 from solo_ext.training.config import resolve
@@ -65,7 +68,6 @@ def test_a_dataset_from_outside_is_trained_on_and_evaluated(tmp_path, stripes):
 def test_what_is_known_of_a_dataset_is_possible(name):
     info = dataset_info(DataConfig(name, train_path="/nowhere"))
     assert info == DATASETS[name] and all(0 < value < 1 for value in (*info.mean, *info.std))
-    assert info.lars_eta is None or 0 < info.lars_eta[0] <= info.lars_eta[1]
     assert info.recipes is None or (RECIPES / "pretrain" / info.recipes).is_dir()
     assert dataset_info(DataConfig(name, no_labels=True)).num_classes == 0
 
@@ -93,3 +95,45 @@ def test_fractions_are_scikit_learns(classes, fraction):
             except ValueError:  # which `data.fraction` says in its own words
                 continue
             assert np.array_equal(stratified_rows(labels, size), expected)
+
+
+def test_a_part_of_the_training_images_is_kept_out_to_validate_on(monkeypatch):
+    """Disjoint, stratified, the same for pre-training and evaluation; nobody looks at the test images."""
+    info = DATASETS["fashion_mnist_mini"]
+
+    def load(data, split):
+        assert split != "test"
+        return info.load(data, split)
+
+    whole = load_dataset(DataConfig("fashion_mnist_mini"), "train")
+    monkeypatch.setitem(DATASETS, "fashion_mnist_mini", replace(info, load=load))
+    cfg = DataConfig("fashion_mnist_mini", val_fraction=0.1)
+    train, val = load_dataset(cfg, "train"), load_dataset(cfg, "test")
+    assert (len(train), len(val)) == (4500, 500) and np.bincount(val.targets).tolist() == [50] * 10
+    assert np.array_equal(load_dataset(cfg, "pretrain").images.pixels, train.images.pixels)
+    seen = {row.tobytes() for images in (train, val) for row in images.images.pixels}
+    assert seen == {row.tobytes() for row in whole.images.pixels}
+    half = load_dataset(replace(cfg, fraction=0.5), "train")
+    assert len(half) == 2250 and len(load_dataset(replace(cfg, fraction=0.5), "test")) == 500
+    module = ClassificationData(cfg, 50, 0)
+    module.check()
+    assert np.array_equal(module.val_set.images.pixels, val.images.pixels)
+
+
+def test_nothing_is_kept_out_of_images_without_labels(tmp_path):
+    for i in range(4):
+        Image.new("RGB", (8, 8)).save(tmp_path / f"{i}.png")
+    with pytest.raises(DataError, match=r"^data.val_fraction: the training images of 'custom' have no labels$"):
+        load_dataset(DataConfig("custom", train_path=str(tmp_path), val_fraction=0.5), "pretrain")
+    with pytest.raises(ConfigError, match=r"^data.val_fraction must be below 1"):
+        DataConfig("custom", val_fraction=1.0)
+
+
+def test_a_folder_without_val_path_can_keep_some_out(tmp_path):
+    for i in range(20):
+        (tmp_path / "ab"[i % 2]).mkdir(exist_ok=True)
+        Image.new("RGB", (8, 8), (i, i, i)).save(tmp_path / "ab"[i % 2] / f"{i}.png")
+    module = ClassificationData(DataConfig("custom", train_path=str(tmp_path), val_fraction=0.2), 4, 0)
+    module.check()
+    assert (len(module.train_set), len(module.val_set)) == (16, 4) and module.val_set.classes == ("a", "b")
+    assert not {*module.train_set.images.paths.tolist()} & {*module.val_set.images.paths.tolist()}

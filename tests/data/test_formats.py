@@ -1,5 +1,6 @@
 """Which format reads what, the resident one, and images that cannot be read."""
 
+import io
 import logging
 import sys
 from pathlib import Path
@@ -9,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from solo_ext.data import loader, modules
+from solo_ext.data import images, loader, modules
 from solo_ext.data.augmentations import AugmentationConfig
 from solo_ext.data.datasets import DataConfig
 from solo_ext.data.images import ArrayImages, FileImages
@@ -41,6 +42,16 @@ def batches_of(kind, folder, **options) -> list:
     return list(data(folder, kind, **options).train_dataloader())
 
 
+@pytest.fixture
+def fresh():
+    """Forgets what has been found out about this machine's libraries, before and after a test."""
+    for found in (modules._without_dali, images.jpeg_decoder):
+        found.cache_clear()
+    yield
+    for found in (modules._without_dali, images.jpeg_decoder):
+        found.cache_clear()
+
+
 ARRAYS, FILES = ArrayImages(np.zeros((2, 4, 4), np.uint8)), FileImages(Path(), np.array([b"a.png"]))
 
 
@@ -58,14 +69,41 @@ ARRAYS, FILES = ArrayImages(np.zeros((2, 4, 4), np.uint8)), FileImages(Path(), n
     ],
 )
 def test_auto_takes_the_fastest_that_works(monkeypatch, asked, images, device, dali, picked):
-    monkeypatch.setattr(modules, "_has_dali", lambda: dali)
+    monkeypatch.setattr(modules, "_without_dali", lambda: "" if dali else "is not there")
     assert modules.pick_format(DataConfig("custom", format=asked), images, device) == picked
 
 
-def test_dali_not_installed_names_the_extra(monkeypatch, folder):
+def test_dali_not_installed_names_the_extra(fresh, monkeypatch, folder):
     monkeypatch.setitem(sys.modules, "nvidia.dali", None)
-    with pytest.raises(ConfigError, match=r"needs NVIDIA DALI; pip install 'solo-ext\[dali\]' .* or use image_folder$"):
+    message = r"needs NVIDIA DALI, which is not installed; pip install 'solo-ext\[dali\]' .* or use image_folder$"
+    with pytest.raises(ConfigError, match=message):
         data(folder, "dali").check()
+
+
+def test_a_broken_dali_is_left_out_and_named(fresh, monkeypatch, caplog):
+    def broken(name):
+        raise OSError("libcuda.so.1: cannot open shared object file")
+
+    monkeypatch.setattr(modules, "find_spec", lambda name: name)
+    monkeypatch.setattr(modules, "import_module", broken)
+    for _ in range(2):
+        assert modules.pick_format(DataConfig("custom", format="auto"), FILES, CUDA) == "image_folder"
+    assert [r.getMessage() for r in caplog.records] == [
+        "NVIDIA DALI is installed, but cannot be used here: libcuda.so.1: cannot open shared object file"
+    ]
+    with pytest.raises(ConfigError, match=r"DALI, which cannot be used here \(libcuda.*\); reinstall it, or use "):
+        modules.pick_format(DataConfig("custom", format="dali"), FILES, CUDA)
+
+
+def test_without_torchvisions_decoder_pillow_reads_jpeg_and_it_is_said_once(fresh, monkeypatch, caplog):
+    Image.new("RGB", (16, 8), (200, 30, 40)).save(file := io.BytesIO(), "JPEG", quality=95)
+    fast = images.decode(file.getvalue())
+    images.jpeg_decoder.cache_clear()
+    monkeypatch.setitem(sys.modules, "torchvision.io", None)
+    for _ in range(2):
+        slow = images.decode(file.getvalue())
+        assert slow.shape == fast.shape and (slow.int() - fast.int()).abs().max() <= 1
+    assert len(caplog.records) == 1 and "torchvision does not decode JPEG here" in caplog.text
 
 
 @pytest.mark.parametrize("kind, dataset", [("dali", "fashion_mnist_mini"), ("h5", "fashion_mnist_mini")])

@@ -242,7 +242,10 @@ def test_finetune_trains_the_backbone(layer_decay):
     groups = trainer.optimizers[0].param_groups
     assert sum(len(g["params"]) for g in groups) == len(list(model.parameters()))
     assert groups[-1]["name"] == "classifier" and groups[-1]["lr"] == 0.1
-    assert (min(g["lr"] for g in groups) < 0.1) == (layer_decay > 0)
+    # from the last layer to the first: the whole rate is the classifier's
+    rates = sorted({g["lr"] for g in groups[:-1]}, reverse=True)
+    assert rates == pytest.approx([0.1 * layer_decay ** (i + 1) for i in range(len(rates))] if layer_decay else [0.1])
+    assert len(rates) == 1 + (layer_decay > 0)
     model.eval()
     with torch.no_grad():
         assert not model(torch.randn(2, 3, 16, 16))["logits"].requires_grad

@@ -8,6 +8,7 @@ import formulas
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from formulas import batch_mean, cross_entropy, probabilities, squared_distance
 
 from solo_ext.losses import (
@@ -271,3 +272,49 @@ def test_dino_equals_solo_learn(solo_learn):
         torch.testing.assert_close(value, expected, rtol=1e-5, atol=1e-6)
         torch.testing.assert_close(s.grad, reference.grad, rtol=1e-5, atol=1e-6)
         torch.testing.assert_close(center.center, theirs.center, rtol=1e-5, atol=1e-6)
+
+
+# Outputs that are nearly equal, as late in a training, in the types that mixed precision gives them.
+
+HALVES = [torch.bfloat16, torch.float16]
+APART = [0.5, 0.05, 0.02, 0.005]  # of the length of the outputs
+NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+DEVICES = ["cpu", pytest.param("cuda", marks=[pytest.mark.gpu, NO_GPU])]
+
+
+class Wide(Draw):
+    """Outputs of a real size, on the grid of `dtype`; `others` of the loss in float32."""
+
+    def __init__(self, apart, dtype, device):
+        super().__init__(0)
+        self.views, self.images, self.width, self.others, self.t1, self.t2 = 2, 32, 128, 256, 0.2, 0.05
+        self.queue, self.center = self.unit(self.others, self.width), 0.1 * self.normal(1, self.width)
+        teacher = self.normal(self.views, self.images, self.width)
+        students = teacher + apart * self.normal(*teacher.shape)
+        self.pair = [x.to(device, dtype) for x in (students, teacher)]
+
+    def to(self, device, dtype):
+        self.queue, self.center = self.queue.to(device, dtype), self.center.to(device, dtype)
+        return self
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("apart", APART)
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+@pytest.mark.parametrize("name", LOSSES)
+def test_of_nearly_equal_outputs(name, dtype, apart, device):
+    """Under autocast the loss is that of the same numbers in float64, and so is the direction of its gradient."""
+    loss, _ = LOSSES[name]
+    draw = Wide(apart, dtype, device)
+    student, teacher = draw.pair
+    exact = student.double().requires_grad_()
+    expected = loss(draw.to(device, torch.float64), exact, teacher.double())
+    expected.backward()
+    student.requires_grad_()
+    scale = 2.0**14 if dtype == torch.float16 else 1.0  # as a GradScaler's
+    with torch.autocast(device, dtype):
+        value = loss(draw.to(device, torch.float32), student, teacher)
+    (scale * value).backward()
+    assert value.dtype == torch.float32 and student.grad.dtype == dtype
+    assert value.item() == pytest.approx(expected.item(), rel=1e-5)
+    assert F.cosine_similarity(student.grad.double().flatten(), exact.grad.flatten(), dim=0) > 0.9999

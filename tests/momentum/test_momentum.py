@@ -628,3 +628,18 @@ def test_what_cannot_work_is_refused_in_one_sentence(changes, words):
     assert "\n" not in str(error.value)
     for word in words:
         assert word in str(error.value)
+
+
+def test_only_the_student_drops():
+    """Dropout and stochastic depth draw in the student; the teacher's targets are not drawn, but its norms train."""
+    vit = {"name": "vit_tiny", "kwargs": {"img_size": 16, "patch_size": 8, "depth": 4, "embed_dim": 48}}
+    vit["kwargs"] |= {"drop_path_rate": 0.5, "proj_drop_rate": 0.5, "attn_drop_rate": 0.5, "pos_drop_rate": 0.5}
+    model = METHODS["byol"](tiny_config("byol", backbone=vit)).train()
+    x = torch.randn(4, 3, 16, 16)
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    first, again = (model.teach(x, {}, "projector") for _ in range(2))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert all(torch.equal(first[part], again[part]) for part in first)
+    assert not torch.equal(model.student(x)["backbone"], model.student(x)["backbone"])
+    assert model.momentum_projector[1].num_batches_tracked == 2

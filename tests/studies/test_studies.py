@@ -135,7 +135,7 @@ def test_one_run_has_one_result_in_all_tables():
         rows = {tuple(labels.values()): values for labels, values in numbers(load_table(RESULTS, name))}
         for cell in study(of(name)).cells:
             if cell.epoch in (None, printed(cell).max_epochs):
-                labels = tuple(cell.labels.values())
+                labels = tuple(text for column, text in cell.labels.items() if column != "Reading")
                 runs[run_of(printed(cell))][name] = labels, rows[labels]
     shared = [sorted(tables) for tables in runs.values() if len(tables) > 1]
     assert sorted(shared) == sorted(map(sorted, SHARED))
@@ -272,11 +272,13 @@ def labelled_config(file: Path, labels: dict[str, str]) -> dict:
         "data.dataset": settings["dataset"],
         "backbone.name": BACKBONES.get(labels.get("Arch", labels.get("Architecture")), settings["backbone"]),
         "max_epochs": settings["epochs"],
-        "momentum.schedule": settings["schedule"],
+        "momentum.schedule": {"cosine": "cosine"}.get(labels.get("Reading"), settings["schedule"]),
         "momentum.final_tau": 1.0,
         "momentum.base_tau": settings["tau"],
         "momentum.buffers": "own",
-        "method_kwargs.loss_scale": {"A": "solo", "B": "paper"}[paper],
+        "method_kwargs.loss_scale": {"solo-learn": "solo"}.get(
+            labels.get("Reading"), {"A": "solo", "B": "paper"}[paper]
+        ),
         "scheduler.warmup_epochs": 40 if labels.get("Arch") == "ViT-S" else 10,
     }
     taus = {label: label for label in ("0.9", "0.90", "0.99", "0.9995", "0.996")}

@@ -347,6 +347,62 @@ def test_scores_by_hand(file, tmp_path):
     assert "gap_sim was not logged by byol_y_no-seed0" in text
 
 
+def test_rows_are_compared_seed_by_seed(file, tmp_path):
+    """The mean of the differences and its 95% interval, by hand: t of 2 degrees of freedom is 4.3027."""
+    compare = [{"rows": {"Method": "BYOL"}, "against": {"backbone": "Y", "projector": "Y"}}]
+    study = load_study(file(compare=compare), [*MINI, "seeds=[0,1,2,3]"])
+    jobs = study.jobs(tmp_path)
+    by_name = {job.name: job for job in jobs}
+    for seed, (full, projector) in enumerate([(50.0, 51.0), (60.0, 62.0), (55.0, 58.0), (70.0, None)]):
+        pretend(by_name[f"byol_y_y-seed{seed}"], val_acc1=full)
+        if projector:
+            pretend(by_name[f"byol_no_y-seed{seed}"], val_acc1=projector)
+    pretend(by_name["byol_y_no-seed1"], val_acc1=40.0)
+    full, backbone, projector, moco, other = (row["Acc"] for _, row in scores(study, results_of(study, jobs)))
+    half = 4.302652730 * 1.0 / 3**0.5  # the differences 1, 2, 3 have the standard deviation 1
+    assert projector.compared(".4f") == f"+2.0000 [{2 - half:+.4f}, {2 + half:+.4f}] (3)"
+    assert backbone.compared(".2f") == "-20.00 (1)"  # the same seed; one alone has no interval
+    assert [score.compared(".2f") for score in (full, moco, other)] == ["-", "-", "-"]
+    (tmp_path / "out").mkdir()
+    page = write_tables(study, jobs, tmp_path / "out").with_suffix(".md").read_text()
+    assert "| Acc, ours | Acc, paper | ours - paper | Acc, difference |" in page
+    assert "Difference: from backbone Y, projector Y, over the same seeds" in page
+
+
+@pytest.mark.parametrize(
+    "compare, words",
+    [
+        ([{"against": {"backbone": "No"}}], "compare: no cell has backbone No"),
+        ([{"rows": {"Method": "BYO"}, "against": {"Method": "BYOL"}}], "compare: no cell has Method BYO"),
+        ([{"rows": {"Method": "BYOL"}}], "compare.0.against is missing"),
+    ],
+)
+def test_a_comparison_with_nothing_is_refused(file, compare, words):
+    with pytest.raises(ConfigError, match=words):
+        load_study(file(compare=compare))
+
+
+def test_both_readings_of_a_paper_stand_side_by_side(file):
+    """Each reading is a row with the paper's number and a baseline of its own; what has one reading names none."""
+    grid = {**STUDY["grid"], "Reading": {"constant": ["momentum.schedule=constant"], "cosine": []}}
+    study = load_study(file(grid=grid, compare=[{"against": {"backbone": "Y", "projector": "Y"}}]))
+    assert [(*row.labels.values(), row.values["Acc"]) for row in study.rows] == [
+        ("BYOL", "Y", "Y", "constant", 62.01),
+        ("BYOL", "Y", "Y", "cosine", 62.01),
+        ("BYOL", "Y", "-", "constant", 62.17),
+        ("BYOL", "Y", "-", "cosine", 62.17),
+        ("BYOL", "-", "Y", "constant", 59.61),
+        ("BYOL", "-", "Y", "cosine", 59.61),
+        ("MoCo v3", "Y", "Y", "-", None),
+        ("Other", "Y", "-", "-", 8.11),
+    ]
+    assert len(study.runs) == 7 and study.cells[0].config(0).momentum.schedule == "constant"
+    assert all(cell.labels["Reading"] == other.labels["Reading"] for cell, other in study.baselines.items())
+    cells = [{"row": {"Method": "MoCo v3", "Reading": "one"}, "overrides": ["recipe=mocov3"]}] * 2
+    with pytest.raises(ConfigError, match=r"comes twice|is covered by"):
+        load_study(file(cells=cells))
+
+
 def test_another_setting_is_said(file):
     path = file()
     assert warning(load_study(path)) == ""
@@ -457,7 +513,7 @@ def test_stopped_runs_continue_and_failed_ones_stop_no_others(file, command, tmp
     [(_, row)] = [
         pair for pair in scores(study, results_of(study, [job])) if getattr(pair[0], "name", "") == "byol_y_no"
     ]
-    assert row["Acc"].values == (metrics["val_acc1"],)
+    assert row["Acc"].values == {5: metrics["val_acc1"]}
 
 
 ONE = {"grid": None, "cells": CELLS[1:], "cited": [*CITED, {"Method": "MoCo v3"}]}

@@ -183,9 +183,9 @@ IMAGENET_CHANGES = table("""
                                          byol  dino  mocov2plus  mocov3  ressl  simclr  simsiam
     optimizer.lr                         0.45  0.3   0.3         0.45    0.3    0.3     0.5
     optimizer.classifier_lr              0.2   0.1   0.4         0.3     0.1    0.3     0.1
-    optimizer.weight_decay               1e-6  1e-6  3e-5        1.5e-6  1e-4   1e-4    1e-5
-    optimizer.kwargs.eta                 0.001 0.02  -           0.002   -      0.02    -
-    optimizer.kwargs.clip_lr             False True  -           False   -      True    -
+    optimizer.weight_decay               1e-6  1e-6  3e-5        1.5e-6  1e-4   1e-6    1e-5
+    optimizer.kwargs.eta                 0.001 0.02  -           0.002   -      0.001   -
+    optimizer.kwargs.clip_lr             False True  -           False   -      False   -
     method_kwargs.pred_hidden_dim        4096  -     -           4096    -      -       512
     method_kwargs.temperature            -     -     0.1         0.2     -      0.2     -
     backbone.name    resnet50 resnet50 resnet50 resnet50 resnet50 resnet50 resnet50
@@ -503,8 +503,13 @@ def test_bad_override(override, words):
         (["augmentations=[]"], ["augmentations"]),
         (["augmentations=3"], ["augmentations must be a list"]),
         (["augmentations.1.rrc.crop_min_scale=2"], ["augmentations.1.rrc.crop_min_scale"]),
-        (["augmentations.1.crop_size=64"], ["two need the same crop_size"]),
+        (["augmentations.1.crop_size=64"], ["augmentations.1.crop_size", "the largest come first"]),
+        (["augmentations.1.crop_size=16"], ["two need the same crop_size"]),
+        (["augmentations.0.crop_size=24", "augmentations.1.crop_size=32"], ["augmentations.1.crop_size: 32 px after"]),
         (["augmentations.0.num_crops=2", "augmentations.1.num_crops=0"], ["augmentations.1.num_crops"]),
+        (["name=a/b"], ["name must be a name for files", "without slashes"]),
+        (["name=''"], ["name must be a name for files"]),
+        ([f"name={'x' * 181}"], ["name must be a name for files", "at most 180 bytes"]),
         (["devices=0"], ["devices must be", "not 0"]),
         (["devices=all"], ["devices must be", "'all'"]),
         (["devices=[0,0]"], ["devices must be"]),
@@ -717,7 +722,7 @@ def test_an_evaluation_takes_encoder_and_data_from_the_run(tmp_path, kind):
     args["data"]["format"] = "dali"  # as solo-learn's own runs may have
     (tmp_path / "args.json").write_text(json.dumps(args))
     torch.save({"state_dict": {"backbone.conv1.weight": torch.zeros(1)}, "epoch": 3}, tmp_path / "byol-x-ep=3.ckpt")
-    cfg = resolve(overlay(run_values(tmp_path, kind), ["data.num_workers=0"]), kind)
+    cfg = resolve(run_values(tmp_path, kind, ["data.num_workers=0"]), kind)
     assert cfg.pretrained_feature_extractor == str(tmp_path / "byol-x-ep=3.ckpt")
     assert (cfg.pretrain_method, cfg.backbone.name, cfg.precision) == ("byol", "resnet18", "bf16-mixed")
     assert (cfg.data.train_path, cfg.data.format, cfg.data.num_workers) == ("/images", "auto", 0)
@@ -727,10 +732,49 @@ def test_an_evaluation_takes_encoder_and_data_from_the_run(tmp_path, kind):
     assert resolve(cfg, kind) == cfg
 
 
+@pytest.mark.parametrize(
+    "dataset, method, overrides, recipe, lr",
+    [
+        ("cifar10", "byol", [], "linear/cifar10/byol", 0.3),
+        ("cifar10", "res_simsiam", [], "linear/cifar10/res_simsiam", 30.0),
+        ("cifar100", "projector_ema_mocov2plus", [], "linear/cifar100/projector_ema_mocov2plus", 3.0),
+        ("imagenet100", "ressl", [], "linear/imagenet100/ressl", 3.0),
+        ("stl10", "simclr", [], "linear/imagenet100/simclr", 1.0),
+        ("cifar10", "simsiam", ["optimizer.lr=7"], "linear/cifar10/simsiam", 7.0),
+        ("cifar10", "simsiam", ["cache_features=True"], None, 0.3),
+        ("cifar10", "vicreg", [], None, 0.3),
+    ],
+)
+def test_a_linear_evaluation_takes_its_methods_recipe(tmp_path, caplog, dataset, method, overrides, recipe, lr):
+    values = plain(cifar("byol")) | {"method": method}
+    values["data"] |= {"dataset": dataset, "train_path": None}
+    (tmp_path / "args.json").write_text(json.dumps(values))
+    torch.save({"state_dict": {"backbone.conv1.weight": torch.zeros(1)}, "epoch": 3}, tmp_path / "x-ep=3.ckpt")
+    with caplog.at_level("INFO", "solo_ext"):
+        cfg = resolve(run_values(tmp_path, "linear", overrides), "linear")
+    assert (cfg.recipe, cfg.optimizer.lr, cfg.max_epochs) == (recipe, lr, 100)
+    assert (cfg.scheduler.name, cfg.scheduler.lr_decay_steps, cfg.optimizer.batch_size) == ("step", [60, 80], 256)
+    assert caplog.text.count(f"linear evaluation by the recipe of {method}") == (recipe is not None)
+
+
 def test_an_evaluation_of_a_bare_checkpoint_needs_words(tmp_path):
     file = tmp_path / "weights.ckpt"
     torch.save({"state_dict": {"backbone.conv1.weight": torch.zeros(1)}}, file)
     with pytest.raises(ConfigError, match=re.escape("data.dataset")):
-        resolve(overlay(run_values(file, "knn")), "knn")
-    cfg = resolve(overlay(run_values(file, "knn"), ["data.dataset=cifar10", "backbone.name=resnet18"]), "knn")
+        resolve(run_values(file, "knn"), "knn")
+    cfg = resolve(run_values(file, "knn", ["data.dataset=cifar10", "backbone.name=resnet18"]), "knn")
     assert cfg.backbone.name == "resnet18" and list(cfg.knn_eval.k) == [1, 20]
+
+
+@pytest.mark.parametrize(
+    "sizes, refused", [([32, 24, 24, 24, 32], 4), ([24, 32, 32], 1), ([24, 24, 32], 2), ([32, 32, 24], None)]
+)
+def test_large_crops_come_first(sizes, refused):
+    """The teacher sees the first `num_large_crops` views, so that no small one may stand among them."""
+    values = plain(resolve(compose(ROOT / "scripts/pretrain/cifar10", "byol")))
+    values["augmentations"] = [{**values["augmentations"][0], "crop_size": size, "num_crops": 1} for size in sizes]
+    if refused is None:
+        assert resolve(values).data.num_large_crops == 2
+    else:
+        with pytest.raises(ConfigError, match=rf"^augmentations.{refused}.crop_size: 32 px"):
+            resolve(values)

@@ -6,12 +6,16 @@ import pytest
 import torch
 from tiny_runs import config, names
 
+from solo_ext.data import modules
 from solo_ext.errors import ConfigError
 from solo_ext.runs.checkpoints import load_checkpoint
 from solo_ext.runs.encoder import load_encoder
-from solo_ext.training.config import resolve
+from solo_ext.schema import plain
+from solo_ext.training.config import resolve, run_values
 from solo_ext.training.evaluate import knn, linear
 from solo_ext.training.pretrain import pretrain
+from solo_ext.training.trainer_config import TrainerConfig
+from solo_ext.zoo.model import load_backbone
 
 
 @pytest.mark.parametrize("cached", [False, True])
@@ -26,6 +30,7 @@ def test_linear_evaluation_of_a_run(whole, tmp_path, cached):
     written = json.loads((whole.dir / "linear.json").read_text())
     assert written["acc1"] == result.metrics["val_acc1"] and written["protocol"]["augmented"] is not cached
     assert written["protocol"]["checkpoint"] == whole.checkpoint.name and written["epochs"] == 2
+    assert written["protocol"]["recipe"] is None  # a configuration of its own
     backbone = load_encoder(whole.dir)[0].state_dict()
     if not cached:  # the encoder, its batch statistics included, has not moved
         after = load_checkpoint(result.checkpoint)["state_dict"]
@@ -56,3 +61,52 @@ def test_knn_evaluation_of_a_run(whole, capsys):
 def test_without_an_encoder_there_is_nothing_to_evaluate(tmp_path):
     with pytest.raises(ConfigError, match="pretrained_feature_extractor is missing"):
         linear(config(tmp_path, "linear"))
+
+
+@pytest.mark.parametrize("kind", ["knn", "linear"])
+def test_the_images_are_read_for_the_device_that_evaluates_them(whole, tmp_path, monkeypatch, kind):
+    """`cpu:0` works as `cpu` does, and yet is another device: it stands for a GPU."""
+    devices, make_loader = [], modules.make_loader
+
+    def noted(data, views, device, **batching):
+        devices.append(device)
+        return make_loader(data, views, device, **batching)
+
+    monkeypatch.setattr(modules, "make_loader", noted)
+    monkeypatch.setattr(TrainerConfig, "first_device", torch.device("cpu", 0))
+    options = {"pretrained_feature_extractor": str(whole.dir)}
+    if kind == "knn":
+        data = {"dataset": "fashion_mnist_mini", "fraction": 0.01}
+        knn(resolve({**options, "data": data, "accelerator": "cpu", "knn_eval": {"k": [1]}}, "knn"))
+    else:
+        linear(config(tmp_path, "linear", max_epochs=1, cache_features=True, scheduler__name="none", **options))
+    assert devices and {*devices} == {torch.device("cpu", 0)}
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_a_gpu_reads_the_images_that_it_evaluates(whole):
+    data = {"dataset": "fashion_mnist_mini", "fraction": 0.01}
+    raw = {"pretrained_feature_extractor": str(whole.dir), "data": data, "knn_eval": {"k": [1]}}
+    on_gpu, on_cpu = (knn(resolve({**raw, "accelerator": accelerator}, "knn")) for accelerator in ("gpu", "cpu"))
+    assert [row["acc1"] for row in on_gpu] == pytest.approx([row["acc1"] for row in on_cpu], abs=1)
+
+
+def test_what_is_named_twice_counts_once(whole, capsys):
+    raw = {"pretrained_feature_extractor": str(whole.dir), "data": {"dataset": "fashion_mnist_mini", "fraction": 0.01}}
+    twice = {"k": [20, 1, 20], "distance_func": ["cosine", "cosine"], "T": [0.07, 0.1, 0.07]}
+    rows = knn(resolve({**raw, "accelerator": "cpu", "knn_eval": twice}, "knn"))
+    assert [(row["k"], row["T"]) for row in rows] == [(20, 0.07), (1, 0.07), (20, 0.1), (1, 0.1)]
+    assert all(row["acc1"] <= row["acc5"] <= 100 for row in rows)
+
+
+def test_the_encoder_of_a_linear_run_keeps_its_view(whole, tmp_path):
+    """Crop size, mean and std go with it to the next evaluation and to other code."""
+    view = {"crop_size": 20, "mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6]}
+    options = {"pretrained_feature_extractor": str(whole.dir), "pretrain_method": "byol", "data__augmentations": view}
+    run = linear(config(tmp_path, "linear", max_epochs=1, scheduler__name="none", **options)).dir
+    cfg = resolve(run_values(run, "knn"), "knn")
+    assert plain(cfg.data.augmentations) == view and cfg.pretrain_method == "byol"
+    transform = load_backbone(run).transform
+    assert transform.size == 20 and transform.mean.tolist() == pytest.approx(view["mean"])
+    assert transform.std.tolist() == pytest.approx(view["std"])

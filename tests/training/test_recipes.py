@@ -32,7 +32,7 @@ def elsewhere(tmp_path, monkeypatch):
         (["pretrain", PRETRAIN / "custom" / "res_dino.yaml", "--cfg"], "method: res_dino"),
         (["pretrain", "-cp", PRETRAIN / "cifar10", "-cn", "res_dino", "--cfg"], "method: res_dino"),
         (["linear", "cifar10/projector_ema_simclr", "pretrained_feature_extractor=x", "--cfg"], "projector_ema_simclr"),
-        (["study", "projector_ema/table3", "dataset=fashion_mnist_mini", "--dry-run"], "byol_y_y-seed5"),
+        (["study", "projector_ema/table3", "dataset=fashion_mnist_mini", "--dry-run"], "byol_y_y_constant-seed5"),
     ],
 )
 def test_commands_take_a_name_from_any_folder(run, elsewhere, words, said):

@@ -14,7 +14,9 @@ import timm
 import torch
 import torchvision
 from PIL import Image
+from torch import nn
 
+from solo_ext import networks
 from solo_ext.errors import CheckpointError, ConfigError
 from solo_ext.files import sha256, write_json
 from solo_ext.methods import backbone_of
@@ -138,6 +140,30 @@ def test_the_target_computes_the_same(case, to, runs, tmp_path, monkeypatch):
     assert sorted(report.record["matched"]) == sorted(student.state_dict()) and not report.record["unexpected"]
     classifier = [] if to == "safetensors" else ["head" if "vit" in case else "fc"]
     assert report.record["missing"] == [f"{name}.{tensor}" for name in classifier for tensor in ("weight", "bias")]
+
+
+class Tied(nn.Module):
+    """One tensor under two names, as CoaT's position encodings."""
+
+    num_features = 4
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Linear(3, 4)
+        self.second = nn.Linear(3, 4)
+        self.second.weight = self.first.weight
+
+    def forward(self, x):
+        return self.first(x.mean((2, 3))) + self.second(x.amax((2, 3)))
+
+
+def test_shared_tensors_are_written_once_for_each_name(tmp_path, monkeypatch):
+    monkeypatch.setitem(networks.BACKBONES, "tied", Tied)
+    monkeypatch.setitem(BACKBONES, "tied", ({"name": "tied"}, set()))
+    [student] = make_run(tmp_path / "run", "tied")
+    report = export(tmp_path / "run", "safetensors", tmp_path / "out", dtype="float32")
+    assert sorted(report.record["matched"]) == sorted(student.state_dict())
+    assert torch.equal(features(load_encoder(tmp_path / "out")[0]), features(student))
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,6 @@ from solo_ext.data.transforms import Transform
 from solo_ext.errors import CheckpointError, ConfigError
 from solo_ext.files import sha256
 from solo_ext.methods import backbone_of
-from solo_ext.training.compose import overlay
 from solo_ext.training.config import resolve, run_values
 from solo_ext.zoo.export import export
 from solo_ext.zoo.export.huggingface import preprocessing
@@ -88,7 +87,7 @@ def test_the_transform_is_what_the_evaluations_feed(dataset, size, tmp_path):
             photo(mode, (30 + 7 * i, 45), seed=i).save(tmp_path / "images" / "x" / name)
         data = {"train_path": str(tmp_path / "images"), "val_path": str(tmp_path / "images"), "num_workers": 0}
     run = make_run(tmp_path / "run", dataset=dataset, size=size, data=data)
-    cfg = resolve(overlay(run_values(run, "knn")), "knn")
+    cfg = resolve(run_values(run, "knn"), "knn")
     _, [batch], _ = next(iter(ClassificationData(cfg.data, 7, 0, augment=False).train_dataloader()))
 
     if dataset == "custom":

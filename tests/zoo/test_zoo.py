@@ -20,7 +20,6 @@ from hub_server import TOKEN
 import solo_ext
 from solo_ext.errors import CheckpointError, SoloExtError
 from solo_ext.runs.encoder import load_encoder
-from solo_ext.training.compose import overlay
 from solo_ext.training.config import resolve, run_values
 from solo_ext.training.recipes import find as find_recipe
 from solo_ext.zoo import edit, store
@@ -377,7 +376,7 @@ def test_a_mutated_args_json_is_read_or_refused(own):
         (folder / "args.json").write_text(json.dumps(mutated))
         try:
             load_encoder(folder)
-            resolve(overlay(run_values(folder, "knn")), "knn")
+            resolve(run_values(folder, "knn"), "knn")
         except SoloExtError as error:
             assert "\n" not in str(error)
             refused += 1

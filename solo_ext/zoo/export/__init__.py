@@ -169,7 +169,8 @@ def _source(checkpoint: Checkpoint, name: str, teacher: bool, dtype: str, out: P
     tensors = {}
     for key, x in backbone.state_dict().items():
         matrix = x.ndim > 1 and x.is_floating_point()
-        tensors[key] = x.to(DTYPES[dtype] if matrix else x.dtype).contiguous()
+        # tensors that share memory, which safetensors refuses, get a copy each
+        tensors[key] = x.to(DTYPES[dtype] if matrix else x.dtype, copy=True).contiguous()
         if not tensors[key].isfinite().all():
             why = "does not fit into float16; --dtype bfloat16 holds it" if x.isfinite().all() else "is not finite"
             raise CheckpointError(f"{checkpoint.path} is not exported: {key} {why}")

@@ -1,5 +1,6 @@
 """A folder for the Hugging Face Hub, which timm and `load_backbone` take: safetensors, config.json and a card."""
 
+import json
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +11,7 @@ from timm.models._hub import save_config_for_hf
 
 from solo_ext.data.datasets import CUSTOM, DATASETS
 from solo_ext.data.transforms import Transform
+from solo_ext.files import json_text
 from solo_ext.runs.run import Run
 from solo_ext.zoo.export import RECORD, Product, Source, render, safetensors, torchvision
 from solo_ext.zoo.export import timm as timms
@@ -67,6 +69,9 @@ def export(source: Source, folder: Path) -> Product:
     )
     file: Any = folder / CONFIG  # annotated as a string, but timm before 1.0.27 needs the Path
     save_config_for_hf(model, file, model_args=kwargs)
+    config = json.loads(file.read_text(encoding="utf-8"))
+    config.get("model_args", {}).pop("num_classes", None)  # a key of its own, too: transformers refuses it twice
+    file.write_text(json_text(config), encoding="utf-8")
     imports = ("import solo_ext.zoo.model",) if ours else ()
     (folder / CARD).write_text(card(source, image, imports), encoding="utf-8")
     return replace(
