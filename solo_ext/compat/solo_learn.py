@@ -5,24 +5,26 @@ A repair undoes, in this process only, what a newer library changed under solo-l
 
 import functools
 import importlib.machinery
+import inspect
 import json
 import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import timm
 import torch
-from omegaconf import DictConfig, OmegaConf
-from torch import nn
+from omegaconf import DictConfig
+from torch import Tensor, nn
 
 from solo_ext.errors import ConfigError, must_have
 from solo_ext.methods import METHODS
 from solo_ext.methods.module import LightningMethod
+from solo_ext.methods.step import Monitor, Step
 from solo_ext.networks.backbones import BACKBONES, MOCO_VITS, BackboneConfig, build_backbone
 from solo_ext.runs.layouts import PLACEHOLDERS
 
@@ -47,7 +49,7 @@ def register() -> list[str]:
     from solo.methods.base import BaseMethod
 
     added = [name for name in METHODS if name not in registry]
-    registry.update({name: _registered(METHODS[name]) for name in added})  # type: ignore[arg-type]  # classes can be hashed
+    registry.update({name: solo_method(METHODS[name]) for name in added})  # type: ignore[arg-type]  # classes can be hashed
     backbones = BaseMethod._BACKBONES
     for name in [*BACKBONES, *(f"timm/{model}" for model in timm.list_models())]:
         backbones.setdefault(name, functools.partial(_backbone, name))
@@ -56,16 +58,83 @@ def register() -> list[str]:
     return added
 
 
+class SoloMethod(LightningMethod):
+    """What solo-learn's scripts, callbacks and tests ask of a method, beside what every method of ours has."""
+
+    add_and_assert_specific_cfg: Callable[[DictConfig], DictConfig]  # BaseMethod's: solo-learn's defaults
+
+    def __init__(self, cfg: DictConfig) -> None:
+        cfg = self.add_and_assert_specific_cfg(cfg)  # which its scripts read, too
+        super().__init__(cfg)
+        data = cfg.data
+        self.features_dim, self.num_classes, self.max_epochs = (
+            self.backbone.num_features,
+            data.num_classes,
+            cfg.max_epochs,
+        )
+        self.num_large_crops, self.num_small_crops = self.large_crops, data.num_small_crops
+        self.num_crops, self.multicrop = self.num_large_crops + data.num_small_crops, data.num_small_crops > 0
+        self.knn_eval = cfg.knn_eval.enabled
+        if self.knn_eval:
+            from solo.utils.knn import WeightedKNNClassifier
+
+            self.knn = WeightedKNNClassifier(k=cfg.knn_eval.k, distance_fx=cfg.knn_eval.distance_func)
+            self.monitors.append(_Bank(knn=self.knn))
+
+    @property
+    def momentum_pairs(self) -> list[tuple[nn.Module, nn.Module]]:
+        """(student's, teacher's) of each part that the teacher has copies of."""
+        return [self.teacher.pair(stages[0])[::-1] for stages in self.teacher.parts.values() if stages]
+
+    def forward(self, X: Tensor) -> dict[str, Tensor]:
+        """Like `LightningMethod.forward`; the last head's output is also `p`."""
+        out = super().forward(X)
+        return {**out, "p": out["q"]}
+
+    def multicrop_forward(self, X: Tensor) -> dict[str, Tensor]:
+        """The outputs on a small crop: the same."""
+        return self(X)
+
+    @torch.no_grad()
+    def momentum_forward(self, X: Tensor) -> dict[str, Tensor]:
+        """The teacher's feats [B, F] and, as z and as k, its projector's output [B, D]."""
+        whole = len(self.teacher.stages) == len(self.teacher.row)
+        out = self.teach(X, {} if whole else self.student(X), "projector")
+        return {"feats": out["backbone"], "z": out["projector"], "k": out["projector"]}
+
+    def validation_step(self, batch: Sequence[Any], batch_idx: int) -> None:
+        super().validation_step(batch, batch_idx)
+        if self.knn_eval and not self.trainer.sanity_checking:
+            images, labels = batch
+            self.knn(test_features=self.backbone(images), test_targets=labels)
+
+    def on_validation_epoch_end(self) -> None:
+        if self.knn_eval and not self.trainer.sanity_checking:
+            top1, top5 = self.knn.compute()
+            self.log_dict({"val_knn_acc1": top1, "val_knn_acc5": top5}, sync_dist=True)
+
+
+@dataclass(frozen=True)
+class _Bank(Monitor):
+    """solo-learn's online kNN: its bank is the features of the augmented views, as they were when they trained."""
+
+    knn: Callable[..., None] = field(kw_only=True)
+
+    def __call__(self, step: Step) -> dict[str, Tensor]:
+        known = step.labels != -1
+        for view in step.passes.probed:
+            self.knn(train_features=step.students[view]["backbone"][known], train_targets=step.labels[known])
+        return {}
+
+
 @functools.cache
-def _registered(method: type[LightningMethod]) -> type[LightningMethod]:
-    """`method` as solo-learn's script takes it, which reads `performance` from the configuration that it passed."""
+def solo_method(method: type[LightningMethod]) -> type[SoloMethod]:
+    """`method` as a subclass of solo-learn's `BaseMethod`, of which it takes only what it lacks."""
+    from solo.methods.base import BaseMethod
 
-    def __init__(self: LightningMethod, cfg: DictConfig) -> None:
-        if "performance" not in cfg:
-            OmegaConf.update(cfg, "performance", {"disable_channel_last": False}, force_add=True)
-        method.__init__(self, cfg)
-
-    return type(method.__name__, (method,), {"__init__": __init__, "__module__": method.__module__})
+    theirs = {name for name in vars(BaseMethod) if not name.startswith("__")} - vars(SoloMethod).keys()
+    ours = {name: inspect.getattr_static(method, name) for name in theirs if hasattr(method, name)}
+    return type(method.__name__, (SoloMethod, method, BaseMethod), {**ours, "__module__": method.__module__})
 
 
 def _own(method: str | None) -> Any:

@@ -118,7 +118,7 @@ class Method(nn.Module):
     # parts that have another name in solo-learn's checkpoints -> that name; heads with a constant learning rate
     attributes: ClassVar[Mapping[str, str]] = MappingProxyType({})
     static_lr: ClassVar[Sequence[str]] = ()
-    unused_kwargs: ClassVar[Sequence[str]] = ()  # what solo-learn's YAMLs carry without using it
+    unused_kwargs: ClassVar[Sequence[str]] = ("momentum_classifier",)  # what solo-learn's YAMLs carry without using it
 
     def __new__(cls, *args: Any, **kwargs: Any):
         return super().__new__(cls.lightning(cls))

@@ -39,7 +39,7 @@ class LightningMethod(pl.LightningModule, Method):  # type: ignore[override]  # 
         Raises:
             ConfigError: a value that cannot work, e.g. a stage that the network lacks.
         """
-        super().__init__()
+        pl.LightningModule.__init__(self)  # also where solo-learn's BaseMethod stands in between
         self.cfg = cfg = self.configuration(cfg)
         self.kwargs, self.intra = cfg.method_kwargs, cfg.intra
         self.accumulate = cfg.accumulate_grad_batches or 1

@@ -29,6 +29,7 @@ class SimCLR(Method, name="simclr"):
 
     teacher_stages = "none"
     own_targets = True
+    unused_kwargs = ("supervised",)
     loss_name, loss_title = "train_nce_loss", "InfoNCE"
 
     def build_heads(self, features: int) -> None:

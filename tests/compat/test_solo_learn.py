@@ -2,6 +2,10 @@
 
 import copy
 import gc
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -134,6 +138,7 @@ def test_register_adds_what_is_missing(solo_learn):
         assert before.keys() & METHODS.keys() == set(SOLO_FRAMEWORKS)
         assert set(added) == METHODS.keys() - set(SOLO_FRAMEWORKS)
         assert all(issubclass(registry[name], METHODS[name]) for name in added)
+        assert all(issubclass(registry[name], BaseMethod) for name in added)
         assert all(registry[name] is cls for name, cls in before.items())  # solo-learn's own stay its own
         assert {"resnet34", "resnet10_w16", "timm/resnet18"} <= backbones.keys() - backbones_before.keys()
         changed = {name for name, constructor in backbones_before.items() if backbones[name] is not constructor}
@@ -144,3 +149,20 @@ def test_register_adds_what_is_missing(solo_learn):
         for table, old in ((registry, before), (backbones, backbones_before)):
             table.clear()
             table.update(old)
+
+
+@pytest.mark.parametrize("variant", ["", "projector_ema_", "res_"])
+def test_solo_learns_own_tests_of_its_methods_pass_with_ours(solo_learn, variant, tmp_path):
+    files = [f"tests/methods/test_{name}.py" for name in SOLO_FRAMEWORKS]
+    run = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "solo_learns_own", "-p", "no:cacheprovider", *files],
+        cwd=os.environ["SOLO_LEARN"],
+        env={
+            **os.environ,
+            "SOLO_EXT_VARIANT": variant,
+            "PYTHONPATH": f"{Path(__file__).parent}:{os.environ['SOLO_LEARN']}",
+        },
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0 and f"{len(files)} passed" in run.stdout, run.stdout + run.stderr

@@ -290,6 +290,11 @@ def same_features(theirs, ours, size=64):
         return torch.equal(theirs.eval()(x), ours.eval()(x))
 
 
+def fit_and_score(fit, trainer, *args, **kwargs):
+    fit(trainer, *args, **kwargs)
+    return trainer.callback_metrics
+
+
 @pytest.fixture
 def linear_backbone(solo, monkeypatch):
     """The backbone that main_linear.py reads from a checkpoint, up to where its training would begin."""
@@ -371,9 +376,18 @@ def test_our_backbones_are_read_by_its_linear_evaluation(linear_backbone, tmp_pa
 @pytest.mark.parametrize(
     "method", ["byol", "simsiam", "res_mocov3", "projector_ema_byol", "projector_ema_dino", "res_ressl"]
 )
-def test_its_script_trains_and_we_read_what_it_wrote(solo, linear_backbone, method, tmp_path):
+def test_its_script_trains_and_we_read_what_it_wrote(solo, linear_backbone, method, tmp_path, monkeypatch):
     name = "resnet18" if method == "byol" else "resnet10_w16"
-    solo("main_pretrain.py", pretraining(method, name, knn_eval__enabled=method == "byol"))
+    scores, fit = {}, pl.Trainer.fit
+    with monkeypatch.context() as patched:
+        patched.setattr(
+            pl.Trainer,
+            "fit",
+            lambda trainer, *args, **kwargs: scores.update(fit_and_score(fit, trainer, *args, **kwargs)),
+        )
+        solo("main_pretrain.py", pretraining(method, name, knn_eval__enabled=method.endswith("byol")))
+    assert ("val_knn_acc1" in scores) == method.endswith("byol")
+    assert scores.get("val_knn_acc1", 0) >= 0  # -1 if nothing had been stored
     [checkpoint] = (tmp_path / "trained_models" / method).rglob("*.ckpt")
     saved = open_checkpoint(checkpoint).state
     ours, config = load_encoder(checkpoint.parent)
