@@ -25,7 +25,8 @@ class BackboneConfig(Config, section="backbone"):
 
     name: a key of `BACKBONES`, or `timm/<name>`.
     kwargs: further arguments of the constructor, e.g. `zero_init_residual`.
-    stem: `small` (3x3 convolution, no max-pool) for images of about 32 px, `imagenet`, or `auto`: by the dataset.
+    stem: `small` (3x3 convolution, no max-pool) for images of about 32 px, `imagenet`, or `auto`: by the dataset. It
+        may stand in kwargs, too, since solo-learn's scripts hand on nothing else.
     last_norm: end a ResNet with a BatchNorm on its pooled features (ProjectorEMA's BN1, Table C.8).
     """
 
@@ -35,6 +36,7 @@ class BackboneConfig(Config, section="backbone"):
     last_norm: bool = False
 
     def __post_init__(self) -> None:
+        self.stem = self.kwargs.pop("stem", self.stem)
         super().__post_init__()
         if self.name.startswith("timm/"):
             import timm
