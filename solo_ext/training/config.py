@@ -46,6 +46,19 @@ LINEAR_RECIPE = {
 }
 # keys of solo-learn's and of Lightning's that nothing here reads
 UNUSED = ("auto_umap", "dali", "debug_augmentations", "augmentations_cfg", "wandb_cfg", *NO_LOOP)
+# keys that a kind of run takes, since YAMLs are shared, and does not read
+PLACE = ("accelerator", "devices", "num_nodes", "precision")
+NO_TRAINER = tuple(key for key in TrainerConfig.__dataclass_fields__ if key not in (*PLACE, "max_epochs"))
+UNREAD = {
+    "pretrain": ("data.augmentations", "optimizer.layer_decay"),
+    "linear": ("optimizer.classifier_lr",),
+    "linear with cache_features": (
+        *("optimizer.classifier_lr", "optimizer.layer_decay", "checkpoint.frequency", "checkpoint.keep_prev"),
+        *("wandb.enabled", "tensorboard.enabled", "auto_resume.enabled"),
+        *("resume_from_checkpoint", "callbacks", *NO_TRAINER),
+    ),
+    "knn": ("checkpoint.frequency", "checkpoint.keep_prev", "max_epochs", *NO_TRAINER),
+}
 
 
 @dataclass(kw_only=True)
@@ -119,6 +132,12 @@ class LinearConfig(LinearOptions, TrainingConfig, EvaluationConfig):
     cache_features: bool = False
     auto_augment: Literal[False] = False  # solo-learn's key; the augmentation is a random crop and flip
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        plainly = not (self.finetune or self.mixup or self.cutmix or self.label_smoothing)
+        expected = "false with finetune, mixup, cutmix or label_smoothing"
+        self.require(plainly or not self.cache_features, "cache_features", expected)
+
 
 @dataclass
 class OfflineKNNConfig(Config, section="knn_eval"):
@@ -161,7 +180,7 @@ def resolve(raw: RunConfig | DictConfig | Mapping[str, Any], kind: str = "pretra
         ConfigError: an unknown key or method, a wrong type, a value that cannot work; with the full key.
     """
     values = _values(raw)
-    _drop_unused(values, UNUSED)
+    _drop(values, UNUSED)
     if own := [key for key in values if key in OWN]:
         raise ConfigError(f"{own[0]} is set by solo-ext itself; {OWN[own[0]]}")
     pretraining = _pretraining(*MONITORS.values())  # type: ignore[arg-type]  # classes can be hashed
@@ -171,12 +190,16 @@ def resolve(raw: RunConfig | DictConfig | Mapping[str, Any], kind: str = "pretra
             raise UnknownKey(str(unknown[0]), ())
         if kind == "pretrain":
             method = declared_method(values.get("method"))
-            _drop_unused(values, [f"method_kwargs.{key}" for key in method.unused_kwargs])
+            _drop(values, [f"method_kwargs.{key}" for key in method.unused_kwargs])
             values = method.with_defaults(values)
-        return _derive(build(cls, values))
+        cfg = build(cls, values)
     except UnknownKey as error:  # the right key may be in another section
         kwargs = keys(method.Kwargs, "method_kwargs") if error.key.startswith("method_kwargs.") else ()
         raise UnknownKey(error.key, [*kwargs, *keys(cls)]) from None
+    run = "linear with cache_features" if isinstance(cfg, LinearConfig) and cfg.cache_features else kind
+    if unread := _reset(cfg, UNREAD[run]):
+        log.warning("%s does not use %s", run, ", ".join(unread))
+    return _derive(cfg)
 
 
 def _values(raw: RunConfig | DictConfig | Mapping[str, Any]) -> dict[str, Any]:
@@ -191,13 +214,26 @@ def _values(raw: RunConfig | DictConfig | Mapping[str, Any]) -> dict[str, Any]:
     return {key: x for key, x in values.items() if not (key in optional and x in (None, "None"))}
 
 
-def _drop_unused(values: dict[str, Any], unused: Sequence[str]) -> None:
-    for full_key in unused:
+def _drop(values: dict[str, Any], keys: Sequence[str]) -> None:
+    """Takes out of `values` what solo-learn's YAMLs have and nothing here reads."""
+    for full_key in keys:
         section, _, key = full_key.rpartition(".")
         node = values.get(section) if section else values
         if isinstance(node, dict) and key in node:
             log.warning("%s is accepted, as solo-learn's YAMLs have it, but not used", full_key)
             del node[key]
+
+
+def _reset(cfg: RunConfig, keys: Sequence[str]) -> list[str]:
+    """Gives `keys` their defaults; returns those that had another value."""
+    changed = []
+    for full_key in keys:
+        section, _, key = full_key.rpartition(".")
+        owner = getattr(cfg, section) if section else cfg
+        default, value = owner.__dataclass_fields__[key].default, getattr(owner, key)
+        changed += [full_key] if value not in (None, default) else []
+        setattr(owner, key, default)
+    return changed
 
 
 def declared_method(name: Any) -> type[Method]:

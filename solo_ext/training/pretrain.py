@@ -4,7 +4,6 @@ What takes seconds to import is imported after the first line about the run is o
 """
 
 import copy
-import pkgutil
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -60,7 +59,7 @@ def pretrain(
     module: Any = method(cfg) if isinstance(method, type) else method
     if isinstance(module, Method):
         check_sizes(module.backbone, cfg)
-    own = _callbacks(cfg, data if isinstance(data, ImageData) else None)
+    own = _monitors(cfg, data if isinstance(data, ImageData) else None)
     result = fit(cfg, module, data, start, [*own, *callbacks])
     print_result(result, ("val_acc1", "val_knn1", "val_knn20", "gap_sim"))
     return result
@@ -75,21 +74,10 @@ def _name(method: "AnyMethod") -> str:
     return next((name for name, known in METHODS.declared.items() if cls in (known, METHODS[name])), cls.__name__)
 
 
-def _callbacks(cfg: PretrainConfig, data: Any) -> "list[Callback]":
-    """The monitors that `cfg` switches on, which may need `data` (None: not ours), and the callbacks that it names."""
+def _monitors(cfg: PretrainConfig, data: Any) -> "list[Callback]":
+    """The monitors that `cfg` switches on, which may need `data` (None: not ours)."""
     sections = [(monitor, getattr(cfg, key)) for key, monitor in MONITORS.items()]
-    monitors = [monitor.make(section, cfg, data) for monitor, section in sections if section.enabled]
-    return [*filter(None, monitors), *(_imported(*item) for item in (cfg.callbacks or {}).items())]
-
-
-def _imported(path: str, arguments: dict[str, Any] | None) -> "Callback":
-    from lightning.pytorch import Callback
-
-    with naming(f"callbacks.{path}", SoloExtError, ImportError, AttributeError, ValueError, TypeError):
-        callback = pkgutil.resolve_name(path)(**(arguments or {}))
-    if not isinstance(callback, Callback):
-        raise ConfigError(f"callbacks.{path} is not a Lightning callback but a {type(callback).__name__}")
-    return callback
+    return [*filter(None, (monitor.make(section, cfg, data) for monitor, section in sections if section.enabled))]
 
 
 @torch.no_grad()

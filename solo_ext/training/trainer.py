@@ -3,11 +3,13 @@
 import contextlib
 import copy
 import logging
+import pkgutil
 import statistics
 import time
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import lightning.pytorch as pl
 import torch
@@ -16,7 +18,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 
 from solo_ext.data.modules import ImageData
-from solo_ext.errors import CheckpointError, ConfigError, reason
+from solo_ext.errors import CheckpointError, ConfigError, SoloExtError, naming, reason
 from solo_ext.runs.checkpoints import Checkpoint
 from solo_ext.runs.encoder import explain_mismatch
 from solo_ext.runs.environment import environment
@@ -46,6 +48,14 @@ def prepare(cfg: AnyConfig, data: pl.LightningDataModule) -> AnyConfig:
     return cfg
 
 
+def _imported(path: str, arguments: dict[str, Any] | None) -> pl.Callback:
+    with naming(f"callbacks.{path}", SoloExtError, ImportError, AttributeError, ValueError, TypeError):
+        callback = pkgutil.resolve_name(path)(**(arguments or {}))
+    if not isinstance(callback, pl.Callback):
+        raise ConfigError(f"callbacks.{path} is not a Lightning callback but a {type(callback).__name__}")
+    return callback
+
+
 def fit(
     cfg: TrainingConfig,
     module: pl.LightningModule,
@@ -63,7 +73,9 @@ def fit(
     """
     if not cfg.performance.disable_channel_last:
         module = module.to(memory_format=torch.channels_last)
-    callbacks = [ExactResume(cfg.seed), StopTogether(), StopOnNonFinite(), *callbacks, throughput := Throughput()]
+    named = [_imported(*item) for item in (cfg.callbacks or {}).items()]
+    safety = ExactResume(cfg.seed), StopTogether(), StopOnNonFinite()
+    callbacks = [*safety, *callbacks, *named, throughput := Throughput()]
     if cfg.enable_progress_bar is not False:
         callbacks.append(RunProgress())
     batches = len(data.train_set) // (data.batch_size * cfg.processes) if isinstance(data, ImageData) else None

@@ -1,0 +1,120 @@
+"""Every key of a command is read by it, or refused, or said to be unused; it is watched while the commands run."""
+
+import dataclasses
+import sys
+from pathlib import Path
+
+import pytest
+
+from solo_ext.errors import ConfigError
+from solo_ext.schema import Config
+from solo_ext.training.compose import compose
+from solo_ext.training.config import UNREAD, resolve, run_values
+from solo_ext.training.evaluate import knn, linear
+from solo_ext.training.pretrain import pretrain
+from solo_ext.training.recipes import find
+
+TINY = (
+    "data.fraction=0.03",
+    "max_epochs=2",
+    "enable_progress_bar=false",
+    "data.format=image_folder",
+    "scheduler.warmup_epochs=0",
+)
+ALL_ON = ("intra.weight=0.5", "gradients.enabled=true", "tensorboard.enabled=true", "momentum.classifier=true")
+OTHERS = ("scheduler.name=step", "scheduler.lr_decay_steps=[1]", "intra.weight=0.5", "intra.distance=ce")
+COPIES = ("schema.py", "dataclasses.py", "copy.py")  # reading there is no use
+ELSEWHERE = {  # read by runs that are not made here
+    *("data.train_path", "data.val_path", "data.download"),  # the bundled images have none
+    *("wandb.entity", "wandb.project", "wandb.offline"),  # tests/training/test_loggers.py
+    *("data.num_classes", "data.num_large_crops", "data.num_small_crops"),  # derived, for solo-learn's code
+    *("pretrain_method", "backbone"),  # of a checkpoint without args.json
+    "auto_resume.max_hours",  # where a run is continued
+    "auto_augment",  # its one value is what is done
+    *("checkpoint.enabled", "checkpoint.dir"),  # `linear`'s, which `run_values` gives to all
+    "name",  # a label
+}
+
+
+@pytest.fixture
+def read(monkeypatch):
+    """The full keys that are read from now on, beside the copies and the sections' own checks."""
+    found = set()
+
+    def watched(self, name):
+        if not name.startswith("_") and name in type(self).__dataclass_fields__:
+            caller = sys._getframe(1).f_code
+            if Path(caller.co_filename).name not in COPIES and caller.co_name not in ("__post_init__", "_reset"):
+                found.add(f"{object.__getattribute__(self, '_section')}.{name}".lstrip("."))
+        return object.__getattribute__(self, name)
+
+    monkeypatch.setattr(Config, "__getattribute__", watched, raising=False)
+    return found
+
+
+def keys(section):
+    """The full keys of a typed configuration, with those of its sections."""
+    for field in dataclasses.fields(section):
+        value = object.__getattribute__(section, field.name)
+        if isinstance(value, Config):
+            yield from keys(value)
+        else:
+            yield f"{object.__getattribute__(section, '_section')}.{field.name}".lstrip(".")
+
+
+def pretraining(folder, *overrides):
+    file = find("fashion_mnist_mini/byol")
+    return resolve(compose(file.parent, file.name, [*TINY, f"checkpoint.dir={folder}", *overrides]))
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return pretrain(pretraining(tmp_path_factory.mktemp("runs"))).dir
+
+
+def test_pretraining(tmp_path, read):
+    configs = [pretraining(tmp_path, *ALL_ON), pretraining(tmp_path, *OTHERS)]
+    for cfg in configs:
+        pretrain(cfg)
+    assert {key for cfg in configs for key in keys(cfg)} - read - ELSEWHERE == set(UNREAD["pretrain"])
+
+
+REFUSED = {"linear with cache_features": {"finetune", "label_smoothing", "mixup", "cutmix"}}
+
+
+@pytest.mark.parametrize("command", ["linear", "linear with cache_features", "knn"])
+def test_evaluations(run, read, command):
+    kind, _, cached = command.partition(" ")
+    overrides = ["data.fraction=0.1", "data.format=image_folder", "data.num_workers=0"]
+    overrides += ["max_epochs=2"] if kind == "linear" else []
+    overrides += ["cache_features=true"] if cached else []
+    schedules = [[], ["scheduler.name=warmup_cosine", "scheduler.warmup_epochs=1"]] if kind == "linear" else [[]]
+    for schedule in schedules:
+        cfg = resolve(run_values(run, kind, overrides + schedule), kind)
+        {"linear": linear, "knn": knn}[kind](cfg)
+    read.discard("optimizer.classifier_lr")  # null
+    assert set(keys(cfg)) - read - ELSEWHERE - REFUSED.get(command, set()) == set(UNREAD[command])
+
+
+def test_what_is_not_used_is_said_and_not_recorded(run, caplog):
+    cfg = resolve(run_values(run, "knn", ["limit_train_batches=3", "deterministic=true"]), "knn")
+    assert "knn does not use limit_train_batches, deterministic" in caplog.text
+    assert cfg.limit_train_batches is None
+    resolve(run_values(run, "linear", ["cache_features=true", "optimizer.classifier_lr=0.7"]), "linear")
+    assert "linear with cache_features does not use optimizer.classifier_lr" in caplog.text
+    caplog.clear()
+    resolve(cfg, "knn")
+    resolve(resolve(run_values(run, "linear"), "linear"), "linear")
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("option", ["finetune=true", "mixup=0.8", "cutmix=1", "label_smoothing=0.1"])
+def test_cached_features_refuse_what_changes_images_or_encoder(run, option):
+    with pytest.raises(ConfigError, match="cache_features must be false with finetune, mixup, cutmix or label_smoo"):
+        resolve(run_values(run, "linear", ["cache_features=true", option]), "linear")
+
+
+def test_a_linear_evaluation_has_callbacks_too(run, tmp_path):
+    overrides = [f"checkpoint.dir={tmp_path}", "data.fraction=0.1", "max_epochs=1"]
+    with pytest.raises(ConfigError, match=r"callbacks\.no_module\.Callback"):
+        linear(resolve(run_values(run, "linear", [*overrides, "+callbacks={no_module.Callback: {}}"]), "linear"))
