@@ -1,5 +1,6 @@
 """Offline evaluation of a frozen encoder: linear and kNN."""
 
+import logging
 import time
 from pathlib import Path
 from typing import Any
@@ -14,13 +15,15 @@ from solo_ext.evaluation.knn import knn_accuracy
 from solo_ext.evaluation.linear import LinearModel, fit_cached_linear
 from solo_ext.methods import backbone_of
 from solo_ext.runs.checkpoints import Checkpoint, open_checkpoint
-from solo_ext.runs.encoder import load_encoder
+from solo_ext.runs.encoder import evaluation_view, load_encoder
 from solo_ext.runs.environment import environment
 from solo_ext.runs.run import CLASSIFIERS, KNN, LINEAR, UNTRAINED, Run, RunResult
 from solo_ext.schema import plain
 from solo_ext.training.config import KNNRunConfig, LinearConfig, RunConfig
 from solo_ext.training.start import begin, is_first, runs_folder
 from solo_ext.training.trainer import fit, prepare, print_result
+
+log = logging.getLogger("solo_ext")
 
 KNN_BATCH = 256  # images per forward pass; it does not change a result
 
@@ -38,7 +41,7 @@ def linear(cfg: LinearConfig, results: Path | None = None, encoder: Checkpoint |
     cached, base = cfg.cache_features, runs_folder(cfg) / CLASSIFIERS
     data = ClassificationData(cfg.data, cfg.optimizer.batch_size, cfg.seed, augment=not cached)
     cfg = prepare(cfg, data)
-    backbone, source = _encoder(cfg, encoder)
+    backbone, source = _encoder(cfg, encoder, data)
     if cached:
         result = _fit_cached(cfg, backbone, data, Run.new(base))
     else:
@@ -63,7 +66,7 @@ def knn(cfg: KNNRunConfig, results: Path | None = None, encoder: Checkpoint | No
     """
     data = ClassificationData(cfg.data, KNN_BATCH, cfg.seed, augment=False)
     cfg = prepare(cfg, data)
-    backbone, source = _encoder(cfg, encoder)
+    backbone, source = _encoder(cfg, encoder, data)
     features = _features(cfg, backbone, data)
     options, rows = cfg.knn_eval, []
     for distance in dict.fromkeys(options.distance_func):
@@ -79,8 +82,11 @@ def knn(cfg: KNNRunConfig, results: Path | None = None, encoder: Checkpoint | No
     return rows
 
 
-def _encoder(cfg: LinearConfig | KNNRunConfig, opened: Checkpoint | None) -> tuple[nn.Module, Path | None]:
-    """The frozen encoder to evaluate, and its checkpoint; None if it is untrained."""
+def _encoder(
+    cfg: LinearConfig | KNNRunConfig, opened: Checkpoint | None, data: ClassificationData
+) -> tuple[nn.Module, Path | None]:
+    """The frozen encoder to evaluate, and its checkpoint; None if it is untrained. Says where `data` shows it images
+    otherwise than it was trained on."""
     if cfg.untrained:
         return backbone_of(cfg).eval(), None
     if not cfg.pretrained_feature_extractor:
@@ -89,6 +95,10 @@ def _encoder(cfg: LinearConfig | KNNRunConfig, opened: Checkpoint | None) -> tup
         opened = open_checkpoint(cfg.pretrained_feature_extractor)
     backbone, _ = load_encoder(opened, plain(cfg))
     opened.take()  # the memory
+    here = dict(zip(("crop_size", "mean", "std"), plain(data.eval_view), strict=True))
+    trained = evaluation_view(opened.config or {})
+    if other := [f"{key} {value}, not {here[key]}" for key, value in trained.items() if value != here[key]]:
+        log.warning("data.augmentations: the encoder was trained with %s", "; ".join(other))
     return backbone, opened.path
 
 

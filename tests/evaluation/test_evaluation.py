@@ -310,6 +310,31 @@ def test_cached_linear_reaches_logistic_regression():
     assert torch.equal(torch.get_rng_state(), state)
 
 
+def test_cached_linear_is_plain_sgd_on_standardised_features():
+    """300 images make 18 batches of 16; the rate is the effective one and falls after epochs 2 and 4 of 5."""
+    x, y, val_x, val_y = neighbours_problem()
+    options = OptimizerConfig("sgd", batch_size=16, lr=9.0, weight_decay=0.01)
+    options.effective_lr = 0.2
+    schedule = SchedulerConfig("step", lr_decay_steps=[2, 4])
+    found = fit_cached_linear(x, y, val_x, val_y, optimizer=options, scheduler=schedule, epochs=5, seed=3)
+
+    mean, std = x.mean(0), x.std(0, unbiased=False)
+    weight, bias = (torch.zeros(7, 10, requires_grad=True), torch.zeros(7, requires_grad=True))
+    sgd = torch.optim.SGD([weight, bias], lr=0.2, momentum=0.9, weight_decay=0.01)
+    order = torch.Generator().manual_seed(3)
+    for epoch in range(5):
+        sgd.param_groups[0]["lr"] = 0.2 * (1, 1, 0.1, 0.1, 0.01)[epoch]
+        shuffled = torch.randperm(300, generator=order)
+        for i in range(18):
+            chosen = shuffled[16 * i : 16 * (i + 1)]
+            sgd.zero_grad()
+            F.cross_entropy((x[chosen] - mean) / std @ weight.T + bias, y[chosen]).backward()
+            sgd.step()
+    logits = (val_x - mean) / std @ weight.T + bias
+    assert found["val_loss"] == pytest.approx(F.cross_entropy(logits, val_y).item(), rel=1e-4)
+    assert found["acc1"] == pytest.approx(100 * (logits.argmax(1) == val_y).float().mean().item(), abs=0.51)
+
+
 def test_cached_linear_takes_optimizer_and_schedule():
     x, y, val_x, val_y = neighbours_problem()
     optimizer = OptimizerConfig("lars", batch_size=1000, lr=0.0)

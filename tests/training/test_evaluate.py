@@ -2,15 +2,19 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from tiny_runs import config, names
 
 from solo_ext.data import modules
+from solo_ext.data.datasets import DataConfig, load_dataset
 from solo_ext.errors import ConfigError
 from solo_ext.runs.checkpoints import load_checkpoint
 from solo_ext.runs.encoder import load_encoder
 from solo_ext.schema import plain
+from solo_ext.training import evaluate
 from solo_ext.training.config import resolve, run_values
 from solo_ext.training.evaluate import knn, linear
 from solo_ext.training.pretrain import pretrain
@@ -19,7 +23,7 @@ from solo_ext.zoo.model import load_backbone
 
 
 @pytest.mark.parametrize("cached", [False, True])
-def test_linear_evaluation_of_a_run(whole, tmp_path, cached):
+def test_linear_evaluation_of_a_run(whole, tmp_path, cached, caplog):
     options = {
         "pretrained_feature_extractor": str(whole.dir),
         "cache_features": cached,
@@ -31,6 +35,7 @@ def test_linear_evaluation_of_a_run(whole, tmp_path, cached):
     assert written["acc1"] == result.metrics["val_acc1"] and written["protocol"]["augmented"] is not cached
     assert written["protocol"]["checkpoint"] == whole.checkpoint.name and written["epochs"] == 2
     assert written["protocol"]["recipe"] is None  # a configuration of its own
+    assert "the encoder was trained with crop_size 12, not 28" in caplog.text  # where nothing else is said
     backbone = load_encoder(whole.dir)[0].state_dict()
     if not cached:  # the encoder, its batch statistics included, has not moved
         after = load_checkpoint(result.checkpoint)["state_dict"]
@@ -61,6 +66,75 @@ def test_knn_evaluation_of_a_run(whole, capsys):
 def test_without_an_encoder_there_is_nothing_to_evaluate(tmp_path):
     with pytest.raises(ConfigError, match="pretrained_feature_extractor is missing"):
         linear(config(tmp_path, "linear"))
+
+
+class Caught(Exception):
+    """The arguments of what would have trained or counted."""
+
+    def __init__(self, *args, **kwargs):
+        self.args, self.kwargs = args, kwargs
+
+
+def caught(monkeypatch, name, command, cfg):
+    def catch(*args, **kwargs):
+        raise Caught(*args, **kwargs)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(evaluate, name, catch)
+        with pytest.raises(Caught) as error:
+            command(cfg)
+    return error.value
+
+
+def test_the_protocol_of_linear(whole, tmp_path, monkeypatch):
+    """Random crops, another one each time, of shuffled images; the encoder in eval mode; the rest as configured."""
+    options = {"pretrained_feature_extractor": str(whole.dir), "optimizer__weight_decay": 0.25}
+    schedule = {"scheduler__name": "step", "scheduler__lr_decay_steps": [1, 2], "accumulate_grad_batches": 3}
+    cfg = config(tmp_path, "linear", **options, **schedule, devices="2", label_smoothing=0.1)
+    fitted, model, data, _ = caught(monkeypatch, "fit", linear, cfg).args
+    assert (fitted.max_epochs, data.batch_size, fitted.optimizer.effective_lr) == (3, 16, 0.5 * 16 * 2 / 256)
+    assert model.optimizer_cfg == fitted.optimizer and model.optimizer_cfg.weight_decay == 0.25
+    assert model.scheduler_cfg.lr_decay_steps == [1, 2] and model.options.label_smoothing == 0.1
+    assert not any(module.training for module in model.train().backbone.modules())
+    views, orders = [], []
+    loader = data.train_dataloader()
+    for epoch in range(2):
+        loader.sampler.set_epoch(epoch)
+        batches = list(loader)
+        indexes = torch.cat([index for index, *_ in batches])
+        views.append(torch.cat([view for _, (view,), _ in batches])[indexes.argsort()])
+        orders.append(indexes.tolist())
+    assert orders[0] != orders[1] and orders[0] != sorted(orders[0])
+    assert all(not torch.equal(a, b) for a, b in zip(*views, strict=False))
+
+
+def test_the_protocol_of_cached_linear(whole, tmp_path, monkeypatch):
+    options = {"pretrained_feature_extractor": str(whole.dir), "cache_features": True, "seed": 7}
+    options["data__augmentations"] = {"crop_size": 12}
+    call = caught(monkeypatch, "fit_cached_linear", linear, config(tmp_path, "linear", **options))
+    optimizer = call.kwargs["optimizer"]
+    assert (optimizer.batch_size, optimizer.rates()[0]) == (16, 0.5 * 16 / 256)
+    assert (call.kwargs["epochs"], call.kwargs["seed"], call.kwargs["scheduler"].name) == (3, 7, "warmup_cosine")
+    assert_features_of_whole_images(call.args, whole)
+
+
+def test_the_protocol_of_knn(whole, monkeypatch):
+    options = ["data.fraction=0.01", "knn_eval.k=[3,5]", "knn_eval.distance_func=[cosine]", "knn_eval.T=[0.2]"]
+    call = caught(monkeypatch, "knn_accuracy", knn, resolve(run_values(whole.dir, "knn", options), "knn"))
+    assert call.kwargs == {"k": [3, 5], "distance": "cosine", "temperature": 0.2}
+    assert_features_of_whole_images(call.args, whole)
+
+
+def assert_features_of_whole_images(features, run):
+    """Bank: of the training images; queries: of all test images; un-augmented, by the encoder in eval mode."""
+    backbone = load_backbone(run.dir)
+    for split, (found, labels) in (("train", features[:2]), ("test", features[2:])):
+        images = load_dataset(DataConfig("fashion_mnist_mini", fraction=0.01), split)
+        assert labels.tolist() == images.targets.tolist()
+        chosen = range(0, len(images), 10)
+        pixels = torch.stack([backbone.transform(Image.fromarray(np.asarray(images.images[i])[0])) for i in chosen])
+        with torch.no_grad():
+            torch.testing.assert_close(found[::10], backbone(pixels), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("kind", ["knn", "linear"])
