@@ -255,6 +255,17 @@ def keys(cls: Any, at: str = "") -> Iterator[str]:
                 yield from keys(inner, key if inner is arm else f"{key}.0")
 
 
+def text_keys(cls: type[Config] = Config) -> Iterator[str]:
+    """Full keys of all sections, of which classes below `cls` exist, that take text and no number."""
+    for section in cls.__subclasses__():
+        hints: dict[str, Any] = _hints(section) if dataclasses.is_dataclass(section) else {}
+        for name, hint in hints.items():
+            arms = {get_args(arm)[0] if get_origin(arm) is Annotated else arm for arm in _arms(hint)}
+            if str in arms and not arms & {int, float}:
+                yield join(section._section, name)
+        yield from text_keys(section)
+
+
 def join(at: str, key: Any) -> str:
     """`key` below the node `at`."""
     return f"{at}.{key}" if at else str(key)

@@ -20,6 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from solo_ext.errors import ConfigError
+from solo_ext.schema import text_keys
 from solo_ext.training import recipes
 
 
@@ -86,6 +87,8 @@ def _parse(text: str) -> Override:
     if override.is_sweep_override():
         advice = "" if "(" in value else f"; where {key} takes a list, it is '{key}=[{value}]'"
         raise ConfigError(f"'{text}' asks for several runs, which is not supported{advice}")
+    if isinstance(override.value(), int | float) and override.key_or_group in text_keys():  # 1.10, not 1.1
+        [override] = OverridesParser.create().parse_overrides([assign(key, value)])
     return override
 
 
