@@ -6,8 +6,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from solo_ext.data.datasets import DATASETS
 from solo_ext.errors import CheckpointError
 from solo_ext.methods import backbone_of
+from solo_ext.networks import BackboneConfig
 from solo_ext.runs.checkpoints import Checkpoint, foreign_config, open_checkpoint
 
 # the backbone.kwargs by which timm and torchvision fetch initial weights
@@ -33,8 +35,8 @@ def load_encoder(
 
     Args:
         source: a run folder, a checkpoint file, or an export, ours or solo-learn's; or an open checkpoint.
-        config: with `backbone` (and `data.dataset`, for the stem), as in solo-learn's linear YAMLs. The run's own
-            args.json takes precedence; `config` must agree with it, and replaces it if there is none.
+        config: with `backbone` (and `data.dataset`, for the stem), as in solo-learn's linear YAMLs. It replaces an
+            args.json that is missing; else it must agree with that, and its `backbone.kwargs` are added.
         teacher: the momentum encoder in place of the student; before its first stage it is the student.
 
     Raises:
@@ -43,15 +45,15 @@ def load_encoder(
     checkpoint = source if isinstance(source, Checkpoint) else open_checkpoint(source)
     path, run, state = checkpoint.path, checkpoint.config, checkpoint.state
     expected = (config or {}).get("backbone") or {}
-    if run and run.get("backbone"):
-        config = run
-    if not config or not config.get("backbone"):
+    described = bool(run and run.get("backbone"))
+    if not described and not expected:
         raise CheckpointError(f"{path} has no args.json beside it, so backbone.name has to say which network it holds")
     with foreign_config(path):
-        name = config["backbone"]["name"]
-        backbone = bare_backbone(config)
+        whole = {**run, **network_of(run, expected)} if run and described else dict(config or {})
+        name = whole["backbone"]["name"]
+        backbone = bare_backbone(whole)
     network = f"{name} (features {backbone.num_features})"
-    if config is run and expected.get("name") not in (None, name):
+    if described and expected.get("name") not in (None, name):
         raise CheckpointError(f"{path} holds a {network}, but backbone.name is {expected['name']}")
     weights = _part(state, "backbone.") or state
     if teacher:
@@ -63,13 +65,25 @@ def load_encoder(
             )
         weights = weights | own
     if difference := explain_mismatch(weights, backbone.state_dict()):
-        if config is run:
+        if described:
             raise CheckpointError(f"{path} does not hold the {network} that its args.json names: {difference}")
         probe = state.get("classifier.weight")
         features = f" with {probe.size(1)} features" if probe is not None and probe.ndim == 2 else ""
         raise CheckpointError(f"{path} holds a network{features}, not a {network}: {difference}")
     backbone.load_state_dict(weights)
     return backbone.eval(), run
+
+
+def network_of(run: Mapping[str, Any], added: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """`backbone` and `pretrain_method` for another configuration that shall build the network of a run's args.json,
+    whatever its own dataset and method; `added`: a `backbone` with further kwargs."""
+    dataset = (run.get("data") or {}).get("dataset")
+    own = {field: run["backbone"][field] for field in BackboneConfig.__dataclass_fields__ if field in run["backbone"]}
+    kwargs = {**(own.get("kwargs") or {}), **((added or {}).get("kwargs") or {})}
+    small = dataset in DATASETS and DATASETS[dataset].small_images
+    stem = {"auto": "small" if small else "imagenet"}.get(own.get("stem", "auto"), own.get("stem"))
+    method = run.get("method") or run.get("pretrain_method")
+    return {"backbone": {**own, "kwargs": kwargs, "stem": stem}, "pretrain_method": method}
 
 
 def evaluation_view(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -14,11 +14,12 @@ from solo_ext.evaluation.features import features_of_sets
 from solo_ext.evaluation.knn import knn_accuracy
 from solo_ext.evaluation.linear import LinearModel, fit_cached_linear
 from solo_ext.methods import backbone_of
+from solo_ext.networks import BackboneConfig
 from solo_ext.runs.checkpoints import Checkpoint, open_checkpoint
-from solo_ext.runs.encoder import evaluation_view, load_encoder
+from solo_ext.runs.encoder import evaluation_view, load_encoder, network_of
 from solo_ext.runs.environment import environment
 from solo_ext.runs.run import CLASSIFIERS, KNN, LINEAR, UNTRAINED, Run, RunResult
-from solo_ext.schema import plain
+from solo_ext.schema import build, plain
 from solo_ext.training.config import KNNRunConfig, LinearConfig, RunConfig
 from solo_ext.training.start import begin, is_first, runs_folder
 from solo_ext.training.trainer import fit, prepare, print_result
@@ -95,6 +96,9 @@ def _encoder(
         opened = open_checkpoint(cfg.pretrained_feature_extractor)
     backbone, _ = load_encoder(opened, plain(cfg))
     opened.take()  # the memory
+    if opened.config and opened.config.get("backbone"):  # else cfg has said it
+        network = network_of(opened.config, plain(cfg.backbone))
+        cfg.backbone, cfg.pretrain_method = build(BackboneConfig, network["backbone"]), network["pretrain_method"]
     here = dict(zip(("crop_size", "mean", "std"), plain(data.eval_view), strict=True))
     trained = evaluation_view(opened.config or {})
     if other := [f"{key} {value}, not {here[key]}" for key, value in trained.items() if value != here[key]]:

@@ -52,6 +52,13 @@ def test_a_checkpoint_of_another_network_is_refused_with_what_it_holds(tmp_path)
         load_encoder(tmp_path, CIFAR)
 
 
+def test_an_evaluations_kwargs_are_added_to_the_runs_own(tmp_path):
+    timms = {"name": "timm/test_vit", "kwargs": {"drop_rate": 0.25}}
+    run_folder(tmp_path, "timm/test_vit", **{**CIFAR, "backbone": timms})
+    backbone, _ = load_encoder(tmp_path, {"backbone": {"name": "timm/test_vit", "kwargs": {"drop_path_rate": 0.5}}})
+    assert backbone.blocks[-1].drop_path1.drop_prob == 0.5 and backbone.pos_drop.p == 0 and backbone.head_drop.p == 0.25
+
+
 def test_the_wrong_stem_is_a_mismatch_too(tmp_path):
     run_folder(tmp_path)
     with pytest.raises(CheckpointError, match="1 of another shape"):

@@ -36,6 +36,8 @@ def test_linear_evaluation_of_a_run(whole, tmp_path, cached, caplog):
     assert written["protocol"]["checkpoint"] == whole.checkpoint.name and written["epochs"] == 2
     assert written["protocol"]["recipe"] is None  # a configuration of its own
     assert "the encoder was trained with crop_size 12, not 28" in caplog.text  # where nothing else is said
+    network = json.loads((result.dir / "args.json").read_text())
+    assert (network["backbone"]["stem"], network["pretrain_method"]) == ("small", "byol")  # whatever is evaluated next
     backbone = load_encoder(whole.dir)[0].state_dict()
     if not cached:  # the encoder, its batch statistics included, has not moved
         after = load_checkpoint(result.checkpoint)["state_dict"]
