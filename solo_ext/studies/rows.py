@@ -1,9 +1,9 @@
-"""The rows of a study's table: what a paper prints, the cells that are run, and the run of each cell and seed."""
+"""The rows of a study's table: what a paper prints, the cells that are run and compared, the run of each cell and seed."""
 
 import contextlib
 import copy
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from pathlib import Path
@@ -219,3 +219,35 @@ def resolver() -> Callable[..., PretrainConfig]:
 def key_of(text: str) -> str:
     """The full key that an override sets."""
     return text.lstrip("+~").partition("=")[0].partition("@")[0]
+
+
+@dataclass(kw_only=True)
+class Comparison:
+    """Rows with these labels are compared, seed by seed, with those that have the labels `against`: each with the one
+    that agrees in most of the other columns, the first of them first."""
+
+    rows: dict[str, str] = field(default_factory=dict)
+    against: dict[str, str]
+
+
+def baselines(comparisons: Sequence[Comparison], cells: Sequence[Cell]) -> dict[Row, Cell]:
+    """Cell -> the cell that it is compared with."""
+
+    def having(labels: dict[str, str]) -> list[Cell]:
+        found = [cell for cell in cells if labels.items() <= cell.labels.items()]
+        if not found:
+            raise ConfigError(f"compare: no cell has {row_text(labels)}")
+        return found
+
+    baselines: dict[Row, Cell] = {}
+    for comparison in comparisons:
+        others = having(comparison.against)
+        for cell in having(comparison.rows):
+            if cell not in others:
+                baselines[cell] = max(others, key=lambda other: [other.labels[k] == v for k, v in cell.labels.items()])
+    return baselines
+
+
+def row_text(labels: dict[str, str]) -> str:
+    """`column text, column text`."""
+    return ", ".join(f"{column} {text}" for column, text in labels.items())

@@ -15,14 +15,17 @@ from solo_ext.runs.comparison import differences
 from solo_ext.schema import Count, build, fit, plain
 from solo_ext.studies.rows import (
     Cell,
+    Comparison,
     Job,
     Row,
     Table,
+    baselines,
     key_of,
     load_table,
     must_exist,
     read_text_yaml,
     resolver,
+    row_text,
 )
 from solo_ext.text import nearest
 from solo_ext.training import recipes
@@ -55,17 +58,8 @@ class CellSpec:
     overrides: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.where = f"the cell {_row_text(self.row)}"
+        self.where = f"the cell {row_text(self.row)}"
         self.covers = [Row(self.row, {})]  # or the rows of a printed table
-
-
-@dataclass(kw_only=True)
-class Comparison:
-    """Rows with these labels are compared, seed by seed, with those that have the labels `against`: each with the one
-    that agrees in most of the other columns, the first of them first."""
-
-    rows: dict[str, str] = field(default_factory=dict)
-    against: dict[str, str]
 
 
 @dataclass(kw_only=True)
@@ -139,8 +133,8 @@ class Study:
         self.source = self.table.source if self.table else self.title.partition(":")[0]
         self.paper = bool(spec.table or spec.figure)
         self.cells = [row for row in self.rows if isinstance(row, Cell)]
-        self.baselines = _baselines(spec.compare, self.cells)
-        self.compared = " or ".join(dict.fromkeys(_row_text(comparison.against) for comparison in spec.compare))
+        self.baselines = baselines(spec.compare, self.cells)
+        self.compared = " or ".join(dict.fromkeys(row_text(comparison.against) for comparison in spec.compare))
         self.runs = list({cell.name: cell for cell in reversed(self.cells)}.values())[::-1]
 
     def jobs(self, out: str | Path) -> list[Job]:
@@ -170,24 +164,6 @@ class Study:
                 if not differences(other, values):
                     raise ConfigError(f"{self.file}: the cells {name} and {cell.name} are the same run")
             configs[cell.name] = values
-
-
-def _baselines(comparisons: Sequence[Comparison], cells: Sequence[Cell]) -> dict[Row, Cell]:
-    """Cell -> the cell that it is compared with."""
-
-    def having(labels: dict[str, str]) -> list[Cell]:
-        found = [cell for cell in cells if labels.items() <= cell.labels.items()]
-        if not found:
-            raise ConfigError(f"compare: no cell has {_row_text(labels)}")
-        return found
-
-    baselines: dict[Row, Cell] = {}
-    for comparison in comparisons:
-        others = having(comparison.against)
-        for cell in having(comparison.rows):
-            if cell not in others:
-                baselines[cell] = max(others, key=lambda other: [other.labels[k] == v for k, v in cell.labels.items()])
-    return baselines
 
 
 def load_study(path: str | Path, overrides: Sequence[str] = ()) -> Study:
@@ -315,15 +291,15 @@ def _cover(table: Table, study: StudyFile, specs: Sequence[CellSpec]) -> None:
     """Finds the rows of the printed table that each cell covers: one, unless they differ in the column `readout`."""
     owners: dict[Row, dict[str, list[str]]] = {row: {} for row in table.printed}  # by reading
     claims = [(spec, spec.where) for spec in specs]
-    claims += [(CellSpec(row=labels), f"the cited row {_row_text(labels)}") for labels in study.cited]
+    claims += [(CellSpec(row=labels), f"the cited row {row_text(labels)}") for labels in study.cited]
     for spec, owner in claims:
         printed = {column: text for column, text in spec.row.items() if column != READING}
         for column in printed:
             must_have(column, table.keys, f"{owner}: {study.table} has no key column")
         spec.covers = [row for row in table.printed if printed.items() <= row.labels.items()]
         if not spec.covers:
-            near = [_row_text({column: row.labels[column] for column in printed}) for row in table.printed]
-            raise ConfigError(f"{owner} matches no row of {study.table}{nearest(_row_text(printed), near)}")
+            near = [row_text({column: row.labels[column] for column in printed}) for row in table.printed]
+            raise ConfigError(f"{owner} matches no row of {study.table}{nearest(row_text(printed), near)}")
         for row in spec.covers:
             owners[row][spec.row.get(READING, "-")] = [*owners[row].get(spec.row.get(READING, "-"), ()), owner]
     for spec in specs:
@@ -331,7 +307,7 @@ def _cover(table: Table, study: StudyFile, specs: Sequence[CellSpec]) -> None:
         if len(spec.covers) > len(epochs):
             raise ConfigError(f"{spec.where} matches {len(spec.covers)} rows of {study.table}; name more columns")
     for row, readings in owners.items():
-        text = f"the row {_row_text(row.labels)} of {study.table}"
+        text = f"the row {row_text(row.labels)} of {study.table}"
         if not readings:
             raise ConfigError(f"no cell covers {text}; add one, or put it under cited")
         for names in readings.values():
@@ -346,7 +322,7 @@ def _cover(table: Table, study: StudyFile, specs: Sequence[CellSpec]) -> None:
 def _names_of(rows: Sequence[dict[str, str]]) -> list[str]:
     """A short name of letters, digits and `.-_` for each cell; those that would be alike get a hash."""
     if twice := [row for i, row in enumerate(rows) if row in rows[:i]]:
-        raise ConfigError(f"the cell {_row_text(twice[0])} comes twice")
+        raise ConfigError(f"the cell {row_text(twice[0])} comes twice")
 
     def slug(text: str) -> str:
         return re.sub(r"[^a-z0-9.]+", "-", text.lower()).strip("-.") or "no"
@@ -355,8 +331,3 @@ def _names_of(rows: Sequence[dict[str, str]]) -> list[str]:
     counts = Counter(names)
     hashes = [hashlib.sha256(repr(sorted(row.items())).encode()).hexdigest()[:6] for row in rows]
     return [name if counts[name] == 1 else f"{name}-{tail}" for name, tail in zip(names, hashes, strict=True)]
-
-
-def _row_text(labels: dict[str, str]) -> str:
-    """`column text, column text`."""
-    return ", ".join(f"{column} {text}" for column, text in labels.items())
