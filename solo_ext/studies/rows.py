@@ -1,4 +1,4 @@
-"""The rows of a study's table: what a paper prints, the cells that are run and compared, the run of each cell and seed."""
+"""The rows of a study's table: what a paper prints, the cells that are run, what they are compared with, their runs."""
 
 import contextlib
 import copy
