@@ -2,7 +2,10 @@
 
 import json
 import math
+import random
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from tiny_runs import config
@@ -13,7 +16,7 @@ from solo_ext.methods import METHODS
 from solo_ext.runs.checkpoints import find_checkpoint, load_checkpoint
 from solo_ext.runs.run import RECORDS
 from solo_ext.training.pretrain import pretrain
-from solo_ext.training.safety import check_finite
+from solo_ext.training.safety import ExactResume, check_finite
 
 
 @pytest.mark.parametrize("frequency", [1, 2, 3, 4])
@@ -52,3 +55,13 @@ def test_weights_that_are_not_finite_are_not_saved():
         module.weight[0, 0] = math.inf
     with pytest.raises(NonFiniteError, match=r"after 7 steps 1 of 2 tensors .*first: weight"):
         check_finite(module, 7)
+
+
+def test_what_a_network_draws_follows_from_seed_epoch_batch_and_rank():
+    def drawn(seed=1, epoch=2, batch=3, rank=0):
+        trainer = SimpleNamespace(current_epoch=epoch, global_rank=rank)
+        ExactResume(seed).on_train_batch_start(trainer, None, None, batch)
+        return torch.rand(()).item(), np.random.rand(), random.random()
+
+    others = [drawn(seed=2), drawn(epoch=3), drawn(batch=4), drawn(rank=1)]
+    assert drawn() == drawn() and len({drawn(), *others}) == 5
