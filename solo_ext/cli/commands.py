@@ -49,6 +49,15 @@ def _composed(file: Path | None, overrides: Sequence[str]) -> Any:
     return compose(file.parent, file.name, overrides)
 
 
+def _resolved(raw: Any, command: str, overrides: Sequence[str]) -> Any:
+    from solo_ext.training.config import resolve
+    from solo_ext.training.unread import warn_of_idle
+
+    cfg = resolve(raw, command)
+    warn_of_idle(cfg, overrides)
+    return cfg
+
+
 def _start(cfg: Any, args: Namespace, command: str, **options: Any) -> None:
     """Prints `cfg` if the command line asks for that, else runs it, with `options`."""
     if args.cfg:
@@ -65,7 +74,7 @@ def _evaluate(args: Namespace, command: str, file: Path | None, overrides: list[
     """Evaluates `args.run`, as `file` says or else as the run's own configuration does."""
     from solo_ext.runs.checkpoints import CheckpointConfig
     from solo_ext.training.compose import assign
-    from solo_ext.training.config import resolve, run_values
+    from solo_ext.training.config import run_values
     from solo_ext.zoo.model import open_source
 
     encoder = open_source(args.run) if args.run else None
@@ -77,7 +86,7 @@ def _evaluate(args: Namespace, command: str, file: Path | None, overrides: list[
     results = None
     if encoder and not Path(args.run).expanduser().exists():  # results do not belong in a package or the Hub's cache
         results = Path(CheckpointConfig.dir, "zoo", re.sub(r"[^\w.-]+", "-", args.run.removeprefix("hf://")))
-    _start(resolve(raw, command), args, command, encoder=encoder, results=results)
+    _start(_resolved(raw, command, overrides), args, command, encoder=encoder, results=results)
 
 
 @SOLO_EXT.command(*YAML_WORDS, CFG)
@@ -90,9 +99,8 @@ def pretrain(args: Namespace) -> None:
       solo-ext pretrain cifar10/res_mocov3 data.train_path=/data seed=1
       solo-ext pretrain --config-path scripts/pretrain/cifar10 --config-name byol.yaml max_epochs=100 --cfg
     """
-    from solo_ext.training.config import resolve
-
-    _start(resolve(_composed(*yaml_and_overrides(args, "pretrain"))), args, "pretrain")
+    file, overrides = yaml_and_overrides(args, "pretrain")
+    _start(_resolved(_composed(file, overrides), "pretrain", overrides), args, "pretrain")
 
 
 @SOLO_EXT.command(
@@ -111,9 +119,9 @@ def plan(args: Namespace) -> None:
       solo-ext plan my.yaml --no-measure --json
     """
     from solo_ext.planning.plan import describe, plan
-    from solo_ext.training.config import resolve
 
-    cost = plan(resolve(_composed(*yaml_and_overrides(args, "pretrain"))), measure=not args.no_measure)
+    file, overrides = yaml_and_overrides(args, "pretrain")
+    cost = plan(_resolved(_composed(file, overrides), "pretrain", overrides), measure=not args.no_measure)
     print(json.dumps(cost, indent=1) if args.json else describe(cost))
 
 

@@ -32,6 +32,7 @@ from solo_ext.training import recipes
 from solo_ext.training.callbacks import MONITORS, MonitorCallback
 from solo_ext.training.compose import compose, overlay, sentence
 from solo_ext.training.trainer_config import NO_LOOP, OWN, TensorboardConfig, TrainerConfig, WandbConfig
+from solo_ext.training.unread import UNREAD, reset
 
 log = logging.getLogger("solo_ext")
 
@@ -46,19 +47,6 @@ LINEAR_RECIPE = {
 }
 # keys of solo-learn's and of Lightning's that nothing here reads
 UNUSED = ("auto_umap", "dali", "debug_augmentations", "augmentations_cfg", "wandb_cfg", *NO_LOOP)
-# keys that a kind of run takes, since YAMLs are shared, and does not read
-PLACE = ("accelerator", "devices", "num_nodes", "precision")
-NO_TRAINER = tuple(key for key in TrainerConfig.__dataclass_fields__ if key not in (*PLACE, "max_epochs"))
-UNREAD = {
-    "pretrain": ("data.augmentations", "optimizer.layer_decay"),
-    "linear": ("optimizer.classifier_lr",),
-    "linear with cache_features": (
-        *("optimizer.classifier_lr", "optimizer.layer_decay", "checkpoint.frequency", "checkpoint.keep_prev"),
-        *("wandb.enabled", "tensorboard.enabled", "auto_resume.enabled"),
-        *("resume_from_checkpoint", "callbacks", *NO_TRAINER),
-    ),
-    "knn": ("checkpoint.frequency", "checkpoint.keep_prev", "max_epochs", *NO_TRAINER),
-}
 
 
 @dataclass(kw_only=True)
@@ -197,7 +185,7 @@ def resolve(raw: RunConfig | DictConfig | Mapping[str, Any], kind: str = "pretra
         kwargs = keys(method.Kwargs, "method_kwargs") if error.key.startswith("method_kwargs.") else ()
         raise UnknownKey(error.key, [*kwargs, *keys(cls)]) from None
     run = "linear with cache_features" if isinstance(cfg, LinearConfig) and cfg.cache_features else kind
-    if unread := _reset(cfg, UNREAD[run]):
+    if unread := reset(cfg, UNREAD[run]):
         log.warning("%s does not use %s", run, ", ".join(unread))
     return _derive(cfg)
 
@@ -222,18 +210,6 @@ def _drop(values: dict[str, Any], keys: Sequence[str]) -> None:
         if isinstance(node, dict) and key in node:
             log.warning("%s is accepted, as solo-learn's YAMLs have it, but not used", full_key)
             del node[key]
-
-
-def _reset(cfg: RunConfig, keys: Sequence[str]) -> list[str]:
-    """Gives `keys` their defaults; returns those that had another value."""
-    changed = []
-    for full_key in keys:
-        section, _, key = full_key.rpartition(".")
-        owner = getattr(cfg, section) if section else cfg
-        default, value = owner.__dataclass_fields__[key].default, getattr(owner, key)
-        changed += [full_key] if value not in (None, default) else []
-        setattr(owner, key, default)
-    return changed
 
 
 def declared_method(name: Any) -> type[Method]:

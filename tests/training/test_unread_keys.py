@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from solo_ext.cli.main import main
 from solo_ext.errors import ConfigError
 from solo_ext.schema import Config
 from solo_ext.training.compose import compose
@@ -44,7 +45,7 @@ def read(monkeypatch):
     def watched(self, name):
         if not name.startswith("_") and name in type(self).__dataclass_fields__:
             caller = sys._getframe(1).f_code
-            if Path(caller.co_filename).name not in COPIES and caller.co_name not in ("__post_init__", "_reset"):
+            if Path(caller.co_filename).name not in COPIES and caller.co_name not in ("__post_init__", "reset"):
                 found.add(f"{object.__getattribute__(self, '_section')}.{name}".lstrip("."))
         return object.__getattribute__(self, name)
 
@@ -118,3 +119,27 @@ def test_a_linear_evaluation_has_callbacks_too(run, tmp_path):
     overrides = [f"checkpoint.dir={tmp_path}", "data.fraction=0.1", "max_epochs=1"]
     with pytest.raises(ConfigError, match=r"callbacks\.no_module\.Callback"):
         linear(resolve(run_values(run, "linear", [*overrides, "+callbacks={no_module.Callback: {}}"]), "linear"))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["wandb.project=mine"], "wandb.project has no effect: wandb.enabled is false"),
+        (["++gradients.every=3"], "gradients.every has no effect: gradients.enabled is false"),
+        (["intra.distance=mse"], "intra.distance has no effect: intra.weight is 0.0"),
+        (["intra.weight=1", "intra.temperature=3"], "intra.temperature has no effect: intra.distance is cosine"),
+        (
+            ["momentum.schedule=constant", "momentum.final_tau=1"],
+            "momentum.final_tau has no effect: momentum.schedule is",
+        ),
+        (["momentum.stages=none", "momentum.base_tau=0.5"], "momentum.base_tau has no effect: momentum.stages is none"),
+        (["scheduler.lr_decay_steps=[3]"], "scheduler.lr_decay_steps has no effect: scheduler.name is warmup_cosine"),
+        (["scheduler.name=none", "scheduler.min_lr=1e-3"], "scheduler.min_lr has no effect: scheduler.name is none"),
+        (["checkpoint.enabled=false", "checkpoint.dir=here"], ""),
+        (["intra.weight=1", "intra.distance=ce", "intra.temperature=3", "scheduler.min_lr=1e-4"], ""),
+        (["wandb.enabled=true", "wandb.project=mine", "momentum.base_tau=0.5", "knn_eval.k=5"], ""),
+    ],
+)
+def test_what_another_key_has_switched_off_is_said(overrides, said, caplog, capsys):
+    assert main(["pretrain", "fashion_mnist_mini/byol", *overrides, "--cfg"]) == 0
+    assert said in caplog.text and bool(said) == bool(caplog.records)

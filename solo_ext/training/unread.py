@@ -1,0 +1,82 @@
+"""Keys that a run takes and does not read are named, so that nobody waits for their effect."""
+
+import dataclasses
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+from solo_ext.schema import Config
+from solo_ext.training.trainer_config import TrainerConfig
+
+log = logging.getLogger("solo_ext")
+
+PLACE = ("accelerator", "devices", "num_nodes", "precision")
+NO_TRAINER = tuple(key for key in TrainerConfig.__dataclass_fields__ if key not in (*PLACE, "max_epochs"))
+UNREAD = {  # by the kind of run
+    "pretrain": ("data.augmentations", "optimizer.layer_decay"),
+    "linear": ("optimizer.classifier_lr",),
+    "linear with cache_features": (
+        *("optimizer.classifier_lr", "optimizer.layer_decay", "checkpoint.frequency", "checkpoint.keep_prev"),
+        *("wandb.enabled", "tensorboard.enabled", "auto_resume.enabled"),
+        *("resume_from_checkpoint", "callbacks", *NO_TRAINER),
+    ),
+    "knn": ("checkpoint.frequency", "checkpoint.keep_prev", "max_epochs", *NO_TRAINER),
+}
+READ_BY = {  # scheduler.name -> keys of its section that it reads
+    "none": (),
+    "step": ("lr_decay_steps",),
+    "warmup_cosine": ("warmup_epochs", "warmup_start_lr", "min_lr", "interval"),
+}
+
+
+def reset(cfg: Any, keys: Sequence[str]) -> list[str]:
+    """Gives `keys` their defaults; returns those that had another value."""
+    changed = []
+    for full_key in keys:
+        section, _, key = full_key.rpartition(".")
+        owner = getattr(cfg, section) if section else cfg
+        default, value = owner.__dataclass_fields__[key].default, getattr(owner, key)
+        changed += [full_key] if value not in (None, default) else []
+        setattr(owner, key, default)
+    return changed
+
+
+def warn_of_idle(cfg: Any, overrides: Sequence[str]) -> None:
+    """Says which of `overrides` set a key that another key has switched off."""
+    off = idle(cfg)
+    for text in overrides:
+        key = text.partition("=")[0].lstrip("+")
+        if key in off:
+            log.warning("%s has no effect: %s", key, off[key])
+
+
+def idle(cfg: Any) -> dict[str, str]:
+    """Full key -> the key that has switched it off, and its value."""
+    sections = {f.name: getattr(cfg, f.name) for f in dataclasses.fields(cfg)}
+    sections = {name: section for name, section in sections.items() if isinstance(section, Config)}
+    off = {}
+
+    def switch(name: str, by: str, keys: Sequence[str] = ()) -> None:
+        section = sections[name]
+        for key in keys or [f.name for f in dataclasses.fields(section) if f.name != by]:
+            off[f"{name}.{key}"] = f"{name}.{by} is {str(getattr(section, by)).lower()}"
+
+    for name, section in sections.items():
+        if getattr(section, "enabled", True) is False:
+            switch(name, "enabled")
+    off.pop("checkpoint.dir", None)  # where the run's folder is
+    if "scheduler" in sections:
+        read = READ_BY[sections["scheduler"].name]
+        rest = [key for keys in READ_BY.values() for key in keys if key not in read]
+        switch("scheduler", "name", rest)
+    if "intra" in sections:
+        intra, momentum = sections["intra"], sections["momentum"]
+        if not intra.weight:
+            switch("intra", "weight")
+        elif intra.distance != "ce":
+            switch("intra", "distance", ["temperature"])
+        if momentum.preset == "none":
+            switch("momentum", "stages", ["base_tau", "final_tau", "schedule", "buffers"])
+        elif momentum.schedule == "constant":
+            switch("momentum", "schedule", ["final_tau"])
+    return off
