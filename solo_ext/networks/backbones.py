@@ -36,8 +36,10 @@ class BackboneConfig(Config, section="backbone"):
     last_norm: bool = False
 
     def __post_init__(self) -> None:
-        self.stem = self.kwargs.pop("stem", self.stem)
         super().__post_init__()
+        if "stem" in self.kwargs:
+            self.stem = self.kwargs.pop("stem")
+            super().__post_init__()
         if self.name.startswith("timm/"):
             import timm
 

@@ -295,3 +295,13 @@ def test_dino_head_is_solo_learns(solo_learn, norm, norm_last_layer):
     for name, p in ours.named_parameters():
         if p.requires_grad:
             torch.testing.assert_close(p.grad, gradients[name].grad, rtol=1e-9, atol=1e-9, msg=name)
+
+
+def test_the_stem_may_stand_in_kwargs_which_stay_the_callers():
+    kwargs = {"stem": "small"}
+    assert BackboneConfig("resnet10_w16", kwargs).stem == "small" and kwargs == {"stem": "small"}
+    assert build_backbone(BackboneConfig("resnet10_w16", kwargs)).conv1.kernel_size == (3, 3)
+    with pytest.raises(ConfigError, match=r"backbone\.stem must be one of"):
+        BackboneConfig("resnet10_w16", {"stem": "tiny"})
+    with pytest.raises(ConfigError, match=r"backbone\.kwargs must be a mapping"):
+        BackboneConfig("resnet10_w16", 5)
