@@ -16,10 +16,8 @@ from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from itertools import product
 from pathlib import Path
-from statistics import mean, stdev
 
 import torch
-from scipy.stats import t as student_t
 
 from solo_ext.data.modules import ClassificationData
 from solo_ext.evaluation.features import extract_features
@@ -28,6 +26,7 @@ from solo_ext.evaluation.linear import accuracy_at_k
 from solo_ext.runs.checkpoints import open_checkpoint
 from solo_ext.runs.encoder import load_encoder
 from solo_ext.runs.run import find_runs
+from solo_ext.studies.scores import Score
 from solo_ext.training.config import resolve, run_values
 
 METHODS, SIDES = ("byol", "mocov3", "dino", "simclr"), ("solo-learn", "solo_ext")
@@ -122,18 +121,17 @@ def main() -> None:
     print(f"| method | {' | '.join(f'{score}: {side}' for score in SCORES for side in (*SIDES, 'difference'))} |")
     print("|---|" + "---|" * (3 * len(SCORES)))
     scores = {cell: judge(folder, images, args.data / "test") for cell, folder in folders.items()}
-    quantile = student_t.ppf(0.975, args.seeds - 1)
     for method in METHODS:
         row = [method]
         for number in range(len(SCORES)):
-            theirs, ours = ([scores[method, seed, side][number] for seed in range(args.seeds)] for side in SIDES)
-            differences = [b - a for a, b in zip(theirs, ours, strict=True)]
-            half = quantile * stdev(differences) / args.seeds**0.5
-            row += [f"{mean(values):.1f} ± {stdev(values):.1f}" for values in (theirs, ours)]
-            row.append(f"{mean(differences):+.1f} [{mean(differences) - half:+.1f}, {mean(differences) + half:+.1f}]")
+            by_seed = [{seed: scores[method, seed, side][number] for seed in range(args.seeds)} for side in SIDES]
+            theirs = Score(by_seed[0])
+            ours = Score(by_seed[1], against=theirs)
+            row += [theirs.texts(".1f")[0], ours.texts(".1f")[0], ours.compared(".1f")]
         print(f"| {' | '.join(row)} |")
     packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "lightning"))
-    print(f"\nn = {args.seeds} seeds; {args.images} images, {args.epochs} epochs; float32, one thread per run;")
+    print("\nMean ± sample standard deviation; difference with its 95% interval; in brackets the number of seeds.")
+    print(f"{args.images} images, {args.epochs} epochs, float32, one thread per run;")
     print(f"Python {platform.python_version()}, {packages}.")
 
 

@@ -260,8 +260,7 @@ def text_keys(cls: type[Config] = Config) -> Iterator[str]:
     for section in cls.__subclasses__():
         hints: dict[str, Any] = _hints(section) if dataclasses.is_dataclass(section) else {}
         for name, hint in hints.items():
-            arms = {get_args(arm)[0] if get_origin(arm) is Annotated else arm for arm in _arms(hint)}
-            if str in arms and not arms & {int, float}:
+            if str in (arms := _bare_arms(hint)) and not {int, float} & {*arms}:
                 yield join(section._section, name)
         yield from text_keys(section)
 
@@ -275,7 +274,7 @@ def describe(hint: Any) -> str:
     """The type `hint` in a user's words."""
     if dataclasses.is_dataclass(hint):
         return f"a mapping with the keys {', '.join(field.name for field in dataclasses.fields(hint))}"
-    bare = [get_args(arm)[0] if get_origin(arm) is Annotated else arm for arm in _arms(hint)]
+    bare = _bare_arms(hint)
     words = [_WORDS.get(get_origin(arm) or arm, "") for arm in bare]
     if choices := dict.fromkeys(show(choice).strip("'") for choice in _choices(bare)):
         words.append(f"one of {', '.join(choices)}")
@@ -304,6 +303,11 @@ def _first_item(key: str) -> str:
 
 def _arms(hint: Any) -> tuple:
     return get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+
+
+def _bare_arms(hint: Any) -> list[Any]:
+    """The types that `hint` allows, without their constraints."""
+    return [get_args(arm)[0] if get_origin(arm) is Annotated else arm for arm in _arms(hint)]
 
 
 def _choices(arms: Iterable[Any]) -> list[Any]:

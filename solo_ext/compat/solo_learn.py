@@ -22,6 +22,7 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from solo_ext.errors import ConfigError, must_have
+from solo_ext.evaluation.linear import image_and_target
 from solo_ext.methods import METHODS
 from solo_ext.methods.module import LightningMethod
 from solo_ext.methods.step import Monitor, Step
@@ -66,15 +67,10 @@ class SoloMethod(LightningMethod):
     def __init__(self, cfg: DictConfig) -> None:
         cfg = self.add_and_assert_specific_cfg(cfg)  # which its scripts read, too
         super().__init__(cfg)
-        data = cfg.data
-        self.features_dim, self.num_classes, self.max_epochs = (
-            self.backbone.num_features,
-            data.num_classes,
-            cfg.max_epochs,
-        )
-        self.num_large_crops, self.num_small_crops = self.large_crops, data.num_small_crops
-        self.num_crops, self.multicrop = self.num_large_crops + data.num_small_crops, data.num_small_crops > 0
-        self.knn_eval = cfg.knn_eval.enabled
+        self.features_dim, self.num_classes = self.backbone.num_features, cfg.data.num_classes
+        self.num_large_crops, self.num_small_crops = self.large_crops, cfg.data.num_small_crops
+        self.num_crops, self.multicrop = self.num_large_crops + self.num_small_crops, self.num_small_crops > 0
+        self.max_epochs, self.knn_eval = cfg.max_epochs, cfg.knn_eval.enabled
         if self.knn_eval:
             from solo.utils.knn import WeightedKNNClassifier
 
@@ -98,14 +94,13 @@ class SoloMethod(LightningMethod):
     @torch.no_grad()
     def momentum_forward(self, X: Tensor) -> dict[str, Tensor]:
         """The teacher's feats [B, F] and, as z and as k, its projector's output [B, D]."""
-        whole = len(self.teacher.stages) == len(self.teacher.row)
-        out = self.teach(X, {} if whole else self.student(X), "projector")
+        out = self.teach(X, {} if self.teacher.whole else self.student(X), "projector")
         return {"feats": out["backbone"], "z": out["projector"], "k": out["projector"]}
 
     def validation_step(self, batch: Sequence[Any], batch_idx: int) -> None:
         super().validation_step(batch, batch_idx)
         if self.knn_eval and not self.trainer.sanity_checking:
-            images, labels = batch
+            images, labels = image_and_target(batch)
             self.knn(test_features=self.backbone(images), test_targets=labels)
 
     def on_validation_epoch_end(self) -> None:
@@ -127,7 +122,6 @@ class _Bank(Monitor):
         return {}
 
 
-@functools.cache
 def solo_method(method: type[LightningMethod]) -> type[SoloMethod]:
     """`method` as a subclass of solo-learn's `BaseMethod`, of which it takes only what it lacks."""
     from solo.methods.base import BaseMethod

@@ -87,6 +87,11 @@ class DataConfig(Config, section="data"):
         self.require(self.val_fraction < 1, "val_fraction", "below 1")
 
 
+def has_small_images(dataset: Any) -> bool:
+    """Whether `dataset`, which an args.json may name, is one of those with images of about 32 px."""
+    return dataset in DATASETS and DATASETS[dataset].small_images
+
+
 def dataset_info(data: DataConfig) -> DatasetInfo:
     """Facts about `data.dataset`, found without reading an image; class folders are counted at `data.train_path`."""
     info = DATASETS[data.dataset]

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
-from solo_ext.data.datasets import DATASETS, DataConfig
+from solo_ext.data.datasets import DataConfig, has_small_images
 from solo_ext.losses import enqueue
 from solo_ext.methods.step import GapConfig
 from solo_ext.methods.variants import variants
@@ -226,5 +226,4 @@ def backbone_of(cfg: Any, method: type[Method] | None = None) -> nn.Module:
         backbone = build(BackboneConfig, {k: v for k, v in backbone.items() if k in declared}, "backbone")
     name = str(values.get("method") or values.get("pretrain_method")).lower()
     dataset = data.get("dataset") if isinstance(data, Mapping) else data.dataset
-    small_images = dataset in DATASETS and DATASETS[dataset].small_images
-    return build_backbone(backbone, small_images, (method or DECLARED.get(name, Method)).backbones)
+    return build_backbone(backbone, has_small_images(dataset), (method or DECLARED.get(name, Method)).backbones)

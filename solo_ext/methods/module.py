@@ -174,7 +174,7 @@ class LightningMethod(pl.LightningModule, Method):  # type: ignore[override]  # 
         teacher = {*(targets if inter else ())}
         teacher |= {*large} if pull or self.momentum_classifier is not None else set()
         student = {*learning, *probed, *(() if inter else targets)}
-        student |= teacher if len(self.teacher.stages) < len(self.teacher.row) else set()  # it continues from these
+        student |= set() if self.teacher.whole else teacher  # it continues from these
         if read and not teacher & student:
             teacher |= student & {*large}
         ends = ["projector", *read, *([target] if inter else []), *([self._part_of[self.intra_at]] if pull else [])]

@@ -33,6 +33,7 @@ class Teacher:
 
     Attributes:
         stages: those with a copy.
+        whole: whether all have one.
         entry: the student's stage whose output it continues from; None: it starts from the image.
     """
 
@@ -48,6 +49,7 @@ class Teacher:
         self.network, self.prefix, self.buffers = network, prefix, buffers
         self.row = list(row)
         self.stages = self.row[first:]
+        self.whole = first == 0
         self.entry = self.row[first - 1] if 0 < first < len(self.row) else None
         self.taus = {stage.name: taus.get(stage.name, SHARED) for stage in self.stages}
         self.parts = {

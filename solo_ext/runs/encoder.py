@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from solo_ext.data.datasets import DATASETS
+from solo_ext.data.datasets import has_small_images
 from solo_ext.errors import CheckpointError
 from solo_ext.methods import backbone_of
 from solo_ext.networks import BackboneConfig
@@ -80,8 +80,9 @@ def network_of(run: Mapping[str, Any], added: Mapping[str, Any] | None = None) -
     dataset = (run.get("data") or {}).get("dataset")
     own = {field: run["backbone"][field] for field in BackboneConfig.__dataclass_fields__ if field in run["backbone"]}
     kwargs = {**(own.get("kwargs") or {}), **((added or {}).get("kwargs") or {})}
-    small = dataset in DATASETS and DATASETS[dataset].small_images
-    stem = {"auto": "small" if small else "imagenet"}.get(own.get("stem", "auto"), own.get("stem"))
+    stem = own.get("stem", "auto")
+    if stem == "auto":
+        stem = "small" if has_small_images(dataset) else "imagenet"
     method = run.get("method") or run.get("pretrain_method")
     return {"backbone": {**own, "kwargs": kwargs, "stem": stem}, "pretrain_method": method}
 

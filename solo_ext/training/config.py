@@ -168,7 +168,7 @@ def resolve(raw: RunConfig | DictConfig | Mapping[str, Any], kind: str = "pretra
         ConfigError: an unknown key or method, a wrong type, a value that cannot work; with the full key.
     """
     values = _values(raw)
-    _drop(values, UNUSED)
+    _drop_unused(values, UNUSED)
     if own := [key for key in values if key in OWN]:
         raise ConfigError(f"{own[0]} is set by solo-ext itself; {OWN[own[0]]}")
     pretraining = _pretraining(*MONITORS.values())  # type: ignore[arg-type]  # classes can be hashed
@@ -178,7 +178,7 @@ def resolve(raw: RunConfig | DictConfig | Mapping[str, Any], kind: str = "pretra
             raise UnknownKey(str(unknown[0]), ())
         if kind == "pretrain":
             method = declared_method(values.get("method"))
-            _drop(values, [f"method_kwargs.{key}" for key in method.unused_kwargs])
+            _drop_unused(values, [f"method_kwargs.{key}" for key in method.unused_kwargs])
             values = method.with_defaults(values)
         cfg = build(cls, values)
     except UnknownKey as error:  # the right key may be in another section
@@ -202,9 +202,9 @@ def _values(raw: RunConfig | DictConfig | Mapping[str, Any]) -> dict[str, Any]:
     return {key: x for key, x in values.items() if not (key in optional and x in (None, "None"))}
 
 
-def _drop(values: dict[str, Any], keys: Sequence[str]) -> None:
+def _drop_unused(values: dict[str, Any], unused: Sequence[str]) -> None:
     """Takes out of `values` what solo-learn's YAMLs have and nothing here reads."""
-    for full_key in keys:
+    for full_key in unused:
         section, _, key = full_key.rpartition(".")
         node = values.get(section) if section else values
         if isinstance(node, dict) and key in node:

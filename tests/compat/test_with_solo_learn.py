@@ -5,6 +5,7 @@ What needs a checkout (SOLO_LEARN=<path>) runs its unchanged scripts; the rest a
 
 import functools
 import json
+import logging
 import os
 import re
 import subprocess
@@ -49,6 +50,7 @@ def process(monkeypatch):
     changed_by_hand(monkeypatch, (torch.Tensor, "to"), (torch.Tensor, "cuda"))
     monkeypatch.setattr(sys, "path", sys.path[:])
     monkeypatch.setenv(runner._RUN, "")
+    monkeypatch.setattr(logging.getLogger("solo_ext"), "disabled", False)  # Hydra disables what it finds
     safe = torch.serialization.get_safe_globals()
     yield
     torch.serialization.clear_safe_globals()
