@@ -1,0 +1,36 @@
+"""The runs of a study as CSV: cell, seed, and what each logged last.
+
+    python benchmarks/study_runs.py studies/residual-table2 val_acc1 val_knn1 > runs.csv
+
+Without columns it takes the accuracies, the gap and the seconds.
+"""
+
+import argparse
+import csv
+import sys
+from pathlib import Path
+
+from solo_ext.runs.run import find_runs
+
+COLUMNS = ("val_acc1", "val_acc5", "val_knn1", "val_knn20", "gap_sim", "train_z_std", "seconds")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("study", type=Path, help="the folder of its results")
+    parser.add_argument("columns", nargs="*", default=COLUMNS)
+    args = parser.parse_args()
+    table = csv.writer(sys.stdout, lineterminator="\n")
+    table.writerow(["cell", "seed", *args.columns])
+    for folder in sorted((args.study / "runs").iterdir()):
+        cell, _, seed = folder.name.rpartition("-seed")
+        for run in find_runs(folder):
+            if run.summary:
+                last = {name: run.series(name)[2] for name in args.columns if name in run.columns}
+                values = {name: f"{column[-1]:.4g}" for name, column in last.items() if len(column)}
+                values.setdefault("seconds", f"{run.summary['seconds']:.0f}")
+                table.writerow([cell, seed, *(values.get(name, "") for name in args.columns)])
+
+
+if __name__ == "__main__":
+    main()
