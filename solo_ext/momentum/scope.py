@@ -80,5 +80,5 @@ class MomentumConfig(Config, section="momentum"):
 
     def _own(self, tau: float) -> Tau:
         """A stage's own tau follows the schedule too, but 0 (sharing) and 1 (frozen) mean what they say."""
-        constant = self.schedule == "constant" or tau in (0.0, 1.0) or tau > self.final_tau
+        constant = self.schedule == "constant" or tau == 0.0 or tau >= self.final_tau
         return Tau(tau, self.final_tau, "constant" if constant else "cosine")

@@ -596,6 +596,12 @@ def test_tau_is_a_pure_function_of_the_step():
     assert Tau(0.9, 1.0, "constant")(77, 100) == 0.9
 
 
+@pytest.mark.parametrize(("tau", "halfway"), [(0.0, 0.0), (0.2, 0.35), (0.5, 0.5), (0.9, 0.9), (1.0, 1.0)])
+def test_a_stage_of_its_own_tau_rises_to_the_final_one_and_never_falls(tau, halfway):
+    model = build(momentum__stages={"projector": tau}, momentum__base_tau=0.4, momentum__final_tau=0.5)
+    assert all(own(50, 100) == pytest.approx(halfway) for own in model.teacher.taus.values())
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
