@@ -3,7 +3,7 @@
 import gzip
 import os
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import KW_ONLY, dataclass, field, replace
 from functools import lru_cache, partial
@@ -79,6 +79,7 @@ class DataConfig(Config, section="data"):
     num_classes: int | None = None  # derived
     num_large_crops: int | None = None  # derived
     num_small_crops: int | None = None  # derived
+    info: dict[str, Any] | None = None  # derived: `FACTS` of the dataset, for who reads the run without it
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -87,9 +88,14 @@ class DataConfig(Config, section="data"):
         self.require(self.val_fraction < 1, "val_fraction", "below 1")
 
 
-def has_small_images(dataset: Any) -> bool:
-    """Whether `dataset`, which an args.json may name, is one of those with images of about 32 px."""
-    return dataset in DATASETS and DATASETS[dataset].small_images
+# what an encoder's network and the images that it is shown depend on
+FACTS = ("image_size", "small_images", "mean", "std", "eval_mean", "eval_std")
+
+
+def recorded_info(data: Mapping[str, Any]) -> DatasetInfo | None:
+    """What is known of the dataset of an args.json's `data`: as recorded there, or by its name; None: nothing."""
+    info, recorded = DATASETS.get(str(data.get("dataset"))), data.get("info")
+    return replace(info or CUSTOM, **{key: recorded[key] for key in FACTS}) if recorded else info
 
 
 def dataset_info(data: DataConfig) -> DatasetInfo:

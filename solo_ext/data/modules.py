@@ -215,8 +215,9 @@ class ClassificationData(ImageData):
     def __init__(self, data: DataConfig, batch_size: int, seed: int, augment: bool = True):
         super().__init__(data, batch_size, seed)
         options = self.data.augmentations or ClassificationAugmentationConfig()
-        crop_size = options.crop_size or dataset_info(self.data).image_size or DEFAULT_CROP
-        self.eval_view = crop_size, options.mean, options.std
+        info = dataset_info(self.data)
+        mean, std = options.mean or info.eval_mean or info.mean, options.std or info.eval_std or info.std
+        self.eval_view = options.crop_size or info.image_size or DEFAULT_CROP, mean, std
         self.augment = augment
 
     def check(self, world_size: int | None = None) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from solo_ext.errors import ConfigError
 from solo_ext.optim import OptimizerConfig
@@ -32,15 +32,20 @@ class LinearOptions(Config):
         return Mixup(mixup_alpha=self.mixup, cutmix_alpha=self.cutmix, label_smoothing=smoothing, num_classes=classes)
 
 
-def backbone_groups(backbone: nn.Module, cfg: OptimizerConfig, lr: float) -> list[dict[str, Any]]:
+def backbone_groups(backbone: Any, cfg: OptimizerConfig, lr: float) -> list[dict[str, Any]]:
     """The parameter groups of a trained backbone: one, or with `layer_decay` one per layer, whose lr, unlike in
-    solo-learn, the decay does change: lr is the classifier's, the last layer has layer_decay times that (BEiT, MAE)."""
+    solo-learn, the decay does change: lr is the classifier's, the last block has layer_decay times that (BEiT, MAE)."""
     if not cfg.layer_decay:
         return [{"name": "backbone", "params": list(backbone.parameters())}]
+    from timm.models._manipulate import group_with_matcher
     from timm.optim import param_groups_layer_decay
 
     undecayed: set[str] = getattr(backbone, "no_weight_decay", set)()
     layers = param_groups_layer_decay(backbone, cfg.weight_decay, undecayed, layer_decay=cfg.layer_decay)
+    names = [*(name for name, _ in backbone.named_parameters()), "classifier!"]
+    order = group_with_matcher(((name, None) for name in names), backbone.group_matcher(coarse=False), reverse=True)
+    last = order.pop("classifier!")  # timm's layer of the classifier, in which a backbone may have a norm of its own
+    below = 1.0 if last in order.values() else cfg.layer_decay
     for i, layer in enumerate(layers):
-        layer |= {"name": f"backbone.{i}", "lr": lr * cfg.layer_decay * layer.pop("lr_scale")}
+        layer |= {"name": f"backbone.{i}", "lr": lr * below * layer.pop("lr_scale")}
     return layers

@@ -42,7 +42,8 @@ class LinearModel(pl.LightningModule):
         self.backbone = backbone
         self.classifier = nn.Linear(backbone.num_features, num_classes)  # type: ignore[arg-type]  # a number
         self.mixing = self.options.mixing(optimizer.batch_size, num_classes)
-        self.backbone.requires_grad_(self.options.finetune)
+        if not self.options.finetune:  # else, what the backbone has fixed stays so
+            self.backbone.requires_grad_(False)
         self.train()  # Lightning keeps the modes that it finds
 
     def train(self, mode: bool = True) -> "LinearModel":

@@ -15,12 +15,13 @@ import torch.nn.functional as F
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
-from solo_ext.data.datasets import DataConfig, has_small_images
+from solo_ext.data.datasets import DataConfig, recorded_info
 from solo_ext.losses import enqueue
 from solo_ext.methods.step import GapConfig
 from solo_ext.methods.variants import variants
 from solo_ext.momentum import IntraMomentum, MomentumConfig
 from solo_ext.networks import BackboneConfig, build_backbone
+from solo_ext.networks.backbones import BACKBONES
 from solo_ext.optim import OptimizerConfig, SchedulerConfig
 from solo_ext.schema import Config, Count, build
 from solo_ext.text import Metric
@@ -225,5 +226,13 @@ def backbone_of(cfg: Any, method: type[Method] | None = None) -> nn.Module:
         declared = {field.name for field in fields(BackboneConfig)}
         backbone = build(BackboneConfig, {k: v for k, v in backbone.items() if k in declared}, "backbone")
     name = str(values.get("method") or values.get("pretrain_method")).lower()
-    dataset = data.get("dataset") if isinstance(data, Mapping) else data.dataset
-    return build_backbone(backbone, has_small_images(dataset), (method or DECLARED.get(name, Method)).backbones)
+    info = recorded_info(data if isinstance(data, Mapping) else vars(data))
+    small = info is not None and info.small_images
+    return build_backbone(backbone, small, (method or DECLARED.get(name, Method)).backbones)
+
+
+def own_arguments(method: str, backbone: str) -> dict[str, Any]:
+    """What the method's own constructor of `backbone` gives otherwise than the usual one: MoCo v3's number of heads."""
+    own = DECLARED.get(method, Method).backbones.get(backbone)
+    usual = getattr(BACKBONES.get(backbone), "keywords", {})
+    return {key: x for key, x in getattr(own, "keywords", {}).items() if usual.get(key) != x}

@@ -19,6 +19,7 @@ IGNORED = (
     "resume_from_checkpoint",
     # how the batches are loaded, not what they hold
     "data.num_workers",
+    "data.info",  # follows from data.dataset
     # which devices: their number is compared in optimizer.effective_lr, which it scales
     "devices",
     "num_nodes",

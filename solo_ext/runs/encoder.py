@@ -6,11 +6,13 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from solo_ext.data.datasets import has_small_images
+from solo_ext.data.datasets import recorded_info
 from solo_ext.errors import CheckpointError
 from solo_ext.methods import backbone_of
+from solo_ext.methods.base import DECLARED, own_arguments
 from solo_ext.networks import BackboneConfig
 from solo_ext.runs.checkpoints import Checkpoint, foreign_config, open_checkpoint
+from solo_ext.schema import plain
 
 # the backbone.kwargs by which timm and torchvision fetch initial weights
 FETCHING = {"pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir", "weights"}
@@ -51,10 +53,16 @@ def load_encoder(
     with foreign_config(path):
         whole = {**run, **network_of(run, expected)} if run and described else dict(config or {})
         name = whole["backbone"]["name"]
+        makers = [method for method, declared in DECLARED.items() if name in declared.backbones]
+        if makers and not whole.get("pretrain_method") and "num_heads" not in (whole["backbone"].get("kwargs") or {}):
+            raise CheckpointError(f"{path}: {name} has other heads by {', '.join(makers)}; pretrain_method has to say")
         backbone = bare_backbone(whole)
     network = f"{name} (features {backbone.num_features})"
-    if described and expected.get("name") not in (None, name):
-        raise CheckpointError(f"{path} holds a {network}, but backbone.name is {expected['name']}")
+    for key in ("name", "stem", "last_norm") if described else ():
+        held = whole["backbone"].get(key, False)
+        if (value := expected.get(key)) not in (None, "auto", False, held):
+            what = "" if key == "name" else f" with {key}={held}"
+            raise CheckpointError(f"{path} holds a {network}{what}, but backbone.{key} is {value}")
     weights = _part(state, "backbone.") or state
     if teacher:
         own = _part(state, "momentum_backbone.")
@@ -76,22 +84,32 @@ def load_encoder(
 
 def network_of(run: Mapping[str, Any], added: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """`backbone` and `pretrain_method` for another configuration that shall build the network of a run's args.json,
-    whatever its own dataset and method; `added`: a `backbone` with further kwargs."""
-    dataset = (run.get("data") or {}).get("dataset")
+    whatever its own dataset and method; `added`: a `backbone` with further kwargs, such as dropout.
+
+    Raises CheckpointError if one of these is another than the run's.
+    """
+    info, method = recorded_info(run.get("data") or {}), run.get("method") or run.get("pretrain_method")
     own = {field: run["backbone"][field] for field in BackboneConfig.__dataclass_fields__ if field in run["backbone"]}
-    kwargs = {**(own.get("kwargs") or {}), **((added or {}).get("kwargs") or {})}
+    kwargs = own_arguments(str(method), own["name"]) | (own.get("kwargs") or {})
+    for key, value in ((added or {}).get("kwargs") or {}).items():
+        if kwargs.setdefault(key, value) != value and key not in FETCHING and "drop" not in key:
+            raise CheckpointError(f"backbone.kwargs.{key} is {value}, but the encoder has {kwargs[key]}")
+        kwargs[key] = value
     stem = own.get("stem", "auto")
     if stem == "auto":
-        stem = "small" if has_small_images(dataset) else "imagenet"
-    method = run.get("method") or run.get("pretrain_method")
+        stem = "small" if info and info.small_images else "imagenet"
     return {"backbone": {**own, "kwargs": kwargs, "stem": stem}, "pretrain_method": method}
 
 
 def evaluation_view(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What a run's args.json says of the crop_size, mean and std of images as its encoder sees them: a pre-training's
-    first view, or what a linear evaluation has under `data`."""
-    views = config.get("augmentations") or [(config.get("data") or {}).get("augmentations") or {}]
-    return {key: views[0][key] for key in ("crop_size", "mean", "std") if views[0].get(key) is not None}
+    """The crop_size, mean and std of images as evaluations show them to the encoder of a run's args.json: as in a
+    pre-training's first view, or in what a linear evaluation has under `data`, or else as the dataset has them."""
+    data = config.get("data") or {}
+    view, info = (config.get("augmentations") or [data.get("augmentations") or {}])[0], recorded_info(data)
+    if info:
+        usual = {"crop_size": info.image_size, "mean": info.eval_mean or info.mean, "std": info.eval_std or info.std}
+        view = usual | {key: value for key, value in view.items() if value is not None}
+    return {key: plain(view[key]) for key in ("crop_size", "mean", "std") if view.get(key) is not None}
 
 
 def bare_backbone(config: Mapping[str, Any]) -> nn.Module:

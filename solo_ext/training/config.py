@@ -16,12 +16,12 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from solo_ext.data.augmentations import AugmentationConfig, count_crops
-from solo_ext.data.datasets import LINEAR_REFERENCE, DataConfig, dataset_info
+from solo_ext.data.datasets import FACTS, LINEAR_REFERENCE, DataConfig, dataset_info
 from solo_ext.errors import ConfigError, must_have
 from solo_ext.evaluation.finetune import LinearOptions
 from solo_ext.evaluation.knn import Distance
 from solo_ext.methods import METHODS, Method
-from solo_ext.methods.base import MethodConfig, PerformanceConfig
+from solo_ext.methods.base import MethodConfig, PerformanceConfig, own_arguments
 from solo_ext.networks import BackboneConfig
 from solo_ext.optim import OptimizerConfig, SchedulerConfig, effective_lrs
 from solo_ext.runs.checkpoints import AutoResumeConfig, CheckpointConfig, find_checkpoint, foreign_config
@@ -32,7 +32,7 @@ from solo_ext.training import recipes
 from solo_ext.training.callbacks import MONITORS, MonitorCallback
 from solo_ext.training.compose import compose, overlay, sentence
 from solo_ext.training.trainer_config import NO_LOOP, OWN, TensorboardConfig, TrainerConfig, WandbConfig
-from solo_ext.training.unread import UNREAD, reset
+from solo_ext.training.unread import ONE_PROCESS, UNREAD, reset
 
 log = logging.getLogger("solo_ext")
 
@@ -185,7 +185,10 @@ def resolve(raw: RunConfig | DictConfig | Mapping[str, Any], kind: str = "pretra
         kwargs = keys(method.Kwargs, "method_kwargs") if error.key.startswith("method_kwargs.") else ()
         raise UnknownKey(error.key, [*kwargs, *keys(cls)]) from None
     run = "linear with cache_features" if isinstance(cfg, LinearConfig) and cfg.cache_features else kind
-    if unread := reset(cfg, UNREAD[run]):
+    unread = reset(cfg, UNREAD[run])
+    if run in ONE_PROCESS and cfg.processes > 1:
+        unread.append(f"more than one of {cfg.processes} devices")
+    if unread:
         log.warning("%s does not use %s", run, ", ".join(unread))
     return _derive(cfg)
 
@@ -222,13 +225,17 @@ def declared_method(name: Any) -> type[Method]:
 
 def _derive(cfg: AnyConfig) -> AnyConfig:
     """Fills in the derived keys, in place of those that an args.json has."""
-    classes = dataset_info(cfg.data).num_classes
-    if classes is not None:  # else its folder is not there yet
-        cfg.data.num_classes = classes
+    info = dataset_info(cfg.data)
+    cfg.data.info = {key: plain(getattr(info, key)) for key in FACTS}
+    if info.num_classes is not None:  # else its folder is not there yet
+        cfg.data.num_classes = info.num_classes
     if isinstance(cfg, TrainingConfig):
         o, accumulate = cfg.optimizer, 1  # in a linear evaluation, solo-learn's scaling leaves the accumulation out
+        processes = 1 if isinstance(cfg, LinearConfig) and cfg.cache_features else cfg.processes
         if isinstance(cfg, PretrainConfig):
             accumulate = cfg.accumulate_grad_batches
+            # an encoder is read where its method is not known, too
+            cfg.backbone.kwargs = own_arguments(cfg.method, cfg.backbone.name) | cfg.backbone.kwargs
             cfg.data.num_large_crops, cfg.data.num_small_crops = count_crops(cfg.augmentations)
             if cfg.data.num_classes != 0 and o.classifier_lr is None:
                 raise ConfigError(
@@ -237,7 +244,7 @@ def _derive(cfg: AnyConfig) -> AnyConfig:
         else:
             o.classifier_lr = None  # only the classifier is trained
         o.effective_lr, o.effective_classifier_lr = effective_lrs(
-            o.lr, o.classifier_lr, o.batch_size, cfg.processes, accumulate
+            o.lr, o.classifier_lr, o.batch_size, processes, accumulate
         )
     return cfg
 

@@ -22,6 +22,7 @@ UNREAD = {  # by the kind of run
     ),
     "knn": ("checkpoint.frequency", "checkpoint.keep_prev", "max_epochs", *NO_TRAINER),
 }
+ONE_PROCESS = ("linear with cache_features", "knn")
 READ_BY = {  # scheduler.name -> keys of its section that it reads
     "none": (),
     "step": ("lr_decay_steps",),

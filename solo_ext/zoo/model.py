@@ -8,7 +8,7 @@ from typing import Any
 from timm.models import build_model_with_cfg, register_model
 from torch import nn
 
-from solo_ext.data.datasets import CUSTOM, DATASETS
+from solo_ext.data.datasets import CUSTOM, recorded_info
 from solo_ext.data.modules import DEFAULT_CROP
 from solo_ext.data.transforms import Transform, build_eval_transform
 from solo_ext.errors import CheckpointError, ConfigError
@@ -47,8 +47,7 @@ def load_backbone(source: str | os.PathLike, teacher: bool = False) -> nn.Module
 def eval_transform(config: Mapping[str, Any] | None) -> Transform:
     """Pillow image -> tensor [3, size, size], as the evaluations of a run with this args.json see an image."""
     config = config or {}
-    info = DATASETS.get((config.get("data") or {}).get("dataset", ""), CUSTOM)
-    view = evaluation_view(config)
+    info, view = recorded_info(config.get("data") or {}) or CUSTOM, evaluation_view(config)
     size = view.get("crop_size") or info.image_size or DEFAULT_CROP
     return build_eval_transform(info, size, view.get("mean"), view.get("std"))
 

@@ -4,19 +4,22 @@ import math
 
 import numpy as np
 import pytest
+import timm
 import torch
 import torch.nn.functional as F
 from conftest import fit, random_batches
 from sklearn.datasets import make_classification
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
+from timm.optim import param_groups_layer_decay
 from torch import nn
 
 from solo_ext.errors import ConfigError, DataError, SoloExtError
 from solo_ext.evaluation.features import extract_features
-from solo_ext.evaluation.finetune import LinearOptions
+from solo_ext.evaluation.finetune import LinearOptions, backbone_groups
 from solo_ext.evaluation.knn import KNNConfig, knn_accuracy
 from solo_ext.evaluation.linear import LinearModel, accuracy_at_k, fit_cached_linear
+from solo_ext.networks.backbones import MOCO_VITS
 from solo_ext.optim import OptimizerConfig, SchedulerConfig
 from solo_ext.training.callbacks.knn import OnlineKNN
 
@@ -249,6 +252,42 @@ def test_finetune_trains_the_backbone(layer_decay):
     model.eval()
     with torch.no_grad():
         assert not model(torch.randn(2, 3, 16, 16))["logits"].requires_grad
+
+
+@pytest.mark.parametrize(
+    ("name", "kwargs"),
+    [("test_vit", {}), ("test_vit", {"global_pool": "avg"}), ("test_convnext", {}), ("test_efficientnet", {})],
+)
+def test_layers_decay_as_in_timms_whole_network(name, kwargs):
+    """A norm that a backbone keeps after its last block (ConvNeXt's, a pooling ViT's) has the classifier's rate."""
+    whole = timm.create_model(name, num_classes=10, **kwargs)
+    theirs = {id(p): g["lr_scale"] for g in param_groups_layer_decay(whole, layer_decay=0.5) for p in g["params"]}
+    backbone = timm.create_model(name, num_classes=0, **kwargs)
+    groups = backbone_groups(backbone, OptimizerConfig(name="sgd", layer_decay=0.5, lr=0.1, batch_size=8), 0.1)
+    ours = {id(p): group["lr"] for group in groups for p in group["params"]}
+    expected = {name: 0.1 * theirs[id(p)] for name, p in whole.named_parameters()}
+    for name, p in backbone.named_parameters():
+        assert ours[id(p)] == pytest.approx(expected[name]), name
+
+
+def test_finetuning_leaves_what_the_backbone_has_fixed():
+    options = {"img_size": 16, "patch_size": 8, "depth": 1, "embed_dim": 12, "num_heads": 2, "stop_grad_conv1": True}
+    backbone = MOCO_VITS["vit_tiny"](**options)
+    model = LinearModel(
+        backbone, 3, OptimizerConfig(name="sgd", lr=0.1, batch_size=8), SchedulerConfig(), LinearOptions(finetune=True)
+    )
+    fixed = {name for name, p in model.named_parameters() if not p.requires_grad}
+    assert fixed == {"backbone.pos_embed", "backbone.patch_embed.proj.weight", "backbone.patch_embed.proj.bias"}
+
+
+def test_images_without_a_label_do_not_count_in_a_linear_evaluation():
+    model, images = linear_model(), torch.randn(6, 3, 16, 16)
+    targets = torch.tensor([0, -1, 2, -1, 1, 0])
+    whole, labelled = (
+        model.training_step((torch.arange(6), [images[rows]], targets[rows]), 0)
+        for rows in (targets > -2, targets >= 0)
+    )
+    assert whole.item() == pytest.approx(labelled.item(), rel=1e-6)
 
 
 def test_label_smoothing_and_mixup():

@@ -25,6 +25,7 @@ from frameworks import (
 
 from solo_ext.errors import ConfigError
 from solo_ext.methods import METHODS
+from solo_ext.methods.step import Monitor
 
 CRITERION = {"data__num_classes": 0, "gap__enabled": False}
 
@@ -368,3 +369,22 @@ def test_solo_learns_scripts_take_the_yaml_of_another_framework():
     build("dino", method_kwargs__pred_hidden_dim=512)
     with pytest.raises(ConfigError, match=r"unknown key 'method_kwargs\.pred_hiden_dim'"):
         build("dino", method_kwargs__pred_hiden_dim=512)
+
+
+def test_simsiams_projector_ends_with_a_norm_and_so_fixes_the_bias_before_it():
+    fixed = [name for name, p in build("simsiam").named_parameters() if not p.requires_grad]
+    assert fixed == ["projector.6.bias"]
+
+
+@pytest.mark.parametrize("inter", [True, False])
+def test_no_gradient_reaches_a_target(inter):
+    """Whether it comes from the teacher or, without inter-momentum, from the student, and whatever the loss does."""
+    model, seen = build("byol", momentum__inter=inter, intra__weight=0.5, **CRITERION), []
+    model.loss = lambda queries, targets: seen.extend(targets) or queries[0].sum()
+    model.training_step(random_batches(1)[0], 0)
+    assert seen and not any(target.requires_grad for target in seen)
+
+
+def test_a_monitor_reads_the_first_step_and_then_every_few():
+    monitor = Monitor(every=3)
+    assert [step for step in range(8) if monitor.due(step)] == [0, 3, 6]

@@ -41,7 +41,12 @@ RELEASES = {
     "0.9": (
         functools.partial(resnet, True),
         {"method": "byol", "encoder": "resnet18", "cifar": True, "zero_init_residual": False, **CIFAR},
-        {"dataset": "cifar10", "train_path": "datasets", "val_path": "datasets"},
+        {
+            "dataset": "cifar10",
+            "train_path": "datasets",
+            "val_path": "datasets",
+            "augmentations": {"crop_size": 32, "mean": [0.4914, 0.4822, 0.4465], "std": [0.247, 0.243, 0.261]},
+        },
     ),
     "1.0.2": (
         functools.partial(resnet, False),
@@ -71,7 +76,12 @@ RELEASES = {
             "val_data_path": "b",
             "crop_size": [32],
         },
-        {"dataset": "imagenet100", "train_path": "a", "val_path": "b", "augmentations": {"crop_size": 32}},
+        {
+            "dataset": "imagenet100",
+            "train_path": "a",
+            "val_path": "b",
+            "augmentations": {"crop_size": 32, "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]},
+        },
     ),
 }
 

@@ -357,7 +357,7 @@ def test_a_variant_differs_from_its_baseline_by_its_idea_only(folder, framework)
 def test_both_cifar_sets_have_the_same_values(framework):
     for kind in ("pretrain", "linear"):
         differs = differing(recipe(kind, "cifar10", framework), recipe(kind, "cifar100", framework))
-        assert differs == {"name", "data.dataset", "data.num_classes"}
+        assert differs == {"name", "data.dataset", "data.num_classes", "data.info.mean", "data.info.std"}
 
 
 @pytest.mark.parametrize("framework", FRAMEWORKS)
@@ -595,7 +595,15 @@ def mutate(cfg: dict, rng: random.Random) -> tuple[str, str | None]:
         change(cfg, key, rng.choice(OUT_OF_RANGE[key]))
         return key, None
     # any type will do for the stages; what is derived is computed anew
-    free = ("momentum.stages", "optimizer.effective", "backbone.kwargs", "data.num_c", "data.num_l", "data.num_s")
+    free = (
+        "momentum.stages",
+        "optimizer.effective",
+        "backbone.kwargs",
+        "data.num_c",
+        "data.num_l",
+        "data.num_s",
+        "data.info",
+    )
     found = {key: value for key, value in leaves(cfg).items() if value is not None and not key.startswith(free)}
     key = rng.choice(sorted(found))
     if kind == "type":
@@ -732,7 +740,12 @@ def test_an_evaluation_takes_encoder_and_data_from_the_run(tmp_path, kind):
     assert cfg.pretrained_feature_extractor == str(tmp_path / "byol-x-ep=3.ckpt")
     assert (cfg.pretrain_method, cfg.backbone.name, cfg.precision) == ("byol", "resnet18", "bf16-mixed")
     assert (cfg.data.train_path, cfg.data.format, cfg.data.num_workers) == ("/images", "auto", 0)
-    assert plain(cfg.data.augmentations) == {"crop_size": 32, "mean": None, "std": None}
+    seen = {
+        "crop_size": 32,
+        "mean": [0.4914, 0.4822, 0.4465],
+        "std": [0.247, 0.243, 0.261],
+    }  # solo-learn's, of both sets
+    assert plain(cfg.data.augmentations) == seen
     assert (cfg.data.fraction, cfg.data.no_labels, cfg.data.num_classes) == (-1, False, 10)  # all labels
     assert (cfg.accelerator, cfg.devices) == ("auto", 1)  # this machine, not the run's
     assert resolve(cfg, kind) == cfg

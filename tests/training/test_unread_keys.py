@@ -28,7 +28,12 @@ COPIES = ("schema.py", "dataclasses.py", "copy.py")  # reading there is no use
 ELSEWHERE = {  # read by runs that are not made here
     *("data.train_path", "data.val_path", "data.download"),  # the bundled images have none
     *("wandb.entity", "wandb.project", "wandb.offline"),  # tests/training/test_loggers.py
-    *("data.num_classes", "data.num_large_crops", "data.num_small_crops"),  # derived, for solo-learn's code
+    *(
+        "data.num_classes",
+        "data.num_large_crops",
+        "data.num_small_crops",
+        "data.info",
+    ),  # derived, for solo-learn's code
     *("pretrain_method", "backbone"),  # of a checkpoint without args.json
     "auto_resume.max_hours",  # where a run is continued
     "auto_augment",  # its one value is what is done
