@@ -64,7 +64,7 @@ def load_encoder(
             what = "" if key == "name" else f" with {key}={held}"
             raise CheckpointError(f"{path} holds a {network}{what}, but backbone.{key} is {value}")
     weights = _part(state, "backbone.") or state
-    if teacher:
+    if teacher and branch_of(run) != "teacher":
         own = _part(state, "momentum_backbone.")
         if not own:
             raise CheckpointError(
@@ -99,6 +99,11 @@ def network_of(run: Mapping[str, Any], added: Mapping[str, Any] | None = None) -
     if stem == "auto":
         stem = "small" if info and info.small_images else "imagenet"
     return {"backbone": {**own, "kwargs": kwargs, "stem": stem}, "pretrain_method": method}
+
+
+def branch_of(config: Mapping[str, Any] | None) -> str | None:
+    """Which encoder of a run an export has kept; None: those of its checkpoints."""
+    return (config or {}).get("branch")
 
 
 def evaluation_view(config: Mapping[str, Any]) -> dict[str, Any]:

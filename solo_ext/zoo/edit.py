@@ -14,6 +14,7 @@ from omegaconf import OmegaConf
 from solo_ext.errors import CheckpointError
 from solo_ext.files import write_text
 from solo_ext.runs.checkpoints import find_checkpoint, foreign_config
+from solo_ext.runs.encoder import branch_of
 from solo_ext.runs.run import ENVIRONMENT, METRICS, Run
 from solo_ext.training.compose import compose
 from solo_ext.training.recipes import derived
@@ -48,7 +49,10 @@ def add(run: str | Path, zoo: Path, name: str | None = None, licence: str = "MIT
         raise CheckpointError(f"{run} has not been evaluated: solo-ext knn --run {run} does it, or linear")
     with foreign_config(checkpoint):
         dataset, backbone = config["data"]["dataset"], config["backbone"]["name"]
-        name = name or f"{config['method']}-{dataset}-{short(backbone)}"
+        teacher = branch_of(config) == "teacher"  # of an export
+        for figure in figures if teacher else ():
+            figure.protocol += "; of the teacher"
+        name = name or f"{config['method']}-{dataset}-{short(backbone)}{'-teacher' * teacher}"
         entry = Entry(name, config["method"], backbone, dataset, config["max_epochs"], figures=figures, licence=licence)
     folder = zoo / entry.folder
     with ExitStack() as on_failure:

@@ -6,13 +6,17 @@ import json
 import pytest
 import safetensors.torch
 import torch
-from conftest import build
+from conftest import build, tiny_config
 
+from solo_ext.data.datasets import DATASETS, DatasetInfo
 from solo_ext.errors import CheckpointError
 from solo_ext.networks import BackboneConfig, build_backbone
 from solo_ext.runs.checkpoints import find_checkpoint, save_checkpoint
-from solo_ext.runs.encoder import load_encoder
+from solo_ext.runs.encoder import bare_backbone, evaluation_view, load_encoder, network_of
 from solo_ext.runs.run import RECORDS
+from solo_ext.schema import plain
+from solo_ext.training.config import resolve
+from solo_ext.zoo.model import eval_transform
 
 CIFAR = {"backbone": {"name": "resnet18", "kwargs": {}}, "data": {"dataset": "cifar10"}, "method": "byol"}
 
@@ -107,3 +111,58 @@ def test_safetensors_in_a_run_folder(tmp_path):
         path.write_bytes(damaged)
         with pytest.raises(CheckpointError, match=said):
             load_encoder(tmp_path)
+
+
+def args_of(method: str, **changes) -> dict:
+    """The args.json of a pre-training."""
+    return plain(
+        resolve(tiny_config(method, augmentations=[{"crop_size": 28, "num_crops": 2}], max_epochs=1, **changes))
+    )
+
+
+def test_a_run_carries_the_heads_of_its_methods_vit(tmp_path):
+    vit = {"name": "vit_tiny", "kwargs": {"img_size": 28, "patch_size": 7, "depth": 1, "embed_dim": 24}}
+    args = args_of("mocov3", backbone=vit, data__dataset="fashion_mnist_mini")
+    assert args["backbone"]["kwargs"]["num_heads"] == 12
+    original = bare_backbone(args).eval()
+    save_checkpoint(
+        {"state_dict": {f"backbone.{k}": x for k, x in original.state_dict().items()}}, tmp_path / "x-ep=1.ckpt"
+    )
+    images = torch.randn(2, 3, 28, 28)
+    for method in ("mocov3", "of_somebody_else"):
+        (tmp_path / "args.json").write_text(json.dumps(args | {"method": method}))
+        with torch.no_grad():
+            assert torch.allclose(load_encoder(tmp_path)[0](images), original(images), atol=1e-6)
+    with pytest.raises(CheckpointError, match=r"backbone.kwargs.num_heads is 6, but the encoder has 12"):
+        load_encoder(tmp_path, {"backbone": {"name": "vit_tiny", "kwargs": {"num_heads": 6}}})
+    (tmp_path / "args.json").unlink()
+    bare = {"backbone": {"name": "vit_tiny", "kwargs": args["backbone"]["kwargs"] | {"num_heads": 12}}}
+    load_encoder(tmp_path, bare)
+    del bare["backbone"]["kwargs"]["num_heads"]
+    with pytest.raises(CheckpointError, match=r"vit_tiny has other heads by .*mocov3.*; pretrain_method has to say"):
+        load_encoder(tmp_path, bare)
+    load_encoder(tmp_path, bare | {"pretrain_method": "mocov3"})
+
+
+@pytest.mark.parametrize(("key", "value", "held"), [("stem", "imagenet", "small"), ("last_norm", True, "False")])
+def test_another_stem_or_last_norm_than_the_runs_is_refused(tmp_path, key, value, held):
+    run_folder(tmp_path, **CIFAR)
+    with pytest.raises(CheckpointError, match=f"with {key}={held}, but backbone.{key} is {value}"):
+        load_encoder(tmp_path, {"backbone": {"name": "resnet18", key: value}})
+
+
+def test_a_run_carries_what_is_known_of_its_dataset(monkeypatch):
+    """Read where the dataset, of somebody's module, is not registered."""
+    info = DatasetInfo(3, (0.2,) * 3, (0.1,) * 3, None, image_size=28, small_images=True, eval_std=(0.3,) * 3)
+    monkeypatch.setitem(DATASETS, "theirs", info)
+    args = args_of("byol", data__dataset="theirs")
+    known = eval_transform(args)
+    monkeypatch.delitem(DATASETS, "theirs")
+    unknown = eval_transform(json.loads(json.dumps(args)))
+    for transform in (known, unknown):
+        assert transform.mean.tolist() == pytest.approx([0.2] * 3) and transform.std.tolist() == pytest.approx(
+            [0.3] * 3
+        )
+        assert transform.shorter is None
+    assert network_of(args)["backbone"]["stem"] == "small"
+    assert evaluation_view(args)["std"] == [0.3] * 3

@@ -238,8 +238,22 @@ def test_student_and_teacher(teacher, tmp_path, run):
     assert status == 0 and str(folder.relative_to(tmp_path)) in out
     assert features(load_encoder(folder)[0]).equal(features(encoders[teacher]))
     assert json.loads((folder / RECORD).read_text())["teacher"] is teacher
-    with pytest.raises(CheckpointError, match="holds no backbone of a teacher"):
-        load_encoder(folder, teacher=True)
+    if teacher:  # and it stays one
+        assert features(load_encoder(folder, teacher=True)[0]).equal(features(encoders[1]))
+    else:
+        with pytest.raises(CheckpointError, match="holds no backbone of a teacher"):
+            load_encoder(folder, teacher=True)
+    status, out, _ = run("export", folder, "--to", "safetensors", "--out", "again")
+    assert status == 0 and f"the {'teacher' if teacher else 'student'} of model.safetensors" in out
+
+
+@pytest.mark.parametrize("to", ["timm", "torchvision", "safetensors"])
+def test_every_export_says_how_its_images_are_made(to, runs, tmp_path):
+    report = export(runs("resnet18")[0], to, tmp_path / "out")
+    image = json.loads((tmp_path / "out" / RECORD).read_text())["preprocessing"]
+    assert (image["input_size"], image["crop_mode"], image["interpolation"]) == ([3, SIZE, SIZE], "squash", "bilinear")
+    assert image["mean"] == [0.4914, 0.4822, 0.4465] and image["std"] == [0.247, 0.243, 0.261]
+    assert "mean [0.4914, 0.4822, 0.4465]" in str(report)
 
 
 def test_an_exported_run_is_a_run(tmp_path, run):

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -225,6 +226,20 @@ def test_the_card(run_folder, tmp_path):
     ):
         assert words in text
     assert not any(b"/home/jane" in file.read_bytes() for file in folder.iterdir())
+
+
+@pytest.mark.parametrize("finetune", [True, False])
+def test_the_card_of_a_linear_runs_encoder(run_folder, tmp_path, finetune):
+    """What its labels did to it, and nothing of the classifier's own data and epochs."""
+    run = tmp_path / "run"
+    shutil.copytree(run_folder, run)
+    args = json.loads((run / "args.json").read_text())
+    args |= {"pretrain_method": args.pop("method"), "finetune": finetune, "max_epochs": 77}
+    (run / "args.json").write_text(json.dumps(args))
+    card = (export(run, "huggingface", out=tmp_path / "out").folder / "README.md").read_text()
+    assert "# resnet10_w16 by byol" in card and "| trained on |" not in card
+    for words in ("then fine-tuned with them", "fine-tuned with the labels of | `cifar10`", "| epochs | 77 |"):
+        assert (words in card) == finetune
 
 
 def test_a_classifier_on_what_timm_lacks(exported, tmp_path):

@@ -9,6 +9,7 @@ A target is a module of this folder with
 """
 
 import io
+import math
 import os
 import re
 from collections.abc import Callable, Collection, Mapping
@@ -27,7 +28,7 @@ from solo_ext.data.transforms import Transform
 from solo_ext.errors import CheckpointError, ConfigError, must_have
 from solo_ext.files import json_text, new_folder, sha256
 from solo_ext.runs.checkpoints import Checkpoint
-from solo_ext.runs.encoder import load_encoder
+from solo_ext.runs.encoder import branch_of, load_encoder
 from solo_ext.runs.environment import environment
 from solo_ext.runs.run import WEIGHTS
 from solo_ext.zoo.model import eval_transform, open_source
@@ -104,6 +105,7 @@ class Report:
             examples = f" ({', '.join(keys[:4])}{', ...' if len(keys) > 4 else ''})" if keys else ""
             counts.append(f"{len(keys)} {word}{examples}")
         encoder = "teacher" if record["teacher"] else "student"
+        image = record["preprocessing"]
         lines = [
             f"{self.folder}: the {encoder} of {record['checkpoint']} as {record['architecture']}",
             *(f"  {name}  {file['size']:,} bytes  sha256 {file['sha256']}" for name, file in record["files"].items()),
@@ -111,6 +113,10 @@ class Report:
             f"  features differ by {record['difference']:.1e} of the largest (at most {record['bound']:.0e}) "
             f"on {record['images']} random images of {record['image_size']} px",
         ]
+        lines.append(
+            f"  images: RGB, {image['input_size'][1]} px, {image['crop_mode']} (crop_pct {image['crop_pct']:g}), "
+            f"{image['interpolation']}, mean {[*image['mean']]}, std {[*image['std']]}"
+        )
         if rounding:
             lines.append(
                 f"  rounding to {record['dtype']} moved them by {rounding['difference']:.1e}, "
@@ -152,6 +158,7 @@ def export(
     folder = Path(out).expanduser() if out is not None else Path("exports") / f"{name}-{to}"
     if os.path.lexists(folder):
         raise ConfigError(f"--out: {folder} exists; name another folder, or remove it")
+    teacher = teacher or branch_of(weights.config) == "teacher"
     source = _source(weights, name, teacher, dtype or dtypes[0], folder)
     obstacles = supporting(source.backbone)
     if obstacles[to]:
@@ -182,6 +189,24 @@ def supporting(backbone: nn.Module) -> dict[str, str | None]:
     """Target -> why it cannot hold `backbone`; None: it can."""
     modules = {name: import_module(f"{__name__}.{name}") for name in TARGETS}
     return {name: getattr(module, "supports", lambda _: None)(backbone) for name, module in modules.items()}
+
+
+def preprocessing(transform: Transform) -> dict[str, Any]:
+    """The arguments with which timm's `create_transform` does the same."""
+    size, shorter = transform.size, transform.shorter or transform.size
+    share = size / shorter
+    if math.floor(size / share) < shorter:  # as timm computes it, and rounding can make it a pixel less
+        share = math.nextafter(share, 0)
+    # 0.4914 of float32's 0.49140000343322754
+    mean, std = (tuple(float(f"{x:.7g}") for x in values.tolist()) for values in (transform.mean, transform.std))
+    return {
+        "input_size": (3, size, size),
+        "interpolation": transform.mode,
+        "crop_pct": share,
+        "crop_mode": "center" if transform.shorter else "squash",
+        "mean": mean,
+        "std": std,
+    }
 
 
 def saved(content: Any) -> bytes:
@@ -237,6 +262,7 @@ def _prove(source: Source, product: Product, to: str, bound: float, folder: Path
         "bound": bound,
         "images": sum(BATCHES),
         "image_size": size,
+        "preprocessing": preprocessing(source.transform),
         "rounding": rounding,
         **product.record,
         "packages": environment()["packages"],

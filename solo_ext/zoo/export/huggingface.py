@@ -1,7 +1,6 @@
 """A folder for the Hugging Face Hub, which timm and `load_backbone` take: safetensors, config.json and a card."""
 
 import json
-import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,10 +9,9 @@ import timm.models
 from timm.models._hub import save_config_for_hf
 
 from solo_ext.data.datasets import CUSTOM, DATASETS
-from solo_ext.data.transforms import Transform
 from solo_ext.files import json_text
 from solo_ext.runs.run import Run
-from solo_ext.zoo.export import RECORD, Product, Source, render, safetensors, torchvision
+from solo_ext.zoo.export import RECORD, Product, Source, preprocessing, render, safetensors, torchvision
 from solo_ext.zoo.export import timm as timms
 from solo_ext.zoo.index import scores
 from solo_ext.zoo.model import solo_ext_backbone
@@ -34,24 +32,6 @@ def architecture(source: Source) -> tuple[str, dict[str, Any]]:
         return name.partition(".")[0], kwargs  # without the tag of somebody's weights
     kwargs = {"name": config["name"], "kwargs": torchvision.kwargs_of(config), "stem": stem}
     return OURS, {"num_classes": 0, "config": {"backbone": {**kwargs, "last_norm": bool(config.get("last_norm"))}}}
-
-
-def preprocessing(transform: Transform) -> dict[str, Any]:
-    """The arguments with which timm's `create_transform` does the same."""
-    size, shorter = transform.size, transform.shorter or transform.size
-    share = size / shorter
-    if math.floor(size / share) < shorter:  # as timm computes it, and rounding can make it a pixel less
-        share = math.nextafter(share, 0)
-    # 0.4914 of float32's 0.49140000343322754
-    mean, std = (tuple(float(f"{x:.7g}") for x in values.tolist()) for values in (transform.mean, transform.std))
-    return {
-        "input_size": (3, size, size),
-        "interpolation": transform.mode,
-        "crop_pct": share,
-        "crop_mode": "center" if transform.shorter else "squash",
-        "mean": mean,
-        "std": std,
-    }
 
 
 def export(source: Source, folder: Path) -> Product:
@@ -91,13 +71,15 @@ def export(source: Source, folder: Path) -> Product:
 def card(source: Source, image: dict[str, Any], imports: tuple[str, ...]) -> str:
     """README.md: what it is, how it is loaded, what it reached, what it comes from."""
     run, dataset = Run(source.checkpoint.path.parent), (source.config.get("data") or {}).get("dataset")
+    method = source.config.get("method") or source.config.get("pretrain_method")
     return render(
         "card.md.j2",
         source=source,
         license=LICENSE,
         name=source.config["backbone"]["name"],
-        method=source.config.get("method"),
-        dataset=dataset,
+        method=method,
+        tuned=bool(source.config.get("finetune")),
+        dataset=dataset if source.config.get("method") or source.config.get("finetune") else None,
         hub=DATASETS.get(dataset or "", CUSTOM).hub,
         stem=", CIFAR stem" if torchvision.replacements(source.backbone) else "",
         parameters=sum(x.numel() for x in source.backbone.parameters()),

@@ -67,7 +67,8 @@ def export(source: Source, folder: Path) -> Product:
     place = run.records.get(path.name) or {"epoch": content.get("epoch"), "step": content.get("global_step")}
     record = {**place, "sha256": hashlib.sha256(weights).hexdigest(), "size": len(weights)}
     (folder / WEIGHTS).write_bytes(weights)
-    contents = {ARGS: public(source.config), RECORDS: {WEIGHTS: record}}
+    branch = {"branch": "teacher"} if source.teacher else {}
+    contents = {ARGS: public(source.config) | branch, RECORDS: {WEIGHTS: record}}
     if run.environment:
         contents[ENVIRONMENT] = public(run.environment)
     for name, value in contents.items():
