@@ -72,9 +72,9 @@ def _start(cfg: Any, args: Namespace, command: str, **options: Any) -> None:
 
 def _evaluate(args: Namespace, command: str, file: Path | None, overrides: list[str]) -> None:
     """Evaluates `args.run`, as `file` says or else as the run's own configuration does."""
-    from solo_ext.runs.checkpoints import CheckpointConfig
     from solo_ext.training.compose import assign
     from solo_ext.training.config import run_values
+    from solo_ext.training.start import runs_folder
     from solo_ext.zoo.model import open_source
 
     encoder = open_source(args.run) if args.run else None
@@ -83,10 +83,10 @@ def _evaluate(args: Namespace, command: str, file: Path | None, overrides: list[
     else:
         source = [assign("pretrained_feature_extractor", encoder.path)] if encoder else []
         raw = _composed(file, [*overrides, *source])
-    results = None
+    cfg, results = _resolved(raw, command, overrides), None
     if encoder and not Path(args.run).expanduser().exists():  # results do not belong in a package or the Hub's cache
-        results = Path(CheckpointConfig.dir, "zoo", re.sub(r"[^\w.-]+", "-", args.run.removeprefix("hf://")))
-    _start(_resolved(raw, command, overrides), args, command, encoder=encoder, results=results)
+        results = runs_folder(cfg) / "zoo" / re.sub(r"[^\w.-]+", "-", args.run.removeprefix("hf://"))
+    _start(cfg, args, command, encoder=encoder, results=results)
 
 
 @SOLO_EXT.command(*YAML_WORDS, CFG)

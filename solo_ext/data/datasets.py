@@ -25,6 +25,7 @@ Triple = tuple[float, float, float]
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
+BUNDLED = "fashion_mnist_mini"
 MINI = Path(__file__).with_name("assets") / "fashion_mnist_mini.npz"
 # printed by scripts/data/build_fashion_mnist_mini.py
 MINI_SHA256 = "4b0cd74d4fcfbd4364c43ad82ee3078902ea66a75ad24609aab2a854a052ac92"
@@ -277,7 +278,7 @@ _IMAGENET_100 = partial(
 CUSTOM = DatasetInfo(None, IMAGENET_MEAN, IMAGENET_STD, _load_folder)
 
 DATASETS |= {
-    "fashion_mnist_mini": _FASHION(load=_load_mini, train_size=5_000),
+    BUNDLED: _FASHION(load=_load_mini, train_size=5_000),
     "fashion_mnist": _FASHION(load=_load_fashion_mnist, train_size=60_000),
     "cifar10": _CIFAR(10, (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616), hub="uoft-cs/cifar10"),
     "cifar100": _CIFAR(100, (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762), hub="uoft-cs/cifar100"),

@@ -120,6 +120,8 @@ class Method(nn.Module):
     attributes: ClassVar[Mapping[str, str]] = MappingProxyType({})
     static_lr: ClassVar[Sequence[str]] = ()
     unused_kwargs: ClassVar[Sequence[str]] = ("momentum_classifier",)  # what solo-learn's YAMLs carry without using it
+    # key of Kwargs -> the full key that switches it off, and with which value
+    idle_kwargs: ClassVar[Mapping[str, tuple[str, Any]]] = MappingProxyType({})
 
     def __new__(cls, *args: Any, **kwargs: Any):
         return super().__new__(cls.lightning(cls))

@@ -1,7 +1,7 @@
 """SimCLR (Chen et al., 2020)."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from torch import Tensor
 
@@ -30,6 +30,7 @@ class SimCLR(Method, name="simclr"):
     teacher_stages = "none"
     own_targets = True
     unused_kwargs = ("supervised",)
+    idle_kwargs: ClassVar = {"negatives": ("momentum.stages", "none")}
     loss_name, loss_title = "train_nce_loss", "InfoNCE"
 
     def build_heads(self, features: int) -> None:

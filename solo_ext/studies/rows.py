@@ -17,7 +17,7 @@ from solo_ext.runs.comparison import differences
 from solo_ext.runs.run import ARGS, Run, saved_at
 from solo_ext.schema import build, fit, plain
 from solo_ext.text import nearest
-from solo_ext.training.compose import assign, compose, overlay
+from solo_ext.training.compose import assign, compose, key_of, overlay
 from solo_ext.training.config import PretrainConfig, resolve
 
 if TYPE_CHECKING:
@@ -214,11 +214,6 @@ def resolver() -> Callable[..., PretrainConfig]:
         return resolve(overlay(composed(recipe), overrides))
 
     return resolved
-
-
-def key_of(text: str) -> str:
-    """The full key that an override sets."""
-    return text.lstrip("+~").partition("=")[0].partition("@")[0]
 
 
 @dataclass(kw_only=True)

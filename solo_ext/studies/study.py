@@ -20,7 +20,6 @@ from solo_ext.studies.rows import (
     Row,
     Table,
     baselines,
-    key_of,
     load_table,
     must_exist,
     read_text_yaml,
@@ -29,7 +28,7 @@ from solo_ext.studies.rows import (
 )
 from solo_ext.text import nearest
 from solo_ext.training import recipes
-from solo_ext.training.compose import overlay
+from solo_ext.training.compose import key_of, overlay
 
 RESULTS = "paper_results.yaml"
 READING = "Reading"  # a column that tables do not print: how a cell reads what its paper leaves open

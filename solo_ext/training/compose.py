@@ -67,6 +67,11 @@ def overlay(values: Mapping[str, Any] | DictConfig, overrides: Sequence[str] = (
     return cfg
 
 
+def key_of(text: str) -> str:
+    """The full key that an override sets."""
+    return text.lstrip("+~").partition("=")[0].partition("@")[0]
+
+
 def assign(key: str, text: Any) -> str:
     """The override that sets `key` to `text`, whatever characters it has."""
     # in Hydra's grammar, a backslash is special only before a quote

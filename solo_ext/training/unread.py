@@ -2,10 +2,14 @@
 
 import dataclasses
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from solo_ext.data.datasets import BUNDLED
+from solo_ext.methods import METHODS
+from solo_ext.networks.backbones import VITS
 from solo_ext.schema import Config
+from solo_ext.training.compose import key_of
 from solo_ext.training.trainer_config import TrainerConfig
 
 log = logging.getLogger("solo_ext")
@@ -22,6 +26,10 @@ UNREAD = {  # by the kind of run
     ),
     "knn": ("checkpoint.frequency", "checkpoint.keep_prev", "max_epochs", *NO_TRAINER),
 }
+DERIVED = (
+    *("data.num_classes", "data.num_large_crops", "data.num_small_crops", "data.info"),
+    *("optimizer.effective_lr", "optimizer.effective_classifier_lr", "recipe"),
+)
 ONE_PROCESS = ("linear with cache_features", "knn")
 READ_BY = {  # scheduler.name -> keys of its section that it reads
     "none": (),
@@ -46,8 +54,7 @@ def warn_of_idle(cfg: Any, overrides: Sequence[str]) -> None:
     """Says which of `overrides` set a key that another key has switched off."""
     off = idle(cfg)
     for text in overrides:
-        key = text.partition("=")[0].lstrip("+")
-        if key in off:
+        if (key := key_of(text)) in off:
             log.warning("%s has no effect: %s", key, off[key])
 
 
@@ -66,6 +73,27 @@ def idle(cfg: Any) -> dict[str, str]:
         if getattr(section, "enabled", True) is False:
             switch(name, "enabled")
     off.pop("checkpoint.dir", None)  # where the run's folder is
+    off |= dict.fromkeys(DERIVED, "it follows from other keys")
+    if cfg.processes == 1:
+        off |= dict.fromkeys(("strategy", "sync_batchnorm"), "there is one process")
+    if cfg.gradient_clip_val is None:
+        off["gradient_clip_algorithm"] = "gradient_clip_val is null"
+    data = sections["data"]
+    if data.corrupt == "error":
+        switch("data", "corrupt", ["corrupt_limit"])
+    if data.dataset == BUNDLED:
+        switch("data", "dataset", ["train_path", "val_path", "download"])
+    elif data.val_fraction:
+        switch("data", "val_fraction", ["val_path"])
+    backbone = sections.get("backbone")
+    if backbone and (backbone.name in VITS or backbone.name.startswith("timm/")):
+        switch("backbone", "name", ["stem"])
+    for i, view in enumerate(getattr(cfg, "augmentations", ())):
+        for name, op in vars(view).items():
+            for by, value in (("enabled", False), ("prob", 0)):
+                if isinstance(op, Config) and getattr(op, by, None) == value:
+                    path = f"augmentations.{i}.{name}"
+                    off |= {f"{path}.{key}": f"{path}.{by} is {str(value).lower()}" for key in vars(op) if key != by}
     if "scheduler" in sections:
         read = READ_BY[sections["scheduler"].name]
         rest = [key for keys in READ_BY.values() for key in keys if key not in read]
@@ -78,6 +106,15 @@ def idle(cfg: Any) -> dict[str, str]:
             switch("intra", "distance", ["temperature"])
         if momentum.preset == "none":
             switch("momentum", "stages", ["base_tau", "final_tau", "schedule", "buffers"])
+            off |= {f"gap.{key}": "momentum.stages is none" for key in vars(sections["gap"])}
         elif momentum.schedule == "constant":
             switch("momentum", "schedule", ["final_tau"])
+        if isinstance(momentum.stages, Mapping):
+            off["momentum.base_tau"] = "momentum.stages gives each its own"
+        for key, (by, value) in METHODS.declared[cfg.method].idle_kwargs.items():
+            section, _, name = by.rpartition(".")
+            if getattr(getattr(cfg, section), name) == value:
+                off[f"method_kwargs.{key}"] = f"{by} is {value}"
+    if (knn := sections.get("knn_eval")) and "T" in vars(knn) and "cosine" not in knn.distance_func:
+        switch("knn_eval", "distance_func", ["T"])
     return off

@@ -140,11 +140,65 @@ def test_a_linear_evaluation_has_callbacks_too(run, tmp_path):
         (["momentum.stages=none", "momentum.base_tau=0.5"], "momentum.base_tau has no effect: momentum.stages is none"),
         (["scheduler.lr_decay_steps=[3]"], "scheduler.lr_decay_steps has no effect: scheduler.name is warmup_cosine"),
         (["scheduler.name=none", "scheduler.min_lr=1e-3"], "scheduler.min_lr has no effect: scheduler.name is none"),
+        (["data.train_path=/my/images"], "data.train_path has no effect: data.dataset is fashion_mnist_mini"),
+        (["data.corrupt_limit=0.5"], "data.corrupt_limit has no effect: data.corrupt is error"),
+        (["data.num_classes=3"], "data.num_classes has no effect: it follows from other keys"),
+        (["++optimizer.effective_lr=3"], "optimizer.effective_lr has no effect: it follows from other keys"),
+        (["devices=1", "strategy=ddp"], "strategy has no effect: there is one process"),
+        (["gradient_clip_algorithm=norm"], "gradient_clip_algorithm has no effect: gradient_clip_val is null"),
+        (
+            ["backbone.name=timm/test_vit", "backbone.stem=small"],
+            "backbone.stem has no effect: backbone.name is timm/te",
+        ),
+        (
+            ["augmentations.0.rrc.enabled=false", "augmentations.0.rrc.crop_min_scale=0.5"],
+            "augmentations.0.rrc.crop_min_scale has no effect: augmentations.0.rrc.enabled is false",
+        ),
+        (
+            ["augmentations.0.color_jitter.prob=0", "augmentations.0.color_jitter.hue=0.5"],
+            "augmentations.0.color_jitter.hue has no effect: augmentations.0.color_jitter.prob is 0",
+        ),
+        (["momentum.stages=none", "gap.every=5"], "gap.every has no effect: momentum.stages is none"),
+        (
+            ["momentum.stages={projector: 0.9}", "momentum.base_tau=0.9"],
+            "base_tau has no effect: momentum.stages gives",
+        ),
+        (["method=simclr", "method_kwargs.negatives=opposite"], "negatives has no effect: momentum.stages is none"),
+        (["method=dino", "method_kwargs.warmup_teacher_temperature=0.01"], "_epochs is 0"),
+        (["augmentations.0.color_jitter.hue=0.1", "gradient_clip_val=1", "gradient_clip_algorithm=norm"], ""),
         (["checkpoint.enabled=false", "checkpoint.dir=here"], ""),
         (["intra.weight=1", "intra.distance=ce", "intra.temperature=3", "scheduler.min_lr=1e-4"], ""),
         (["wandb.enabled=true", "wandb.project=mine", "momentum.base_tau=0.5", "knn_eval.k=5"], ""),
     ],
 )
 def test_what_another_key_has_switched_off_is_said(overrides, said, caplog, capsys):
-    assert main(["pretrain", "fashion_mnist_mini/byol", *overrides, "--cfg"]) == 0
+    method = next((text.removeprefix("method=") for text in overrides if text.startswith("method=")), "byol")
+    overrides = [text for text in overrides if not text.startswith("method=")]
+    assert main(["pretrain", f"fashion_mnist_mini/{method}", *overrides, "--cfg"]) == 0
     assert said in caplog.text and bool(said) == bool(caplog.records)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (
+            ["knn_eval.distance_func=[euclidean]", "knn_eval.T=[0.5]"],
+            "knn_eval.T has no effect: knn_eval.distance_func",
+        ),
+        (["devices=2", "accelerator=cpu"], "knn does not use more than one of 2 devices"),
+    ],
+)
+def test_of_an_evaluation_too(overrides, said, run, caplog, capsys):
+    assert main(["knn", "--run", str(run), *overrides, "--cfg"]) == 0
+    assert said in caplog.text
+
+
+def test_a_cached_evaluation_is_one_process(run, caplog):
+    cfg = resolve(run_values(run, "linear", ["cache_features=true", "devices=2", "accelerator=cpu"]), "linear")
+    assert cfg.optimizer.effective_lr == pytest.approx(cfg.optimizer.lr * cfg.optimizer.batch_size / 256)
+    assert "linear with cache_features does not use more than one of 2 devices" in caplog.text
+
+
+def test_the_recipe_of_a_linear_evaluation_is_the_one_that_was_taken(run):
+    values = run_values(run, "linear", ["++recipe=linear/imagenet/simclr"])
+    assert values["recipe"] == "linear/fashion_mnist_mini/byol"
