@@ -351,6 +351,8 @@ def test_evaluations_are_kept_where_the_user_is(run, tmp_path, own):
     assert json.loads((folder / "knn.json").read_text())["protocol"]["checkpoint"] == "model.safetensors"
     assert json.loads((folder / "args.json").read_text())["method"] == ENTRIES[SAMPLE].method
     assert {path.name for path in (own / ENTRIES[SAMPLE].folder).iterdir()} == {f.name for f in ENTRIES[SAMPLE].files}
+    assert run("knn", "--run", SAMPLE, *words, "checkpoint.dir=elsewhere")[0] == 0
+    assert (tmp_path / "elsewhere" / "zoo" / SAMPLE / "knn.json").is_file()
 
 
 def test_a_mutated_args_json_is_read_or_refused(own):
