@@ -136,3 +136,35 @@ def test_the_metrics_of_an_epoch():
         "of the last update, of 3"
     )
     assert row["weight_distance/block4"] == pytest.approx(distance.of_block4, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("effective", "lr", "probe_lr"),
+    [({}, 0.06, 0.9), ({"optimizer__effective_lr": 0.7, "optimizer__effective_classifier_lr": 0.4}, 0.7, 0.4)],
+    ids=["scaled by the accumulated batches", "as the run has resolved them"],
+)
+def test_the_rates_and_weight_decays_of_the_groups(effective, lr, probe_lr):
+    """Also how the schedule starts and ends, which grows with accumulation too; the probes have no weight decay."""
+    model = half_taught(
+        **{"optimizer__lr": 0.02, "optimizer__classifier_lr": 0.3, "optimizer__weight_decay": 0.5},
+        **{"accumulate_grad_batches": 3, "scheduler__min_lr": 0.001, "scheduler__warmup_start_lr": 0.002},
+        **effective,
+    )
+    seen = []
+
+    class Rates(pl.Callback):
+        def on_train_batch_start(self, trainer, module, batch, i):
+            groups = trainer.optimizers[0].param_groups
+            seen.append({group["name"]: (group["lr"], group["initial_lr"], group["weight_decay"]) for group in groups})
+
+        def on_train_end(self, trainer, module):
+            self.last = [group["lr"] for group in trainer.optimizers[0].param_groups]
+
+    fit(model, random_batches(6), max_epochs=3, callbacks=[rates := Rates()], accumulate_grad_batches=3)
+    probes = {"classifier", "momentum_classifier"}
+    assert seen[0].keys() == {"backbone", "projector", "predictor", *probes}
+    for name, (first, base, decay) in seen[0].items():
+        assert base == pytest.approx(probe_lr if name in probes else lr), name
+        assert decay == (0 if name in probes else 0.5), name
+        assert first == pytest.approx(0.006), "the warm-up starts everywhere at the same"
+    assert rates.last == pytest.approx([0.003] * 5)

@@ -596,6 +596,11 @@ def test_tau_is_a_pure_function_of_the_step():
     assert Tau(0.9, 1.0, "constant")(77, 100) == 0.9
 
 
+def test_the_tau_that_is_logged_is_the_last_stages():
+    model = build(momentum__stages={"block4": 0.5, "projector": 0.8}, momentum__schedule="constant")
+    assert model.teacher.tau(3, 10) == 0.8 and build(momentum__stages="none").teacher.tau(3, 10) is None
+
+
 @pytest.mark.parametrize(("tau", "halfway"), [(0.0, 0.0), (0.2, 0.35), (0.5, 0.5), (0.9, 0.9), (1.0, 1.0)])
 def test_a_stage_of_its_own_tau_rises_to_the_final_one_and_never_falls(tau, halfway):
     model = build(momentum__stages={"projector": tau}, momentum__base_tau=0.4, momentum__final_tau=0.5)
