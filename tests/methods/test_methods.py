@@ -150,6 +150,39 @@ def test_the_norms_of_projector_ema_end_the_networks():
         ]  # fmt: skip
 
 
+# solo-learn's heads on 128 features, with hidden width 16 and output 8: layers in-out, +b with a bias, bn0 not affine
+HEADS = {
+    "byol": ("128-16+b bn relu 16-8+b", "8-16+b bn relu 16-8+b"),
+    "dino": ("128-16+b gelu 16-16+b gelu 16-8+b",),
+    "mocov2plus": ("128-16+b relu 16-8+b",),
+    "mocov3": ("128-16 bn relu 16-8 bn0", "8-16 bn relu 16-8"),
+    "mocov3 on a ViT": ("24-16 bn relu 16-16 bn relu 16-8 bn0", "8-16 bn relu 16-8 bn0"),
+    "ressl": ("128-16+b relu 16-8+b",),
+    "simclr": ("128-16+b relu 16-8+b",),
+    "simsiam": ("128-16 bn relu 16-16 bn relu 16-8+b bn0", "8-16 bn relu 16-8+b"),
+}
+VIT = {"img_size": 16, "patch_size": 8, "depth": 1, "embed_dim": 24}
+
+
+def layers(head):
+    said = {torch.nn.ReLU: "relu", torch.nn.GELU: "gelu"}
+    for layer in head.modules():
+        if isinstance(layer, torch.nn.Linear):
+            yield f"{layer.in_features}-{layer.out_features}" + ("+b" if layer.bias is not None else "")
+        elif isinstance(layer, torch.nn.BatchNorm1d):
+            yield "bn" if layer.affine else "bn0"
+        elif type(layer) in said:
+            yield said[type(layer)]
+
+
+@pytest.mark.parametrize("case", HEADS)
+def test_the_heads_are_solo_learns(case):
+    changes = {"backbone__name": "vit_tiny", "backbone__kwargs": VIT} if "ViT" in case else {}
+    model = build(case.split()[0], **changes)
+    heads = [model.part(name) for name in model.parts if name != "backbone"]
+    assert tuple(" ".join(layers(head)) for head in heads) == HEADS[case]
+
+
 # Who runs which view.
 
 # method, changes, the student's backbone passes (with gradient?), the teacher's: backbone, head
