@@ -79,3 +79,14 @@ def test_a_name_that_is_no_method_is_refused_before_anything_else(tmp_path, caps
     with pytest.raises(ConfigError, match="there is no method 'byoll'; did you mean 'byol'"):
         pretrain(config(tmp_path), method="byoll")
     assert not capsys.readouterr().out and not any(tmp_path.iterdir())
+
+
+def test_a_run_begins_in_train_mode(tmp_path):
+    """After the check of the sizes, which is made in eval mode: else its norms would never see a batch."""
+
+    class Modes(pl.Callback):
+        def on_train_start(self, trainer, module):
+            self.evaluating = [name for name, part in module.named_modules() if not part.training]
+
+    pretrain(config(tmp_path, max_epochs=1), callbacks=[modes := Modes()])
+    assert modes.evaluating == []
