@@ -2,6 +2,7 @@
 
 import math
 
+import lightning.pytorch as pl
 import numpy as np
 import pytest
 import timm
@@ -11,6 +12,7 @@ from conftest import fit, random_batches
 from sklearn.datasets import make_classification
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
+from timm.data.mixup import Mixup
 from timm.optim import param_groups_layer_decay
 from torch import nn
 
@@ -261,13 +263,17 @@ def test_finetune_trains_the_backbone(layer_decay):
 def test_layers_decay_as_in_timms_whole_network(name, kwargs):
     """A norm that a backbone keeps after its last block (ConvNeXt's, a pooling ViT's) has the classifier's rate."""
     whole = timm.create_model(name, num_classes=10, **kwargs)
-    theirs = {id(p): g["lr_scale"] for g in param_groups_layer_decay(whole, layer_decay=0.5) for p in g["params"]}
+    undecayed = getattr(whole, "no_weight_decay", set)()
+    theirs = param_groups_layer_decay(whole, 0.05, undecayed, layer_decay=0.5)
+    scales = {id(p): (group["lr_scale"], group["weight_decay"]) for group in theirs for p in group["params"]}
+    expected = {name: scales[id(p)] for name, p in whole.named_parameters()}
     backbone = timm.create_model(name, num_classes=0, **kwargs)
-    groups = backbone_groups(backbone, OptimizerConfig(name="sgd", layer_decay=0.5, lr=0.1, batch_size=8), 0.1)
-    ours = {id(p): group["lr"] for group in groups for p in group["params"]}
-    expected = {name: 0.1 * theirs[id(p)] for name, p in whole.named_parameters()}
+    cfg = OptimizerConfig(name="sgd", layer_decay=0.5, lr=0.1, batch_size=8, weight_decay=0.05)
+    groups = backbone_groups(backbone, cfg, 0.1)
+    ours = {id(p): (group["lr"] / 0.1, group["weight_decay"]) for group in groups for p in group["params"]}
     for name, p in backbone.named_parameters():
         assert ours[id(p)] == pytest.approx(expected[name]), name
+    assert {decay for _, decay in ours.values()} == {0, 0.05}
 
 
 def test_finetuning_leaves_what_the_backbone_has_fixed():
@@ -278,6 +284,34 @@ def test_finetuning_leaves_what_the_backbone_has_fixed():
     )
     fixed = {name for name, p in model.named_parameters() if not p.requires_grad}
     assert fixed == {"backbone.pos_embed", "backbone.patch_embed.proj.weight", "backbone.patch_embed.proj.bias"}
+
+
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [
+        (SchedulerConfig("step", lr_decay_steps=[2, 3]), [0.1, 0.1, 0.1, 0.1, 0.01, 0.01, 0.001, 0.001]),
+        (SchedulerConfig("none"), [0.1] * 8),
+        (
+            SchedulerConfig("warmup_cosine", warmup_epochs=1, warmup_start_lr=0.02, min_lr=0.004),
+            [0.02, 0.1, *(0.004 + 0.096 * (1 + math.cos(math.pi * i / 6)) / 2 for i in range(6))],
+        ),
+    ],
+    ids=["step", "none", "warmup_cosine"],
+)
+def test_the_schedule_of_a_linear_evaluation(schedule, expected):
+    """4 epochs of 2 steps of 3 batches; its start and end are the configured ones, however many batches make a step."""
+
+    seen = []
+
+    class Rates(pl.Callback):
+        def on_train_batch_start(self, trainer, module, batch, i):
+            if i % 3 == 0:
+                seen.append(trainer.optimizers[0].param_groups[0]["lr"])
+
+    model = linear_model()
+    model.scheduler_cfg = schedule
+    fit(model, random_batches(6), max_epochs=4, callbacks=[Rates()], accumulate_grad_batches=3)
+    assert seen == pytest.approx(expected)
 
 
 def test_images_without_a_label_do_not_count_in_a_linear_evaluation():
@@ -313,6 +347,20 @@ def test_label_smoothing_and_mixup():
     assert torch.equal(targets, torch.arange(8))
 
 
+@pytest.mark.parametrize("options", [{"mixup": 0.8}, {"cutmix": 0.3}, {"mixup": 0.8, "cutmix": 0.3}])
+def test_mixing_is_timms(options):
+    x, y = torch.randn(8, 3, 16, 16), torch.arange(8)
+    alphas = {f"{name}_alpha": options.get(name, 0.0) for name in ("mixup", "cutmix")}
+    mixed = []
+    for mixing in (
+        LinearOptions(label_smoothing=0.1, **options).mixing(8, 10),
+        Mixup(label_smoothing=0.1, num_classes=10, **alphas),
+    ):
+        np.random.seed(0)
+        mixed.append(mixing(x.clone(), y))
+    assert all(map(torch.equal, *mixed))
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -335,6 +383,57 @@ def test_linear_options_default_to_solo_learns():
 
 SGD = {"optimizer": OptimizerConfig("sgd", batch_size=256, lr=0.03), "epochs": 50}
 SGD["scheduler"] = SchedulerConfig("step", lr_decay_steps=[30, 40])
+
+
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        SchedulerConfig("step", lr_decay_steps=[1, 2]),
+        SchedulerConfig("warmup_cosine", warmup_epochs=1, warmup_start_lr=0.1),
+        SchedulerConfig("warmup_cosine", warmup_epochs=1, warmup_start_lr=0.1, interval="epoch"),
+    ],
+    ids=["step", "warmup_cosine", "per epoch"],
+)
+def test_cached_linear_by_hand(schedule):
+    """SGD with momentum on standardised features, image by image in the order of the seed, and its five figures."""
+    generator = torch.Generator().manual_seed(2)
+    train_x, val_x = (torch.randn(n, 5, generator=generator) * 3 + 1 for n in (22, 9))
+    train_y, val_y = (torch.randint(0, 7, (n,), generator=generator) for n in (22, 9))
+    ours = fit_cached_linear(
+        *(train_x, train_y, val_x, val_y),
+        optimizer=OptimizerConfig("sgd", batch_size=8, lr=0.5, weight_decay=0.01),
+        **{"scheduler": schedule, "epochs": 3, "seed": 4},
+    )
+    mean, std = train_x.mean(0), train_x.std(0, correction=0)
+    train_x, val_x = (train_x - mean) / std, (val_x - mean) / std
+    W, b = torch.zeros(7, 5), torch.zeros(7)
+    velocities, order_of = [torch.zeros_like(W), torch.zeros_like(b)], torch.Generator().manual_seed(4)
+    cosine = [0.1, 0.5, *(0.5 * (1 + math.cos(math.pi * i / 4)) / 2 for i in range(4))]
+    rates = {
+        "step": [0.5, 0.5, 0.05, 0.05, 0.005, 0.005],
+        "warmup_cosine": cosine,
+        # the warm-up of one epoch starts and ends with it
+        "per epoch": [0.1, 0.1, 0.5, 0.5, 0.25, 0.25],
+    }["per epoch" if schedule.interval == "epoch" else schedule.name]
+    for epoch in range(3):
+        order = torch.randperm(22, generator=order_of)[:16]
+        for step, rows in enumerate(order.split(8)):
+            x, y = train_x[rows], train_y[rows]
+            error = (x @ W.T + b).softmax(1) - F.one_hot(y, 7)
+            gradients = error.T @ x / 8 + 0.01 * W, error.mean(0) + 0.01 * b
+            for w, v, g in zip((W, b), velocities, gradients, strict=True):
+                v.mul_(0.9).add_(g)
+                w.sub_(rates[2 * epoch + step] * v)
+    train, val = train_x @ W.T + b, val_x @ W.T + b
+    expected = {
+        "acc1": 100 * (val.argmax(1) == val_y).float().mean(),
+        "acc5": 100 * (val.topk(5).indices == val_y[:, None]).any(1).float().mean(),
+        "train_acc1": 100 * (train.argmax(1) == train_y).float().mean(),
+        "val_loss": F.cross_entropy(val, val_y),
+        "train_loss": F.cross_entropy(train, train_y),
+    }
+    assert ours == pytest.approx({name: value.item() for name, value in expected.items()}, rel=1e-5)
+    assert len({round(value, 3) for value in ours.values()}) == 5
 
 
 def test_cached_linear_reaches_logistic_regression():
