@@ -694,3 +694,22 @@ def test_a_batch_larger_than_the_set_is_refused(batch_size, world_size, largest,
 
 def test_every_error_is_a_users():
     assert issubclass(DataError, SoloExtError) and issubclass(ConfigError, SoloExtError)
+
+
+def test_the_seed_decides_order_and_views():
+    """Each apart: of the same images, another seed makes other views in another order, and the same one the same."""
+
+    def epoch(seed):
+        data = PretrainData(
+            DataConfig("fashion_mnist_mini", fraction=0.02, num_workers=0), [strong(num_crops=2)], 8, seed
+        )
+        batches = list(data.train_dataloader())
+        indexes = torch.cat([indexes for indexes, *_ in batches])
+        views = torch.cat([views[0] for _, views, _ in batches])
+        return indexes.tolist(), dict(zip(indexes.tolist(), views, strict=True))
+
+    (order, views), (again, same), (other, others) = epoch(3), epoch(3), epoch(4)
+    assert order == again != other
+    assert all(torch.equal(view, same[i]) for i, view in views.items())
+    both = views.keys() & others.keys()
+    assert len(both) > 50 and not any(torch.equal(views[i], others[i]) for i in both)

@@ -195,6 +195,11 @@ def test_knn_config_refuses(change):
         KNNConfig(**change)
 
 
+def test_a_class_that_the_bank_lacks_is_never_found():
+    bank, labels = torch.eye(4), torch.tensor([0, 1, 2, 0])
+    assert knn_accuracy(bank, labels, bank, torch.tensor([0, 1, 7, 0]), 1) == {1: {"acc1": 75.0, "acc5": 75.0}}
+
+
 # Linear.
 
 
@@ -506,11 +511,11 @@ class Trainee(LinearModel):
         super().__init__(Backbone(), 10, optimizer, schedule, LinearOptions(finetune=True))
 
 
-def train_and_look(every=1, look=True):
+def train_and_look(every=1, look=True, distance="euclidean"):
     bank, val = random_batches(6, views=1, seed=1), random_batches(3, views=1, seed=2)
     # a DataLoader draws a random number whenever it is iterated
     loaders = [torch.utils.data.DataLoader(batches, batch_size=None) for batches in (bank, val)]
-    callback = OnlineKNN(lambda: loaders, KNNConfig(k=20, every=every))
+    callback = OnlineKNN(lambda: loaders, KNNConfig(k=20, every=every, distance_func=distance))
     model, seen = Trainee(), []
     log_dict = model.log_dict
 
@@ -524,12 +529,13 @@ def train_and_look(every=1, look=True):
     return model, trainer, bank, val, seen
 
 
-def test_online_knn():
-    model, trainer, bank, val, seen = train_and_look()
+@pytest.mark.parametrize("distance", ["euclidean", "cosine"])
+def test_online_knn(distance):
+    model, trainer, bank, val, seen = train_and_look(distance=distance)
     assert sorted(seen) == [(epoch, f"val_knn{k}") for epoch in range(3) for k in (1, 20)]
     assert all(m.training for m in model.modules())
     sides = [*extract_features(model.backbone, bank), *extract_features(model.backbone, val)]
-    for k, expected in knn_accuracy(*sides, [1, 20], "euclidean").items():
+    for k, expected in knn_accuracy(*sides, [1, 20], distance).items():
         assert trainer.callback_metrics[f"val_knn{k}"].item() == pytest.approx(expected["acc1"])
 
 

@@ -70,3 +70,8 @@ def test_silent_configurations_of_a_pre_training(method):
     assert {key: value_at(cfg, key) for key in expected} == expected
     others = {f for f in METHODS[method].Kwargs.__dataclass_fields__ if f not in KWARGS[method]}
     assert others == {"loss_scale"}, "a default that nothing holds"
+
+
+def test_silent_configurations_of_a_knn_evaluation():
+    cfg = resolve(OmegaConf.create({"name": "silent", "data": {"dataset": "fashion_mnist_mini"}}), "knn")
+    assert value_at(cfg, "knn_eval") == {"k": [1, 20], "distance_func": ["cosine", "euclidean"], "T": [0.07]}
