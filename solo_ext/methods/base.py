@@ -168,6 +168,12 @@ class Method(nn.Module):
             sections["method_kwargs"] = {k: v for k, v in sections["method_kwargs"].items() if k not in others}
         return build(MethodConfig, cls.with_defaults(sections))
 
+    @classmethod
+    def own_arguments(cls, backbone: str) -> dict[str, Any]:
+        """What its own constructor of `backbone` gives otherwise than the usual one: MoCo v3's number of heads."""
+        own, usual = (getattr(known.get(backbone), "keywords", {}) for known in (cls.backbones, BACKBONES))
+        return {key: x for key, x in own.items() if usual.get(key) != x}
+
     # To be written by a framework.
 
     def build_heads(self, features: int) -> None:
@@ -231,10 +237,3 @@ def backbone_of(cfg: Any, method: type[Method] | None = None) -> nn.Module:
     info = recorded_info(data if isinstance(data, Mapping) else vars(data))
     small = info is not None and info.small_images
     return build_backbone(backbone, small, (method or DECLARED.get(name, Method)).backbones)
-
-
-def own_arguments(method: str, backbone: str) -> dict[str, Any]:
-    """What the method's own constructor of `backbone` gives otherwise than the usual one: MoCo v3's number of heads."""
-    own = DECLARED.get(method, Method).backbones.get(backbone)
-    usual = getattr(BACKBONES.get(backbone), "keywords", {})
-    return {key: x for key, x in getattr(own, "keywords", {}).items() if usual.get(key) != x}

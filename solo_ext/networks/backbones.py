@@ -4,11 +4,12 @@ torchvision and timm are imported when a network is built: a configuration is ch
 """
 
 import pkgutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal
 
+import torch
 from torch import nn
 
 from solo_ext.errors import ConfigError, SoloExtError, naming
@@ -88,6 +89,22 @@ def is_resnet(backbone: nn.Module) -> bool:
     from timm.models import resnet, resnetv2  # takes a second
 
     return isinstance(backbone, resnet.ResNet | resnetv2.ResNetV2)
+
+
+@torch.no_grad()
+def check_sizes(backbone: nn.Module, name: str, sizes: Iterable[int]) -> None:
+    """Raises ConfigError if the backbone cannot take square images of one of `sizes` in pixels (too small for it, or
+    not a ViT's own), or gives something else than features [B, num_features]."""
+    training = backbone.training
+    backbone.eval()
+    for size in dict.fromkeys(sizes):
+        problem = f"backbone.name: {name} cannot take crops of {size} px"
+        with naming(problem, SoloExtError, RuntimeError, ValueError, AssertionError):
+            shape = list(backbone(torch.zeros(1, 3, size, size)).shape)
+        if shape != (expected := [1, backbone.num_features]):
+            why = f"an image gives {shape}, but features of a backbone are {expected}"
+            raise ConfigError(f"backbone.kwargs: {why}; leave out num_classes, global_pool and the like")
+    backbone.train(training)
 
 
 def build_backbone(

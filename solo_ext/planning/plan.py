@@ -16,6 +16,7 @@ from solo_ext.data.datasets import dataset_info, load_dataset
 from solo_ext.errors import ConfigError, DataError
 from solo_ext.methods import METHODS
 from solo_ext.methods.module import LightningMethod
+from solo_ext.networks.backbones import check_sizes
 from solo_ext.networks.stages import Stage
 from solo_ext.optim import LARS, OptimizerConfig
 from solo_ext.planning.measure import crop_sizes, measure_steps
@@ -23,7 +24,6 @@ from solo_ext.text import duration
 from solo_ext.training import recipes
 from solo_ext.training.compose import compose
 from solo_ext.training.config import PretrainConfig, resolve
-from solo_ext.training.pretrain import check_sizes
 
 OPTIMIZER_KEYS = ("batch_size", "lr", "effective_lr", "classifier_lr", "effective_classifier_lr")
 
@@ -43,7 +43,7 @@ def plan(cfg: PretrainConfig, measure: bool = True) -> dict[str, Any]:
         ConfigError: a stage that the network lacks, a backbone that cannot take the crops, ...
     """
     method = METHODS[cfg.method](cfg)
-    check_sizes(method.backbone, cfg)
+    check_sizes(method.backbone, cfg.backbone.name, crop_sizes(cfg))
     warmup = cfg.scheduler.warmup_epochs if cfg.scheduler.name == "warmup_cosine" else 0
     p = {
         "name": cfg.name,

@@ -1,21 +1,28 @@
 """A trained encoder: the network that a run's configuration names, with the weights of its checkpoint."""
 
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from solo_ext.data.datasets import recorded_info
 from solo_ext.errors import CheckpointError
 from solo_ext.methods import backbone_of
-from solo_ext.methods.base import DECLARED, own_arguments
+from solo_ext.methods.base import DECLARED, Method
 from solo_ext.networks import BackboneConfig
+from solo_ext.networks.backbones import BACKBONES
 from solo_ext.runs.checkpoints import Checkpoint, foreign_config, open_checkpoint
 from solo_ext.schema import plain
+from solo_ext.text import nearest
 
 # the backbone.kwargs by which timm and torchvision fetch initial weights
 FETCHING = {"pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir", "weights"}
+# and those of initial values, frozen layers and images of other sizes
+NEUTRAL = FETCHING | {"progress", "weight_init", "zero_init_residual", "stop_grad_conv1"}
+NEUTRAL |= {"dynamic_img_size", "dynamic_img_pad", "strict_img_size"}
 
 
 def explain_mismatch(state: Mapping[str, Tensor], network: Mapping[str, Tensor]) -> str:
@@ -53,9 +60,8 @@ def load_encoder(
     with foreign_config(path):
         whole = {**run, **network_of(run, expected)} if run and described else dict(config or {})
         name = whole["backbone"]["name"]
-        makers = [method for method, declared in DECLARED.items() if name in declared.backbones]
-        if makers and not whole.get("pretrain_method") and "num_heads" not in (whole["backbone"].get("kwargs") or {}):
-            raise CheckpointError(f"{path}: {name} has other heads by {', '.join(makers)}; pretrain_method has to say")
+        if not described:
+            check_heads(whole)
         backbone = bare_backbone(whole)
     network = f"{name} (features {backbone.num_features})"
     for key in ("name", "stem", "last_norm") if described else ():
@@ -86,19 +92,43 @@ def network_of(run: Mapping[str, Any], added: Mapping[str, Any] | None = None) -
     """`backbone` and `pretrain_method` for another configuration that shall build the network of a run's args.json,
     whatever its own dataset and method; `added`: a `backbone` with further kwargs, such as dropout.
 
-    Raises CheckpointError if one of these is another than the run's.
+    Raises CheckpointError if one of these would make another network of the weights.
     """
     info, method = recorded_info(run.get("data") or {}), run.get("method") or run.get("pretrain_method")
     own = {field: run["backbone"][field] for field in BackboneConfig.__dataclass_fields__ if field in run["backbone"]}
-    kwargs = own_arguments(str(method), own["name"]) | (own.get("kwargs") or {})
-    for key, value in ((added or {}).get("kwargs") or {}).items():
-        if kwargs.setdefault(key, value) != value and key not in FETCHING and "drop" not in key:
-            raise CheckpointError(f"backbone.kwargs.{key} is {value}, but the encoder has {kwargs[key]}")
-        kwargs[key] = value
+    kwargs = DECLARED.get(str(method), Method).own_arguments(own["name"]) | (own.get("kwargs") or {})
     stem = own.get("stem", "auto")
     if stem == "auto":
         stem = "small" if info and info.small_images else "imagenet"
+    held = {**getattr(BACKBONES.get(own["name"]), "keywords", {}), "stem": stem, **kwargs}
+    for key, value in ((added or {}).get("kwargs") or {}).items():
+        if not is_neutral(key) and (mine := held.get(key, "its default")) != value:
+            raise CheckpointError(f"backbone.kwargs.{key} is {value}, but the encoder has {mine}")
+        kwargs[key] = value
     return {"backbone": {**own, "kwargs": kwargs, "stem": stem}, "pretrain_method": method}
+
+
+def is_neutral(key: str) -> bool:
+    """Whether an argument of a backbone leaves alone what trained weights compute in an evaluation."""
+    return key in NEUTRAL or "drop" in key
+
+
+def check_heads(config: Mapping[str, Any]) -> None:
+    """Raises CheckpointError if a network depends on the method, and `config` does not name one that is known."""
+    name, method = config["backbone"]["name"], config.get("pretrain_method")
+    makers = [known for known, declared in DECLARED.items() if name in declared.backbones]
+    if not makers or str(method).lower() in DECLARED or "num_heads" in (config["backbone"].get("kwargs") or {}):
+        return
+    given = f", not '{method}'{nearest(method, DECLARED)}" if method else ""
+    raise CheckpointError(f"{name} has other heads by {', '.join(makers)}; pretrain_method has to say{given}")
+
+
+def weights_sum(backbone: nn.Module) -> str:
+    """SHA-256 of the weights of a network."""
+    digest = hashlib.sha256()
+    for name, x in backbone.state_dict().items():
+        digest.update(name.encode() + x.cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def branch_of(config: Mapping[str, Any] | None) -> str | None:

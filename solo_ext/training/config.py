@@ -21,11 +21,11 @@ from solo_ext.errors import ConfigError, must_have
 from solo_ext.evaluation.finetune import LinearOptions
 from solo_ext.evaluation.knn import Distance
 from solo_ext.methods import METHODS, Method
-from solo_ext.methods.base import MethodConfig, PerformanceConfig, own_arguments
+from solo_ext.methods.base import MethodConfig, PerformanceConfig
 from solo_ext.networks import BackboneConfig
 from solo_ext.optim import OptimizerConfig, SchedulerConfig, effective_lrs
 from solo_ext.runs.checkpoints import AutoResumeConfig, CheckpointConfig, find_checkpoint, foreign_config
-from solo_ext.runs.encoder import evaluation_view
+from solo_ext.runs.encoder import evaluation_view, network_of
 from solo_ext.runs.run import Run
 from solo_ext.schema import MISSING, Bounds, Config, Count, Positive, UnknownKey, build, keys, plain
 from solo_ext.training import recipes
@@ -110,6 +110,8 @@ class EvaluationConfig(RunConfig):
     pretrained_feature_extractor: str | None = None  # its run folder or checkpoint, ours or solo-learn's
     pretrain_method: str | None = None
     untrained: bool = False  # true: a freshly initialised encoder instead
+    encoder: str | None = None  # SHA-256 of its weights
+    branch: str | None = None  # `teacher`, of an export that is one
 
 
 @dataclass(kw_only=True)
@@ -235,7 +237,7 @@ def _derive(cfg: AnyConfig) -> AnyConfig:
         if isinstance(cfg, PretrainConfig):
             accumulate = cfg.accumulate_grad_batches
             # an encoder is read where its method is not known, too
-            cfg.backbone.kwargs = own_arguments(cfg.method, cfg.backbone.name) | cfg.backbone.kwargs
+            cfg.backbone.kwargs = declared_method(cfg.method).own_arguments(cfg.backbone.name) | cfg.backbone.kwargs
             cfg.data.num_large_crops, cfg.data.num_small_crops = count_crops(cfg.augmentations)
             if cfg.data.num_classes != 0 and o.classifier_lr is None:
                 raise ConfigError(
@@ -272,11 +274,11 @@ def run_values(run: str | Path, kind: str, overrides: Sequence[str] = ()) -> Dic
         values: dict[str, Any] = {
             "name": f"{config.get('name', checkpoint.stem)}-{kind}",
             "pretrained_feature_extractor": str(checkpoint),
-            "pretrain_method": method,
             "data": data,
             "devices": 1,
             "checkpoint": {"enabled": kind == "linear", "dir": folder},
-            **{key: config[key] for key in ("backbone", "precision") if key in config},
+            **({"precision": config["precision"]} if "precision" in config else {}),
+            **(network_of(config) if config.get("backbone") else {"pretrain_method": method}),
         }
     if kind == "linear":
         values |= LINEAR_RECIPE

@@ -15,8 +15,9 @@ from solo_ext.evaluation.knn import knn_accuracy
 from solo_ext.evaluation.linear import LinearModel, fit_cached_linear
 from solo_ext.methods import backbone_of
 from solo_ext.networks import BackboneConfig
+from solo_ext.networks.backbones import check_sizes
 from solo_ext.runs.checkpoints import Checkpoint, open_checkpoint
-from solo_ext.runs.encoder import evaluation_view, load_encoder, network_of
+from solo_ext.runs.encoder import branch_of, check_heads, evaluation_view, load_encoder, network_of, weights_sum
 from solo_ext.runs.environment import environment
 from solo_ext.runs.run import CLASSIFIERS, KNN, LINEAR, UNTRAINED, Run, RunResult
 from solo_ext.schema import build, plain
@@ -86,18 +87,38 @@ def knn(cfg: KNNRunConfig, results: Path | None = None, encoder: Checkpoint | No
 def _encoder(
     cfg: LinearConfig | KNNRunConfig, opened: Checkpoint | None, data: ClassificationData
 ) -> tuple[nn.Module, Path | None]:
-    """The frozen encoder to evaluate, and its checkpoint; None if it is untrained. Says where `data` shows it images
-    otherwise than it was trained on."""
+    """The frozen encoder to evaluate, and its checkpoint; None if it is untrained."""
     if cfg.untrained:
-        return backbone_of(cfg).eval(), None
+        if cfg.backbone is None:
+            raise ConfigError("backbone is missing: which network untrained=true is about")
+        check_heads(plain(cfg))
+        backbone, source = backbone_of(cfg).eval(), None
+    else:
+        backbone, source = _trained(cfg, opened, data)
+    assert cfg.backbone is not None  # or the checkpoint would not have been read
+    check_sizes(backbone, cfg.backbone.name, data.eval_view[:1])
+    cfg.encoder = weights_sum(backbone)
+    return backbone, source
+
+
+def _trained(
+    cfg: LinearConfig | KNNRunConfig, opened: Checkpoint | None, data: ClassificationData
+) -> tuple[nn.Module, Path]:
+    """The encoder of a checkpoint, whose network `cfg` takes over. Says where `data` shows it images otherwise than it
+    was trained on."""
     if not cfg.pretrained_feature_extractor:
         raise ConfigError("pretrained_feature_extractor is missing (a run folder or checkpoint; or set untrained=true)")
     if opened is None or str(opened.path) != cfg.pretrained_feature_extractor:
         opened = open_checkpoint(cfg.pretrained_feature_extractor)
     backbone, _ = load_encoder(opened, plain(cfg))
     opened.take()  # the memory
+    cfg.branch = branch_of(opened.config)
     if opened.config and opened.config.get("backbone"):  # else cfg has said it
         network = network_of(opened.config, plain(cfg.backbone))
+        if cfg.pretrain_method not in (None, network["pretrain_method"]):
+            log.warning(
+                "pretrain_method is %s, but the encoder's is %s", cfg.pretrain_method, network["pretrain_method"]
+            )
         cfg.backbone, cfg.pretrain_method = build(BackboneConfig, network["backbone"]), network["pretrain_method"]
     here = dict(zip(("crop_size", "mean", "std"), plain(data.eval_view), strict=True))
     trained = evaluation_view(opened.config or {})

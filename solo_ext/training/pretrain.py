@@ -7,11 +7,8 @@ import copy
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-import torch
-from torch import nn
-
-from solo_ext.errors import ConfigError, SoloExtError, naming
 from solo_ext.methods import METHODS, Method
+from solo_ext.networks.backbones import check_sizes
 from solo_ext.runs.run import RunResult
 from solo_ext.training.callbacks import MONITORS
 from solo_ext.training.config import PretrainConfig, declared_method
@@ -45,7 +42,9 @@ def pretrain(
     """
     if method is not None:
         cfg = copy.deepcopy(cfg)
-        cfg.method = _name(method)
+        cfg.method, declared = _named(method)
+        if issubclass(declared, Method):
+            cfg.backbone.kwargs = declared.own_arguments(cfg.backbone.name) | cfg.backbone.kwargs
     start = begin(cfg, runs_folder(cfg) / cfg.method)
 
     from solo_ext.data.modules import ImageData, PretrainData
@@ -58,38 +57,23 @@ def pretrain(
         method = METHODS[cfg.method]
     module: Any = method(cfg) if isinstance(method, type) else method
     if isinstance(module, Method):
-        check_sizes(module.backbone, cfg)
+        check_sizes(module.backbone, cfg.backbone.name, [view.crop_size for view in cfg.augmentations])
     own = _monitors(cfg, data if isinstance(data, ImageData) else None)
     result = fit(cfg, module, data, start, [*own, *callbacks])
     print_result(result, ("val_acc1", "val_knn1", "val_knn20", "gap_sim"))
     return result
 
 
-def _name(method: "AnyMethod") -> str:
-    """The registered name, or else that of the class."""
+def _named(method: "AnyMethod") -> tuple[str, type]:
+    """The registered name, or else that of the class, and the class."""
     if isinstance(method, str):
-        declared_method(method)
-        return method
+        return method, declared_method(method)
     cls = method if isinstance(method, type) else type(method)
-    return next((name for name, known in METHODS.declared.items() if cls in (known, METHODS[name])), cls.__name__)
+    known = METHODS.declared.items()
+    return next((name for name, declared in known if cls in (declared, METHODS[name])), cls.__name__), cls
 
 
 def _monitors(cfg: PretrainConfig, data: Any) -> "list[Callback]":
     """The monitors that `cfg` switches on, which may need `data` (None: not ours)."""
     sections = [(monitor, getattr(cfg, key)) for key, monitor in MONITORS.items()]
     return [*filter(None, (monitor.make(section, cfg, data) for monitor, section in sections if section.enabled))]
-
-
-@torch.no_grad()
-def check_sizes(backbone: nn.Module, cfg: PretrainConfig) -> None:
-    """Raises ConfigError if the backbone cannot take one of the crop sizes (too small for it, or not a ViT's own), or
-    gives something else than features [B, num_features]."""
-    backbone.eval()
-    for size in dict.fromkeys(view.crop_size for view in cfg.augmentations):
-        problem = f"backbone.name: {cfg.backbone.name} cannot take crops of {size} px"
-        with naming(problem, SoloExtError, RuntimeError, ValueError, AssertionError):
-            shape = list(backbone(torch.zeros(1, 3, size, size)).shape)
-        if shape != (expected := [1, backbone.num_features]):
-            why = f"an image gives {shape}, but features of a backbone are {expected}"
-            raise ConfigError(f"backbone.kwargs: {why}; leave out num_classes, global_pool and the like")
-    backbone.train()

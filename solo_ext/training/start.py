@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from solo_ext.errors import CheckpointError, ConfigError, naming
-from solo_ext.runs.checkpoints import Checkpoint, find_resumable, open_checkpoint
-from solo_ext.runs.comparison import differences, flatten
+from solo_ext.runs.checkpoints import Checkpoint, find_resumable, foreign_config, open_checkpoint
+from solo_ext.runs.comparison import differences
+from solo_ext.runs.encoder import is_neutral, network_of
 from solo_ext.runs.run import Run
 from solo_ext.schema import plain
 from solo_ext.training.config import RunConfig, TrainingConfig
@@ -73,11 +74,15 @@ def _checkpoint(cfg: TrainingConfig, base: Path) -> Checkpoint | None:
     checkpoint = open_checkpoint(cfg.resume_from_checkpoint)
     if checkpoint.config is None:
         return checkpoint
-    saved, current = flatten(checkpoint.config), flatten(plain(cfg))
-    for key in ("method", "backbone.name"):
-        if (there := saved.get(key)) != (here := current.get(key)):
-            raise CheckpointError(f"{checkpoint.path} holds {key} {there}, but {key} is {here}")
-    if changed := differences(checkpoint.config, cfg):
+    with foreign_config(checkpoint.path):
+        saved, now = (config | network_of(config) for config in (checkpoint.config, plain(cfg)))
+    changed = differences(saved, now)
+    for change in changed:
+        key, _, _ = change.partition(": ")
+        network = key.removeprefix("backbone.kwargs.")
+        if key in ("method", "backbone.name", "encoder") or (network != key and not is_neutral(network)):
+            raise CheckpointError(f"{checkpoint.path} was trained with another {change}")
+    if changed:
         log.warning("resuming with another configuration: %s", ", ".join(changed[:5]))
     return checkpoint
 

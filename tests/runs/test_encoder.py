@@ -21,8 +21,8 @@ from solo_ext.zoo.model import eval_transform
 CIFAR = {"backbone": {"name": "resnet18", "kwargs": {}}, "data": {"dataset": "cifar10"}, "method": "byol"}
 
 
-def run_folder(tmp_path, name="resnet18", prefix="backbone.", **args):
-    backbone = build_backbone(BackboneConfig(name), small_images=True)
+def run_folder(tmp_path, name="resnet18", prefix="backbone.", kwargs=None, **args):
+    backbone = build_backbone(BackboneConfig(name, kwargs or {}), small_images=True)
     state = {prefix + key: x for key, x in backbone.state_dict().items()} | {
         "classifier.weight": torch.zeros(10, backbone.num_features),
         "momentum_" + prefix + "conv1.weight": torch.zeros(1),
@@ -141,7 +141,33 @@ def test_a_run_carries_the_heads_of_its_methods_vit(tmp_path):
     del bare["backbone"]["kwargs"]["num_heads"]
     with pytest.raises(CheckpointError, match=r"vit_tiny has other heads by .*mocov3.*; pretrain_method has to say"):
         load_encoder(tmp_path, bare)
+    with pytest.raises(CheckpointError, match=r"has to say, not 'moco_v3'; did you mean 'mocov3'"):
+        load_encoder(tmp_path, bare | {"pretrain_method": "moco_v3"})
     load_encoder(tmp_path, bare | {"pretrain_method": "mocov3"})
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "held"),
+    [
+        ({"num_heads": 6}, "3"),
+        ({"act_layer": "relu"}, "its default"),
+        ({"global_pool": "avg", "fc_norm": False}, "its default"),
+        ({"num_heads": 3, "depth": 1, "drop_path_rate": 0.5, "dynamic_img_size": True}, None),
+    ],
+)
+def test_kwargs_that_the_run_did_not_set_are_refused_where_they_make_another_network(tmp_path, kwargs, held):
+    """Of the same weights: no shape tells."""
+    vit = {"name": "vit_tiny", "kwargs": {"img_size": 28, "patch_size": 7, "depth": 1}}
+    run_folder(tmp_path, "vit_tiny", kwargs=vit["kwargs"], **{**CIFAR, "backbone": vit})
+    added = {"backbone": {"name": "vit_tiny", "kwargs": kwargs}}
+    if held:
+        key, value = next(iter(kwargs.items()))
+        with pytest.raises(CheckpointError, match=f"backbone.kwargs.{key} is {value}, but the encoder has {held}"):
+            load_encoder(tmp_path, added)
+        return
+    x = torch.randn(2, 3, 28, 28)
+    with torch.no_grad():
+        assert torch.equal(load_encoder(tmp_path, added)[0](x), load_encoder(tmp_path)[0](x))
 
 
 @pytest.mark.parametrize(("key", "value", "held"), [("stem", "imagenet", "small"), ("last_norm", True, "False")])

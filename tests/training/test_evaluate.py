@@ -1,6 +1,8 @@
 """Linear and kNN evaluation of a run."""
 
 import json
+import re
+import shutil
 
 import numpy as np
 import pytest
@@ -10,15 +12,17 @@ from tiny_runs import config, names
 
 from solo_ext.data import modules
 from solo_ext.data.datasets import DataConfig, load_dataset
-from solo_ext.errors import ConfigError
-from solo_ext.runs.checkpoints import load_checkpoint
-from solo_ext.runs.encoder import load_encoder
+from solo_ext.errors import CheckpointError, ConfigError
+from solo_ext.methods import backbone_of
+from solo_ext.runs.checkpoints import load_checkpoint, save_checkpoint
+from solo_ext.runs.encoder import bare_backbone, load_encoder
 from solo_ext.schema import plain
 from solo_ext.training import evaluate
 from solo_ext.training.config import resolve, run_values
 from solo_ext.training.evaluate import knn, linear
 from solo_ext.training.pretrain import pretrain
 from solo_ext.training.trainer_config import TrainerConfig
+from solo_ext.zoo.export import export
 from solo_ext.zoo.model import load_backbone
 
 
@@ -186,3 +190,80 @@ def test_the_encoder_of_a_linear_run_keeps_its_view(whole, tmp_path):
     transform = load_backbone(run).transform
     assert transform.size == 20 and transform.mean.tolist() == pytest.approx(view["mean"])
     assert transform.std.tolist() == pytest.approx(view["std"])
+
+
+def further(checkpoint, epoch):
+    """A later checkpoint beside `checkpoint`, of the same network with other weights."""
+    content = load_checkpoint(checkpoint)
+    content["state_dict"] = {key: x * 1.5 if x.ndim > 1 else x for key, x in content["state_dict"].items()}
+    path = checkpoint.with_name(re.sub(r"ep=\d+", f"ep={epoch}", checkpoint.name))
+    save_checkpoint({**content, "epoch": epoch}, path)
+    return path
+
+
+def test_an_interrupted_evaluation_does_not_continue_with_another_encoder(whole, tmp_path):
+    """Its checkpoint has the encoder that it began with, which has been trained further in the meantime."""
+    encoder = tmp_path / "encoder"
+    shutil.copytree(whole.dir, encoder)
+    options = {"pretrained_feature_extractor": str(encoder), "scheduler__name": "none", "max_epochs": 2}
+    first = linear(config(tmp_path, "linear", checkpoint__keep_prev=True, **options)).dir
+    (first / "result.json").unlink()
+    [last] = first.glob("*ep=1.ckpt")
+    last.unlink()
+    later = further(next(encoder.glob("*ep=2.ckpt")), 3)
+    with pytest.raises(CheckpointError, match=r"was trained with another encoder: [0-9a-f]{64} -> [0-9a-f]{64}"):
+        linear(config(tmp_path, "linear", resume_from_checkpoint=str(first), **options))
+    second = linear(config(tmp_path, "linear", **options))
+    evaluated, trained = (load_checkpoint(file)["state_dict"] for file in (second.checkpoint, later))
+    assert torch.equal(evaluated["backbone.conv1.weight"], trained["backbone.conv1.weight"])
+    assert second.dir != first
+    later.unlink()
+    assert linear(config(tmp_path, "linear", **options)).dir == first  # which goes on where the encoder is back
+
+
+def vit_run(folder, method="byol", **kwargs):
+    """The folder of a pre-training of a small ViT whose weights are those of the initialisation."""
+    vit = {"img_size": 28, "patch_size": 14, "depth": 1, **kwargs}
+    cfg = config(folder, method=method, backbone__name="vit_tiny", backbone__kwargs=vit)
+    folder.mkdir()
+    (folder / "args.json").write_text(json.dumps(plain(cfg) | {"method": method}))
+    state = {f"backbone.{key}": x for key, x in bare_backbone(plain(cfg)).state_dict().items()}
+    save_checkpoint({"state_dict": state}, folder / "x-ep=0.ckpt")
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["knn", "linear"])
+def test_a_crop_that_the_encoder_cannot_take_is_refused(tmp_path, kind):
+    overrides = ["data.augmentations.crop_size=24", "data.fraction=0.1", f"checkpoint.dir={tmp_path}"]
+    cfg = resolve(run_values(vit_run(tmp_path / "vit"), kind, overrides), kind)
+    with pytest.raises(ConfigError, match=r"backbone.name: vit_tiny cannot take crops of 24 px: Input height"):
+        {"knn": knn, "linear": linear}[kind](cfg)
+    assert names(tmp_path) == ["vit"] and names(tmp_path / "vit") == ["args.json", "checkpoints.json", "x-ep=0.ckpt"]
+
+
+@pytest.mark.parametrize("run", ["small stem", "twelve heads"])
+def test_the_untrained_encoder_of_a_run_is_its_network_whatever_the_images(whole, tmp_path, run):
+    folder = whole.dir if run == "small stem" else vit_run(tmp_path / "vit", "mocov3")
+    overrides = ["untrained=true", "data.dataset=custom", "data.train_path=a", "data.val_path=b"]
+    cfg = resolve(run_values(folder, "knn", overrides), "knn")
+    trained, untrained = (str(backbone) for backbone in (load_encoder(folder)[0], backbone_of(cfg).eval()))
+    assert untrained == trained and cfg.backbone.kwargs.get("num_heads", 12) == 12
+
+
+def test_a_mistyped_method_gives_no_untrained_encoder_other_heads(tmp_path):
+    options = {"untrained": True, "backbone__name": "vit_tiny", "pretrain_method": "moco_v3"}
+    with pytest.raises(CheckpointError, match=r"vit_tiny has other heads by .*not 'moco_v3'; did you mean 'mocov3'"):
+        linear(config(tmp_path, "linear", **options))
+
+
+def test_another_method_than_the_encoders_is_said(whole, tmp_path, caplog):
+    options = {"pretrained_feature_extractor": str(whole.dir), "cache_features": True, "scheduler__name": "none"}
+    linear(config(tmp_path, "linear", pretrain_method="dino", max_epochs=1, **options))
+    assert "pretrain_method is dino, but the encoder's is byol" in caplog.text
+
+
+def test_the_encoder_of_a_linear_run_is_the_teachers_where_it_was(whole, tmp_path):
+    exported = export(whole.dir, "safetensors", tmp_path / "exported", teacher=True).folder
+    options = {"pretrained_feature_extractor": str(exported), "scheduler__name": "none", "max_epochs": 1}
+    run = linear(config(tmp_path, "linear", **options)).dir
+    assert export(run, "safetensors", tmp_path / "again").record["teacher"] is True

@@ -10,6 +10,8 @@ from tiny_runs import config
 
 from solo_ext.errors import ConfigError, SoloExtError
 from solo_ext.methods import METHODS
+from solo_ext.methods.mocov3 import MoCoV3
+from solo_ext.runs.encoder import load_encoder
 from solo_ext.training.pretrain import pretrain
 
 
@@ -90,3 +92,19 @@ def test_a_run_begins_in_train_mode(tmp_path):
 
     pretrain(config(tmp_path, max_epochs=1), callbacks=[modes := Modes()])
     assert modes.evaluating == []
+
+
+class MyMoCo(MoCoV3):
+    """Of a module that whoever reads the run does not have."""
+
+
+@pytest.mark.parametrize("method", [MyMoCo, "mocov3"])
+def test_the_heads_that_a_methods_vit_has_are_recorded(tmp_path, method):
+    vit = {"img_size": 12, "patch_size": 6, "depth": 1}
+    kwargs = MoCoV3.Kwargs(proj_hidden_dim=8, pred_hidden_dim=8)
+    cfg = config(tmp_path, backbone__name="vit_tiny", backbone__kwargs=vit, max_epochs=1, limit_train_batches=1)
+    cfg.method_kwargs = kwargs
+    run = pretrain(cfg, method=method).dir
+    args = json.loads((run / "args.json").read_text())
+    (run / "args.json").write_text(json.dumps(args | {"method": "of_somebody_else"}))
+    assert load_encoder(run)[0].blocks[0].attn.num_heads == 12

@@ -93,8 +93,20 @@ def test_explicit_resume_continues_in_the_same_folder(whole, tmp_path):
     with pytest.raises(CheckpointError, match=r"does not fit .*another shape"):
         pretrain(wider)
     other = config(tmp_path, method="mocov3", resume_from_checkpoint=str(first.dir))
-    with pytest.raises(CheckpointError, match="holds method byol, but method is mocov3"):
+    with pytest.raises(CheckpointError, match="trained with another method: byol -> mocov3"):
         pretrain(other)
+
+
+@pytest.mark.parametrize("heads", [(None, 6), (6, None)])
+def test_the_heads_of_a_vit_cannot_change_at_a_resume(tmp_path, heads):
+    vit = {"img_size": 12, "patch_size": 6, "depth": 1}
+    first, then = ({**vit, **({"num_heads": n} if n else {}), "drop_path_rate": n or 0} for n in heads)
+    options = {"backbone__name": "vit_tiny", "max_epochs": 1, "limit_train_batches": 1}
+    run = pretrain(config(tmp_path, backbone__kwargs=first, **options)).dir
+    options |= {"resume_from_checkpoint": str(run), "max_epochs": 2}
+    with pytest.raises(CheckpointError, match=r"was trained with another backbone\.kwargs.num_heads: . -> ."):
+        pretrain(config(tmp_path, backbone__kwargs=then, **options))
+    assert pretrain(config(tmp_path, backbone__kwargs={**first, "drop_path_rate": 0.5}, **options)).dir == run
 
 
 TWINS = {

@@ -38,6 +38,7 @@ ELSEWHERE = {  # read by runs that are not made here
     "auto_resume.max_hours",  # where a run is continued
     "auto_augment",  # its one value is what is done
     *("checkpoint.enabled", "checkpoint.dir"),  # `linear`'s, which `run_values` gives to all
+    *("encoder", "branch"),  # records of what is evaluated
     "name",  # a label
 }
 
