@@ -34,13 +34,14 @@ def extract_features(
     device = torch.device(device)
     layout = torch.channels_last if channels_last else torch.preserve_format
     dtype = {"16": torch.float16, "bf16": torch.bfloat16}.get(str(precision).removesuffix("-mixed"))
+    weights = next((x.dtype for x in backbone.parameters()), torch.float32)  # float64 in a training in 64-true
     features, labels = [], []
     modes = {part: part.training for part in backbone.modules()}
     backbone.eval()
     try:
         with torch.random.fork_rng(devices=[]), torch.autocast(device.type, dtype, enabled=dtype is not None):
             for _, (view, *_), targets in loader:
-                out = backbone(view.to(device, non_blocking=True, memory_format=layout))
+                out = backbone(view.to(device, weights, non_blocking=True, memory_format=layout))
                 features.append(out.float().cpu())
                 labels.append(targets.cpu())
     finally:

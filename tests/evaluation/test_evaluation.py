@@ -82,6 +82,13 @@ def test_extract_features(precision):
     torch.testing.assert_close(features, expected, rtol=tolerance, atol=tolerance)
 
 
+def test_extract_features_of_a_backbone_in_double_precision():
+    batches, backbone = random_batches(2, views=1), Backbone().double().eval()
+    expected = torch.cat([backbone(view.double()) for _, [view], _ in batches]).float()
+    features, _ = extract_features(backbone, torch.utils.data.DataLoader(batches, batch_size=None), "cpu", "64-true")
+    torch.testing.assert_close(features, expected.detach(), rtol=0, atol=0)
+
+
 def test_extract_features_refuses():
     with pytest.raises(DataError):
         extract_features(Backbone(), [])
