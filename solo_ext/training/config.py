@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, make_dataclass
 from functools import cache
+from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -40,7 +41,7 @@ EVALUATION_DATA = (  # what an evaluation takes over from the run
     *("dataset", "train_path", "val_path", "val_fraction"),
     *("num_workers", "download", "corrupt", "corrupt_limit"),
 )
-LINEAR_RECIPE = {
+LINEAR_RECIPE: dict[str, Any] = {
     "optimizer": {"name": "sgd", "batch_size": 256, "lr": 0.3, "weight_decay": 0},
     "scheduler": {"name": "step", "lr_decay_steps": [60, 80]},
     "max_epochs": 100,
@@ -288,12 +289,15 @@ def run_values(run: str | Path, kind: str, overrides: Sequence[str] = ()) -> Dic
 
 
 def _linear_recipe(dataset: str, method: str) -> dict[str, Any]:
-    for folder in (dataset, LINEAR_REFERENCE):
+    lineage = getattr(METHODS.declared.get(method), "__mro__", ())  # a method of one's own has its framework's
+    names = [method, *(name for base in lineage for name, cls in METHODS.declared.items() if cls is base)]
+    for folder, name in product((dataset, LINEAR_REFERENCE), names):
         with suppress(ConfigError):
-            file = recipes.find(f"{folder}/{method}", "linear")
+            file = recipes.find(f"{folder}/{name}", "linear")
             values = plain(compose(file.parent, file.name))
-            log.info("linear evaluation by the recipe of %s for %s, lr %g", method, folder, values["optimizer"]["lr"])
-            return {"recipe": f"linear/{folder}/{method}", **{key: values[key] for key in LINEAR_RECIPE}}
+            log.info("linear evaluation by the recipe of %s for %s, lr %g", name, folder, values["optimizer"]["lr"])
+            return {"recipe": f"linear/{folder}/{name}", **{key: values[key] for key in LINEAR_RECIPE}}
+    log.info("no linear recipe of %s: the one that suits most methods, lr %g", method, LINEAR_RECIPE["optimizer"]["lr"])
     return {}
 
 

@@ -17,6 +17,7 @@ from omegaconf import OmegaConf
 from solo_ext.data.augmentations import AugmentationConfig
 from solo_ext.errors import ConfigError
 from solo_ext.methods import METHODS
+from solo_ext.methods.variants import variants
 from solo_ext.schema import keys, plain
 from solo_ext.training import recipes
 from solo_ext.training.compose import assign, compose, overlay
@@ -762,9 +763,18 @@ def test_an_evaluation_takes_encoder_and_data_from_the_run(tmp_path, kind):
         ("cifar10", "simsiam", ["optimizer.lr=7"], "linear/cifar10/simsiam", 7.0),
         ("cifar10", "simsiam", ["cache_features=True"], None, 0.3),
         ("cifar10", "vicreg", [], None, 0.3),
+        ("stl10", "res_moco", [], "linear/imagenet100/res_mocov3", 0.3),
+        ("cifar10", "res_moco", [], "linear/cifar10/res_mocov3", 0.3),
+        ("cifar10", "their_simsiam", [], "linear/cifar10/simsiam", 30.0),
+        ("cifar10", "res_their_simsiam", [], "linear/cifar10/simsiam", 30.0),
     ],
 )
-def test_a_linear_evaluation_takes_its_methods_recipe(tmp_path, caplog, dataset, method, overrides, recipe, lr):
+def test_a_linear_evaluation_takes_its_methods_recipe(
+    tmp_path, caplog, monkeypatch, dataset, method, overrides, recipe, lr
+):
+    theirs = type("TheirSimSiam", (METHODS.declared["simsiam"],), {})
+    for name, declared in {"their_simsiam": theirs, **variants(theirs, "their_simsiam")}.items():
+        monkeypatch.setitem(METHODS.declared, name, declared)
     values = plain(cifar("byol")) | {"method": method}
     values["data"] |= {"dataset": dataset, "train_path": None}
     (tmp_path / "args.json").write_text(json.dumps(values))
@@ -773,7 +783,8 @@ def test_a_linear_evaluation_takes_its_methods_recipe(tmp_path, caplog, dataset,
         cfg = resolve(run_values(tmp_path, "linear", overrides), "linear")
     assert (cfg.recipe, cfg.optimizer.lr, cfg.max_epochs) == (recipe, lr, 100)
     assert (cfg.scheduler.name, cfg.scheduler.lr_decay_steps, cfg.optimizer.batch_size) == ("step", [60, 80], 256)
-    assert caplog.text.count(f"linear evaluation by the recipe of {method}") == (recipe is not None)
+    said = f"linear evaluation by the recipe of {recipe.rpartition('/')[2]}" if recipe else "no linear recipe of"
+    assert caplog.text.count(said) == (not cfg.cache_features)
 
 
 def test_an_evaluation_of_a_bare_checkpoint_needs_words(tmp_path):

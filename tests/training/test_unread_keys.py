@@ -203,3 +203,8 @@ def test_a_cached_evaluation_is_one_process(run, caplog):
 def test_the_recipe_of_a_linear_evaluation_is_the_one_that_was_taken(run):
     values = run_values(run, "linear", ["++recipe=linear/imagenet/simclr"])
     assert values["recipe"] == "linear/fashion_mnist_mini/byol"
+
+
+def test_a_yaml_is_no_recipe_that_was_taken(caplog, capsys):
+    assert main(["linear", "fashion_mnist_mini/byol", "++recipe=linear/imagenet/simclr", "--cfg"]) == 0
+    assert "recipe has no effect" in caplog.text and "recipe: null" in capsys.readouterr().out
