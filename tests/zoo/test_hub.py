@@ -238,7 +238,12 @@ def test_the_card_of_a_linear_runs_encoder(run_folder, tmp_path, finetune):
     (run / "args.json").write_text(json.dumps(args))
     card = (export(run, "huggingface", out=tmp_path / "out").folder / "README.md").read_text()
     assert "# resnet10_w16 by byol" in card and "| trained on |" not in card
-    for words in ("then fine-tuned with them", "fine-tuned with the labels of | `cifar10`", "| epochs | 77 |"):
+    for words in (
+        "datasets: [uoft-cs/cifar10]",
+        "then fine-tuned with them",
+        "fine-tuned with the labels of | `cifar10`",
+        "| epochs | 77 |",
+    ):
         assert (words in card) == finetune
 
 

@@ -70,7 +70,8 @@ def export(source: Source, folder: Path) -> Product:
 
 def card(source: Source, image: dict[str, Any], imports: tuple[str, ...]) -> str:
     """README.md: what it is, how it is loaded, what it reached, what it comes from."""
-    run, dataset = Run(source.checkpoint.path.parent), (source.config.get("data") or {}).get("dataset")
+    run, trains = Run(source.checkpoint.path.parent), source.config.get("method") or source.config.get("finetune")
+    dataset = (source.config.get("data") or {}).get("dataset") if trains else None  # a linear run's is its own
     method = source.config.get("method") or source.config.get("pretrain_method")
     return render(
         "card.md.j2",
@@ -79,7 +80,7 @@ def card(source: Source, image: dict[str, Any], imports: tuple[str, ...]) -> str
         name=source.config["backbone"]["name"],
         method=method,
         tuned=bool(source.config.get("finetune")),
-        dataset=dataset if source.config.get("method") or source.config.get("finetune") else None,
+        dataset=dataset,
         hub=DATASETS.get(dataset or "", CUSTOM).hub,
         stem=", CIFAR stem" if torchvision.replacements(source.backbone) else "",
         parameters=sum(x.numel() for x in source.backbone.parameters()),
