@@ -38,6 +38,7 @@ SECTIONS: dict[str, tuple[str, tuple[str, ...]]] = {
     "schedules": ("Schedules and throughput", ("tau", "lr", "images_per_s")),
 }
 OTHER = "other"
+PLACE = ("gap.place", "gap.at")  # where the gap is measured; older runs have only what was configured
 SCHEDULE_FILES = {"images_per_s": "throughput", "lr-*": "lr"}  # others are named after the metric
 FILES = ("losses", "accuracies", "gap", "weight_distance", "tau", "lr", "throughput", OTHER)  # .png
 
@@ -162,7 +163,7 @@ def _section(name: str, members: Mapping[str, Metric], shown: Shown, untrained: 
         "missing": _missing(SECTIONS.get(name, ("", ()))[1], shown),
         "scales": by_value(shown, "method_kwargs.loss_scale"),
         "distances": by_value(shown, "knn_eval.distance_func"),
-        "places": by_value(shown, "gap.at"),
+        "places": by_value(shown, *PLACE),
     }
     section = Section(name, files, [style for _, style in shown], facts)
     if name == "accuracies":
@@ -263,10 +264,13 @@ def grouped(pairs: Iterable[tuple[K, str]]) -> dict[K, list[str]]:
     return groups
 
 
-def by_value(shown: Shown, key: str) -> dict[str, list[str]]:
-    """Value of a full configuration key -> labels of the runs that have it."""
-    flat = [(flatten(run.args), style.label) for run, style in shown]
-    return grouped((value_text(args[key]), label) for args, label in flat if key in args)
+def by_value(shown: Shown, *keys: str) -> dict[str, list[str]]:
+    """Value of a full configuration key, the first of `keys` that has one -> labels of the runs that have it."""
+    found = []
+    for run, style in shown:
+        args = flatten(run.args)
+        found += [(value_text(args[key]), style.label) for key in keys if args.get(key) is not None][:1]
+    return grouped(found)
 
 
 def names_of(some: Sequence[str], shown: Shown) -> str:

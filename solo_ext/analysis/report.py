@@ -120,7 +120,7 @@ def _results(shown: Shown) -> dict[str, Any]:
         "knn": _protocol([(style.label, _knn_protocol(run)) for run, style in shown if run.knn]),
         "online": figures.by_value(online, "knn_eval.distance_func") if online else None,
         "linear": _protocol([(style.label, _linear_protocol(run)) for run, style in shown if run.linear]),
-        "places": figures.by_value([s for s in shown if not s[0].untrained], "gap.at") if measured else None,
+        "places": figures.by_value([s for s in shown if not s[0].untrained], *figures.PLACE) if measured else None,
         "resumed": [style.label for run, style in shown if run.resumed],
         "missing": _missing_files(shown),
     }

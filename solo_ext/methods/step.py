@@ -94,11 +94,13 @@ class GapConfig(Config, section="gap"):
     at: outputs to compare; `predictor` gives a baseline a momentum predictor just to measure by (the paper's (q, q_m)),
         `auto` takes the predictor where the intra term has one already, else the projector.
     every: steps of the optimizer between two measurements.
+    place: derived: where it is measured; the projector where a framework has no predictor.
     """
 
     enabled: bool = True
     at: Literal["auto", "projector", "predictor"] = "auto"
     every: Count = 10
+    place: str | None = None
 
 
 @dataclass(frozen=True)

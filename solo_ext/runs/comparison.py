@@ -19,7 +19,9 @@ IGNORED = (
     "resume_from_checkpoint",
     # how the batches are loaded, not what they hold
     "data.num_workers",
-    "data.info",  # follows from data.dataset
+    # what follows from other keys
+    "data.info",
+    "gap.place",
     # which devices: their number is compared in optimizer.effective_lr, which it scales
     "devices",
     "num_nodes",

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from solo_ext.analysis import pages
-from solo_ext.analysis.figures import Curve, Panel, Section, Style, by_value, panel_of, styles, thin
+from solo_ext.analysis.figures import PLACE, Curve, Panel, Section, Style, by_value, panel_of, styles, thin
 from solo_ext.analysis.report import machine, merged
 from solo_ext.files import write_text
 from solo_ext.runs.environment import environment
@@ -161,7 +161,7 @@ def curves(study: Study, results: Results, by_cell: Mapping[str, Style]) -> Sect
     for column in study.curves:
         panels += panel_of(column, [_mean(results[name].values(), column, style) for name, style in by_cell.items()])
     shown = [(run, by_cell[name]) for name, runs in results.items() for run in runs.values()]
-    places = by_value(shown, "gap.at") if any(panel.gap_axis for panel in panels) else {}
+    places = by_value(shown, *PLACE) if any(panel.gap_axis for panel in panels) else {}
     return Section("curves", {"curves": panels}, list(by_cell.values()), {"places": places})
 
 

@@ -239,6 +239,7 @@ def _derive(cfg: AnyConfig) -> AnyConfig:
             accumulate = cfg.accumulate_grad_batches
             # an encoder is read where its method is not known, too
             cfg.backbone.kwargs = declared_method(cfg.method).own_arguments(cfg.backbone.name) | cfg.backbone.kwargs
+            cfg.gap.place = None  # until the network is there
             cfg.data.num_large_crops, cfg.data.num_small_crops = count_crops(cfg.augmentations)
             if cfg.data.num_classes != 0 and o.classifier_lr is None:
                 raise ConfigError(

@@ -56,6 +56,7 @@ def pretrain(
     if method is None or isinstance(method, str):
         method = METHODS[cfg.method]
     module: Any = method(cfg) if isinstance(method, type) else method
+    cfg.gap.place = getattr(module, "gap_at", None)
     if isinstance(module, Method):
         check_sizes(module.backbone, cfg.backbone.name, [view.crop_size for view in cfg.augmentations])
     own = _monitors(cfg, data if isinstance(data, ImageData) else None)

@@ -450,6 +450,24 @@ def test_page(page):
     assert sum(tag == "svg" and "aria-label" in attrs for tag, attrs in parsed.tags) == 14
 
 
+@pytest.mark.parametrize(
+    ("places", "said"),
+    [
+        (("projector", "projector"), "Measured at: projector."),
+        (("projector", "predictor"), "Measured at different places, not comparable: "),
+        ((None, None), "Measured at: predictor."),  # older runs: what was configured
+    ],
+)
+def test_the_gap_was_measured_where_the_network_has_a_place_for_it(tmp_path, places, said):
+    """Not where `gap.at` would have it: a framework may have no predictor."""
+    folders = [
+        write_run(tmp_path / f"{i}", step_rows(), {"seed": i} | ({"gap.place": place} if place else {}))
+        for i, place in enumerate(places)
+    ]
+    text = Page(main_report(folders, tmp_path / "report").read_text(encoding="utf-8")).text
+    assert said in " ".join(text.split())
+
+
 def test_nothing_from_a_file_becomes_markup(tmp_path):
     evil = '"><img src=x onerror=alert(1)><script>alert(2)</script>$x^{$&amp;'
     files = {

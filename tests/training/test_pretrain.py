@@ -11,6 +11,7 @@ from tiny_runs import config
 from solo_ext.errors import ConfigError, SoloExtError
 from solo_ext.methods import METHODS
 from solo_ext.methods.mocov3 import MoCoV3
+from solo_ext.runs.comparison import differences
 from solo_ext.runs.encoder import load_encoder
 from solo_ext.training.pretrain import pretrain
 
@@ -108,3 +109,28 @@ def test_the_heads_that_a_methods_vit_has_are_recorded(tmp_path, method):
     args = json.loads((run / "args.json").read_text())
     (run / "args.json").write_text(json.dumps(args | {"method": "of_somebody_else"}))
     assert load_encoder(run)[0].blocks[0].attn.num_heads == 12
+
+
+@pytest.mark.parametrize(
+    ("method", "at", "place"),
+    [
+        ("byol", "auto", "projector"),
+        ("byol", "predictor", "predictor"),
+        ("res_byol", "auto", "predictor"),
+        ("simclr", "predictor", "projector"),
+    ],
+)
+def test_where_the_gap_is_measured_is_recorded(tmp_path, method, at, place):
+    short = {"max_epochs": 1, "limit_train_batches": 1, "gap__at": at, "momentum__stages": "full"}
+    cfg = config(tmp_path, **short)
+    cfg.method_kwargs = METHODS.declared[method].Kwargs(proj_hidden_dim=8, proj_output_dim=4)
+    cfg.intra = METHODS.declared[method].intra
+    run = pretrain(cfg, method=method)
+    assert json.loads((run.dir / "args.json").read_text())["gap"] == {
+        "enabled": True,
+        "at": at,
+        "every": 10,
+        "place": place,
+    }
+    cfg.method = method
+    assert not differences(json.loads((run.dir / "args.json").read_text()), cfg)  # and the run may be continued
