@@ -98,13 +98,14 @@ class Method(nn.Module):
 
     @dataclass
     class Kwargs(Config, section="method_kwargs"):
-        """The framework's `method_kwargs`. loss_scale: the loss as solo-learn codes it, or as the paper prints it."""
+        """The framework's `method_kwargs`. loss_scale: the loss as solo-learn codes it, or as the paper prints it; null
+        where both are one."""
 
-        loss_scale: Literal["solo", "paper"] = "solo"
+        loss_scale: Literal["solo", "paper"] | None = "solo"
 
     teacher_stages: ClassVar[Any] = "full"
     intra: IntraMomentum = IntraMomentum()
-    loss_scale: ClassVar[str] = "solo"
+    loss_scale: ClassVar[str | None] = "solo"  # None: the framework has one scale, whatever the YAML says
     loss_name: ClassVar[str] = "train_ssl_loss"  # under which the loss is logged
     loss_title: ClassVar[str] = ""  # of its plot
     # places of the views that the loss takes from the student (None: all) and from the target branch, and on which the
@@ -149,6 +150,8 @@ class Method(nn.Module):
         if isinstance(kwargs := complete["method_kwargs"], Mapping):
             used = {key: value for key, value in kwargs.items() if key not in cls.unused_kwargs}
             complete["method_kwargs"] = build(cls.Kwargs, used, "method_kwargs")
+            if cls.loss_scale is None:
+                complete["method_kwargs"].loss_scale = None
         return complete
 
     @classmethod

@@ -40,6 +40,7 @@ class DINO(Method, name="dino"):
         warmup_teacher_temperature_epochs: Annotated[int, Bounds(0)] = 0
 
     idle_kwargs: ClassVar = {"warmup_teacher_temperature": ("method_kwargs.warmup_teacher_temperature_epochs", 0)}
+    loss_scale = None
     loss_name, loss_title = "dino_loss", "DINO"
     attributes: ClassVar = {"projector": "head"}
 

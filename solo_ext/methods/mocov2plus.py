@@ -19,6 +19,7 @@ class MoCoV2Plus(QueuedMethod, name="mocov2plus"):
         proj_output_dim: Count = 256
         temperature: Temperature = 0.2
 
+    loss_scale = None
     loss_name, loss_title = "train_nce_loss", "InfoNCE"
 
     def build_heads(self, features: int) -> None:

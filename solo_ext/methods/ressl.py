@@ -28,6 +28,7 @@ class ReSSL(QueuedMethod, name="ressl"):
         temperature_k: Temperature = 0.04
         weak_probe: bool = True
 
+    loss_scale = None
     loss_name, loss_title = "train_ressl_loss", "ReSSL"
     unused_kwargs = ("base_tau_momentum", "final_tau_momentum", "momentum_classifier")
     query_views = (0,)

@@ -31,6 +31,7 @@ class SimCLR(Method, name="simclr"):
     own_targets = True
     unused_kwargs = ("supervised",)
     idle_kwargs: ClassVar = {"negatives": ("momentum.stages", "none")}
+    loss_scale = None
     loss_name, loss_title = "train_nce_loss", "InfoNCE"
 
     def build_heads(self, features: int) -> None:

@@ -20,6 +20,7 @@ class SimSiam(Method, name="simsiam"):
         pred_hidden_dim: Count = 512
 
     teacher_stages = "none"
+    loss_scale = None
     loss_name, loss_title = "train_neg_cos_sim", "negative cosine"
     unused_kwargs = ("temperature",)
     static_lr = ("predictor",)

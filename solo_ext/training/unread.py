@@ -112,7 +112,10 @@ def idle(cfg: Any) -> dict[str, str]:
             switch("momentum", "schedule", ["final_tau"])
         if isinstance(momentum.stages, Mapping):
             off["momentum.base_tau"] = "momentum.stages gives each its own"
-        for key, (by, value) in METHODS.declared[cfg.method].idle_kwargs.items():
+        method = METHODS.declared[cfg.method]
+        if method.loss_scale is None:
+            off["method_kwargs.loss_scale"] = f"{cfg.method} has one scale"
+        for key, (by, value) in method.idle_kwargs.items():
             section, _, name = by.rpartition(".")
             if getattr(getattr(cfg, section), name) == value:
                 off[f"method_kwargs.{key}"] = f"{by} is {value}"

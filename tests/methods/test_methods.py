@@ -57,7 +57,7 @@ def test_what_each_method_declares(method):
         teacher = {"momentum_backbone", f"momentum_{spec.head}"}
     assert parts == student | teacher
     assert model.intra.weight == (1.0 if method.startswith("res_") else 0.0)
-    assert model.kwargs.loss_scale == spec.loss_scale.get(method, "solo")
+    assert model.kwargs.loss_scale == (spec.loss_scale.get(method, "solo") if spec.loss_scale else None)
 
 
 def test_res_moco_is_another_name_of_res_mocov3():

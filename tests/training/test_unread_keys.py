@@ -167,6 +167,11 @@ def test_a_linear_evaluation_has_callbacks_too(run, tmp_path):
         ),
         (["method=simclr", "method_kwargs.negatives=opposite"], "negatives has no effect: momentum.stages is none"),
         (["method=dino", "method_kwargs.warmup_teacher_temperature=0.01"], "_epochs is 0"),
+        (
+            ["method=dino", "method_kwargs.loss_scale=paper"],
+            "method_kwargs.loss_scale has no effect: dino has one scale",
+        ),
+        (["method=byol", "method_kwargs.loss_scale=paper"], ""),
         (["augmentations.0.color_jitter.hue=0.1", "gradient_clip_val=1", "gradient_clip_algorithm=norm"], ""),
         (["checkpoint.enabled=false", "checkpoint.dir=here"], ""),
         (["intra.weight=1", "intra.distance=ce", "intra.temperature=3", "scheduler.min_lr=1e-4"], ""),
