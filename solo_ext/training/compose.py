@@ -42,7 +42,7 @@ def compose(config_path: str | Path, config_name: str, overrides: Sequence[str] 
     elif not file.is_file():
         kind, missing = ("file", file) if folder.is_dir() else ("folder", folder)
         raise ConfigError(f"there is no {kind} '{missing}'{_neighbour(missing)}")
-    keys = {text: _parse(text).key_or_group for text in overrides}
+    keys = {text: parse(text).key_or_group for text in overrides}
     try:
         with initialize_config_dir(str(root.absolute()), version_base="1.2"):
             is_group = GlobalHydra.instance().config_loader().repository.group_exists  # type: ignore[attr-defined]
@@ -56,7 +56,7 @@ def compose(config_path: str | Path, config_name: str, overrides: Sequence[str] 
 def overlay(values: Mapping[str, Any] | DictConfig, overrides: Sequence[str] = ()) -> DictConfig:
     """A copy of `values` with `overrides`, which choose no config group; ConfigError for one that makes no sense."""
     cfg = copy.deepcopy(values) if isinstance(values, DictConfig) else OmegaConf.create(dict(values))
-    parsed = [_parse(text) for text in overrides]
+    parsed = [parse(text) for text in overrides]
     for override in parsed:
         if override.type == OverrideType.CHANGE:
             override.type = OverrideType.FORCE_ADD
@@ -79,7 +79,7 @@ def assign(key: str, text: Any) -> str:
     return f"{key}='{escaped}'"
 
 
-def _parse(text: str) -> Override:
+def parse(text: str) -> Override:
     """An override; its value is quoted where it holds a `=`, as the names of checkpoints do (`...-ep=9.ckpt`)."""
     key, _, value = text.partition("=")
     quoted = assign(key, value) if "=" in value and value[0] not in "'\"[{$(" else text

@@ -8,8 +8,9 @@ from typing import Any
 from solo_ext.data.datasets import BUNDLED
 from solo_ext.methods import METHODS
 from solo_ext.networks.backbones import VITS
+from solo_ext.runs.comparison import flatten
 from solo_ext.schema import Config
-from solo_ext.training.compose import key_of
+from solo_ext.training.compose import parse
 from solo_ext.training.trainer_config import TrainerConfig
 
 log = logging.getLogger("solo_ext")
@@ -55,8 +56,10 @@ def warn_of_idle(cfg: Any, overrides: Sequence[str]) -> None:
     """Says which of `overrides` set a key that another key has switched off."""
     off = idle(cfg)
     for text in overrides:
-        if (key := key_of(text)) in off:
-            log.warning("%s has no effect: %s", key, off[key])
+        override = parse(text)
+        for key in flatten(override.value(), override.key_or_group):  # a mapping sets several
+            if key in off:
+                log.warning("%s has no effect: %s", key, off[key])
 
 
 def idle(cfg: Any) -> dict[str, str]:
@@ -82,6 +85,10 @@ def idle(cfg: Any) -> dict[str, str]:
     data = sections["data"]
     if data.corrupt == "error":
         switch("data", "corrupt", ["corrupt_limit"])
+    if data.format == "tensor":
+        switch("data", "format", ["num_workers"])
+    if not cfg.checkpoint.enabled:
+        off |= dict.fromkeys(["auto_resume.enabled", "auto_resume.max_hours"], "checkpoint.enabled is false")
     if data.dataset == BUNDLED:
         switch("data", "dataset", ["train_path", "val_path", "download"])
     elif data.val_fraction:
@@ -99,7 +106,13 @@ def idle(cfg: Any) -> dict[str, str]:
         read = READ_BY[sections["scheduler"].name]
         rest = [key for keys in READ_BY.values() for key in keys if key not in read]
         switch("scheduler", "name", rest)
+    if "intra" not in sections and not getattr(cfg, "finetune", False):
+        drops = [f"backbone.kwargs.{key}" for key in getattr(backbone, "kwargs", ()) if "drop" in key]
+        off |= dict.fromkeys(drops, "the encoder is frozen")
     if "intra" in sections:
+        if data.no_labels:
+            keys = ["optimizer.classifier_lr", *(f"knn_eval.{key}" for key in vars(sections["knn_eval"]))]
+            off |= dict.fromkeys(keys, "data.no_labels is true")
         intra, momentum = sections["intra"], sections["momentum"]
         if not intra.weight:
             switch("intra", "weight")
@@ -107,6 +120,7 @@ def idle(cfg: Any) -> dict[str, str]:
             switch("intra", "distance", ["temperature"])
         if momentum.preset == "none":
             switch("momentum", "stages", ["base_tau", "final_tau", "schedule", "buffers"])
+            switch("momentum", "stages", ["inter", *(["target"] if METHODS.declared[cfg.method].own_targets else [])])
             off |= {f"gap.{key}": "momentum.stages is none" for key in vars(sections["gap"])}
         elif momentum.schedule == "constant":
             switch("momentum", "schedule", ["final_tau"])
