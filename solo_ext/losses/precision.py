@@ -1,4 +1,4 @@
-"""Losses are computed in float32, whatever the precision of the run."""
+"""Losses are computed in float32, whatever the precision of the run, and averages not in 16 bits."""
 
 import functools
 from collections.abc import Callable
@@ -6,6 +6,8 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+
+from solo_ext.errors import ConfigError
 
 Loss = TypeVar("Loss", bound=Callable[..., Tensor])
 
@@ -29,3 +31,10 @@ def _wide(x: Any) -> Any:
     if isinstance(x, list | tuple):
         return [_wide(item) for item in x]
     return x.to(torch.promote_types(x.dtype, torch.float32)) if isinstance(x, Tensor) and x.is_floating_point() else x
+
+
+def check_precision(precision: Any) -> None:
+    """Raises ConfigError for one of Lightning's precisions in which a teacher's average stands still."""
+    if precision in ("16-true", "bf16-true"):
+        mixed = precision.replace("true", "mixed")
+        raise ConfigError(f"precision: {precision} keeps averages in 16 bits, where they stop; use {mixed}")

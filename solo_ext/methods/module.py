@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from solo_ext.errors import ConfigError, must_have
 from solo_ext.evaluation.linear import accuracy_at_k, classify, image_and_target
 from solo_ext.losses import mean, total
+from solo_ext.losses.precision import check_precision
 from solo_ext.methods.base import Method, MethodConfig, backbone_of
 from solo_ext.methods.step import Gap, Monitor, Outputs, Passes, Spread, Step, Term
 from solo_ext.momentum import Teacher
@@ -197,6 +198,10 @@ class LightningMethod(pl.LightningModule, Method):  # type: ignore[override]  # 
         if self.training:
             self._fresh = targets
         return self.loss([step.students[i][self.last] for i in query_views], targets)
+
+    def on_fit_start(self) -> None:
+        """Refuses a precision of the Trainer, which may be the caller's own, in which the average stands still."""
+        check_precision(self.trainer.precision)
 
     def on_after_backward(self) -> None:
         """The framework's memory moves once the backward pass has read it; an evaluation leaves it alone."""

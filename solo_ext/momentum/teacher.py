@@ -88,7 +88,7 @@ class Teacher:
         """Runs the copies on one view: part, or stage of `keep` -> the teacher's output, without gradient.
 
         BatchNorm runs as in the student, as in solo-learn; dropout and stochastic depth do nothing, as in DINO: targets
-        are not drawn.
+        are not drawn, except by the student where the teacher continues from its output.
 
         Args:
             x: the images [B, 3, H, W], where there is no `entry`.

@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 import torch
 
 from solo_ext.errors import ConfigError, must_have, require
+from solo_ext.losses.precision import check_precision
 from solo_ext.schema import Bounds, Config, Count, Share
 
 log = logging.getLogger("solo_ext")
@@ -81,9 +82,7 @@ class TrainerConfig(Config):
     def __post_init__(self) -> None:
         super().__post_init__()
         _ = self.device_indices
-        if self.precision in ("16-true", "bf16-true"):
-            mixed = self.precision.replace("true", "mixed")  # type: ignore[union-attr]  # a text
-            raise ConfigError(f"precision: {self.precision} keeps averages in 16 bits, where they stop; use {mixed}")
+        check_precision(self.precision)
         for key, (registry, common) in VALUES.items():
             if (value := getattr(self, key)) not in common:
                 must_have(value, dict.fromkeys([*common, *pkgutil.resolve_name(registry)]), f"{key}: there is no")

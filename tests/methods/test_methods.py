@@ -421,3 +421,12 @@ def test_no_gradient_reaches_a_target(inter):
 def test_a_monitor_reads_the_first_step_and_then_every_few():
     monitor = Monitor(every=3)
     assert [step for step in range(8) if monitor.due(step)] == [0, 3, 6]
+
+
+@pytest.mark.parametrize("precision", ["bf16-true", "16-true"])
+def test_a_trainer_of_the_callers_own_is_refused_half_precision_too(precision):
+    """In which most of a teacher's updates would be rounded away."""
+    if precision == "16-true" and not torch.cuda.is_available():
+        pytest.skip("Lightning has it on GPUs only")
+    with pytest.raises(ConfigError, match=f"precision: {precision} keeps averages in 16 bits"):
+        fit(build(), random_batches(1), precision=precision)
