@@ -1,5 +1,6 @@
 """`solo-ext demo`: four methods on bundled images, evaluated beside the untrained encoder, and a report."""
 
+import shlex
 import time
 from argparse import Namespace
 from collections.abc import Sequence
@@ -53,7 +54,8 @@ def demo(args: Namespace) -> None:
 
     print_table(table_rows([Run(folder) for folder in folders]))
     if find_spec("matplotlib") is None:
-        print(f"no report: it needs pip install 'solo-ext[viz]', then solo-ext report {' '.join(map(str, folders))}")
+        command = shlex.join(["solo-ext", "report", *map(str, folders)])
+        print(f"no report: it needs pip install 'solo-ext[viz]', then {command}")
     else:
         report = main_report(folders, out / "report")
         print(f"report: {report.resolve()}   ({time.perf_counter() - began:.0f} s)")

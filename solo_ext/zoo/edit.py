@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shlex
 import shutil
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -45,8 +46,8 @@ def add(run: str | Path, zoo: Path, name: str | None = None, licence: str = "MIT
         raise CheckpointError(f"{checkpoint} has no args.json of a pre-training beside it, which an entry needs")
     figures = scores(checkpoint.parent, checkpoint.name)
     if not figures:
-        run = checkpoint.parent
-        raise CheckpointError(f"{run} has not been evaluated: solo-ext knn --run {run} does it, or linear")
+        command = shlex.join(["solo-ext", "knn", "--run", str(checkpoint.parent)])
+        raise CheckpointError(f"{checkpoint.parent} has not been evaluated: {command} does it, or linear")
     with foreign_config(checkpoint):
         dataset, backbone = config["data"]["dataset"], config["backbone"]["name"]
         teacher = branch_of(config) == "teacher"  # of an export

@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+import shlex
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
@@ -126,8 +127,11 @@ class Entry(Config):
     def check_weights(self) -> None:
         """Raises CheckpointError if it is only a recipe."""
         if not self.files:
-            recipe = f"; solo-ext pretrain {self.recipe.path} trains it" if self.recipe else ""
-            raise CheckpointError(f"'{self.name}' is a recipe without weights: the paper published none{recipe}")
+            advice = ""
+            if self.recipe:  # by its name, which is known in any folder
+                name = re.sub(r"^scripts/pretrain/(.*)\.yaml$", r"\1", self.recipe.path)
+                advice = f"; {shlex.join(['solo-ext', 'pretrain', name, *self.recipe.overrides])} trains it"
+            raise CheckpointError(f"'{self.name}' is a recipe without weights: the paper published none{advice}")
 
     @property
     def folder(self) -> str:

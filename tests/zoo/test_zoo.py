@@ -5,6 +5,8 @@ import hashlib
 import json
 import os
 import random
+import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -112,6 +114,16 @@ def test_files_in_the_repository_are_as_the_index_says(name):
 def test_no_stray_files_in_the_zoo():
     folders = {path.relative_to(ZOO).as_posix() for path in ZOO.glob("*/*") if path.is_dir()}
     assert folders == {ENTRIES[name].folder for name in WEIGHTS}
+
+
+@pytest.mark.parametrize("name", RECIPES[::9])
+def test_what_trains_a_recipe_is_a_command_that_works_in_any_folder(name, run):
+    """The folder of `run` is no checkout."""
+    with pytest.raises(CheckpointError) as error:
+        ENTRIES[name].check_weights()
+    command = re.search(r"; solo-ext (pretrain .*) trains it", str(error.value))[1]
+    status, out, _ = run(*shlex.split(command), "--cfg")
+    assert status == 0 and all(word.partition("=")[2] in out for word in ENTRIES[name].recipe.overrides)
 
 
 @pytest.mark.parametrize("readme", [ROOT / "README.md", ZOO / "README.md"])
@@ -420,7 +432,10 @@ def test_a_run_becomes_an_entry(run_folder, tmp_path, run):
     knn = json.loads((run_folder / "knn.json").read_text())
     (run_folder / "knn.json").unlink()
     status, _, err = run("zoo", "add", run_folder, "--zoo", zoo, "--name", "other")
-    assert status == 2 and "has not been evaluated: solo-ext knn --run" in err
+    assert status == 2 and f"has not been evaluated: solo-ext knn --run {run_folder} does it" in err
+    shutil.copytree(run_folder, tmp_path / "a b")
+    status, _, err = run("zoo", "add", tmp_path / "a b", "--zoo", zoo, "--name", "other")
+    assert status == 2 and f"solo-ext knn --run '{tmp_path}/a b' does it" in err
     knn["protocol"]["checkpoint"] = "model.safetensors"
     (folder / "knn.json").write_text(json.dumps(knn))
     status, _, err = run("zoo", "add", folder, "--zoo", zoo, "--name", "../other")
@@ -532,7 +547,7 @@ def test_an_entry_that_is_nowhere(own, run):
         (("download", SAMPLE, "--all"), "two ways to say it"),
         (("download", "--dataset", "cifar_10"), "the zoo has no weights of cifar_10; did you mean 'cifar10'?"),
         (("download", "--dataset", "cifar10"), "no weights of cifar10, only"),
-        (("download", RECIPES[0]), "is a recipe without weights"),
+        (("download", RECIPES[0]), "is a recipe without weights: the paper published none; solo-ext pretrain c"),
         (("publish", RECIPES[0], "--repo", "a/b"), "is a recipe without weights"),
         (("verify", RECIPES[0]), "is a recipe without weights"),
         (("list", "byool"), "no entry with 'byool' in its name"),
