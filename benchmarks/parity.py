@@ -3,8 +3,9 @@
     python benchmarks/parity.py ~/solo-learn cifar10_jpeg --out parity --jobs 2 > docs/results/parity.md
 
 `cifar10_jpeg` has train/<class>/ and test/<class>/. Each side trains in float32, with its own data loading, on the
-first images of each class. Both checkpoints are then read by this package and judged in one way, on all test images:
-by the online classifier that was trained beside the encoder, and by kNN. A finished run is not trained again.
+first images of each class, and logs the accuracy of the online classifier on them, as augmented, over the last epoch.
+Both checkpoints are then read by this package and judged in one way, on all test images: by that classifier, and by
+kNN. A finished run is not trained again.
 """
 
 import argparse
@@ -18,6 +19,7 @@ from itertools import product
 from pathlib import Path
 
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from solo_ext.data.modules import ClassificationData
 from solo_ext.evaluation.features import extract_features
@@ -25,12 +27,12 @@ from solo_ext.evaluation.knn import knn_accuracy
 from solo_ext.evaluation.linear import accuracy_at_k
 from solo_ext.runs.checkpoints import open_checkpoint
 from solo_ext.runs.encoder import load_encoder
-from solo_ext.runs.run import find_runs
+from solo_ext.runs.run import Run, find_runs
 from solo_ext.studies.scores import Score
 from solo_ext.training.config import resolve, run_values
 
 METHODS, SIDES = ("byol", "mocov3", "dino", "simclr"), ("solo-learn", "solo_ext")
-SCORES = ("online probe", "kNN-20")
+SCORES = ("online probe, training", "online probe", "kNN-20")
 Cell = tuple[str, int, str]  # method, seed, side
 
 
@@ -57,7 +59,7 @@ def command(cell: Cell, solo_learn: Path, train: Path, folder: Path, epochs: int
         "data.num_workers": 0,
         "wandb.enabled": False,
         "checkpoint.dir": folder.resolve(),
-        "checkpoint.frequency": epochs,
+        "checkpoint.frequency": max(1, epochs - 1),  # solo-learn saves epoch 0 and its multiples
         "auto_resume.enabled": False,
         "max_epochs": epochs,
         "seed": seed,
@@ -88,9 +90,18 @@ def train(cell: Cell, args: argparse.Namespace, images: Path) -> Path:
     return folder
 
 
+def logged(folder: Path, run: Run) -> float:
+    """The online classifier's accuracy in training, over the last epoch: ours, or Lightning's log of solo-learn."""
+    if (value := run.last("train_acc1")) is not None:
+        return value
+    events = EventAccumulator(str(max(folder.glob("lightning_logs/version_*"), key=lambda path: path.stat().st_mtime)))
+    return events.Reload().Scalars("train_acc1_epoch")[-1].value
+
+
 def judge(folder: Path, images: Path, test: Path) -> list[float]:
-    """Top-1 of the online classifier and of kNN, %."""
-    checkpoint = open_checkpoint(find_runs(folder)[-1].dir)
+    """Top-1 of the online classifier in training and in test, and of kNN, %."""
+    run = find_runs(folder)[-1]
+    checkpoint = open_checkpoint(run.dir)
     data = [f"data.train_path={images.resolve()}", f"data.val_path={test.resolve()}", "data.augmentations.crop_size=32"]
     cfg = resolve(run_values(checkpoint.path, "knn", data), "knn")
     loaders = ClassificationData(cfg.data, 256, cfg.seed, augment=False)
@@ -100,7 +111,7 @@ def judge(folder: Path, images: Path, test: Path) -> list[float]:
     queries, labels = extract_features(backbone, loaders.val_dataloader())
     probe = (checkpoint.state[f"classifier.{name}"] for name in ("weight", "bias"))
     online = accuracy_at_k(torch.nn.functional.linear(queries, *probe), labels, (1,))[0].item()
-    return [online, knn_accuracy(bank, bank_labels, queries, labels, 20)[20]["acc1"]]
+    return [logged(folder, run), online, knn_accuracy(bank, bank_labels, queries, labels, 20)[20]["acc1"]]
 
 
 def main() -> None:
