@@ -328,6 +328,8 @@ def labelled_config(file: Path, labels: dict[str, str]) -> dict:
             cfg["gap.at"] = "predictor"
         if "mocov3" in cfg["method"]:
             cfg["method_kwargs.temperature"] = float(labels.get("temperature", 0.2))
+    if not cfg["method"].endswith(("byol", "mocov3")):
+        cfg["method_kwargs.loss_scale"] = None  # solo-learn's and the papers' are one
     return cfg
 
 
