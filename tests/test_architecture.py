@@ -3,6 +3,7 @@
 import ast
 from pathlib import Path
 
+import mutants
 import pytest
 
 import solo_ext
@@ -111,3 +112,11 @@ def test_one_loader_of_pickles_and_one_lightning():
         assert "import pytorch_lightning" not in text, file
         unpickling = calls(file) & {"torch.load", "torch.jit.load", "pickle.load", "pickle.loads", "np.load"}
         assert not unpickling or file.name == "checkpoints.py" or "allow_pickle=False" in text, (file, unpickling)
+
+
+def test_the_faults_of_the_mutants_have_their_lines():
+    """Or the hunt would end at the first that a change of the code has left behind."""
+    known = mutants.FAULTS.read_text(encoding="utf-8").splitlines()
+    assert [line for line in mutants.EQUIVALENT if line not in known] == []
+    lost = [(file, old) for file, old, _ in mutants.faults([]) if old not in (ROOT / file).read_text("utf-8")]
+    assert lost == []
