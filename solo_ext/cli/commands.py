@@ -72,10 +72,10 @@ def _start(cfg: Any, args: Namespace, command: str, **options: Any) -> None:
 
 def _evaluate(args: Namespace, command: str, file: Path | None, overrides: list[str]) -> None:
     """Evaluates `args.run`, as `file` says or else as the run's own configuration does."""
-    from solo_ext.training.compose import assign, key_of
+    from solo_ext.training.compose import assign
     from solo_ext.training.config import run_values
     from solo_ext.training.start import runs_folder
-    from solo_ext.training.unread import DERIVED
+    from solo_ext.training.unread import without_derived
     from solo_ext.zoo.model import open_source
 
     encoder = open_source(args.run) if args.run else None
@@ -83,7 +83,7 @@ def _evaluate(args: Namespace, command: str, file: Path | None, overrides: list[
         raw = run_values(encoder.path, command, overrides)
     else:
         source = [assign("pretrained_feature_extractor", encoder.path)] if encoder else []
-        raw = _composed(file, [*(text for text in overrides if key_of(text) not in DERIVED), *source])
+        raw = _composed(file, [*without_derived(overrides), *source])
     cfg, results = _resolved(raw, command, overrides), None
     if encoder and not Path(args.run).expanduser().exists():  # results do not belong in a package or the Hub's cache
         results = runs_folder(cfg) / "zoo" / re.sub(r"[^\w.-]+", "-", args.run.removeprefix("hf://"))

@@ -31,9 +31,9 @@ from solo_ext.runs.run import Run
 from solo_ext.schema import MISSING, Bounds, Config, Count, Positive, UnknownKey, build, keys, plain
 from solo_ext.training import recipes
 from solo_ext.training.callbacks import MONITORS, MonitorCallback
-from solo_ext.training.compose import compose, key_of, overlay, sentence
+from solo_ext.training.compose import compose, overlay, sentence
 from solo_ext.training.trainer_config import NO_LOOP, OWN, TensorboardConfig, TrainerConfig, WandbConfig
-from solo_ext.training.unread import DERIVED, ONE_PROCESS, UNREAD, reset
+from solo_ext.training.unread import ONE_PROCESS, UNREAD, reset, without_derived
 
 log = logging.getLogger("solo_ext")
 
@@ -286,7 +286,7 @@ def run_values(run: str | Path, kind: str, overrides: Sequence[str] = ()) -> Dic
         values |= LINEAR_RECIPE
         if not overlay(values, overrides).get("cache_features"):
             values |= _linear_recipe(str(data.get("dataset")), str(method))
-    return overlay(values, [text for text in overrides if key_of(text) not in DERIVED])
+    return overlay(values, without_derived(overrides))
 
 
 def _linear_recipe(dataset: str, method: str) -> dict[str, Any]:

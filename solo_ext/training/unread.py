@@ -10,7 +10,7 @@ from solo_ext.methods import METHODS
 from solo_ext.networks.backbones import VITS
 from solo_ext.runs.comparison import flatten
 from solo_ext.schema import Config
-from solo_ext.training.compose import parse
+from solo_ext.training.compose import key_of, parse
 from solo_ext.training.trainer_config import TrainerConfig
 
 log = logging.getLogger("solo_ext")
@@ -38,6 +38,11 @@ READ_BY = {  # scheduler.name -> keys of its section that it reads
     "step": ("lr_decay_steps",),
     "warmup_cosine": ("warmup_epochs", "warmup_start_lr", "min_lr", "interval"),
 }
+
+
+def without_derived(overrides: Sequence[str]) -> list[str]:
+    """Those of `overrides` that set no key of `DERIVED`."""
+    return [text for text in overrides if key_of(text) not in DERIVED]
 
 
 def reset(cfg: Any, keys: Sequence[str]) -> list[str]:
@@ -113,20 +118,19 @@ def idle(cfg: Any) -> dict[str, str]:
         if data.no_labels:
             keys = ["optimizer.classifier_lr", *(f"knn_eval.{key}" for key in vars(sections["knn_eval"]))]
             off |= dict.fromkeys(keys, "data.no_labels is true")
-        intra, momentum = sections["intra"], sections["momentum"]
+        intra, momentum, method = sections["intra"], sections["momentum"], METHODS.declared[cfg.method]
         if not intra.weight:
             switch("intra", "weight")
         elif intra.distance != "ce":
             switch("intra", "distance", ["temperature"])
         if momentum.preset == "none":
-            switch("momentum", "stages", ["base_tau", "final_tau", "schedule", "buffers"])
-            switch("momentum", "stages", ["inter", *(["target"] if METHODS.declared[cfg.method].own_targets else [])])
+            target = ["target"] if method.own_targets else []
+            switch("momentum", "stages", ["base_tau", "final_tau", "schedule", "buffers", "inter", *target])
             off |= {f"gap.{key}": "momentum.stages is none" for key in vars(sections["gap"])}
         elif momentum.schedule == "constant":
             switch("momentum", "schedule", ["final_tau"])
         if isinstance(momentum.stages, Mapping):
             off["momentum.base_tau"] = "momentum.stages gives each its own"
-        method = METHODS.declared[cfg.method]
         if method.loss_scale is None:
             off["method_kwargs.loss_scale"] = f"{cfg.method} has one scale"
         for key, (by, value) in method.idle_kwargs.items():

@@ -87,7 +87,9 @@ def same_kwargs(theirs, ours) -> None:
     kwargs = dataclasses.asdict(ours.kwargs)
     attributes = {key: getattr(theirs, key) for key in kwargs if hasattr(theirs, key)}
     assert {key: kwargs[key] for key in attributes} == attributes
-    assert kwargs["loss_scale"] != "paper" and ours.intra.weight == 0 and ours.cfg.momentum.inter
+    assert (
+        kwargs["loss_scale"] == type(ours).loss_scale != "paper" and ours.intra.weight == 0 and ours.cfg.momentum.inter
+    )
     kept_elsewhere = {key for key in kwargs if "temperature" in key} - attributes.keys()
     if kept_elsewhere:  # DINO's
         loss = theirs.dino_loss_func

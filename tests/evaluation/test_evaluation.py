@@ -312,7 +312,6 @@ def test_finetuning_leaves_what_the_backbone_has_fixed():
 )
 def test_the_schedule_of_a_linear_evaluation(schedule, expected):
     """4 epochs of 2 steps of 3 batches; its start and end are the configured ones, however many batches make a step."""
-
     seen = []
 
     class Rates(pl.Callback):

@@ -9,12 +9,12 @@ import torch
 from conftest import build, fit, random_batches
 from torch import nn
 
-FIVE = {"momentum__classifier": True, "gap__every": 2, "optimizer__lr": 0.3}
+WATCHED = {"momentum__classifier": True, "gap__every": 2, "optimizer__lr": 0.3}
 
 
 def half_taught(method="byol", **changes):
     """A method whose teacher, of other weights than its student, differs in every output, and whose probes do too."""
-    model = build(method, **{**FIVE, **changes})
+    model = build(method, **{**WATCHED, **changes})
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
         for name, p in model.named_parameters():
@@ -40,10 +40,6 @@ def outputs(model, x, prefix="", upto="projector"):
     return features.double(), h.double()
 
 
-def cosine(a, b):
-    return float(formulas.mean(formulas.dot(formulas.unit(x), formulas.unit(y)) for x, y in zip(a, b, strict=True)))
-
-
 def top(scores, labels, k):
     ranks = [(row > row[label]).sum() for row, label in zip(scores, labels, strict=True)]
     return 100 * sum(bool(rank < k) for rank in ranks) / len(ranks)
@@ -57,7 +53,7 @@ def test_the_gap_is_of_the_same_view_at_the_named_part(at):
     theirs = [outputs(model, x, "momentum_", at) for x in views]
     row = logged(model, batch)
     for i, name in enumerate(["gap_sim_feats", "gap_sim"]):
-        per_view = [cosine(s[i], t[i]) for s, t in zip(ours, theirs, strict=True)]
+        per_view = [-float(formulas.negative_cosine(s[i], t[i])) for s, t in zip(ours, theirs, strict=True)]
         assert abs(per_view[0] - per_view[1]) > 1e-4, "or the views could not be told apart"
         assert row[name] == pytest.approx(sum(per_view) / 2, rel=1e-5)
     assert abs(row["gap_sim"] - row["gap_sim_feats"]) > 1e-3
