@@ -10,7 +10,7 @@ import re
 import socket
 import struct
 from collections import Counter
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -311,6 +311,34 @@ def test_normalisation_is_solo_learns():
         transform = build_eval_transform(DATASETS[name], 32)
         assert torch.equal(transform.mean.flatten(), torch.tensor(mean))
         assert torch.equal(transform.std.flatten(), torch.tensor(std))
+
+
+def test_what_images_are_normalised_with(monkeypatch):
+    """A view's own mean and std, or else the dataset's: one pair for pre-training, one for evaluation."""
+    own, other = ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6)), ((0.7, 0.8, 0.9), (0.25, 0.35, 0.45))
+    info = replace(DATASETS["fashion_mnist_mini"], mean=own[0], std=own[1])
+    said = {"mean": other[0], "std": other[1]}
+
+    def pairs(loader):
+        return [(tuple(t.mean.flatten().tolist()), tuple(t.std.flatten().tolist())) for t in loader.dataset.transforms]
+
+    def approx(*pairs):
+        return [(pytest.approx(mean), pytest.approx(std)) for mean, std in pairs]
+
+    monkeypatch.setitem(DATASETS, "fashion_mnist_mini", info)
+    views = [strong(), strong(**said), strong(mean=other[0]), strong(std=other[1])]
+    expected = approx(own, other, (other[0], own[1]), (own[0], other[1]))
+    assert pairs(pretrain(augmentations=views).train_dataloader()) == expected
+
+    for evaluated in (own, other):
+        for augment in (True, False):
+            data = ClassificationData(DataConfig("fashion_mnist_mini", num_workers=0), 8, 5, augment)
+            assert pairs(data.train_dataloader()) == pairs(data.val_dataloader()) == approx(evaluated)
+            section = ClassificationAugmentationConfig(**said)
+            options = DataConfig("fashion_mnist_mini", num_workers=0, augmentations=section)
+            data = ClassificationData(options, 8, 5, augment)
+            assert pairs(data.train_dataloader()) == pairs(data.val_dataloader()) == approx(other)
+        monkeypatch.setitem(DATASETS, "fashion_mnist_mini", replace(info, eval_mean=other[0], eval_std=other[1]))
 
 
 @pytest.mark.skipif(not ORIGINALS.is_dir(), reason="Debian's dataset-fashion-mnist is not installed")

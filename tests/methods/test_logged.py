@@ -72,6 +72,20 @@ def test_the_gap_is_read_every_so_many_steps():
     assert per_step == [True, False, True, False, True]
 
 
+def test_the_intra_term_is_on_and_off_by_turns():
+    """Off, it decides neither the loss nor which views the networks run."""
+    model = build("ressl", intra__weight=2.0, intra__every=2, gap__enabled=False)
+    batch, names, views = random_batches(1)[0], [], []
+    for number in range(5):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(type(model), "global_step", number)
+            passes = model.look(batch).passes
+            views.append((passes.learning, passes.teacher))
+            names.append("train_intra_loss" in logged(model, batch))
+    assert names == [True, True, False, False, True]
+    assert views == [((0, 1), (0, 1)) if on else ((0,), (1,)) for on in names]
+
+
 def test_the_spread_is_of_unit_outputs_over_the_batch_of_each_large_view():
     model = build("byol", data__num_large_crops=2, data__num_small_crops=1)
     _, views, _ = batch = random_batches(1, views=3)[0]

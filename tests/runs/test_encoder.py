@@ -192,3 +192,9 @@ def test_a_run_carries_what_is_known_of_its_dataset(monkeypatch):
         assert transform.shorter is None
     assert network_of(args)["backbone"]["stem"] == "small"
     assert evaluation_view(args)["std"] == [0.3] * 3
+
+
+def test_an_evaluation_shows_images_as_the_first_view_does():
+    first, small = {"crop_size": 28, "mean": [0.2] * 3, "std": [0.3] * 3}, {"crop_size": 16, "mean": [0.7] * 3}
+    args = args_of("byol") | {"augmentations": [first, small]}
+    assert evaluation_view(args) == first

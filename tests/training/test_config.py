@@ -688,6 +688,13 @@ def test_linear_lr_leaves_the_accumulation_out():
     assert cfg.optimizer.effective_lr == pytest.approx(0.6)
 
 
+@pytest.mark.parametrize("cached, processes", [(True, 1), (False, 2)])
+def test_a_cached_linear_evaluation_has_one_process_whatever_the_devices(cached, processes):
+    file = SCRIPTS / "linear" / "cifar10" / "byol.yaml"
+    cfg = shipped(file, "optimizer.batch_size=256", "devices=2", f"cache_features={cached}")
+    assert cfg.optimizer.effective_lr == pytest.approx(0.3 * processes)
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_what_the_method_declares_is_in_the_configuration(method):
     cls = METHODS[method]
@@ -783,7 +790,7 @@ def test_a_linear_evaluation_takes_its_methods_recipe(
     torch.save({"state_dict": {"backbone.conv1.weight": torch.zeros(1)}, "epoch": 3}, tmp_path / "x-ep=3.ckpt")
     with caplog.at_level("INFO", "solo_ext"):
         cfg = resolve(run_values(tmp_path, "linear", overrides), "linear")
-    assert (cfg.recipe, cfg.optimizer.lr, cfg.max_epochs) == (recipe, lr, 100)
+    assert (cfg.recipe, cfg.optimizer.lr, cfg.optimizer.weight_decay, cfg.max_epochs) == (recipe, lr, 0, 100)
     assert (cfg.scheduler.name, cfg.scheduler.lr_decay_steps, cfg.optimizer.batch_size) == ("step", [60, 80], 256)
     said = f"linear evaluation by the recipe of {recipe.rpartition('/')[2]}" if recipe else "no linear recipe of"
     assert caplog.text.count(said) == (not cfg.cache_features)

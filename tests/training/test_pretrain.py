@@ -84,6 +84,21 @@ def test_a_name_that_is_no_method_is_refused_before_anything_else(tmp_path, caps
     assert not capsys.readouterr().out and not any(tmp_path.iterdir())
 
 
+class Start(pl.Callback):
+    def on_train_start(self, trainer, module):
+        self.weights = torch.nn.utils.parameters_to_vector(module.parameters()).detach().clone()
+
+
+def test_the_seed_decides_the_initial_weights(tmp_path):
+    def weights(seed, name):
+        torch.rand(3)  # which the caller's own random numbers do not
+        pretrain(config(tmp_path / name, seed=seed, max_epochs=1, limit_train_batches=1), callbacks=[start := Start()])
+        return start.weights
+
+    first, again, other = weights(5, "first"), weights(5, "again"), weights(6, "other")
+    assert torch.equal(first, again) and not torch.equal(first, other)
+
+
 def test_a_run_begins_in_train_mode(tmp_path):
     """After the check of the sizes, which is made in eval mode: else its norms would never see a batch."""
 
