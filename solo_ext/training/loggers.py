@@ -31,17 +31,17 @@ log = logging.getLogger("solo_ext")
 class CSVMetrics(Logger):
     """One row per optimizer step in the `folder`'s `metrics.csv`, with a column for every metric ever logged.
 
-    A resumed run continues the file, which Lightning's CSVLogger would delete; rows from the optimizer step `resume_at`
-    on are made again.
+    A resumed run continues the file in the folder `continued`, which Lightning's CSVLogger would delete; rows from the
+    optimizer step `resume_at` on are made again.
     """
 
     name = "csv"
     version = ""
 
-    def __init__(self, folder: Path, resume_at: int = 0):
+    def __init__(self, folder: Path, resume_at: int = 0, continued: Path | None = None):
         super().__init__()
         self.path, self.unsaved = Path(folder) / METRICS, 0
-        columns, rows = read_table(self.path) if resume_at else ([], [])
+        columns, rows = read_table(Path(continued or folder) / METRICS) if resume_at else ([], [])
         self.columns = columns or ["epoch", "step"]
         steps = {int(row["step"]): row for row in rows if (row.get("step") or "").isdigit()}
         self.rows: dict[int, dict[str, Any]] = {step: row for step, row in steps.items() if step < resume_at}
@@ -73,9 +73,9 @@ class CSVMetrics(Logger):
             self.save()
 
 
-def make_loggers(cfg: TrainingConfig, folder: Path, resume_at: int = 0) -> list[Logger]:
-    """The loggers of the run in `folder`, which starts with the optimizer step `resume_at`."""
-    loggers: list[Logger] = [CSVMetrics(folder, resume_at)]
+def make_loggers(cfg: TrainingConfig, folder: Path, resume_at: int = 0, continued: Path | None = None) -> list[Logger]:
+    """The loggers of the run in `folder`, which starts at the optimizer step `resume_at` of that in `continued`."""
+    loggers: list[Logger] = [CSVMetrics(folder, resume_at, continued)]
     if cfg.wandb.enabled and is_first() and (wandb := wandb_logger(cfg.wandb, cfg.name, folder)):
         wandb.log_hyperparams(plain(cfg))
         loggers.append(wandb)

@@ -11,11 +11,13 @@ import torch
 import torch.distributed as dist
 from lightning.fabric.plugins.io import TorchCheckpointIO
 from lightning.pytorch.callbacks import Checkpoint as CheckpointCallback
+from lightning.pytorch.core.optimizer import _init_optimizers_and_lr_schedulers
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import nn
 
 from solo_ext.data.loader import derive_seed
 from solo_ext.errors import NonFiniteError
+from solo_ext.optim.schedules import ClosedFormLR
 from solo_ext.runs.checkpoints import Checkpoint, CheckpointConfig, load_checkpoint, save_checkpoint
 from solo_ext.runs.run import Run, place_of
 
@@ -154,18 +156,27 @@ class ExactResume(pl.Callback):
     The random state of a step becomes a pure function of (seed, epoch, batch, rank). What the data draws is such a
     function already; with this, so is what the network draws (dropout, drop path, mixing). And the loader gets its
     place in the epoch back: Lightning saves it, but does not restore it if the number of steps was read before the fit,
-    as every schedule does.
+    as every schedule does. Where the configuration has changed, optimizer and schedule follow the new one.
     """
 
     def __init__(self, seed: int):
-        self.seed, self.place = seed, None
+        self.seed, self.place, self.resumed = seed, None, False
 
     def on_load_checkpoint(self, trainer: pl.Trainer, module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
         [self.place] = checkpoint["loops"]["fit_loop"]["state_dict"].get("combined_loader") or [None]
+        self.resumed = True
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         if self.place:
             trainer.train_dataloader.load_state_dict(self.place)
+        if self.resumed and all(isinstance(config.scheduler, ClosedFormLR) for config in trainer.lr_scheduler_configs):
+            # the state of an optimizer brings its old options with it, and a schedule that is new has no state
+            for old, new in zip(trainer.optimizers, _init_optimizers_and_lr_schedulers(module)[0], strict=True):
+                for group, fresh in zip(old.param_groups, new.param_groups, strict=True):
+                    group |= {key: value for key, value in fresh.items() if key != "params"}
+            for config in trainer.lr_scheduler_configs:
+                place = trainer.global_step if config.interval == "step" else trainer.current_epoch
+                config.scheduler.load_state_dict({"last_epoch": place})
 
     def on_train_batch_start(self, trainer: pl.Trainer, module: pl.LightningModule, batch: Any, i: int) -> None:
         value = derive_seed(self.seed, trainer.current_epoch, i, trainer.global_rank)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from solo_ext.errors import CheckpointError, ConfigError, naming
 from solo_ext.runs.checkpoints import Checkpoint, find_resumable, foreign_config, open_checkpoint
-from solo_ext.runs.comparison import differences
+from solo_ext.runs.comparison import differences, flatten
 from solo_ext.runs.encoder import is_neutral, network_of
 from solo_ext.runs.run import Run
 from solo_ext.schema import plain
@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("solo_ext")
 
+# what a run that is continued cannot change: its network, and the parts of its optimizer's state
+NETWORK = ("method", "backbone.name", "encoder")
+OPTIMIZER = ("optimizer.name", "optimizer.exclude_bias_n_norm_wd", "optimizer.layer_decay")
 _CHOICE = "SOLO_EXT_START"  # how the processes that Lightning starts learn what the first one chose
 
 
@@ -59,10 +62,14 @@ def begin(cfg: TrainingConfig, base: Path) -> Start | None:
     if cfg.processes > 1 and not is_first():
         return None
     checkpoint = _checkpoint(cfg, base)
-    # a bare file begins a new run
-    run = Run(checkpoint.path.parent) if checkpoint and checkpoint.config is not None else Run.new(base)
+    run, resumed = Run.new(base), f", resuming {checkpoint.path.name}" if checkpoint else ""
+    if checkpoint and checkpoint.config is not None:  # a bare file begins a new run
+        old = Run(checkpoint.path.parent)
+        if checkpoint.path == old.checkpoints[0]:
+            run = old
+        else:  # the old run stays what it is
+            resumed += f" of {old.dir}, which has gone on from there"
     if is_first():
-        resumed = f", resuming {checkpoint.path.name}" if checkpoint else ""
         print(f"{cfg.name}: {cfg.devices_text}, {run.dir}{resumed}", flush=True)
     return Start(run, checkpoint)
 
@@ -76,14 +83,14 @@ def _checkpoint(cfg: TrainingConfig, base: Path) -> Checkpoint | None:
         return checkpoint
     with foreign_config(checkpoint.path):
         saved, now = (config | network_of(config) for config in (checkpoint.config, plain(cfg)))
-    changed = differences(saved, now)
+    changed, known = differences(saved, now), flatten(saved)
     for change in changed:
         key, _, _ = change.partition(": ")
-        network = key.removeprefix("backbone.kwargs.")
-        if key in ("method", "backbone.name", "encoder") or (network != key and not is_neutral(network)):
+        argument = key.removeprefix("backbone.kwargs.")
+        if key in NETWORK or (key in OPTIMIZER and key in known) or (argument != key and not is_neutral(argument)):
             raise CheckpointError(f"{checkpoint.path} was trained with another {change}")
     if changed:
-        log.warning("resuming with another configuration: %s", ", ".join(changed[:5]))
+        log.warning("resuming with another configuration: %s", ", ".join(changed))
     return checkpoint
 
 

@@ -90,7 +90,8 @@ def fit(
                 in_use.enter_context(start.run.in_use(plain(cfg), about, lambda: trainer.global_step > 0))
             if cfg.checkpoint.enabled:
                 trainer.callbacks.append(Checkpointer(start.run, cfg.name, cfg.checkpoint))  # type: ignore[attr-defined]  # set by Lightning
-            trainer.loggers = make_loggers(cfg, start.run.dir, resume_at=step)
+            continued = start.checkpoint.path.parent if start.checkpoint else None
+            trainer.loggers = make_loggers(cfg, start.run.dir, step, continued)
             began = time.perf_counter()
             _train(trainer, module, data, start)
             if trainer.global_step == step:

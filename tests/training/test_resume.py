@@ -109,6 +109,53 @@ def test_the_heads_of_a_vit_cannot_change_at_a_resume(tmp_path, heads):
     assert pretrain(config(tmp_path, backbone__kwargs={**first, "drop_path_rate": 0.5}, **options)).dir == run
 
 
+@pytest.mark.parametrize(
+    ("changes", "options"),
+    [
+        ({"optimizer__weight_decay": 0.5}, {"weight_decay": 0.5}),
+        ({"scheduler__name": "none", "optimizer__lr": 0.8}, {"lr": 0.05}),
+        ({"scheduler__name": "step", "scheduler__lr_decay_steps": [1], "optimizer__lr": 0.8}, {"lr": 0.005}),
+    ],
+)
+def test_options_changed_on_resume_are_used(tmp_path, changes, options):
+    first = pretrain(config(tmp_path, max_epochs=1))
+    again = pretrain(config(tmp_path, max_epochs=2, resume_from_checkpoint=str(first.dir), **changes))
+    group = load_checkpoint(again.checkpoint)["optimizer_states"][0]["param_groups"][0]
+    assert {key: group[key] for key in options} == pytest.approx(options)
+
+
+def test_a_schedule_that_is_new_on_resume_goes_on_at_its_step(tmp_path):
+    values = {"scheduler__name": "warmup_cosine", "scheduler__warmup_epochs": 0}
+    whole = pretrain(config(tmp_path / "whole", max_epochs=3, **values))
+    first = pretrain(config(tmp_path / "parts", max_epochs=1, scheduler__name="none"))
+    parts = pretrain(config(tmp_path / "parts", max_epochs=3, resume_from_checkpoint=str(first.dir), **values))
+    rates = [{row["step"]: row["lr"] for row in rows(run.dir) if row["lr"]} for run in (whole, parts)]
+    later = [step for step in rates[0] if int(step) >= 3]
+    assert later and [rates[1][step] for step in later] == [rates[0][step] for step in later]
+
+
+@pytest.mark.parametrize("change", [{"optimizer__name": "adamw"}, {"optimizer__exclude_bias_n_norm_wd": True}])
+def test_what_an_optimizers_state_does_not_fit_is_refused_before_anything_is_written(tmp_path, change):
+    first = pretrain(config(tmp_path, max_epochs=1))
+    before = {path.name: path.read_bytes() for path in first.dir.iterdir()}
+    key = next(iter(change)).replace("__", ".")
+    with pytest.raises(CheckpointError, match=rf"was trained with another {key}: \w+ -> "):
+        pretrain(config(tmp_path, max_epochs=2, resume_from_checkpoint=str(first.dir), **change))
+    assert {path.name: path.read_bytes() for path in first.dir.iterdir()} == before
+
+
+def test_going_back_leaves_the_run_that_has_gone_on(tmp_path, capsys):
+    first = pretrain(config(tmp_path, max_epochs=3, checkpoint__keep_prev=True))
+    before = {path.name: path.read_bytes() for path in first.dir.iterdir()}
+    oldest = sorted(first.dir.glob("*ep=0.ckpt"))[0]
+    again = pretrain(config(tmp_path, max_epochs=3, checkpoint__keep_prev=True, resume_from_checkpoint=str(oldest)))
+    assert again.dir != first.dir and {path.name: path.read_bytes() for path in first.dir.iterdir()} == before
+    assert f"resuming {oldest.name} of {first.dir}, which has gone on from there" in capsys.readouterr().out
+    assert rows(again.dir) == rows(first.dir)
+    old, new = load_checkpoint(first.checkpoint), load_checkpoint(again.checkpoint)
+    assert identical(new["state_dict"], old["state_dict"])
+
+
 TWINS = {
     "seed": 6,
     "name": "other",
