@@ -2,7 +2,6 @@
 
 import io
 import logging
-import math
 import re
 import time
 import warnings
@@ -35,12 +34,17 @@ class CheckpointConfig(Config, section="checkpoint"):
 
     dir: a run lies in `<dir>/<method>/<run id>`.
     frequency: epochs between two checkpoints; the last epoch is always saved.
-    keep_prev: keep every checkpoint, not only the newest.
+    every_n_steps, every_minutes: saved inside an epoch too.
+    keep_last: how many of the newest stay; keep_every: one of so many epochs stays for good; keep_prev: all of them.
     """
 
     enabled: bool = False
     dir: str = "trained_models"
     frequency: Count = 1
+    every_n_steps: Count | None = None
+    every_minutes: Positive | None = None
+    keep_last: Count = 2
+    keep_every: Count | None = None
     keep_prev: bool = False
 
     def __post_init__(self) -> None:
@@ -50,11 +54,11 @@ class CheckpointConfig(Config, section="checkpoint"):
 
 @dataclass
 class AutoResumeConfig(Config, section="auto_resume"):
-    """The YAML's `auto_resume`: continue the newest unfinished run of this very configuration, if it saved its last
-    checkpoint within `max_hours`."""
+    """The YAML's `auto_resume`: continue the newest unfinished run of this very configuration; one whose last
+    checkpoint is older than `max_hours` is refused."""
 
     enabled: bool = False
-    max_hours: Positive = 36.0
+    max_hours: Positive | None = None
 
 
 @dataclass
@@ -121,31 +125,37 @@ def _find(path: str | Path) -> tuple[Path, dict[str, Any] | None]:
 
 
 def find_resumable(cfg: Any, base: Path) -> Checkpoint | None:
-    """The newest checkpoint of the newest run in the folder `base` that has the resolved configuration `cfg`, is not
-    finished, not running, and not older than `auto_resume.max_hours`; None if there is no such run."""
+    """The newest undamaged checkpoint of the newest run in the folder `base` that has the resolved configuration `cfg`;
+    None if there is no such run, or if it is finished or running.
+
+    Raises CheckpointError, rather than train twice, if it is older than `auto_resume.max_hours` or wholly damaged.
+    """
     now = plain(cfg)
-    oldest = time.time() - cfg.auto_resume.max_hours * 3600
     runs = []
     for run in map(Run, base.iterdir() if base.is_dir() else ()):
         if newest := next((file for file in run.checkpoints if place_of(file)[0] >= 0), None):
             runs.append((run, newest))
     for run, newest in sorted(runs, key=lambda pair: saved_at(pair[1]), reverse=True):
         try:
-            if saved_at(newest) < oldest or differences(run.args, now):
+            if differences(run.args, now):
                 continue
-        except CheckpointError:  # its args.json is damaged
+        except CheckpointError as error:
+            log.warning("%s; it is not continued", error)
             continue
-        if run.running:
-            problem = "is running"
-        elif run.finished or place_of(newest) >= (cfg.max_epochs - 1, math.inf):
-            problem = "is finished"
-        else:
-            try:
-                return open_checkpoint(run.dir)
-            except CheckpointError:
-                problem = "holds no undamaged checkpoint"
-        log.warning("%s has this configuration but %s: starting a new run", run.dir, problem)
-        return None
+        if run.running or run.finished:
+            problem = "is running" if run.running else "is finished"
+            log.warning("%s has this configuration but %s: starting a new run", run.dir, problem)
+            return None
+        hours, most = (time.time() - saved_at(newest)) / 3600, cfg.auto_resume.max_hours
+        if most is not None and hours > most:
+            raise CheckpointError(
+                f"{run.dir} has this configuration, but saved its last checkpoint {hours:.0f} hours ago: raise "
+                f"auto_resume.max_hours={most:g} to continue it, or start anew with auto_resume.enabled=false"
+            )
+        try:
+            return open_checkpoint(run.dir)
+        except CheckpointError as error:
+            raise CheckpointError(f"{error}; auto_resume.enabled=false starts anew") from error
     return None
 
 

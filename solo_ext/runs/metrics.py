@@ -2,6 +2,7 @@
 
 import csv
 import io
+import logging
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -10,24 +11,40 @@ from typing import Any, TypeGuard
 from solo_ext.errors import CheckpointError, naming
 from solo_ext.files import read_bytes, write_text
 
+log = logging.getLogger("solo_ext")
+
 
 def read_table(path: Path) -> tuple[list[str], list[dict[str, Any]]]:
-    """The names of the columns, and the rows; both empty without a file. CheckpointError if it is no table."""
+    """The names of the columns, and the rows; both empty without a file. CheckpointError if it is no table.
+
+    Rows that were cut, by a machine that lost its power, are left out with a warning.
+    """
     if (content := read_bytes(path)) is None:
         return [], []
     with naming(f"{path} is damaged: it is not a table", csv.Error, error=CheckpointError):
-        # a machine that lost its power leaves NUL bytes, which Python 3.10's reader refuses
-        reader = csv.DictReader(io.StringIO(content.decode("utf-8", "replace").replace("\0", ""), newline=""))
-        return list(reader.fieldnames or ()), list(reader)
+        # NUL bytes are what such a machine may leave; Python 3.10's reader refuses them
+        text = content.decode("utf-8", "replace").replace("\0", "")
+        reader = csv.DictReader(io.StringIO(text, newline=""))
+        rows = list(reader)
+    whole = [row for row in rows if None not in row.values()]
+    if whole and whole[-1] is rows[-1] and not text.endswith("\n"):
+        whole.pop()
+    if cut := len(rows) - len(whole):
+        log.warning("%s: %d of %d rows were cut, and are left out", path, cut, len(rows))
+    return list(reader.fieldnames or ()), whole
 
 
-def write_table(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
-    """Replaces the whole file, which has a few MB at most."""
+def write_table(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]], append: bool = False) -> None:
+    """Replaces the whole file, or appends to it."""
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, restval="", extrasaction="ignore", lineterminator="\n")
-    writer.writeheader()
+    if not append:
+        writer.writeheader()
     writer.writerows(rows)
-    write_text(path, text.getvalue())
+    if not append:
+        return write_text(path, text.getvalue())
+    with naming(f"{path} cannot be written", error=CheckpointError), open(path, "a", encoding="utf-8") as file:
+        file.write(text.getvalue())
 
 
 class Metrics(dict[str, list[tuple[float, float]]]):

@@ -175,6 +175,11 @@ class Run:
         ends = np.maximum.accumulate([self.metrics.epoch_ends[epoch] + 1 for epoch in epochs])
         return steps, np.interp(steps + 1, [0, *ends], [0, *(epoch + 1 for epoch in epochs)]), values
 
+    @property
+    def last_metrics(self) -> dict[str, float]:
+        """The last value of everything logged."""
+        return {name: value for name in self.columns if (value := self.last(name)) is not None}
+
     def last(self, name: str) -> float | None:
         """The last value of `series(name)`, which may be NaN; None if there is none."""
         values = self.series(name)[2]

@@ -17,6 +17,8 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from rich.progress import BarColumn, Progress, TaskProgressColumn
 
 from solo_ext.errors import reason
+from solo_ext.files import sync
+from solo_ext.runs.checkpoints import Checkpoint
 from solo_ext.runs.metrics import read_table, write_table
 from solo_ext.runs.run import METRICS
 from solo_ext.schema import plain
@@ -31,56 +33,99 @@ log = logging.getLogger("solo_ext")
 class CSVMetrics(Logger):
     """One row per optimizer step in the `folder`'s `metrics.csv`, with a column for every metric ever logged.
 
+    Rows are appended, the newest once the next one comes: it may get more values. Whoever saves a checkpoint calls
+    `flush` first, so that a run that continues from there finds all rows before it.
+
     A resumed run continues the file in the folder `continued`, which Lightning's CSVLogger would delete; rows from the
-    optimizer step `resume_at` on are made again.
+    optimizer step `resume_at` on are made again. `row`: the one before it, if its epoch was not over.
     """
 
     name = "csv"
     version = ""
 
-    def __init__(self, folder: Path, resume_at: int = 0, continued: Path | None = None):
+    def __init__(
+        self, folder: Path, resume_at: int = 0, continued: Path | None = None, row: Mapping[str, Any] | None = None
+    ):
         super().__init__()
-        self.path, self.unsaved = Path(folder) / METRICS, 0
+        self.path = Path(folder) / METRICS
         columns, rows = read_table(Path(continued or folder) / METRICS) if resume_at else ([], [])
         self.columns = columns or ["epoch", "step"]
         steps = {int(row["step"]): row for row in rows if (row.get("step") or "").isdigit()}
+        # step -> row: those to be written, and the last that were
         self.rows: dict[int, dict[str, Any]] = {step: row for step, row in steps.items() if step < resume_at}
+        if row:
+            self.rows[resume_at - 1] = dict(row)
+        self.last: dict[int, dict[str, Any]] = {}
+        self.written: set[int] = set()
+        self.anew = True  # write the whole file
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        step = len(self.rows) if step is None else int(step)
-        self.unsaved += step not in self.rows
-        row = self.rows.setdefault(step, {"step": step})
-        row.update({name: float(value) for name, value in metrics.items()})
+        step = max([*self.rows, *self.written], default=-1) + 1 if step is None else int(step)
+        values = {name: float(value) for name, value in metrics.items()}
         if "epoch" in metrics:
-            row["epoch"] = int(metrics["epoch"])
-        self.columns += [name for name in metrics if name not in self.columns]
-        if self.unsaved >= 50:  # rows between two writes
-            self.save()
+            values["epoch"] = int(metrics["epoch"])
+        if step in self.written and step not in self.rows:
+            old = self.last.get(step)
+            if old and values.items() <= old.items():
+                return
+            self._read()
+        self.rows.setdefault(step, {"step": step}).update(values)
+        if new := [name for name in values if name not in self.columns]:
+            self.columns += new
+            self._read()
+
+    def row(self, step: int) -> dict[str, Any]:
+        """What has been logged at `step`, if that was lately."""
+        return self.rows.get(step) or self.last.get(step) or {}
 
     def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
         """They are in `args.json`."""
 
     @rank_zero_only
     def save(self) -> None:
-        """Writes the whole table, a few MB at most, atomically."""
-        write_table(self.path, self.columns, (self.rows[step] for step in sorted(self.rows)))
-        self.unsaved = 0
+        """Writes all rows but the newest; Lightning calls it after each."""
+        newest = max(self.rows, default=0)
+        self._write({step: self.rows[step] for step in sorted(self.rows) if step != newest})
+
+    @rank_zero_only
+    def flush(self) -> None:
+        """Writes all rows, to the disk."""
+        if self.rows:
+            self._write(dict(sorted(self.rows.items())))
+            sync(self.path)
+
+    def _write(self, rows: dict[int, dict[str, Any]]) -> None:
+        if rows:
+            write_table(self.path, self.columns, rows.values(), append=not self.anew)
+            self.rows = {step: row for step, row in self.rows.items() if step not in rows}
+            self.written |= rows.keys()
+            self.last, self.anew = rows, False
+
+    def _read(self) -> None:
+        """Takes all rows up again: one of them changes, or all get another column."""
+        if not self.anew:
+            table = {int(row["step"]): row for row in read_table(self.path)[1]}
+            self.rows = {step: table.get(step, {}) | self.rows.get(step, {}) for step in [*table, *self.rows]}
+            self.anew = True
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
-        if self.rows and self.path.parent.is_dir():
-            self.save()
+        if self.path.parent.is_dir():
+            self.flush()
 
 
-def make_loggers(cfg: TrainingConfig, folder: Path, resume_at: int = 0, continued: Path | None = None) -> list[Logger]:
-    """The loggers of the run in `folder`, which starts at the optimizer step `resume_at` of that in `continued`."""
-    loggers: list[Logger] = [CSVMetrics(folder, resume_at, continued)]
+def make_loggers(
+    cfg: TrainingConfig, folder: Path, resume_at: int = 0, checkpoint: Checkpoint | None = None
+) -> list[Logger]:
+    """The loggers of the run in `folder`, which continues `checkpoint` at the optimizer step `resume_at`."""
+    continued, row = (checkpoint.path.parent, checkpoint.content.get("row")) if checkpoint else (None, None)
+    loggers: list[Logger] = [CSVMetrics(folder, resume_at, continued, row)]
     if cfg.wandb.enabled and is_first() and (wandb := wandb_logger(cfg.wandb, cfg.name, folder)):
         wandb.log_hyperparams(plain(cfg))
         loggers.append(wandb)
     if cfg.tensorboard.enabled:
-        loggers.append(TensorBoardLogger(save_dir=str(folder), name="", version="tensorboard"))
+        loggers.append(TensorBoardLogger(str(folder), name="", version="tensorboard", purge_step=resume_at or None))
     return loggers
 
 

@@ -1,84 +1,264 @@
-"""What keeps a run safe: checkpoints, exact resume, a SIGTERM that stops all processes together, a stop at NaN."""
+"""What keeps a run safe: checkpoints, a signal that stops all processes together, a stop at NaN."""
 
 import math
-import random
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-import numpy as np
 import torch
 import torch.distributed as dist
 from lightning.fabric.plugins.io import TorchCheckpointIO
 from lightning.pytorch.callbacks import Checkpoint as CheckpointCallback
-from lightning.pytorch.core.optimizer import _init_optimizers_and_lr_schedulers
-from lightning.pytorch.utilities.exceptions import SIGTERMException
-from torch import nn
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
-from solo_ext.data.loader import derive_seed
-from solo_ext.errors import NonFiniteError
-from solo_ext.optim.schedules import ClosedFormLR
+from solo_ext.errors import CheckpointError, NonFiniteError
 from solo_ext.runs.checkpoints import Checkpoint, CheckpointConfig, load_checkpoint, save_checkpoint
 from solo_ext.runs.run import Run, place_of
+from solo_ext.training.loggers import CSVMetrics
+from solo_ext.training.start import is_first
 
 
 class CheckpointIO(TorchCheckpointIO):
-    """Writes checkpoints for Lightning, and reads them unless one is already `opened`."""
+    """Writes checkpoints for Lightning, in the background, from a copy; reads them unless one is already `opened`."""
 
     opened: Checkpoint | None = None
 
+    def __init__(self) -> None:
+        self.writer = ThreadPoolExecutor(1, "checkpoint")
+        self.writing: Future | None = None
+        self.written: Callable[[Path], None] = lambda path: None  # called after each
+
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        save_checkpoint(checkpoint, Path(path))
+        self.wait()
+        copies: dict[tuple, Tensor] = {}  # tensors that share their memory are saved once
+
+        def copied(x: Any) -> Any:
+            if not isinstance(x, Tensor):
+                return x
+            key = x.data_ptr(), x.device, x.shape, x.stride(), x.dtype
+            return copies.setdefault(key, x.detach().to("cpu", copy=True)) if key[0] else x
+
+        self.writing = self.writer.submit(self._write, tree_map(copied, checkpoint), Path(path))
+
+    def _write(self, checkpoint: dict[str, Any], path: Path) -> None:
+        save_checkpoint(checkpoint, path)
+        self.written(path)
+
+    def wait(self, done: bool = False) -> None:
+        """Until the last one is on the disk; raises what went wrong. done: only if there is nothing to wait for."""
+        if self.writing and (self.writing.done() or not done):
+            writing, self.writing = self.writing, None
+            writing.result()
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: Any = None) -> dict[str, Any]:
         opened, self.opened = self.opened, None
         return opened.take() if opened and opened.path == Path(path) else load_checkpoint(path)
 
 
-class Checkpointer(CheckpointCallback):
-    """Saves `<name>-<run id>-ep=N.ckpt` (N counts from 0) at the end of training epochs, after validation.
+class Stopped(Exception):
+    """A run that was told to end. signal: which one told it; None: its time was over."""
 
-    Lightning calls a `Checkpoint` last, when optimizer, schedulers and teacher have made their last step of the epoch.
-    On SIGTERM it saves `...-ep=N-step=S.ckpt` after the current step, unless gradients are being accumulated, which no
-    checkpoint holds. Without `keep_prev`, each is removed once the next one is complete.
+    def __init__(self, number: int | None):
+        super().__init__(f"stopped by {signal.Signals(number).name}" if number else "stopped at max_time")
+        self.signal = number
+
+
+SIGNALS = [
+    getattr(signal, f"SIG{name}")
+    for name in ("TERM", "INT", "HUP", "USR1", "USR2", "XCPU")
+    if hasattr(signal, f"SIG{name}")
+]
+SAVE, TIME = 0.5, 1000.0  # what a process may wish for at a step, beside the number of a signal
+
+
+class Checkpointer(CheckpointCallback):
+    """Saves `<name>-<run id>-ep=N.ckpt` (N counts from 0) at the end of training epochs, after validation, and
+    `...-ep=N-step=S.ckpt` inside them: by steps, by minutes, and when the run is told to stop.
+
+    The first of `SIGNALS`, or the end of `max_time`, stops all processes after the same optimizer step (gradients that
+    are being accumulated are in no checkpoint), or inside a validation, which is made again. A second one kills.
+
+    Lightning alone broadcasts from its signal handler, while the processes may be exchanging something else, and hangs;
+    and before each step it waits for the device to ask rank 0. Here each step starts an all-reduce of what each process
+    wishes, whose result is read one step later, when the device has it already.
+
+    Lightning calls a `Checkpoint` last, when optimizer, schedulers and teacher have made their step.
     """
 
-    def __init__(self, run: Run, name: str, cfg: CheckpointConfig):
-        self.run, self.name, self.cfg = run, name, cfg
-        self.last_step = -1
+    def __init__(self, run: Run, name: str, cfg: CheckpointConfig, max_time: float = math.inf):
+        self.run, self.name, self.cfg, self.max_time = run, name, cfg, max_time
+        self.received, self.process = 0, os.getpid()  # the signal, and who receives it
+        self.training = False
+        self.last: tuple[int, int | None] | None = None  # epoch and batch of the last checkpoint
+        self.answer = torch.zeros(1)  # on the CPU
+        self.arrived: torch.cuda.Event | None = None  # after which it is there
+
+    # Being told to stop.
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Receives signals, except those that somebody else handles or ignores."""
+        ours: dict[int, Any] = {}
+        if threading.current_thread() is threading.main_thread():
+            defaults = {signal.SIG_DFL, signal.default_int_handler}
+            ours = {number: handler for number in SIGNALS if (handler := signal.getsignal(number)) in defaults}
+        for number in ours:
+            signal.signal(number, self._receive)
+        try:
+            yield
+        finally:
+            for number, handler in ours.items():
+                signal.signal(number, handler)
+
+    def _receive(self, number: int, _: Any) -> None:
+        if not self.training:
+            raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
+        if self.received:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+        self.received = number
+        if is_first() and os.getpid() == self.process:  # not a worker
+            text = f"{signal.Signals(number).name}: stopping after this step; once more to leave at once\n"
+            os.write(2, text.encode())  # where the signal arrived, logging may be at work
+
+    def _wish(self, trainer: pl.Trainer) -> float:
+        now, minutes = time.monotonic(), self.cfg.every_minutes
+        if self.received:
+            return float(self.received)
+        if trainer.is_global_zero and now - self.began >= self.max_time:
+            return TIME
+        return SAVE if trainer.is_global_zero and minutes and now - self.saved_at >= 60 * minutes else 0.0
+
+    def _agreed(self, trainer: pl.Trainer, module: pl.LightningModule) -> float:
+        """The strongest wish of any process; of several processes, at the call before this one."""
+        if trainer.world_size == 1:
+            return self._wish(trainer)
+        if self.arrived:
+            self.arrived.synchronize()
+        agreed = float(self.answer)
+        wish = torch.full((1,), self._wish(trainer), device=module.device)
+        dist.all_reduce(wish, dist.ReduceOp.MAX)
+        self.answer = wish.to("cpu", non_blocking=True)
+        if wish.is_cuda:
+            self.arrived = torch.cuda.Event()
+            self.arrived.record()
+        return agreed
+
+    def _stop_or(self, trainer: pl.Trainer, module: pl.LightningModule) -> bool:
+        """Whether to save; raises Stopped if the run ends here."""
+        if (agreed := self._agreed(trainer, module)) >= 1:
+            self.training = False  # from now on a signal ends it at once
+            raise Stopped(None if agreed == TIME else int(agreed))
+        return agreed == SAVE
+
+    # When.
+
+    def setup(self, trainer: pl.Trainer, module: pl.LightningModule, stage: str) -> None:
+        trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
+        trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
+        self.io: CheckpointIO = trainer.strategy.checkpoint_io  # type: ignore[assignment]
+        self.io.written = self._prune
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        self.training, self.began = True, time.monotonic()
+        self.saved_at = self.began
         if trainer.is_global_zero:
             for left_over in self.run.dir.glob(".*.tmp"):  # of a run that was killed while it wrote
                 left_over.unlink()
 
+    def on_train_batch_end(self, trainer: pl.Trainer, module: pl.LightningModule, out: Any, batch: Any, i: int) -> None:
+        self.io.wait(done=True)
+        if trainer.fit_loop._should_accumulate():
+            return
+        due, step = self._stop_or(trainer, module), trainer.global_step
+        due |= bool(self.cfg.every_n_steps and step % self.cfg.every_n_steps == 0)
+        cut = 0 <= trainer.max_steps <= step or trainer.should_stop  # the epoch ends here, but is not whole
+        if due or (cut and i + 1 < trainer.num_training_batches):
+            self._save(trainer, module, trainer.current_epoch, i + 1)
+
+    def on_validation_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        if self.training and trainer.world_size > 1:  # where they can differ in number
+            batches = torch.tensor(trainer.num_val_batches[0], device=module.device, dtype=torch.float32)
+            dist.all_reduce(batches, dist.ReduceOp.MIN)
+            self.common = int(batches)
+
+    def on_validation_batch_end(
+        self, trainer: pl.Trainer, module: pl.LightningModule, out: Any, batch: Any, i: int, loader: int = 0
+    ) -> None:
+        alone = trainer.world_size == 1
+        if self.training and not trainer.fit_loop._should_accumulate() and (alone or (i < self.common and not loader)):
+            self._stop_or(trainer, module)
+
     def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         epoch = trainer.current_epoch
-        last = epoch + 1 == trainer.max_epochs or trainer.should_stop
-        if epoch % self.cfg.frequency == 0 or last or 0 <= trainer.max_steps <= trainer.global_step:
+        whole = trainer.fit_loop.epoch_loop._num_ready_batches_reached()
+        last = epoch + 1 == trainer.max_epochs or trainer.should_stop or 0 <= trainer.max_steps <= trainer.global_step
+        if whole and (epoch % self.cfg.frequency == 0 or last):
             self._save(trainer, module, epoch)
 
+    def on_train_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        self.training = False
+        self.io.wait()
+
     def on_exception(self, trainer: pl.Trainer, module: pl.LightningModule, exception: BaseException) -> None:
-        if not isinstance(exception, SIGTERMException) or trainer.global_step == self.last_step:
-            return
+        """Saves where a run was stopped, or failed between two steps; alone, as other processes may not have failed."""
+        self.training = False
         epochs: Any = trainer.fit_loop.epoch_progress.current
-        if epochs.processed == epochs.ready:
-            self._save(trainer, module, epochs.processed - 1)
-        elif (trainer.fit_loop.batch_idx + 1) % trainer.accumulate_grad_batches == 0:
-            self._save(trainer, module, epochs.processed, trainer.fit_loop.batch_idx + 1)
+        batches: Any = trainer.fit_loop.epoch_loop.batch_progress.current
+        good = isinstance(exception, Stopped) or (
+            trainer.world_size == 1 and not isinstance(exception, CheckpointError | NonFiniteError)
+        )
+        if good and trainer.global_step:
+            if epochs.started == epochs.processed:
+                self._save(trainer, module, epochs.processed - 1)
+            elif batches.ready == batches.processed and not trainer.fit_loop._should_accumulate():
+                self._save(trainer, module, epochs.processed, batches.processed)
+        self.io.wait()
+
+    # What.
 
     def _save(self, trainer: pl.Trainer, module: pl.LightningModule, epoch: int, batch: int | None = None) -> None:
+        if not self.cfg.enabled or self.last == (epoch, batch):
+            return
         check_finite(module, trainer.global_step)
-        path = self.run.checkpoint_path(self.name, epoch, batch)
-        trainer.save_checkpoint(path, weights_only=False)
-        self.last_step = trainer.global_step
-        if trainer.is_global_zero:
-            for older in self.run.checkpoints:
-                epoch, step = place_of(older)
-                # one from the middle of an epoch is for resuming only, and does not stay
-                if older != path and epoch >= 0 and (not self.cfg.keep_prev or step < math.inf):
-                    older.unlink()
-            self.run.records = self.run.records
+        self._log_ahead(trainer, epoch, batch)
+        trainer.save_checkpoint(self.run.checkpoint_path(self.name, epoch, batch), weights_only=False)
+        self.last, self.saved_at = (epoch, batch), time.monotonic()
+
+    @staticmethod
+    def _log_ahead(trainer: pl.Trainer, epoch: int, batch: int | None) -> None:
+        """Writes all metrics before the checkpoint; Lightning logs those of this step, or epoch, after it."""
+        loop, connector = trainer.fit_loop.epoch_loop, trainer._logger_connector
+        batches: Any = loop.batch_progress.current
+        at_batch_end = not trainer.validating and batches.completed < batches.processed
+        due = batch is None or (at_batch_end and connector.should_update_logs)
+        metrics: dict[str, Any] = {**connector.metrics["log"], "epoch": epoch} if due else {}
+        for logger in trainer.loggers:
+            if isinstance(logger, CSVMetrics):
+                if due:
+                    logger.log_metrics(metrics, loop._batches_that_stepped - (batch is None))
+                logger.flush()
+
+    def _prune(self, newest: Path) -> None:
+        """Removes what need not stay beside `newest`, in the thread that wrote it."""
+        kept = self.run.checkpoints[: self.cfg.keep_last]
+        for older in self.run.checkpoints:
+            epoch, step = place_of(older)
+            whole = epoch >= 0 and step == math.inf
+            for_good = whole and (
+                self.cfg.keep_prev or (self.cfg.keep_every and (epoch + 1) % self.cfg.keep_every == 0)
+            )
+            if epoch >= 0 and older not in (*kept, newest) and not for_good:
+                older.unlink()
+        self.run.records = self.run.records
 
 
 @torch.no_grad()
@@ -110,76 +290,3 @@ class StopOnNonFinite(pl.Callback):
                     f"the loss became NaN or infinite at step {int(first)} (epoch {trainer.current_epoch}); the "
                     "checkpoints are finite, and a lower learning rate, a longer warm-up or precision 32 may help"
                 )
-
-
-class StopTogether(pl.Callback):
-    """After a SIGTERM to any process of a run, all stop after the same step, where the checkpointer can save.
-
-    Lightning alone broadcasts from its signal handler, while the processes may be exchanging something else, and hangs;
-    and before each step it waits for the device to ask rank 0. Here each step starts an all-reduce of the signal, whose
-    result is read one step later, when the device has it already.
-    """
-
-    def __init__(self) -> None:
-        self.signalled = self.stopping = False
-        self.answer = torch.zeros(1)  # on the CPU
-        self.arrived: torch.cuda.Event | None = None  # after which it is there
-
-    def setup(self, trainer: pl.Trainer, module: pl.LightningModule, stage: str) -> None:
-        if trainer.world_size > 1:
-            trainer._signal_connector._sigterm_notifier_fn = self._receive  # type: ignore[method-assign]  # in its place
-            trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
-
-    def _receive(self, signum: int, _: Any) -> None:
-        self.signalled = True
-
-    def on_train_batch_end(self, trainer: pl.Trainer, module: pl.LightningModule, out: Any, batch: Any, i: int) -> None:
-        if trainer.world_size == 1:
-            return
-        if self.arrived:
-            self.arrived.synchronize()
-        self.stopping |= bool(self.answer)
-        signalled = torch.full((1,), float(self.signalled), device=module.device)
-        dist.all_reduce(signalled, dist.ReduceOp.MAX)
-        self.answer = signalled.to("cpu", non_blocking=True)
-        if signalled.is_cuda:
-            self.arrived = torch.cuda.Event()
-            self.arrived.record()
-        # not where validation follows, whose batches may differ in number; nor between accumulated batches
-        if self.stopping and not trainer.is_last_batch and (i + 1) % trainer.accumulate_grad_batches == 0:
-            trainer._signal_connector.received_sigterm = True
-
-
-class ExactResume(pl.Callback):
-    """Continues a resumed run exactly as if it had not been interrupted; it stores nothing.
-
-    The random state of a step becomes a pure function of (seed, epoch, batch, rank). What the data draws is such a
-    function already; with this, so is what the network draws (dropout, drop path, mixing). And the loader gets its
-    place in the epoch back: Lightning saves it, but does not restore it if the number of steps was read before the fit,
-    as every schedule does. Where the configuration has changed, optimizer and schedule follow the new one.
-    """
-
-    def __init__(self, seed: int):
-        self.seed, self.place, self.resumed = seed, None, False
-
-    def on_load_checkpoint(self, trainer: pl.Trainer, module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
-        [self.place] = checkpoint["loops"]["fit_loop"]["state_dict"].get("combined_loader") or [None]
-        self.resumed = True
-
-    def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        if self.place:
-            trainer.train_dataloader.load_state_dict(self.place)
-        if self.resumed and all(isinstance(config.scheduler, ClosedFormLR) for config in trainer.lr_scheduler_configs):
-            # the state of an optimizer brings its old options with it, and a schedule that is new has no state
-            for old, new in zip(trainer.optimizers, _init_optimizers_and_lr_schedulers(module)[0], strict=True):
-                for group, fresh in zip(old.param_groups, new.param_groups, strict=True):
-                    group |= {key: value for key, value in fresh.items() if key != "params"}
-            for config in trainer.lr_scheduler_configs:
-                place = trainer.global_step if config.interval == "step" else trainer.current_epoch
-                config.scheduler.load_state_dict({"last_epoch": place})
-
-    def on_train_batch_start(self, trainer: pl.Trainer, module: pl.LightningModule, batch: Any, i: int) -> None:
-        value = derive_seed(self.seed, trainer.current_epoch, i, trainer.global_rank)
-        random.seed(value)
-        np.random.seed(value)
-        torch.manual_seed(value)

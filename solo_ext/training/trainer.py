@@ -15,11 +15,10 @@ import lightning.pytorch as pl
 import torch
 from lightning.fabric.utilities.warnings import disable_possible_user_warnings
 from lightning.pytorch.strategies import DDPStrategy
-from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from solo_ext.data.modules import ImageData
 from solo_ext.errors import CheckpointError, ConfigError, SoloExtError, naming, reason
-from solo_ext.runs.checkpoints import Checkpoint
 from solo_ext.runs.encoder import explain_mismatch
 from solo_ext.runs.environment import environment
 from solo_ext.runs.run import RunResult
@@ -27,7 +26,8 @@ from solo_ext.schema import plain
 from solo_ext.training.callbacks.throughput import Throughput
 from solo_ext.training.config import AnyConfig, TrainingConfig
 from solo_ext.training.loggers import RunProgress, close, make_loggers
-from solo_ext.training.safety import Checkpointer, CheckpointIO, ExactResume, StopOnNonFinite, StopTogether
+from solo_ext.training.resume import ExactResume, place_in
+from solo_ext.training.safety import Checkpointer, CheckpointIO, StopOnNonFinite, Stopped
 from solo_ext.training.start import Start, agree, cluster_environment, is_first, runs_folder
 from solo_ext.training.trainer_config import TrainerConfig
 
@@ -69,12 +69,12 @@ def fit(
         ConfigError: Lightning cannot work with a value.
         CheckpointError: what is to be resumed is damaged or does not fit, or a checkpoint cannot be written.
         NonFiniteError: the loss or a weight became NaN or infinite.
-        SystemExit: 143 after a SIGTERM; 0 on the other ranks.
+        SystemExit: 128 + its number after a signal; 0 on the other ranks.
     """
     if not cfg.performance.disable_channel_last:
         module = module.to(memory_format=torch.channels_last)
     named = [_imported(*item) for item in (cfg.callbacks or {}).items()]
-    safety = ExactResume(cfg.seed), StopTogether(), StopOnNonFinite()
+    safety = ExactResume(cfg.seed), StopOnNonFinite()
     callbacks = [*safety, *callbacks, *named, throughput := Throughput()]
     if cfg.enable_progress_bar is not False:
         callbacks.append(RunProgress())
@@ -82,28 +82,28 @@ def fit(
     with quietly():
         trainer = make_trainer(cfg, callbacks, batches, runs_folder(cfg))
         start = agree(trainer, start)
-        step = _check_resumable(module, start.checkpoint, cfg.max_epochs) if start.checkpoint else 0
+        step, inside, over = _check_resumable(module, start, cfg) if start.checkpoint else (0, False, False)
         with contextlib.ExitStack() as in_use:
             if trainer.is_global_zero:  # which alone locks and writes the folder
                 images = data.record(trainer.strategy.root_device) if isinstance(data, ImageData) else None
                 about = {**environment(), "data": images or type(data).__name__}
                 in_use.enter_context(start.run.in_use(plain(cfg), about, lambda: trainer.global_step > 0))
-            if cfg.checkpoint.enabled:
-                trainer.callbacks.append(Checkpointer(start.run, cfg.name, cfg.checkpoint))  # type: ignore[attr-defined]  # set by Lightning
-            continued = start.checkpoint.path.parent if start.checkpoint else None
-            trainer.loggers = make_loggers(cfg, start.run.dir, step, continued)
-            began = time.perf_counter()
-            _train(trainer, module, data, start)
-            if trainer.global_step == step:
+            checkpointer = Checkpointer(start.run, cfg.name, cfg.checkpoint, cfg.seconds)
+            trainer.callbacks.append(checkpointer)  # type: ignore[attr-defined]  # set by Lightning
+            if not over:
+                trainer.loggers = make_loggers(cfg, start.run.dir, step, start.checkpoint)
+            began, finished = time.perf_counter(), over or _train(trainer, module, data, start, checkpointer)
+            if trainer.global_step == step and finished and not (inside or over):
                 raise ConfigError(f"max_epochs={cfg.max_epochs} and the limits on batches leave no step to train")
+            metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
             result = RunResult(
                 dir=start.run.dir,
                 checkpoint=next(iter(start.run.checkpoints), None),
-                metrics={name: float(value) for name, value in trainer.callback_metrics.items()},
+                metrics=start.run.last_metrics if over else metrics,
                 seconds=time.perf_counter() - began,
                 images_per_s=statistics.median(throughput.epochs) if throughput.epochs else None,
             )
-            if trainer.is_global_zero:
+            if trainer.is_global_zero and finished:
                 start.run.finish(result)
     return result
 
@@ -128,7 +128,8 @@ def make_trainer(
         "use_distributed_sampler": batches is None,
         "log_every_n_steps": max(1, min(50, batches or 1)),  # at least one row an epoch
     }
-    configured = {key: value for key in TrainerConfig.__dataclass_fields__ if (value := getattr(cfg, key)) is not None}
+    given = TrainerConfig.__dataclass_fields__.keys() - {"max_time"}  # the checkpointer looks at the clock
+    configured = {key: value for key in given if (value := getattr(cfg, key)) is not None}
     ours = {
         "precision": cfg.pick_precision(),
         "devices": cfg.trainer_devices,
@@ -146,38 +147,53 @@ def make_trainer(
         return pl.Trainer(**{**defaults, **configured, **ours})
 
 
-def _check_resumable(module: pl.LightningModule, checkpoint: Checkpoint, max_epochs: int) -> int:
-    """The optimizer step at which `checkpoint` resumes; CheckpointError if it cannot."""
+def _check_resumable(module: pl.LightningModule, start: Start, cfg: TrainingConfig) -> tuple[int, bool, bool]:
+    """The optimizer step at which the checkpoint resumes, whether that is inside an epoch, and whether only the result
+    of the run is missing.
+
+    Raises CheckpointError or ConfigError if it cannot be resumed.
+    """
+    checkpoint: Any = start.checkpoint
     if difference := explain_mismatch(checkpoint.state, module.state_dict()):
         raise CheckpointError(f"{checkpoint.path} does not fit this configuration's network: {difference}")
     try:
-        done = checkpoint.content["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
+        done, batch, _ = place_in(checkpoint.content["loops"]["fit_loop"])
         step = checkpoint.content["global_step"]
     except (KeyError, TypeError):
         raise CheckpointError(f"{checkpoint.path} holds weights only: it cannot be resumed") from None
-    if 0 < max_epochs <= done:
-        raise ConfigError(f"max_epochs is {max_epochs}, but {checkpoint.path} already has {done} epochs")
-    return step
+    limits = {"max_epochs": (done, cfg.max_epochs or -1), "max_steps": (step, cfg.max_steps or -1)}
+    for key, (number, limit) in limits.items():
+        if 0 < limit <= number:
+            if start.run.finished or checkpoint.path.parent != start.run.dir:
+                raise ConfigError(f"{key} is {limit}, but {checkpoint.path} already has {number} {key[4:]}")
+            return step, batch is not None, batch is None
+    return step, batch is not None, False
 
 
-def _train(trainer: pl.Trainer, module: pl.LightningModule, data: pl.LightningDataModule, start: Start) -> None:
-    """Lightning's fit; what ends it early is raised as the rest of the program knows it."""
+def _train(
+    trainer: pl.Trainer, module: pl.LightningModule, data: pl.LightningDataModule, start: Start, stops: Checkpointer
+) -> bool:
+    """Lightning's fit, and whether it came to its end; what ends it early is raised as the rest of the program knows
+    it, except the end of `max_time`."""
     trainer.strategy.checkpoint_io.opened = start.checkpoint  # type: ignore[attr-defined]  # ours
     path = start.checkpoint.path if start.checkpoint else None
     try:
-        with explained():
+        with explained(), stops.listening():
             trainer.fit(module, datamodule=data, ckpt_path=path, weights_only=True)
-    except SIGTERMException:
+    except Stopped as stopped:
         if trainer.is_global_zero:
-            log.warning("stopped by SIGTERM; auto_resume.enabled=true continues %s", start.run.dir)
+            log.warning("%s; auto_resume.enabled=true continues %s", stopped, start.run.dir)
+        if stopped.signal is None:
+            return False
         # a launcher kills all processes, also those that still write, when one ends otherwise than with 0
-        raise SystemExit(0 if trainer.global_rank else 143) from None
+        raise SystemExit(0 if trainer.global_rank else 128 + stopped.signal) from None
     except SystemExit as error:  # what Lightning makes of Ctrl-C
         if isinstance(error.__context__, KeyboardInterrupt):
             raise KeyboardInterrupt from None
         raise
     finally:
         close(trainer.loggers)
+    return True
 
 
 @contextlib.contextmanager

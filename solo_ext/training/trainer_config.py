@@ -1,15 +1,17 @@
 """Lightning's Trainer arguments, which a YAML has at its top level, and its loggers', checked without Lightning."""
 
 import logging
+import math
 import pkgutil
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from datetime import timedelta
 from typing import Annotated, Literal
 
 import torch
 
-from solo_ext.errors import ConfigError, must_have, require
+from solo_ext.errors import ConfigError, must_have, naming, require
 from solo_ext.losses.precision import check_precision
 from solo_ext.schema import Bounds, Config, Count, Share
 
@@ -81,7 +83,7 @@ class TrainerConfig(Config):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _ = self.device_indices
+        _ = self.device_indices, self.seconds
         check_precision(self.precision)
         for key, (registry, common) in VALUES.items():
             if (value := getattr(self, key)) not in common:
@@ -101,6 +103,19 @@ class TrainerConfig(Config):
             return devices
         expected = "a number of devices, a list of indices such as [0, 1], or auto"
         raise ConfigError(f"devices must be {expected}, not {devices!r}")
+
+    @property
+    def seconds(self) -> float:
+        """`max_time`, of this process."""
+        if self.max_time is None:
+            return math.inf
+        units = self.max_time
+        if isinstance(units, str):
+            if not (parts := re.fullmatch(r"(\d+):(\d\d):(\d\d):(\d\d)", units.strip())):
+                raise ConfigError(f"max_time must be days, hours, minutes, seconds as in 00:12:00:00, not {units!r}")
+            units = dict(zip(("days", "hours", "minutes", "seconds"), map(int, parts.groups()), strict=True))
+        with naming("max_time", TypeError):
+            return timedelta(**units).total_seconds()
 
     @property
     def on_gpu(self) -> bool:

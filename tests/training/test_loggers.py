@@ -15,23 +15,39 @@ from conftest import ROOT
 from tiny_runs import CANARY
 
 from solo_ext.errors import ConfigError
+from solo_ext.runs.metrics import read_table
 from solo_ext.training.loggers import CSVMetrics, reachable
 from solo_ext.training.trainer_config import TensorboardConfig
 
 
-def test_metrics_csv_has_all_columns_and_continues(tmp_path):
+def test_metrics_csv_has_all_columns_and_continues(tmp_path, caplog):
     csv_file = tmp_path / "metrics.csv"
     log = CSVMetrics(tmp_path)
     log.log_metrics({"loss": torch.tensor(1.5), "epoch": 0}, step=0)
-    log.save()
+    log.flush()
     log.log_metrics({"loss": 1.25, "epoch": 0}, step=1)
+    log.save()
+    assert csv_file.read_text() == "epoch,step,loss\n0,0,1.5\n", "the newest row may get more"
     log.log_metrics({"val_acc1": 50.0}, step=1)
     log.finalize("failed")
     assert csv_file.read_text() == "epoch,step,loss,val_acc1\n0,0,1.5,\n0,1,1.25,50.0\n"
     resumed = CSVMetrics(tmp_path, resume_at=1)  # row 1 is made again
     resumed.log_metrics({"tau": 0.9}, step=1)
-    resumed.save()
+    resumed.flush()
     assert csv_file.read_text() == "epoch,step,loss,val_acc1,tau\n0,0,1.5,,\n,1,,,0.9\n"
+    before = csv_file.stat()
+    resumed.log_metrics({"tau": 0.9}, step=1)
+    resumed.flush()
+    assert csv_file.stat().st_mtime_ns == before.st_mtime_ns, "which it has already"
+    resumed.log_metrics({"tau": 0.8}, step=2)
+    resumed.flush()
+    assert csv_file.stat().st_ino == before.st_ino, "it is appended"
+    resumed.log_metrics({"loss": 1.0}, step=1)
+    resumed.finalize("success")
+    assert csv_file.read_text() == "epoch,step,loss,val_acc1,tau\n0,0,1.5,,\n,1,1.0,,0.9\n,2,,,0.8\n"
+    with open(csv_file, "a") as file:
+        file.write("0,3,1.2")
+    assert [row["step"] for row in read_table(csv_file)[1]] == ["0", "1", "2"] and "1 of 4 rows were cut" in caplog.text
     CSVMetrics(tmp_path).finalize("success")  # nothing logged: nothing touched
     assert "tau" in csv_file.read_text()
 

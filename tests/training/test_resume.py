@@ -48,8 +48,8 @@ def stop():
 
 @pytest.mark.parametrize(
     "step, how, leaves",
-    [(4, stop, "ep=1-step=1"), (6, stop, "ep=1"), (5, crash, "ep=0")],
-    ids=["SIGTERM in an epoch", "SIGTERM at its end", "crash"],
+    [(4, stop, "ep=1-step=1"), (6, stop, "ep=1-step=3"), (9, stop, "ep=2-step=3"), (5, crash, "ep=1-step=2")],
+    ids=["in an epoch", "before a validation", "after the last step", "an error between two steps"],
 )
 def test_an_interrupted_run_resumes_exactly(whole, tmp_path, monkeypatch, step, how, leaves):
     cfg = config(tmp_path)
@@ -58,13 +58,13 @@ def test_an_interrupted_run_resumes_exactly(whole, tmp_path, monkeypatch, step, 
     assert find_checkpoint(folder).name == f"tiny-{folder.name}-{leaves}.ckpt"
 
     resumed = pretrain(cfg)
-    assert resumed.dir == folder and [p.name for p in folder.glob("*.ckpt")] == [resumed.checkpoint.name]
+    assert resumed.dir == folder
+    kept = [leaves if step == 9 else "ep=1", "ep=2"]
+    assert {path.name for path in folder.glob("*.ckpt")} == {f"tiny-{folder.name}-{place}.ckpt" for place in kept}
     old, new = load_checkpoint(whole.checkpoint), load_checkpoint(resumed.checkpoint)
     for part in ("state_dict", "optimizer_states", "lr_schedulers", "global_step", "epoch"):
         assert identical(new[part], old[part]), part
-    same = [r == s for r, s in zip(rows(folder), rows(whole.dir), strict=True)]
-    # an epoch's means cover what this process saw of it
-    assert same.count(False) == (leaves == "ep=1-step=1")
+    assert rows(folder) == rows(whole.dir), "with the means of the epoch that was cut"
     assert len(json.loads((folder / "environment.json").read_text())["before"]) == 1
 
 
@@ -79,7 +79,10 @@ def test_a_finished_run_is_not_resumed(tmp_path, caplog):
     second = pretrain(config(tmp_path, max_epochs=1))
     assert first.dir != second.dir and "is finished: starting a new run" in caplog.text
     (second.dir / "result.json").unlink()  # killed after the last checkpoint
-    assert find_resumable(config(tmp_path, max_epochs=1), tmp_path / "byol") is None
+    third = pretrain(config(tmp_path, max_epochs=1))
+    assert third.dir == second.dir and third.checkpoint == second.checkpoint
+    assert third.metrics.items() >= {"val_acc1": second.metrics["val_acc1"]}.items()
+    assert find_resumable(config(tmp_path, max_epochs=1), tmp_path / "byol") is None, "its result is written"
 
 
 def test_explicit_resume_continues_in_the_same_folder(whole, tmp_path):
@@ -202,7 +205,7 @@ def test_what_does_not_concern_the_training_is_ignored(whole):
         assert not differences(config(whole.dir.parents[1]), twin), key
 
 
-def test_auto_resume_leaves_old_and_running_runs_alone(tmp_path, monkeypatch, caplog):
+def test_auto_resume_leaves_running_runs_alone_and_refuses_what_it_cannot_continue(tmp_path, monkeypatch, caplog):
     cfg = config(tmp_path)
     folder, _ = interrupted(cfg, monkeypatch)
     base = folder.parent
@@ -210,6 +213,14 @@ def test_auto_resume_leaves_old_and_running_runs_alone(tmp_path, monkeypatch, ca
     lock = RunLock(folder)
     assert lock.take() and find_resumable(cfg, base) is None and "is running" in caplog.text
     lock.release()
-    [checkpoint] = folder.glob("*.ckpt")
-    os.utime(checkpoint, (time.time() - 37 * 3600,) * 2)
-    assert find_resumable(cfg, base) is None
+    for checkpoint in folder.glob("*.ckpt"):
+        os.utime(checkpoint, (time.time() - 1000 * 3600,) * 2)
+    assert find_resumable(cfg, base).path.parent == folder, "however old it is"
+    cfg.auto_resume.max_hours = 36.0
+    with pytest.raises(CheckpointError, match=r"saved its last checkpoint 1000 hours ago: raise .*max_hours=36 to"):
+        find_resumable(cfg, base)
+    for checkpoint in folder.glob("*.ckpt"):
+        checkpoint.write_bytes(b"")
+    cfg.auto_resume.max_hours = None
+    with pytest.raises(CheckpointError, match=r"no undamaged checkpoint.*auto_resume.enabled=false starts anew"):
+        find_resumable(cfg, base)

@@ -16,7 +16,8 @@ from solo_ext.methods import METHODS
 from solo_ext.runs.checkpoints import find_checkpoint, load_checkpoint
 from solo_ext.runs.run import RECORDS
 from solo_ext.training.pretrain import pretrain
-from solo_ext.training.safety import ExactResume, check_finite
+from solo_ext.training.resume import ExactResume
+from solo_ext.training.safety import check_finite
 
 
 @pytest.mark.parametrize("frequency", [1, 2, 3, 4])
@@ -28,7 +29,7 @@ def test_the_last_epoch_is_always_saved(tmp_path, frequency, keep_prev):
         "limit_train_batches": 1,
     }
     result = pretrain(config(tmp_path, max_epochs=4, limit_val_batches=0, **options))
-    expected = sorted({*range(0, 4, frequency), 3}) if keep_prev else [3]
+    expected = sorted({*range(0, 4, frequency), 3})[0 if keep_prev else -2 :]
     saved = sorted(path.name for path in result.dir.glob("*.ckpt"))
     assert saved == [f"tiny-{result.dir.name}-ep={n}.ckpt" for n in expected]
     assert list(json.loads((result.dir / RECORDS).read_text())) == saved
