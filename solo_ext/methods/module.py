@@ -77,6 +77,7 @@ class LightningMethod(pl.LightningModule, Method):  # type: ignore[override]  # 
         self._compared = [s for s in self.row if s.name == self.intra_at and self.intra.weight > 0]
         self._kept = [s for s in self.row if s == self.teacher.entry or s in self._compared]
         self._passes: dict[tuple[int, bool, tuple[str, ...]], Passes] = {}  # planned once for each case
+        self.measured: dict[int, dict[str, Tensor]] = {}  # step -> what monitors read, until it is logged
         self._fresh: list[Tensor] = []  # targets of the batch whose backward pass is still to come
 
     def _build_teacher(self) -> Teacher:
@@ -139,7 +140,9 @@ class LightningMethod(pl.LightningModule, Method):  # type: ignore[override]  # 
         with torch.no_grad():
             for monitor in self.monitors:
                 if monitor.due(step.number):
-                    log(monitor(step), on_step=monitor.on_step)
+                    log(values := monitor(step), on_step=False)
+                    if monitor.on_step:  # Lightning would log it at later steps, too
+                        self.measured.setdefault(step.number, {}).update(values)
         return loss
 
     def look(self, batch: Sequence[Any]) -> Step:

@@ -119,10 +119,12 @@ def make_loggers(
     cfg: TrainingConfig, folder: Path, resume_at: int = 0, checkpoint: Checkpoint | None = None
 ) -> list[Logger]:
     """The loggers of the run in `folder`, which continues `checkpoint` at the optimizer step `resume_at`."""
-    continued, row = (checkpoint.path.parent, checkpoint.content.get("row")) if checkpoint else (None, None)
-    loggers: list[Logger] = [CSVMetrics(folder, resume_at, continued, row)]
+    saved, continued = (checkpoint.content, checkpoint.path.parent) if checkpoint else ({}, None)
+    loggers: list[Logger] = [CSVMetrics(folder, resume_at, continued, saved.get("row"))]
     if cfg.wandb.enabled and is_first() and (wandb := wandb_logger(cfg.wandb, cfg.name, folder)):
         wandb.log_hyperparams(plain(cfg))
+        if (run := wandb.experiment).offline:  # its history begins at 0, but the server will join it to what was before
+            run.log({}, step=saved.get("wandb_step", 0))
         loggers.append(wandb)
     if cfg.tensorboard.enabled:
         loggers.append(TensorBoardLogger(str(folder), name="", version="tensorboard", purge_step=resume_at or None))

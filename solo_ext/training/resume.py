@@ -8,6 +8,7 @@ import lightning.pytorch as pl
 import numpy as np
 import torch
 from lightning.pytorch.core.optimizer import _init_optimizers_and_lr_schedulers
+from lightning.pytorch.loggers import WandbLogger
 
 from solo_ext.data.loader import derive_seed
 from solo_ext.optim.schedules import ClosedFormLR
@@ -44,6 +45,7 @@ class ExactResume(pl.Callback):
 
     def on_save_checkpoint(self, trainer: pl.Trainer, module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
         loop = trainer.fit_loop.epoch_loop
+        checkpoint["wandb_step"] = max([0, *(x.experiment.step for x in trainer.loggers if isinstance(x, WandbLogger))])
         if trainer.validating:  # it is not over, and will be made again
             checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]["completed"] -= 1
         if place_in(checkpoint["loops"]["fit_loop"])[1] is not None:

@@ -22,6 +22,7 @@ from torch.utils._pytree import tree_map
 from solo_ext.errors import CheckpointError, NonFiniteError
 from solo_ext.runs.checkpoints import Checkpoint, CheckpointConfig, load_checkpoint, save_checkpoint
 from solo_ext.runs.run import Run, place_of
+from solo_ext.training.callbacks import MonitorCallback
 from solo_ext.training.loggers import CSVMetrics
 from solo_ext.training.start import is_first
 
@@ -98,6 +99,7 @@ class Checkpointer(CheckpointCallback):
         self.received, self.process = 0, os.getpid()  # the signal, and who receives it
         self.training = False
         self.last: tuple[int, int | None] | None = None  # epoch and batch of the last checkpoint
+        self.io = CheckpointIO()
         self.answer = torch.zeros(1)  # on the CPU
         self.arrived: torch.cuda.Event | None = None  # after which it is there
 
@@ -164,7 +166,7 @@ class Checkpointer(CheckpointCallback):
     def setup(self, trainer: pl.Trainer, module: pl.LightningModule, stage: str) -> None:
         trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
         trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
-        self.io: CheckpointIO = trainer.strategy.checkpoint_io  # type: ignore[assignment]
+        self.io = trainer.strategy.checkpoint_io  # type: ignore[assignment]
         self.io.written = self._prune
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
@@ -241,6 +243,9 @@ class Checkpointer(CheckpointCallback):
         at_batch_end = not trainer.validating and batches.completed < batches.processed
         due = batch is None or (at_batch_end and connector.should_update_logs)
         metrics: dict[str, Any] = {**connector.metrics["log"], "epoch": epoch} if due else {}
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]  # set by Lightning
+            if isinstance(callback, MonitorCallback):
+                callback.flush(trainer, trainer.lightning_module)
         for logger in trainer.loggers:
             if isinstance(logger, CSVMetrics):
                 if due:

@@ -85,6 +85,8 @@ class TrainerConfig(Config):
         super().__post_init__()
         _ = self.device_indices, self.seconds
         check_precision(self.precision)
+        if re.search("spawn|fork|notebook", self.strategy):
+            raise ConfigError(f"strategy: {self.strategy} trains in processes that give nothing back; use ddp")
         for key, (registry, common) in VALUES.items():
             if (value := getattr(self, key)) not in common:
                 must_have(value, dict.fromkeys([*common, *pkgutil.resolve_name(registry)]), f"{key}: there is no")

@@ -44,6 +44,9 @@ class MonitorCallback(Callback):
         """
         return cls(section)  # type: ignore[call-arg]  # which a subclass takes
 
+    def flush(self, trainer: Any, module: Any) -> None:
+        """Logs what waits on the device for a logging step; all processes call it, also before a checkpoint."""
+
 
 for _module in pkgutil.iter_modules(__path__, f"{__name__}."):
     importlib.import_module(_module.name)

@@ -73,13 +73,16 @@ class GradientMonitor(MonitorCallback):
             self.pending[trainer.global_step] = norms
 
     def on_train_batch_end(self, trainer: "Trainer", module: "LightningModule", out: Any, batch: Any, i: int) -> None:
-        if self.pending and (trainer.is_last_batch or trainer.global_step % trainer.log_every_n_steps == 0):  # type: ignore[attr-defined]  # set by Lightning
-            for step, norms in self.pending.items():
-                values = trainer.strategy.reduce(torch.stack(list(norms.values())), reduce_op="max").tolist()
-                row = {f"grad_linf/{name}": value for name, value in zip(norms, values, strict=True)}
-                for logger in trainer.loggers:
-                    logger.log_metrics(row, step=step)
-            self.pending = {}
+        if trainer.is_last_batch or trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]  # set by Lightning
+            self.flush(trainer, module)
+
+    def flush(self, trainer: Any, module: Any) -> None:
+        for step, norms in self.pending.items():
+            values = trainer.strategy.reduce(torch.stack(list(norms.values())), reduce_op="max").tolist()
+            row = {f"grad_linf/{name}": value for name, value in zip(norms, values, strict=True)}
+            for logger in trainer.loggers:
+                logger.log_metrics(row, step=step)
+        self.pending = {}
 
     def teardown(self, trainer: "Trainer", module: "LightningModule", stage: str) -> None:
         for hook in self.hooks:

@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 
 
 class Throughput(MonitorCallback):
-    """Logs `images_per_s` for each epoch, and `lr` (of the backbone, as the step used it) at the logging steps.
+    """Logs `images_per_s` for each epoch, `lr` (of the backbone, as the step used it) at the logging steps, and what the
+    module `measured` in single steps, at these.
 
     Images are samples of all ranks, whatever the number of views. Validation does not count, nor do the first steps of
     an epoch (five, but at most a fifth), in which loader workers start and kernels are selected. The device is
@@ -30,9 +31,6 @@ class Throughput(MonitorCallback):
         self.epochs: list[float] = []  # images per second
         self.since: float | None = None
 
-    def on_train_start(self, trainer: "Trainer", module: "LightningModule") -> None:
-        self.on_train_epoch_start(trainer, module)  # which Lightning leaves out on a resume inside an epoch
-
     def on_train_epoch_start(self, trainer: "Trainer", module: "LightningModule") -> None:
         self.skip = int(min(trainer.num_training_batches, 25)) // 5
         self.images, self.seconds, self.since, self.step = 0, 0.0, None, 0
@@ -46,9 +44,19 @@ class Throughput(MonitorCallback):
         self.step += 1
         if self.since is not None:
             self.images += len(batch[0]) * trainer.world_size
-        if trainer.is_last_batch or trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]  # set by Lightning
+        stepped = not trainer.fit_loop._should_accumulate()
+        if stepped and (trainer.is_last_batch or trainer.global_step % trainer.log_every_n_steps == 0):  # type: ignore[attr-defined]  # set by Lightning
             for logger in trainer.loggers:
                 logger.log_metrics({"lr": float(self.lr)}, step=max(trainer.global_step - 1, 0))
+            self.flush(trainer, module)
+
+    def flush(self, trainer: Any, module: Any) -> None:
+        measured: dict[int, dict[str, Any]] = getattr(module, "measured", {})
+        for step, values in measured.items():
+            means = trainer.strategy.reduce(torch.stack(list(values.values())), reduce_op="mean").tolist()
+            for logger in trainer.loggers:
+                logger.log_metrics({f"{name}_step": x for name, x in zip(values, means, strict=True)}, step=step)
+        measured.clear()
 
     def on_validation_start(self, trainer: "Trainer", module: "LightningModule") -> None:
         if not trainer.sanity_checking:

@@ -1,0 +1,150 @@
+"""Runs that are stopped at every place and in every way: the same command makes of them what an uninterrupted run is."""
+
+import os
+import signal
+from itertools import product
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from tiny_runs import config, rows
+from trials import trials
+
+from solo_ext.runs.checkpoints import load_checkpoint
+from solo_ext.runs.run import Run
+from solo_ext.training import safety
+from solo_ext.training.pretrain import pretrain
+
+EPOCHS, STEPS = 2, 3
+SIGNALS = ["SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU"]
+PLACES = [
+    *(f"batch {epoch} {i}" for epoch in range(EPOCHS) for i in range(2 * STEPS)),
+    *(f"validation {epoch} {i}" for epoch in range(EPOCHS) for i in range(2)),
+    *(f"{place} {epoch}" for place in ("epoch end", "writing", "written") for epoch in range(EPOCHS)),
+    "train end",
+    "result",
+]
+
+
+class At(pl.Callback):
+    """Calls `how`, once, at a place of a run."""
+
+    def __init__(self, place, how):
+        self.place, self.how = place, how
+
+    def reached(self, place):
+        if place == self.place:
+            self.place = None
+            self.how()
+
+    def on_train_batch_end(self, trainer, module, out, batch, i):
+        self.reached(f"batch {trainer.current_epoch} {i}")
+
+    def on_validation_batch_end(self, trainer, module, out, batch, i, loader=0):
+        self.reached(f"validation {trainer.current_epoch} {i}")
+
+    def on_train_epoch_end(self, trainer, module):
+        self.reached(f"epoch end {trainer.current_epoch}")
+
+    def on_train_end(self, trainer, module):
+        self.reached("train end")
+
+
+def options(accumulate):
+    """In 6 batches per epoch, 3 steps or, with an uneven group at the end, 2."""
+    return {
+        "max_epochs": EPOCHS,
+        "optimizer__batch_size": 8,
+        "accumulate_grad_batches": accumulate,
+        "limit_val_batches": 2,
+        "log_every_n_steps": 1,
+    }
+
+
+def attempt(cfg, place, how, monkeypatch):
+    """A run of `cfg` that `how` meets at `place`."""
+    at, save, finish = At(place, how), safety.save_checkpoint, Run.finish
+
+    def saving(checkpoint, path):
+        at.reached(f"writing {checkpoint['epoch']}")
+        save(checkpoint, path)
+        at.reached(f"written {checkpoint['epoch']}")
+
+    def finishing(run, result):
+        at.reached("result")
+        finish(run, result)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(safety, "save_checkpoint", saving)
+        patch.setattr(Run, "finish", finishing)
+        return pretrain(cfg, callbacks=[at])
+
+
+@pytest.fixture(scope="module", params=[2, 4])
+def uncut(request, tmp_path_factory):
+    return request.param, pretrain(config(tmp_path_factory.mktemp("uncut"), **options(request.param)))
+
+
+def assert_same(result, uncut, tmp_path):
+    [folder] = (tmp_path / "byol").iterdir()
+    assert result.dir == folder and Run(folder).finished
+    old, new = load_checkpoint(uncut.checkpoint), load_checkpoint(result.checkpoint)
+    assert new["global_step"] == old["global_step"] and new["epoch"] == old["epoch"]
+    assert all(torch.equal(new["state_dict"][key], x) for key, x in old["state_dict"].items())
+    assert rows(folder) == rows(uncut.dir)
+    for key in ("train_loss", "val_acc1", "tau"):
+        assert result.metrics[key] == pytest.approx(uncut.metrics[key], rel=1e-6)
+    assert not [*folder.glob(".*")], "left over"
+
+
+@pytest.mark.parametrize(("place", "name"), trials(product(PLACES, SIGNALS), 0.05))
+def test_a_signal_saves_and_the_same_command_continues(uncut, place, name, tmp_path, monkeypatch):
+    """At most one group of accumulated batches is lost: none."""
+    accumulate, whole = uncut
+    cfg = config(tmp_path, **options(accumulate))
+    number = signal.Signals[name]
+    before = signal.getsignal(number)
+    try:
+        result = attempt(cfg, place, lambda: signal.raise_signal(number), monkeypatch)
+    except (SystemExit, KeyboardInterrupt) as stopped:
+        assert isinstance(stopped, KeyboardInterrupt) or stopped.code == 128 + number
+    else:
+        assert place.split()[0] in ("epoch", "writing", "written") and place.endswith("1"), (
+            "there is nothing left to stop"
+        )
+        return assert_same(result, whole, tmp_path)
+    finally:
+        assert signal.getsignal(number) == before
+    trained = []
+    count = At(None, None)
+    count.on_train_batch_end = lambda trainer, *rest: trained.append(trainer.current_epoch)
+    result = pretrain(cfg, callbacks=[count])
+    assert_same(result, whole, tmp_path)
+    if place.startswith("batch"):
+        epoch, i = map(int, place.split()[1:])
+        group = min(2 * STEPS, (i // accumulate + 1) * accumulate)  # which was to end
+        assert len(trained) == 2 * STEPS * EPOCHS - (2 * STEPS * epoch + group), "none is trained twice"
+
+
+@pytest.mark.parametrize("place", trials(PLACES))
+def test_a_killed_run_is_continued_by_the_same_command(uncut, place, tmp_path, monkeypatch):
+    accumulate, whole = uncut
+    cfg = config(tmp_path, **options(accumulate))
+    if not (child := os.fork()):
+        attempt(cfg, place, lambda: os.kill(os.getpid(), signal.SIGKILL), monkeypatch)
+        os._exit(1)
+    assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
+    [killed] = (tmp_path / "byol").iterdir()
+    if not Run(killed).checkpoints:  # before the first
+        for file in killed.iterdir():
+            file.unlink()
+        killed.rmdir()
+    assert_same(pretrain(cfg), whole, tmp_path)
+
+
+def test_the_second_signal_leaves_at_once(tmp_path, monkeypatch):
+    cfg = config(tmp_path, **options(2))
+    if not (child := os.fork()):
+        attempt(cfg, "batch 0 0", lambda: [signal.raise_signal(signal.SIGTERM) for _ in range(2)], monkeypatch)
+        os._exit(1)
+    assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGTERM
