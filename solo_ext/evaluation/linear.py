@@ -8,10 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from solo_ext.errors import ConfigError, DataError
+from solo_ext.errors import ConfigError, DataError, NonFiniteError
 from solo_ext.evaluation.features import labelled
 from solo_ext.evaluation.finetune import LinearOptions, backbone_groups
-from solo_ext.optim import OptimizerConfig, SchedulerConfig, build_optimizer, build_scheduler
+from solo_ext.optim import OptimizerConfig, SchedulerConfig, build_optimizer, build_scheduler, run_length
 
 
 class LinearModel(pl.LightningModule):
@@ -89,8 +89,7 @@ class LinearModel(pl.LightningModule):
         groups = backbone_groups(self.backbone, self.optimizer_cfg, lr) if self.options.finetune else []
         groups.append({"name": "classifier", "params": list(self.classifier.parameters())})
         optimizer = build_optimizer(groups, self.optimizer_cfg, lr)
-        steps, epochs = self.trainer.estimated_stepping_batches, self.trainer.max_epochs or 0
-        scheduler = build_scheduler(optimizer, self.scheduler_cfg, steps, epochs)
+        scheduler = build_scheduler(optimizer, self.scheduler_cfg, *run_length(self.trainer))
         return {"optimizer": optimizer, **({"lr_scheduler": scheduler} if scheduler else {})}
 
 
@@ -157,6 +156,8 @@ def fit_cached_linear(
 
     with torch.no_grad():
         train_logits, val_logits = head(train_x), head(val_x)
+    if not train_logits.isfinite().all():
+        raise NonFiniteError("the linear classifier became NaN or infinite: a lower optimizer.lr may help")
     acc1, acc5 = accuracy_at_k(val_logits, val_y)
     return {
         "acc1": acc1.item(),

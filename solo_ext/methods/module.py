@@ -18,7 +18,7 @@ from solo_ext.methods.base import Method, MethodConfig, backbone_of
 from solo_ext.methods.step import Gap, Monitor, Outputs, Passes, Spread, Step, Term
 from solo_ext.momentum import Teacher
 from solo_ext.networks.stages import kept_outputs, stage_row
-from solo_ext.optim import build_optimizer, build_scheduler
+from solo_ext.optim import build_optimizer, build_scheduler, run_length
 
 PARTS = ("backbone", "projector", "predictor")
 
@@ -77,6 +77,7 @@ class LightningMethod(pl.LightningModule, Method):  # type: ignore[override]  # 
         self._compared = [s for s in self.row if s.name == self.intra_at and self.intra.weight > 0]
         self._kept = [s for s in self.row if s == self.teacher.entry or s in self._compared]
         self._passes: dict[tuple[int, bool, tuple[str, ...]], Passes] = {}  # planned once for each case
+        self.loss_parts: dict[str, Tensor] = {}  # of the batch
         self.measured: dict[int, dict[str, Tensor]] = {}  # step -> what monitors read, until it is logged
         self._fresh: list[Tensor] = []  # targets of the batch whose backward pass is still to come
 
@@ -133,6 +134,7 @@ class LightningMethod(pl.LightningModule, Method):  # type: ignore[override]  # 
         step = self.look(batch)
         terms = [term for term in self.terms if term.active(step.number)]
         values = {term.name: term.value(step) for term in terms}
+        self.loss_parts = {name: value.detach() for name, value in values.items()}
         loss = total(term.weight * values[term.name] for term in terms)
         log = partial(self.log_dict, on_epoch=True, sync_dist=True, batch_size=len(step.labels))
         log({"train_loss": loss}, on_step=True)
@@ -277,7 +279,7 @@ class LightningMethod(pl.LightningModule, Method):  # type: ignore[override]  # 
 
     def configure_optimizers(self):
         cfg, accumulate = self.cfg, self.accumulate
-        length = self.trainer.estimated_stepping_batches, self.trainer.max_epochs
+        length = run_length(self.trainer)
         optimizer = build_optimizer(self.learnable_params, cfg.optimizer, cfg.optimizer.rates(accumulate)[0])
         scheduler = build_scheduler(optimizer, cfg.scheduler, *length, accumulate)
         return {"optimizer": optimizer, **({"lr_scheduler": scheduler} if scheduler else {})}

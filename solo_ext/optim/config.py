@@ -117,13 +117,21 @@ def build_optimizer(groups: Iterable[dict[str, Any]], cfg: OptimizerConfig, lr: 
     return OPTIMIZERS[cfg.name](groups, lr=lr, weight_decay=cfg.weight_decay, **DEFAULTS.get(cfg.name, {}) | cfg.kwargs)
 
 
+def run_length(trainer: Any) -> tuple[float, float]:
+    """The optimizer steps of a run and its epochs, with a fraction where `max_steps` ends it inside one."""
+    steps = trainer.estimated_stepping_batches
+    if not math.isfinite(steps):
+        return steps, trainer.max_epochs
+    return steps, steps / math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
+
+
 def build_scheduler(
-    optimizer: Optimizer, cfg: SchedulerConfig, total_steps: float, max_epochs: int, accumulate: int | None = 1
+    optimizer: Optimizer, cfg: SchedulerConfig, total_steps: float, max_epochs: float, accumulate: int | None = 1
 ) -> dict[str, Any] | None:
     """Lightning's entry for the scheduler that the section `scheduler` describes; None: constant lr.
 
-    total_steps: optimizer steps of the whole run. accumulate: batches per optimizer step (None: 1), by which `min_lr`
-    and `warmup_start_lr` are multiplied, as `effective_lrs` does with `lr`.
+    total_steps, max_epochs: of the whole run, as it will be (`run_length`). accumulate: batches per optimizer step
+    (None: 1), by which `min_lr` and `warmup_start_lr` are multiplied, as `effective_lrs` does with `lr`.
     """
     if cfg.name == "none":
         return None

@@ -78,6 +78,7 @@ class TrainingConfig(RunConfig):
     resume_from_checkpoint: str | None = None
     wandb: WandbConfig = field(default_factory=WandbConfig)
     tensorboard: TensorboardConfig = field(default_factory=TensorboardConfig)
+    skip_non_finite: Annotated[int, Bounds(0)] = 0  # steps with a loss or gradient that is NaN or infinite, left out
     callbacks: dict[str, Any] | None = None  # {my_module.MyCallback: {every: 3}}: class and arguments
     when_given = TrainerConfig.when_given | {"callbacks"}
 

@@ -1,4 +1,4 @@
-"""What keeps a run safe: checkpoints, a signal that stops all processes together, a stop at NaN."""
+"""What keeps a run safe: checkpoints, and a stop of all processes together that saves."""
 
 import math
 import os
@@ -16,13 +16,14 @@ import torch
 import torch.distributed as dist
 from lightning.fabric.plugins.io import TorchCheckpointIO
 from lightning.pytorch.callbacks import Checkpoint as CheckpointCallback
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from solo_ext.errors import CheckpointError, NonFiniteError
 from solo_ext.runs.checkpoints import Checkpoint, CheckpointConfig, load_checkpoint, save_checkpoint
 from solo_ext.runs.run import Run, place_of
 from solo_ext.training.callbacks import MonitorCallback
+from solo_ext.training.finite import check_finite
 from solo_ext.training.loggers import CSVMetrics
 from solo_ext.training.start import is_first
 
@@ -264,34 +265,3 @@ class Checkpointer(CheckpointCallback):
             if epoch >= 0 and older not in (*kept, newest) and not for_good:
                 older.unlink()
         self.run.records = self.run.records
-
-
-@torch.no_grad()
-def check_finite(module: nn.Module, step: int) -> None:
-    """Raises NonFiniteError if a weight or running statistic is NaN or infinite; one device sync."""
-    named = list(module.named_parameters()) + [b for b in module.named_buffers() if "running_" in b[0]]
-    finite = torch.stack([x.isfinite().all() for _, x in named]).tolist() if named else []
-    if not all(finite):
-        raise NonFiniteError(
-            f"after {step} steps {finite.count(False)} of {len(finite)} tensors of the network are not finite (first: "
-            f"{named[finite.index(False)][0]}), so it is not saved; a lower learning rate or precision 32 may help"
-        )
-
-
-class StopOnNonFinite(pl.Callback):
-    """Ends the run at the next logging step, or epoch end, after a loss that is not finite; the device keeps count."""
-
-    def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        self.first = torch.full((), math.inf, device=module.device)
-
-    def on_train_batch_end(self, trainer: pl.Trainer, module: pl.LightningModule, out: Any, batch: Any, i: int) -> None:
-        loss = out["loss"] if isinstance(out, dict) else out
-        step = max(trainer.global_step - 1, 0)
-        self.first = torch.where(loss.detach().isfinite(), self.first, self.first.clamp(max=step))
-        if trainer.global_step % trainer.log_every_n_steps == 0 or trainer.is_last_batch:  # type: ignore[attr-defined]  # set by Lightning
-            first = trainer.strategy.reduce(self.first, reduce_op="min")
-            if math.isfinite(first):
-                raise NonFiniteError(
-                    f"the loss became NaN or infinite at step {int(first)} (epoch {trainer.current_epoch}); the "
-                    "checkpoints are finite, and a lower learning rate, a longer warm-up or precision 32 may help"
-                )

@@ -25,9 +25,10 @@ from solo_ext.runs.run import RunResult
 from solo_ext.schema import plain
 from solo_ext.training.callbacks.throughput import Throughput
 from solo_ext.training.config import AnyConfig, TrainingConfig
+from solo_ext.training.finite import FiniteSteps
 from solo_ext.training.loggers import RunProgress, close, make_loggers
 from solo_ext.training.resume import ExactResume, place_in
-from solo_ext.training.safety import Checkpointer, CheckpointIO, StopOnNonFinite, Stopped
+from solo_ext.training.safety import Checkpointer, CheckpointIO, Stopped
 from solo_ext.training.start import Start, agree, cluster_environment, is_first, runs_folder
 from solo_ext.training.trainer_config import TrainerConfig
 
@@ -74,7 +75,7 @@ def fit(
     if not cfg.performance.disable_channel_last:
         module = module.to(memory_format=torch.channels_last)
     named = [_imported(*item) for item in (cfg.callbacks or {}).items()]
-    safety = ExactResume(cfg.seed), StopOnNonFinite()
+    safety = ExactResume(cfg.seed), FiniteSteps(cfg.skip_non_finite)
     callbacks = [*safety, *callbacks, *named, throughput := Throughput()]
     if cfg.enable_progress_bar is not False:
         callbacks.append(RunProgress())

@@ -1,4 +1,4 @@
-"""Runs that are stopped at every place and in every way: the same command makes of them what an uninterrupted run is."""
+"""Runs that are stopped at every place and in every way: the same command makes of them what a whole run is."""
 
 import os
 import signal

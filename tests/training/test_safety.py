@@ -3,8 +3,10 @@
 import json
 import math
 import random
+import re
 from types import SimpleNamespace
 
+import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
@@ -15,9 +17,9 @@ from solo_ext.errors import NonFiniteError
 from solo_ext.methods import METHODS
 from solo_ext.runs.checkpoints import find_checkpoint, load_checkpoint
 from solo_ext.runs.run import RECORDS
+from solo_ext.training.finite import check_finite
 from solo_ext.training.pretrain import pretrain
 from solo_ext.training.resume import ExactResume
-from solo_ext.training.safety import check_finite
 
 
 @pytest.mark.parametrize("frequency", [1, 2, 3, 4])
@@ -35,18 +37,77 @@ def test_the_last_epoch_is_always_saved(tmp_path, frequency, keep_prev):
     assert list(json.loads((result.dir / RECORDS).read_text())) == saved
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_and_leaves_a_finite_checkpoint(tmp_path, monkeypatch):
-    original = METHODS["byol"].training_step
+class Weights(pl.Callback):
+    """The network after each step."""
 
-    def training_step(self, batch, i):
-        return original(self, batch, i) * (math.nan if self.global_step == 4 else 1)
+    def __init__(self):
+        self.after = []
 
-    monkeypatch.setattr(METHODS["byol"], "training_step", training_step)
-    with pytest.raises(NonFiniteError, match="became NaN or infinite at step 4 "):
-        pretrain(config(tmp_path))
+    def on_train_start(self, trainer, module):
+        self.module = module
+
+    def on_train_batch_end(self, trainer, module, out, batch, i):
+        self.after.append(self.now())
+
+    def now(self):
+        return {name: x.detach().clone() for name, x in self.module.named_parameters()}
+
+
+@pytest.fixture
+def bad_at(monkeypatch):
+    """Makes the loss, or only a gradient, of a micro-batch bad."""
+
+    def bad_at(number, value, where):
+        def training_step(self, batch, i, original=METHODS["byol"].training_step):
+            loss, parts = original(self, batch, i), self.loss_parts
+            self.seen = getattr(self, "seen", -1) + 1
+            if self.seen == number and where == "loss":
+                self.loss_parts = parts | {"train_neg_cos_sim": torch.tensor(value)}
+                return loss * value
+            if self.seen == number:
+                loss.register_hook(lambda gradient: gradient * value)
+            return loss
+
+        monkeypatch.setattr(METHODS["byol"], "training_step", training_step)
+
+    return bad_at
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize(("where", "accumulate", "step"), [("loss", 1, 4), ("gradient", 1, 4), ("loss", 3, 1)])
+def test_a_bad_number_touches_no_weight(tmp_path, bad_at, where, accumulate, step, value):
+    bad_at(4, value, where)
+    seen = Weights()
+    with pytest.raises(NonFiniteError) as error:
+        pretrain(config(tmp_path, accumulate_grad_batches=accumulate), callbacks=[seen])
+    now, last = seen.now(), seen.after[-1]
+    assert all(torch.equal(now[name], x) for name, x in last.items()) and all(x.isfinite().all() for x in now.values())
+    bad = f"the loss became NaN or infinite at step {step}, train_neg_cos_sim {value:g}, train_class_loss 2."
+    fine = f"the losses are finite, but a gradient became NaN or infinite at step {step}, train_neg_cos_sim"
+    assert str(error.value).startswith(bad if where == "loss" else fine)
+    assert re.search(r"samples \d+(, \d+){15}; no weight is changed", str(error.value))
     [folder] = (tmp_path / "byol").iterdir()
     state = load_checkpoint(find_checkpoint(folder))["state_dict"]
     assert all(x.isfinite().all() for x in state.values()) and "ep=0" in find_checkpoint(folder).name
+
+
+@pytest.mark.parametrize("number", [0, 4])
+def test_bad_steps_can_be_left_out(tmp_path, bad_at, caplog, number):
+    """The first one too, which makes the state of the optimizer."""
+    bad_at(number, math.nan, "gradient")
+    initial = METHODS["byol"](prepared := config(tmp_path, skip_non_finite=1, max_epochs=2))
+    seen = Weights()
+    result = pretrain(prepared, callbacks=[seen], method=initial)
+    before = [None, *seen.after]
+    assert "the step is left out (1 of at most 1)" in caplog.text
+    for name, x in seen.after[number].items():
+        if number and not name.startswith("momentum_"):
+            assert torch.equal(x, before[number][name]), name
+    assert math.isfinite(result.metrics["val_loss"])
+    state = load_checkpoint(result.checkpoint)
+    momenta = [x["momentum_buffer"] for x in state["optimizer_states"][0]["state"].values()]
+    assert momenta and all(x.isfinite().all() for x in momenta)
+    assert any(not torch.equal(x, seen.after[number][name]) for name, x in seen.after[number + 1].items())
 
 
 def test_weights_that_are_not_finite_are_not_saved():

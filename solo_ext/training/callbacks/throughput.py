@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 
 
 class Throughput(MonitorCallback):
-    """Logs `images_per_s` for each epoch, `lr` (of the backbone, as the step used it) at the logging steps, and what the
-    module `measured` in single steps, at these.
+    """Logs `images_per_s` for each epoch, `lr` (of the backbone, as the step used it) at the logging steps, and what
+    the module `measured` in single steps, at these.
 
     Images are samples of all ranks, whatever the number of views. Validation does not count, nor do the first steps of
     an epoch (five, but at most a fifth), in which loader workers start and kernels are selected. The device is
