@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -117,12 +118,13 @@ def read_json(path: Path, **parts: type) -> dict[str, Any] | None:
     return content
 
 
-def sha256(source: str | Path | BinaryIO) -> str:
-    """SHA-256, in hexadecimal, of a file; of an open one, from its current position."""
+def sha256(source: str | Path | BinaryIO, size: int = sys.maxsize) -> str:
+    """SHA-256, in hexadecimal, of the first `size` bytes of a file; of an open one, from its current position."""
     if isinstance(source, str | Path):
         with open(source, "rb") as file:
-            return sha256(file)
+            return sha256(file, size)
     digest = hashlib.sha256()
-    while block := source.read(1 << 20):
+    while block := source.read(min(1 << 20, size)):
         digest.update(block)
+        size -= len(block)
     return digest.hexdigest()

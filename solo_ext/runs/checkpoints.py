@@ -1,7 +1,9 @@
 """Checkpoints: finding the one to load or resume, reading without running code, checking SHA-256, saving whole."""
 
+import hashlib
 import io
 import logging
+import os
 import re
 import time
 import warnings
@@ -9,7 +11,7 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import safetensors.torch
 import torch
@@ -172,6 +174,9 @@ def load_checkpoint(path: str | Path, content: bytes | None = None) -> dict[str,
             if recorded and recorded != sha256(file):
                 raise CheckpointError(f"{path} is damaged: it differs from its SHA-256 in {RECORDS}")
             file.seek(0)
+            if content is None and not recorded and not _intact(file):
+                raise CheckpointError(f"{path} is damaged: it differs from the SHA-256 in it")
+            file.seek(0)
             if path.suffix == ".safetensors":
                 return {"state_dict": safetensors.torch.load(file.read())}
             with warnings.catch_warnings(), torch.serialization.safe_globals(PLACEHOLDERS):
@@ -186,6 +191,44 @@ def load_checkpoint(path: str | Path, content: bytes | None = None) -> dict[str,
     if not isinstance(loaded, dict):
         raise CheckpointError(f"{path} is not a checkpoint: it holds a {type(loaded).__name__}, not a dictionary")
     return loaded
+
+
+def save_tensors(tensors: Mapping[str, Tensor]) -> bytes:
+    """A .safetensors that holds its own SHA-256, taken with zeros in its place."""
+    content = safetensors.torch.save(dict(tensors), {"format": "pt", "sha256": _ZEROS.decode()})
+    return content.replace(_ZEROS, hashlib.sha256(content).hexdigest().encode(), 1)
+
+
+_ZEROS = b"0" * 64
+_END, _TAG = b"PK\5\6", b"sha256="  # of a zip archive, and of its comment
+_END_SIZE, _SEAL_SIZE = 22, len(_TAG) + 64
+
+
+def _seal(file: BinaryIO) -> None:
+    """Writes the SHA-256 of a zip archive as its comment, so that a copy of the file alone carries its proof."""
+    file.seek(-2, os.SEEK_END)
+    file.write(_SEAL_SIZE.to_bytes(2, "little"))
+    file.seek(0)
+    file.write(_TAG + sha256(file).encode())
+
+
+def _intact(file: BinaryIO) -> bool:
+    """Whether a file equals the SHA-256 that it holds; True as well if it holds none."""
+    size = file.seek(0, os.SEEK_END)
+    file.seek(max(0, size - _END_SIZE - _SEAL_SIZE))
+    _, _, end = file.read().partition(_END)
+    file.seek(0)
+    if end:
+        length, comment = end[_END_SIZE - 6 : _END_SIZE - 4], end[_END_SIZE - 4 :]
+        return not (any(length) or comment) or comment == _TAG + sha256(file, size - _SEAL_SIZE).encode()
+    length = int.from_bytes(file.read(8), "little")  # of a .safetensors' header
+    header = bytes(8) + file.read(min(length, size))
+    if not (held := re.search(rb'"sha256": ?"([0-9a-f]{64})"', header)):
+        return True
+    file.seek(0)
+    content = file.read()
+    zeroed = content[: held.start(1)] + _ZEROS + content[held.end(1) :]
+    return hashlib.sha256(zeroed).hexdigest().encode() == held[1]
 
 
 def _diagnosis(path: Path, error: Exception) -> str:
@@ -216,6 +259,7 @@ def save_checkpoint(checkpoint: Mapping[str, Any], path: Path) -> None:
         run.records = records
     with replacing(path) as file:
         torch.save(checkpoint, file)
+        _seal(file)
         size = file.tell()
         file.seek(0)
         digest = sha256(file)

@@ -3,14 +3,23 @@
 import json
 import os
 import pickle
+import random
 import resource
 
 import pytest
+import safetensors.torch
 import torch
 from tiny_runs import names
 
 from solo_ext.errors import CheckpointError, ConfigError
-from solo_ext.runs.checkpoints import CheckpointConfig, find_checkpoint, load_checkpoint, save_checkpoint
+from solo_ext.files import sha256
+from solo_ext.runs.checkpoints import (
+    CheckpointConfig,
+    find_checkpoint,
+    load_checkpoint,
+    save_checkpoint,
+    save_tensors,
+)
 from solo_ext.runs.run import RECORDS
 
 
@@ -39,14 +48,33 @@ def test_truncated_checkpoint_is_refused(saved, keep, recorded):
         load_checkpoint(saved)
 
 
-def test_any_flipped_bit_is_found(saved):
+@pytest.mark.parametrize("lone", [False, True])
+@pytest.mark.parametrize("suffix", [".ckpt", ".safetensors"])
+def test_any_flipped_bit_is_found(saved, lone, suffix):
+    """Also in a copy that has nothing beside it."""
+    if suffix == ".safetensors":
+        record = json.loads((saved.parent / RECORDS).read_text())[saved.name]
+        saved = saved.with_suffix(suffix)
+        saved.write_bytes(save_tensors({"w": torch.arange(1000.0)}))
+        (saved.parent / RECORDS).write_text(json.dumps({saved.name: record | {"sha256": sha256(saved)}}))
+    assert torch.equal(load_checkpoint(saved)["state_dict"]["w"], torch.arange(1000.0))
+    if lone:
+        (saved.parent / RECORDS).unlink()
     content = saved.read_bytes()
-    for position in range(0, len(content), len(content) // 20):
+    rng = random.Random(0)
+    for position in [*rng.sample(range(len(content)), 100), *range(len(content) - 100, len(content), 5)]:
         damaged = bytearray(content)
-        damaged[position] ^= 1 << position % 8
+        damaged[position] ^= 1 << rng.randrange(8)
         saved.write_bytes(damaged)
-        with pytest.raises(CheckpointError, match="damaged"):
+        with pytest.raises(CheckpointError):
             load_checkpoint(saved)
+
+
+def test_files_of_others_need_no_sum(tmp_path):
+    torch.save({"state_dict": {"w": torch.ones(3)}}, tmp_path / "theirs.pth")
+    safetensors.torch.save_file({"w": torch.ones(3)}, tmp_path / "theirs.safetensors")
+    for file in tmp_path.iterdir():
+        assert torch.equal(load_checkpoint(file)["state_dict"]["w"], torch.ones(3))
 
 
 class Malicious:

@@ -24,7 +24,7 @@ from solo_ext.runs.checkpoints import find_checkpoint, load_checkpoint
 from solo_ext.training.compose import compose
 from solo_ext.training.config import resolve
 from solo_ext.training.pretrain import pretrain
-from solo_ext.training.safety import ExactResume
+from solo_ext.training.resume import ExactResume
 from solo_ext.training.start import cluster_environment, die_with
 from solo_ext.training.trainer_config import TrainerConfig
 
@@ -137,7 +137,7 @@ def only_run(folder, method):
     [run] = (folder / method).iterdir()
     names = ["args.json", "checkpoints.json", "environment.json", "metrics.csv", "result.json"]
     assert sorted(path.name for path in run.iterdir() if path.suffix != ".ckpt") == names
-    assert len(list(run.glob("*.ckpt"))) == 1
+    assert 1 <= len(list(run.glob("*.ckpt"))) <= 2
     return run
 
 

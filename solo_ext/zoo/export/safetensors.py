@@ -7,9 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
-import safetensors.torch
-
 from solo_ext.files import json_text
+from solo_ext.runs.checkpoints import save_tensors
 from solo_ext.runs.encoder import load_encoder
 from solo_ext.runs.run import ARGS, ENVIRONMENT, METRICS, RECORDS, WEIGHTS, Run
 from solo_ext.zoo.export import Product, Source
@@ -63,7 +62,7 @@ def _last_part(path: str) -> str:
 def export(source: Source, folder: Path) -> Product:
     """`model.safetensors`, args.json, the record of the SHA-256, and the run's log and environment if there are any."""
     path, content = source.checkpoint.path, source.checkpoint.content
-    run, weights = Run(path.parent), safetensors.torch.save(source.tensors, {"format": "pt"})
+    run, weights = Run(path.parent), save_tensors(source.tensors)
     place = run.records.get(path.name) or {"epoch": content.get("epoch"), "step": content.get("global_step")}
     record = {**place, "sha256": hashlib.sha256(weights).hexdigest(), "size": len(weights)}
     (folder / WEIGHTS).write_bytes(weights)

@@ -8,6 +8,7 @@ import timm
 from torch import nn
 from torchvision.models.resnet import ResNet
 
+from solo_ext.runs.checkpoints import save_tensors
 from solo_ext.zoo.export import Product, Source, torchvision
 from solo_ext.zoo.export.torchvision import call, give_stem, kwargs_of, replacements
 
@@ -39,7 +40,7 @@ def export(source: Source, folder: Path) -> Product:
     """One file; it loads strictly into the network without classifier."""
     name, kwargs = architecture(source)
     file, build = f"{source.name}.safetensors", call("timm.create_model", name, **kwargs)
-    (folder / file).write_bytes(safetensors.torch.save(source.tensors, {"format": "pt"}))
+    (folder / file).write_bytes(save_tensors(source.tensors))
     model = timm.create_model(name, **kwargs)
     stem = give_stem(model, source.backbone)
     model.load_state_dict(safetensors.torch.load_file(folder / file))
