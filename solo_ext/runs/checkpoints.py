@@ -8,7 +8,7 @@ import re
 import time
 import warnings
 from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -38,6 +38,7 @@ class CheckpointConfig(Config, section="checkpoint"):
     frequency: epochs between two checkpoints; the last epoch is always saved.
     every_n_steps, every_minutes: saved inside an epoch too.
     keep_last: how many of the newest stay; keep_every: one of so many epochs stays for good; keep_prev: all of them.
+    keep_best: a metric, such as val_acc1: the epoch at which it is highest, or lowest if it is a loss, stays too.
     """
 
     enabled: bool = False
@@ -47,6 +48,7 @@ class CheckpointConfig(Config, section="checkpoint"):
     every_minutes: Positive | None = None
     keep_last: Count = 2
     keep_every: Count | None = None
+    keep_best: str | None = None
     keep_prev: bool = False
 
     def __post_init__(self) -> None:
@@ -161,6 +163,15 @@ def find_resumable(cfg: Any, base: Path) -> Checkpoint | None:
     return None
 
 
+def find_unsaved(cfg: Any, base: Path) -> Run | None:
+    """A run in the folder `base` that has the resolved configuration `cfg` but ended before its first checkpoint."""
+    for run in map(Run, base.iterdir() if base.is_dir() else ()):
+        with suppress(CheckpointError):
+            if run.args and not (run.checkpoints or run.finished or run.running or differences(run.args, plain(cfg))):
+                return run
+    return None
+
+
 def load_checkpoint(path: str | Path, content: bytes | None = None) -> dict[str, Any]:
     """The content of the file at `path`, on the CPU: tensors and plain values only; no code in it is executed.
 
@@ -221,8 +232,8 @@ def _intact(file: BinaryIO) -> bool:
     if end:
         length, comment = end[_END_SIZE - 6 : _END_SIZE - 4], end[_END_SIZE - 4 :]
         return not (any(length) or comment) or comment == _TAG + sha256(file, size - _SEAL_SIZE).encode()
-    length = int.from_bytes(file.read(8), "little")  # of a .safetensors' header
-    header = bytes(8) + file.read(min(length, size))
+    header_size = int.from_bytes(file.read(8), "little")  # of a .safetensors
+    header = bytes(8) + file.read(min(header_size, size))
     if not (held := re.search(rb'"sha256": ?"([0-9a-f]{64})"', header)):
         return True
     file.seek(0)
@@ -264,4 +275,5 @@ def save_checkpoint(checkpoint: Mapping[str, Any], path: Path) -> None:
         file.seek(0)
         digest = sha256(file)
     record = {"epoch": checkpoint.get("epoch"), "step": checkpoint.get("global_step"), "sha256": digest, "size": size}
+    record |= {"score": checkpoint["score"]} if "score" in checkpoint else {}
     run.records = {**records, path.name: record}

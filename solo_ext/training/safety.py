@@ -19,7 +19,7 @@ from lightning.pytorch.callbacks import Checkpoint as CheckpointCallback
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from solo_ext.errors import CheckpointError, NonFiniteError
+from solo_ext.errors import CheckpointError, NonFiniteError, must_have
 from solo_ext.runs.checkpoints import Checkpoint, CheckpointConfig, load_checkpoint, save_checkpoint
 from solo_ext.runs.run import Run, place_of
 from solo_ext.training.callbacks import MonitorCallback
@@ -101,6 +101,7 @@ class Checkpointer(CheckpointCallback):
         self.training = False
         self.last: tuple[int, int | None] | None = None  # epoch and batch of the last checkpoint
         self.io = CheckpointIO()
+        self.score: float | None = None  # of the checkpoint that is being saved
         self.answer = torch.zeros(1)  # on the CPU
         self.arrived: torch.cuda.Event | None = None  # after which it is there
 
@@ -205,7 +206,11 @@ class Checkpointer(CheckpointCallback):
         whole = trainer.fit_loop.epoch_loop._num_ready_batches_reached()
         last = epoch + 1 == trainer.max_epochs or trainer.should_stop or 0 <= trainer.max_steps <= trainer.global_step
         if whole and (epoch % self.cfg.frequency == 0 or last):
+            if metric := self.cfg.keep_best:
+                must_have(metric, trainer.callback_metrics, "checkpoint.keep_best: there is no metric")
+                self.score = float(trainer.callback_metrics[metric])
             self._save(trainer, module, epoch)
+            self.score = None
 
     def on_train_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         self.training = False
@@ -236,6 +241,10 @@ class Checkpointer(CheckpointCallback):
         trainer.save_checkpoint(self.run.checkpoint_path(self.name, epoch, batch), weights_only=False)
         self.last, self.saved_at = (epoch, batch), time.monotonic()
 
+    def on_save_checkpoint(self, trainer: pl.Trainer, module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
+        if self.score is not None:
+            checkpoint["score"] = self.score
+
     @staticmethod
     def _log_ahead(trainer: pl.Trainer, epoch: int, batch: int | None) -> None:
         """Writes all metrics before the checkpoint; Lightning logs those of this step, or epoch, after it."""
@@ -256,6 +265,10 @@ class Checkpointer(CheckpointCallback):
     def _prune(self, newest: Path) -> None:
         """Removes what need not stay beside `newest`, in the thread that wrote it."""
         kept = self.run.checkpoints[: self.cfg.keep_last]
+        lower = "loss" in (self.cfg.keep_best or "")
+        scores = {name: entry["score"] for name, entry in self.run.records.items() if "score" in entry}
+        if scores and self.cfg.keep_best:
+            kept.append(self.run.dir / (min if lower else max)(scores, key=scores.__getitem__))
         for older in self.run.checkpoints:
             epoch, step = place_of(older)
             whole = epoch >= 0 and step == math.inf

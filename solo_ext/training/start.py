@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from solo_ext.errors import CheckpointError, ConfigError, naming
-from solo_ext.runs.checkpoints import Checkpoint, find_resumable, foreign_config, open_checkpoint
+from solo_ext.runs.checkpoints import Checkpoint, find_resumable, find_unsaved, foreign_config, open_checkpoint
 from solo_ext.runs.comparison import differences, flatten
 from solo_ext.runs.encoder import is_neutral, network_of
 from solo_ext.runs.run import Run
@@ -62,7 +62,8 @@ def begin(cfg: TrainingConfig, base: Path) -> Start | None:
     if cfg.processes > 1 and not is_first():
         return None
     checkpoint = _checkpoint(cfg, base)
-    run, resumed = Run.new(base), f", resuming {checkpoint.path.name}" if checkpoint else ""
+    unsaved = find_unsaved(cfg, base) if cfg.auto_resume.enabled and not checkpoint else None
+    run, resumed = unsaved or Run.new(base), f", resuming {checkpoint.path.name}" if checkpoint else ""
     if checkpoint and checkpoint.config is not None:  # a bare file begins a new run
         old = Run(checkpoint.path.parent)
         if checkpoint.path == old.checkpoints[0]:

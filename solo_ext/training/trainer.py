@@ -93,7 +93,8 @@ def fit(
             trainer.callbacks.append(checkpointer)  # type: ignore[attr-defined]  # set by Lightning
             if not over:
                 trainer.loggers = make_loggers(cfg, start.run.dir, step, start.checkpoint)
-            began, finished = time.perf_counter(), over or _train(trainer, module, data, start, checkpointer)
+            again = "the same command" if cfg.auto_resume.enabled else "auto_resume.enabled=true"
+            began, finished = time.perf_counter(), over or _train(trainer, module, data, start, checkpointer, again)
             if trainer.global_step == step and finished and not (inside or over):
                 raise ConfigError(f"max_epochs={cfg.max_epochs} and the limits on batches leave no step to train")
             metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
@@ -172,10 +173,15 @@ def _check_resumable(module: pl.LightningModule, start: Start, cfg: TrainingConf
 
 
 def _train(
-    trainer: pl.Trainer, module: pl.LightningModule, data: pl.LightningDataModule, start: Start, stops: Checkpointer
+    trainer: pl.Trainer,
+    module: pl.LightningModule,
+    data: pl.LightningDataModule,
+    start: Start,
+    stops: Checkpointer,
+    again: str,
 ) -> bool:
     """Lightning's fit, and whether it came to its end; what ends it early is raised as the rest of the program knows
-    it, except the end of `max_time`."""
+    it, except the end of `max_time`. again: what continues the run."""
     trainer.strategy.checkpoint_io.opened = start.checkpoint  # type: ignore[attr-defined]  # ours
     path = start.checkpoint.path if start.checkpoint else None
     try:
@@ -183,14 +189,19 @@ def _train(
             trainer.fit(module, datamodule=data, ckpt_path=path, weights_only=True)
     except Stopped as stopped:
         if trainer.is_global_zero:
-            log.warning("%s; auto_resume.enabled=true continues %s", stopped, start.run.dir)
+            saved = stops.cfg.enabled and bool(start.run.checkpoints)
+            log.warning("%s; %s", stopped, f"{again} continues {start.run.dir}" if saved else "nothing is saved")
         if stopped.signal is None:
             return False
         # a launcher kills all processes, also those that still write, when one ends otherwise than with 0
         raise SystemExit(0 if trainer.global_rank else 128 + stopped.signal) from None
-    except SystemExit as error:  # what Lightning makes of Ctrl-C
+    except SystemExit as error:  # what Lightning makes of a Ctrl-C before the training
         if isinstance(error.__context__, KeyboardInterrupt):
             raise KeyboardInterrupt from None
+        raise
+    except Exception:
+        if trainer.is_global_zero and (newest := next(iter(start.run.checkpoints), None)):
+            log.warning("%s continues from %s", again, newest)
         raise
     finally:
         close(trainer.loggers)

@@ -2,18 +2,20 @@
 
 import json
 import math
+import os
 import random
 import re
+import signal
 from types import SimpleNamespace
 
 import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
-from tiny_runs import config
+from tiny_runs import config, interrupted, rows
 from torch import nn
 
-from solo_ext.errors import NonFiniteError
+from solo_ext.errors import ConfigError, NonFiniteError
 from solo_ext.methods import METHODS
 from solo_ext.runs.checkpoints import find_checkpoint, load_checkpoint
 from solo_ext.runs.run import RECORDS
@@ -35,6 +37,55 @@ def test_the_last_epoch_is_always_saved(tmp_path, frequency, keep_prev):
     saved = sorted(path.name for path in result.dir.glob("*.ckpt"))
     assert saved == [f"tiny-{result.dir.name}-ep={n}.ckpt" for n in expected]
     assert list(json.loads((result.dir / RECORDS).read_text())) == saved
+
+
+def kept(result):
+    names = [path.name for path in result.dir.glob("*.ckpt")]
+    return sorted(name.partition(f"{result.dir.name}-")[2].removesuffix(".ckpt") for name in names)
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"keep_last": 1}, ["ep=4"]),
+        ({"keep_last": 3}, ["ep=2", "ep=3", "ep=4"]),
+        ({"keep_last": 1, "keep_every": 2}, ["ep=1", "ep=3", "ep=4"]),
+        ({"keep_last": 1, "keep_best": "score"}, ["ep=1", "ep=4"]),
+        ({"keep_last": 1, "keep_best": "score_loss"}, ["ep=3", "ep=4"]),
+        ({"every_n_steps": 2, "keep_last": 3}, ["ep=3", "ep=4", "ep=4-step=2"]),
+        ({"every_n_steps": 1, "keep_prev": True, "keep_last": 1}, ["ep=0", "ep=1", "ep=2", "ep=3", "ep=4"]),
+        ({"every_minutes": 1e-9, "keep_last": 4}, ["ep=4", "ep=4-step=1", "ep=4-step=2", "ep=4-step=3"]),
+    ],
+)
+def test_which_checkpoints_are_made_and_stay(tmp_path, options, expected):
+    class Scores(pl.Callback):
+        def on_train_epoch_end(self, trainer, module):
+            value = [10.0, 40.0, 20.0, 0.0, 30.0][trainer.current_epoch]
+            module.log_dict({"score": value, "score_loss": value})
+
+    changes = {f"checkpoint__{key}": value for key, value in options.items()}
+    cfg = config(tmp_path, limit_val_batches=0, max_epochs=5, **changes)
+    result = pretrain(cfg, callbacks=[Scores()])
+    assert kept(result) == expected
+    assert list(json.loads((result.dir / RECORDS).read_text())) == sorted(p.name for p in result.dir.glob("*.ckpt"))
+
+
+def test_a_metric_that_there_is_not_is_named_at_the_first_checkpoint(tmp_path):
+    with pytest.raises(ConfigError, match=r"checkpoint\.keep_best: there is no metric 'val_acc'; did.*val_acc5"):
+        pretrain(config(tmp_path, checkpoint__keep_best="val_acc"))
+    [folder] = (tmp_path / "byol").iterdir()
+    assert find_checkpoint(folder).name.endswith("ep=0.ckpt"), "the epoch is not lost"
+
+
+def test_a_run_that_ended_before_its_first_checkpoint_is_begun_again_in_its_folder(whole, tmp_path, monkeypatch):
+    cfg = config(tmp_path)
+    if not (child := os.fork()):
+        interrupted(cfg, monkeypatch, 2, lambda: os.kill(os.getpid(), signal.SIGKILL))
+    assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
+    [folder] = (tmp_path / "byol").iterdir()
+    assert pretrain(config(tmp_path, seed=6)).dir != folder, "a twin"
+    result = pretrain(cfg)
+    assert result.dir == folder and rows(folder) == rows(whole.dir)
 
 
 class Weights(pl.Callback):
