@@ -1,13 +1,14 @@
 # make demo: install, train four methods on bundled images, evaluate, write the report
 # make check: what a change has to pass: format, lint and types, then the tests
 # make test: the tests alone
+# make test-faults: the whole battery of faults, of which the tests take a sample; writes docs/reliability.md
 # make format: ruff, in place
 
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo check lint test format
+.PHONY: demo check lint test test-faults format
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/installed-viz
@@ -22,6 +23,9 @@ lint: $(VENV)/installed-dev
 
 test: $(VENV)/installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
+
+test-faults: $(VENV)/installed-dev
+	FAULTS=all OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto tests/faults
 
 format: $(VENV)/installed-dev
 	$(BIN)/ruff format .
