@@ -178,7 +178,8 @@ def _accuracies(section: Section, untrained: Sequence[Run]) -> None:
         [distance] = section.facts["distances"]
         for panel in knn:
             results = [run.knn_result(int(panel.metric.removeprefix("val_knn")), distance) for run in untrained]
-            scores = [result.get("acc1", math.nan) for result in results if result.get("distance") == distance]
+            same = [result for result in results if result and result["protocol"].get("distance") == distance]
+            scores = [result.get("acc1", math.nan) for result in same]
             panel.floor = [score for score in scores if is_number(score)]
     _share_y([panel for panel in section.panels if panel not in knn])
     _share_y(knn)

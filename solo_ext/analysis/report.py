@@ -5,7 +5,7 @@ import os
 import shlex
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,10 @@ import numpy as np
 from solo_ext.analysis import figures, pages
 from solo_ext.analysis.figures import Shown, grouped, labels, names_of
 from solo_ext.errors import ConfigError, naming, require
-from solo_ext.runs.comparison import compare, flatten, value_text
-from solo_ext.runs.run import ARGS, ENVIRONMENT, KNN, LINEAR, METRICS, Run, find_runs
+from solo_ext.runs.comparison import compare, flatten, value_text, within
+from solo_ext.runs.evaluations import OFF, departures
+from solo_ext.runs.metrics import is_number
+from solo_ext.runs.run import ARGS, ENVIRONMENT, EVALUATIONS, KNN, LINEAR, METRICS, Run, find_runs
 from solo_ext.text import Metric
 from solo_ext.training.metrics import metric_of
 
@@ -27,6 +29,12 @@ COLUMNS = {  # key of a row -> what it is
     "images_per_s": metric_of("images_per_s"),
     "seconds": Metric("seconds", "Wall-clock time of the training", "seconds", "{:,.0f}"),
 }
+# what a sentence about a protocol leaves out: files, hashes, and what is said of the run elsewhere
+UNSAID = (
+    *("checkpoint", "sha256", "run", "pretrain_method", "backbone", "performance", "strategy"),
+    *("data.format", "data.train", "data.val", "data.corrupt", "data.corrupt_limit", "data.num_classes"),
+)
+TELLING = ("checkpoint", "data.dataset", "distance", "k", "T", "recorded")  # of an evaluation that is not in the table
 ONLINE = "*"  # marks an accuracy of the online kNN, where there is no offline one
 
 
@@ -117,9 +125,10 @@ def _results(shown: Shown) -> dict[str, Any]:
     measured = any(row["similarity"] is not None for row in numbers)
     return {
         "rows": rows,
-        "knn": _protocol([(style.label, _knn_protocol(run)) for run, style in shown if run.knn]),
+        "knn": _protocol([(style.label, how) for run, style in shown if (how := _knn_protocol(run))]),
         "online": figures.by_value(online, "knn_eval.distance_func") if online else None,
-        "linear": _protocol([(style.label, _linear_protocol(run)) for run, style in shown if run.linear]),
+        "linear": _protocol([(style.label, how) for run, style in shown if (how := _linear_protocol(run))]),
+        "others": [other for run, style in shown for other in _others(run, style.label)],
         "places": figures.by_value([s for s in shown if not s[0].untrained], *figures.PLACE) if measured else None,
         "resumed": [style.label for run, style in shown if run.resumed],
         "missing": _missing_files(shown),
@@ -136,15 +145,39 @@ def _missing_files(shown: Shown) -> dict[tuple[str, ...], str]:
 
 
 def _knn_protocol(run: Run) -> dict[str, Any]:
-    results = [result for k in (1, 20) if (result := run.knn_result(k))]
-    how = merged([{key: result.get(key) for key in ("features", "distance", "T")} for result in results], " and ")
-    ks = " and ".join(value_text(result["k"]) for result in results)
-    return {"k": ks, **how, **run.knn.get("protocol", {})}
+    found = [result["protocol"] for k in (1, 20) if (result := run.knn_result(k))]
+    how = {key: value for protocol in found[:1] for key, value in protocol.items()}
+    how |= {key: " and ".join(dict.fromkeys(texts)) for key, texts in compare(found)[1].items()}
+    return {key: how[key] for key in ("k", "features", "distance", "T", *how) if key in how}
 
 
 def _linear_protocol(run: Run) -> dict[str, Any]:
-    protocol = {"epochs": run.linear.get("epochs"), **run.linear.get("protocol", {})}
+    protocol = dict(run.standard(LINEAR).get("protocol", {}))
+    if "max_epochs" in protocol:
+        protocol = {"epochs": protocol.pop("max_epochs"), **protocol}
     return {"features": "cached", **protocol} if protocol.get("augmented") is False else protocol
+
+
+def _others(run: Run, label: str) -> Iterator[dict[str, Any]]:
+    """Rows of the evaluations that the table does not show: what they reached, and by which protocol."""
+    shown = {LINEAR: [run.standard(LINEAR)], KNN: [run.knn_result(1), run.knn_result(20)]}
+    for name in EVALUATIONS:
+        table = shown.get(name, [])
+        usual = next(filter(None, table), {}).get("protocol")
+        for result in run.evaluations[name]:
+            if any(result is other for other in table):
+                continue
+            protocol = result["protocol"]
+            told = [*TELLING, *departures(protocol)]
+            told += [key for key, value in protocol.items() if usual and usual.get(key, value) != value]
+            texts = [
+                f"{key} {value_text(protocol[key])[:80]}"
+                for key in dict.fromkeys(told)
+                if protocol.get(key) is not None
+            ]
+            acc1 = result.get("acc1")
+            cells = [name.removesuffix(".json"), f"{acc1:.2f}" if is_number(acc1) else "-", ", ".join(texts)]
+            yield {"label": label, "cells": cells}
 
 
 def _protocol(protocols: Sequence[tuple[str, Mapping[str, Any]]]) -> tuple[dict[str, str], dict[str, Any]] | None:
@@ -156,8 +189,7 @@ def _protocol(protocols: Sequence[tuple[str, Mapping[str, Any]]]) -> tuple[dict[
         return None
 
     def informative(key: str, value: Any) -> bool:
-        off = value is None or value is False or value in ({}, [])
-        return key == "augmented" or (key not in ("checkpoint", "run") and not off)
+        return key in ("augmented", "seed") or not (value in OFF or within(key, UNSAID))
 
     same, differing = compare([{k: v for k, v in flatten(x).items() if informative(k, v)} for _, x in protocols])
     if (augmented := same.pop("augmented", None)) in ("true", "false"):
@@ -212,7 +244,7 @@ def table_rows(runs: Sequence[Run]) -> list[dict[str, Any]]:
             "name": run.name,
             "id": run.id,
             **knn,
-            "linear": run.linear.get("acc1"),
+            "linear": run.standard(LINEAR).get("acc1"),
             "similarity": run.last("gap_sim"),
             "images_per_s": float(np.median(speeds)) if speed is None and len(speeds) else speed,
             "seconds": run.summary.get("seconds"),

@@ -17,6 +17,7 @@ OVERRIDES = """\
 overrides in Hydra's syntax: key=value or ++key=value sets a key, ~key removes it; a list is [1,2], nothing is null; a
 mistyped key is refused, with the nearest one that exists"""
 CFG = option("--cfg", "print the configuration that would run, and stop")
+RESULTS = option("--out FOLDER", "folder that gets the results, where not the run's own")
 YAML_WORDS = (
     option("words [RECIPE] key=value", f"<dataset>/<recipe> or FILE.yaml, and {OVERRIDES}", nargs="*"),
     option("-cp --config-path FOLDER", "folder of the YAML, relative to the current directory"),
@@ -85,7 +86,9 @@ def _evaluate(args: Namespace, command: str, file: Path | None, overrides: list[
         source = [assign("pretrained_feature_extractor", encoder.path)] if encoder else []
         raw = _composed(file, [*without_derived(overrides), *source])
     cfg, results = _resolved(raw, command, overrides), None
-    if encoder and not Path(args.run).expanduser().exists():  # results do not belong in a package or the Hub's cache
+    if args.out:
+        results = Path(args.out).expanduser()
+    elif encoder and not Path(args.run).expanduser().exists():  # results do not belong in a package or the Hub's cache
         results = runs_folder(cfg) / "zoo" / re.sub(r"[^\w.-]+", "-", args.run.removeprefix("hf://"))
     _start(cfg, args, command, encoder=encoder, results=results)
 
@@ -126,13 +129,15 @@ def plan(args: Namespace) -> None:
     print(json.dumps(cost, indent=1) if args.json else describe(cost))
 
 
-@SOLO_EXT.command(option("--run PATH", SOURCE), *YAML_WORDS, CFG)
+@SOLO_EXT.command(option("--run PATH", SOURCE), *YAML_WORDS, RESULTS, CFG)
 def linear(args: Namespace) -> None:
     """Train a linear classifier on a frozen encoder.
 
     --run PATH alone takes the data from that run, and optimizer, schedule and epochs from its method's linear recipe
     for its dataset, or else for ImageNet-100 (solo-learn's), and says which. With a YAML, the YAML gives both, and
     --run PATH stands for pretrained_feature_extractor=PATH.
+
+    linear.json in the run folder keeps every result with its whole protocol: fine-tuned, with fewer labels, ...
 
       solo-ext linear --run trained_models/byol/RUN data.num_workers=8
       solo-ext linear cifar10/byol --run trained_models/byol/RUN optimizer.lr=0.1
@@ -146,13 +151,14 @@ def linear(args: Namespace) -> None:
     option("--k K", "numbers of neighbours (default: 1 20)", nargs="+", default=[]),
     option("--distance NAME", "cosine, euclidean (default: both)", nargs="+", default=[]),
     option("--temperature T", "of the cosine votes (default: 0.07)", nargs="+", default=[]),
+    RESULTS,
     CFG,
 )
 def knn(args: Namespace) -> None:
     """Classify by the nearest neighbours among an encoder's features.
 
     Offline kNN evaluation: test images are classified by their nearest training images, by the features of the
-    frozen encoder in eval mode, without augmentation.
+    frozen encoder in eval mode, without augmentation. knn.json in the run folder keeps every result with its protocol.
 
       solo-ext knn --run trained_models/byol/RUN
       solo-ext knn --run model.ckpt --k 1 20 200 --distance cosine --temperature 0.07 0.2

@@ -39,6 +39,11 @@ def flatten(config: Any, at: str = "") -> dict[str, Any]:
     return {key: value for item in items for key, value in item.items()}
 
 
+def within(key: str, names: Sequence[str]) -> bool:
+    """Whether a full key is one of `names`, or below one."""
+    return any(f"{key}.".startswith(f"{name}.") for name in names)
+
+
 def _aligned(configs: Sequence[Any]) -> dict[str, list[Any]]:
     """Full key -> the value of each configuration, `_ABSENT` where it has no such key."""
     flat = [flatten(config) for config in configs]
@@ -61,7 +66,7 @@ def differences(saved: Any, now: Any) -> list[str]:
     pairs = _aligned([plain(saved), plain(now)])
     if pairs.get("data.num_classes", [0, 0])[1] is None:
         del pairs["data.num_classes"]
-    counted = (key for key in pairs if not any(f"{key}.".startswith(f"{name}.") for name in IGNORED))
+    counted = (key for key in pairs if not within(key, IGNORED))
     changed = [(key, *pairs[key]) for key in counted if pairs[key][0] != pairs[key][1]]
     return [f"{key}: {value_text(old)} -> {value_text(new)}" for key, old, new in changed]
 

@@ -1,31 +1,33 @@
-"""The run folder, `<dir>/<method>/<run id>`: its files, reading and writing them, its lock. Imports no torch."""
+"""The run folder, `<dir>/<method>/<run id>`: its files, reading and writing them. Imports no torch."""
 
-import fcntl
 import logging
 import os
 import re
 import secrets
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import numpy as np
 
-from solo_ext.errors import CheckpointError, ConfigError, SoloExtError, naming
-from solo_ext.files import read_json, write_json
+from solo_ext.errors import CheckpointError, SoloExtError, naming
+from solo_ext.files import read_json, sha256, write_json
+from solo_ext.runs.comparison import flatten
+from solo_ext.runs.evaluations import Result, added, departures, read_results
 from solo_ext.runs.layouts import current_config
+from solo_ext.runs.locks import RunLock, held, one_at_a_time
 from solo_ext.runs.metrics import Metrics, is_number
 from solo_ext.text import nearest
 
 log = logging.getLogger("solo_ext")
 
 ARGS, METRICS, RESULT, ENVIRONMENT = "args.json", "metrics.csv", "result.json", "environment.json"
-LINEAR, KNN = "linear.json", "knn.json"
+EVALUATIONS = LINEAR, KNN = "linear.json", "knn.json"
 RECORDS = "checkpoints.json"  # epoch, step, SHA-256 and size of the checkpoints beside it
 WEIGHTS = "model.safetensors"  # in place of checkpoints, in the folder of an exported run
 
@@ -47,49 +49,6 @@ class RunResult:
     metrics: dict[str, float]
     seconds: float
     images_per_s: float | None
-
-
-class RunLock:
-    """Marks a folder as in use, so that no two jobs of one configuration write into it; ends with the process."""
-
-    file: TextIO
-
-    def __init__(self, folder: Path):
-        self.path = folder / ".lock"
-
-    def take(self) -> bool:
-        """Whether the lock is ours now; True as well where the file system has no locks."""
-        self.file = open(self.path, "a")  # noqa: SIM115, held open for the run
-        try:
-            fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            self.file.close()
-            return False
-        except OSError:
-            pass
-        return True
-
-    def release(self) -> None:
-        self.path.unlink(missing_ok=True)
-        self.file.close()
-
-
-@contextmanager
-def held(folder: Path, key: str, busy_key: str, owner: str) -> Iterator[RunLock]:
-    """Makes `folder`, unless it exists, and holds its lock.
-
-    ConfigError, naming `key`, if the folder cannot be made; naming `busy_key`, if `owner` is working in it.
-    """
-    lock = RunLock(folder)
-    with naming(f"{key}: {folder} cannot be made"):
-        folder.mkdir(parents=True, exist_ok=True)
-        ours = lock.take()
-    if not ours:
-        raise ConfigError(f"{busy_key}: {folder} is in use by {owner}")
-    try:
-        yield lock
-    finally:
-        lock.release()
 
 
 def _json(name: str, **parts: type) -> cached_property[dict[str, Any]]:
@@ -126,8 +85,6 @@ class Run:
     args = _json(ARGS)  # the resolved configuration
     environment = _json(ENVIRONMENT)  # what the last process ran on; `before`: those that it continued
     summary = _json(RESULT)  # seconds, images_per_s, ... of a run that has ended
-    linear = _json(LINEAR, protocol=dict)  # protocol, acc1 (in %), ... of the linear evaluation
-    knn = _json(KNN, protocol=dict, results=list)  # protocol, results: features, distance, k, T, acc1, ... of each
 
     @property
     def config(self) -> dict[str, Any] | None:
@@ -185,16 +142,53 @@ class Run:
         values = self.series(name)[2]
         return float(values[-1]) if len(values) else None
 
-    def knn_result(self, k: int, distance: str = "cosine") -> dict[str, Any]:
-        """The result for k neighbours, if any, preferably of backbone features, by `distance`, with T near 0.07."""
+    # Evaluations.
 
-        def order(result: Mapping[str, Any]) -> tuple[bool, bool, float]:
-            T = result.get("T")
-            far = abs(T - 0.07) if is_number(T) else float("inf")
-            return result.get("features", "backbone") != "backbone", result.get("distance") != distance, far
+    @cached_property
+    def evaluations(self) -> dict[str, list[Result]]:
+        """File name -> all results in it, the latest last."""
+        return {name: read_results(self.dir / name) for name in EVALUATIONS}
 
-        results = [x for x in self.knn.get("results", []) if isinstance(x, dict) and x.get("k") == k]
-        return min(results, key=order, default={})
+    def standard(
+        self,
+        name: str,
+        wanted: Mapping[str, Any] | None = None,
+        order: Callable[[dict[str, Any]], tuple] = lambda protocol: (),
+    ) -> Result:
+        """The result in the file `name` that stands for the run: by the standard protocol, on the run's own data, and
+        with `wanted` in it; {} if there is none.
+
+        Of several, that of the newest checkpoint; then the first by `order`, which is larger for what is preferred;
+        then by the method's own recipe, with augmentation, and the latest.
+        """
+        facts = flatten([self.config or {}, self.environment])
+        own, share = (facts.get(f"0.data.{key}") for key in ("dataset", "val_fraction"))
+        images = None if share else facts.get("1.data.val.fingerprint")
+
+        def stands(protocol: dict[str, Any]) -> bool:
+            away, theirs = departures(protocol), protocol.get("data.val.fingerprint")
+            away = {key: value for key, value in away.items() if key != "data.val_fraction" or value != share}
+            same = protocol.get("data.dataset", own) == own or own is None
+            if own == "custom" and theirs and images:  # elsewhere the name says which images
+                same = theirs == images
+            return same and not away and all(protocol.get(key) == value for key, value in (wanted or {}).items())
+
+        def rank(result: Result) -> tuple:
+            protocol = result["protocol"]
+            whole, place = "sha256" in protocol, place_of(Path(str(protocol.get("checkpoint"))))
+            return place, whole, order(protocol), bool(protocol.get("recipe")), bool(protocol.get("augmented"))
+
+        return max((x for x in reversed(self.evaluations[name]) if stands(x["protocol"])), key=rank, default={})
+
+    def knn_result(self, k: int, distance: str = "cosine") -> Result:
+        """The standard result for k neighbours, preferably of backbone features, by `distance`, with T near 0.07."""
+
+        def order(protocol: dict[str, Any]) -> tuple[bool, bool, float]:
+            T = protocol.get("T")
+            near = -abs(T - 0.07) if is_number(T) else -float("inf")
+            return protocol.get("features", "backbone") == "backbone", protocol.get("distance") == distance, near
+
+        return self.standard(KNN, {"k": k}, order)
 
     # Checkpoints.
 
@@ -221,6 +215,10 @@ class Run:
     @records.setter
     def records(self, entries: Mapping[str, Mapping[str, Any]]) -> None:
         write_json(self.dir / RECORDS, entries)
+
+    def sha256(self, name: str) -> str:
+        """That of the checkpoint `name`, recorded or computed."""
+        return self.records.get(name, {}).get("sha256") or sha256(self.dir / name)
 
     # Writing.
 
@@ -255,12 +253,18 @@ class Run:
         """Marks the run as finished."""
         write_json(self.dir / RESULT, asdict(result))
 
-    def write_evaluation(self, name: str, content: Mapping[str, Any], args: Mapping[str, Any] | None = None) -> None:
-        """Writes the file `LINEAR` or `KNN`; with `args`, the folder may be new."""
-        if args is not None:
-            self.dir.mkdir(parents=True, exist_ok=True)
-            write_json(self.dir / ARGS, args)
-        write_json(self.dir / name, content)
+    def add_results(self, name: str, results: Sequence[Result], args: Mapping[str, Any] | None = None) -> None:
+        """Adds to the file `name`, one of `EVALUATIONS`, without the loss of a result of another protocol.
+
+        With `args`, of which args.json is made, the folder may be new. CheckpointError if it cannot be written.
+        """
+        with naming(f"{self.dir} cannot be written", error=CheckpointError):
+            if args is not None:
+                self.dir.mkdir(parents=True, exist_ok=True)
+            with one_at_a_time(self.dir):
+                if args is not None:
+                    write_json(self.dir / ARGS, args)
+                write_json(self.dir / name, {"results": added(read_results(self.dir / name), results)})
 
 
 def place_of(path: Path) -> tuple[int, float]:

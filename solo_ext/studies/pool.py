@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 from solo_ext.errors import ConfigError, naming
 
 if TYPE_CHECKING:
-    from solo_ext.runs.run import RunLock
+    from solo_ext.runs.locks import RunLock
     from solo_ext.studies.rows import Job
 
 LAUNCHERS = ("submitit_slurm", "submitit_local", "slurm", "local")

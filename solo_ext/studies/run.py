@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from solo_ext.errors import require
-from solo_ext.runs.run import held
+from solo_ext.runs.locks import held
 from solo_ext.schema import OneOf
 from solo_ext.studies.pool import LAUNCHERS, STOPPED, LocalPool, Pool, SubmititPool, handling, refuse_orphans
 from solo_ext.studies.rows import Job

@@ -7,7 +7,7 @@ image, and configured values are never overwritten: what is derived has keys of 
 import logging
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, make_dataclass
+from dataclasses import dataclass, field, make_dataclass, replace
 from functools import cache
 from itertools import product
 from pathlib import Path
@@ -287,6 +287,8 @@ def run_values(run: str | Path, kind: str, overrides: Sequence[str] = ()) -> Dic
         values |= LINEAR_RECIPE
         if not overlay(values, overrides).get("cache_features"):
             values |= _linear_recipe(str(data.get("dataset")), str(method))
+            said = str(values.get("recipe", f"none of {method}, but that of most methods")).removeprefix("linear/")
+            log.info("linear recipe: %s, lr %g", said, values["optimizer"]["lr"])
     return overlay(values, without_derived(overrides))
 
 
@@ -297,10 +299,21 @@ def _linear_recipe(dataset: str, method: str) -> dict[str, Any]:
         with suppress(ConfigError):
             file = recipes.find(f"{folder}/{name}", "linear")
             values = plain(compose(file.parent, file.name))
-            log.info("linear evaluation by the recipe of %s for %s, lr %g", name, folder, values["optimizer"]["lr"])
             return {"recipe": f"linear/{folder}/{name}", **{key: values[key] for key in LINEAR_RECIPE}}
-    log.info("no linear recipe of %s: the one that suits most methods, lr %g", method, LINEAR_RECIPE["optimizer"]["lr"])
     return {}
+
+
+def recipe_taken(cfg: LinearConfig) -> str | None:
+    """The linear recipe of the encoder's method for the data, if optimizer, schedule and epochs are those in it."""
+    values = {} if cfg.cache_features else _linear_recipe(cfg.data.dataset, str(cfg.pretrain_method))
+    if not values:
+        return None
+    derived = ("classifier_lr", "effective_lr", "effective_classifier_lr")
+    own = {key: getattr(cfg.optimizer, key) for key in derived}
+    optimizer = replace(build(OptimizerConfig, values["optimizer"], "optimizer"), **own)
+    scheduler = build(SchedulerConfig, values["scheduler"], "scheduler")
+    same = (optimizer, scheduler, values["max_epochs"]) == (cfg.optimizer, cfg.scheduler, cfg.max_epochs)
+    return values["recipe"] if same else None
 
 
 def to_yaml(cfg: RunConfig) -> str:

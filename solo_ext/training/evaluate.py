@@ -1,5 +1,7 @@
 """Offline evaluation of a frozen encoder: linear and kNN."""
 
+import hashlib
+import json
 import logging
 import time
 from pathlib import Path
@@ -9,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from solo_ext.data.modules import ClassificationData
-from solo_ext.errors import ConfigError
+from solo_ext.errors import CheckpointError, ConfigError
 from solo_ext.evaluation.features import features_of_sets
 from solo_ext.evaluation.knn import knn_accuracy
 from solo_ext.evaluation.linear import LinearModel, fit_cached_linear
@@ -17,11 +19,13 @@ from solo_ext.methods import backbone_of
 from solo_ext.networks import BackboneConfig
 from solo_ext.networks.backbones import check_sizes
 from solo_ext.runs.checkpoints import Checkpoint, open_checkpoint
+from solo_ext.runs.comparison import IGNORED, flatten, within
 from solo_ext.runs.encoder import branch_of, check_heads, evaluation_view, load_encoder, network_of, weights_sum
 from solo_ext.runs.environment import environment
+from solo_ext.runs.evaluations import Result
 from solo_ext.runs.run import CLASSIFIERS, KNN, LINEAR, UNTRAINED, Run, RunResult
 from solo_ext.schema import build, plain
-from solo_ext.training.config import KNNRunConfig, LinearConfig, RunConfig
+from solo_ext.training.config import KNNRunConfig, LinearConfig, RunConfig, recipe_taken
 from solo_ext.training.start import begin, is_first, runs_folder
 from solo_ext.training.trainer import fit, prepare, print_result
 
@@ -30,11 +34,20 @@ log = logging.getLogger("solo_ext")
 KNN_BATCH = 256  # images per forward pass; it does not change a result
 
 
+# no part of a protocol: places, what is shown, and what `protocol_of` has more exactly
+LEFT_OUT = (
+    *(*IGNORED, "name", "accelerator", "pretrained_feature_extractor", "knn_eval"),
+    *("data.train_path", "data.val_path", "data.download", "data.augmentations"),
+    *("profiler", "detect_anomaly", "num_sanity_val_steps", "enable_autolog_hparams", "model_registry"),
+)
+
+
 def linear(cfg: LinearConfig, results: Path | None = None, encoder: Checkpoint | None = None) -> RunResult:
     """Trains a linear classifier on the frozen encoder `cfg.pretrained_feature_extractor`, in solo-learn's protocol.
 
     `untrained` takes a freshly initialised encoder of `cfg.seed` instead: the one that a pre-training of that seed
-    starts from. The result's `metrics` have val_acc1 and val_acc5, as linear.json has them.
+    starts from. The result's `metrics` have val_acc1 and val_acc5, which linear.json gets beside those of other
+    protocols.
 
     Args:
         results: the folder that gets linear.json and the encoder's args.json; default: the encoder's own.
@@ -43,67 +56,71 @@ def linear(cfg: LinearConfig, results: Path | None = None, encoder: Checkpoint |
     cached, base = cfg.cache_features, runs_folder(cfg) / CLASSIFIERS
     data = ClassificationData(cfg.data, cfg.optimizer.batch_size, cfg.seed, augment=not cached)
     cfg = prepare(cfg, data)
-    backbone, source = _encoder(cfg, encoder, data)
+    backbone, source, about = _encoder(cfg, encoder, data)
+    place, cfg.recipe = _place(cfg, source, results), recipe_taken(cfg)
     if cached:
         result = _fit_cached(cfg, backbone, data, Run.new(base))
     else:
         layout = not cfg.performance.disable_channel_last
         model = LinearModel(backbone, data.num_classes, cfg.optimizer, cfg.scheduler, cfg, layout)
         result = fit(cfg, model, data, begin(cfg, base))
-    recipe = {key: value for key, value in plain(cfg).items() if key in ("optimizer", "scheduler", "seed")}
-    protocol = {"augmented": not cached, "dataset": cfg.data.dataset, **recipe}
-    protocol |= {"recipe": cfg.recipe, "checkpoint": source and source.name, "run": str(result.dir)}
-    scores = {name: result.metrics.get(f"val_{name}") for name in ("acc1", "acc5")}
-    content = {"protocol": protocol, **scores, "epochs": cfg.max_epochs, "seconds": result.seconds}
-    _record(LINEAR, content, cfg, source, results)
     print_result(result, ("val_acc1", "val_acc5"))
+    if place and is_first():
+        scores = {name: result.metrics.get(f"val_{name}") for name in ("acc1", "acc5")}
+        row = {"protocol": protocol_of(cfg, data) | about, **scores, "seconds": result.seconds, "run": str(result.dir)}
+        _record(LINEAR, [row], *place)
     return result
 
 
 def knn(cfg: KNNRunConfig, results: Path | None = None, encoder: Checkpoint | None = None) -> list[dict[str, Any]]:
     """Classifies the test images by their nearest training images, by the features of the frozen encoder.
 
-    Returns what knn.json has: {"features", "distance", "k", "T", "acc1", "acc5"} for every combination in
-    `cfg.knn_eval`. `results` and `encoder` are as for `linear`.
+    Returns {"features", "distance", "k", "T", "acc1", "acc5"} for every combination in `cfg.knn_eval`, which knn.json
+    gets with their whole protocol. `results` and `encoder` are as for `linear`.
     """
     data = ClassificationData(cfg.data, KNN_BATCH, cfg.seed, augment=False)
     cfg = prepare(cfg, data)
-    backbone, source = _encoder(cfg, encoder, data)
+    backbone, source, about = _encoder(cfg, encoder, data)
+    place = _place(cfg, source, results)
     features = _features(cfg, backbone, data)
-    options, rows = cfg.knn_eval, []
+    options, rows, recorded = cfg.knn_eval, [], []
+    about = protocol_of(cfg, data) | about
     for distance in dict.fromkeys(options.distance_func):
         for temperature in dict.fromkeys(options.T) if distance == "cosine" else [None]:
-            scores = knn_accuracy(*features, k=options.k, distance=distance, temperature=temperature or 0.07)
-            for k, score in scores.items():
-                rows.append({"features": "backbone", "distance": distance, "k": k, "T": temperature, **score})
-    protocol = {"augmented": False, "dataset": cfg.data.dataset, "checkpoint": source and source.name}
-    _record(KNN, {"protocol": protocol, "results": rows}, cfg, source, results)
+            found = knn_accuracy(*features, k=options.k, distance=distance, temperature=temperature or 0.07)
+            for k, scores in found.items():
+                vote = {"features": "backbone", "distance": distance, "k": k, "T": temperature}
+                rows.append({**vote, **scores})
+                recorded.append({"protocol": about | vote, **scores})
     for row in rows:
         votes = "" if row["T"] is None else f"  T {row['T']}"
         print(f"{row['distance']:9}  k {row['k']:<4}{votes}  acc@1 {row['acc1']:.2f}  acc@5 {row['acc5']:.2f}")
+    if place and is_first():
+        _record(KNN, recorded, *place)
     return rows
 
 
 def _encoder(
     cfg: LinearConfig | KNNRunConfig, opened: Checkpoint | None, data: ClassificationData
-) -> tuple[nn.Module, Path | None]:
-    """The frozen encoder to evaluate, and its checkpoint; None if it is untrained."""
+) -> tuple[nn.Module, Checkpoint | None, dict[str, Any]]:
+    """The frozen encoder to evaluate, its checkpoint (None if it is untrained), and what a protocol says of it."""
     if cfg.untrained:
         if cfg.backbone is None:
             raise ConfigError("backbone is missing: which network untrained=true is about")
         check_heads(plain(cfg))
         backbone, source = backbone_of(cfg).eval(), None
+        about: dict[str, Any] = dict.fromkeys(("checkpoint", "sha256", "branch"))
     else:
-        backbone, source = _trained(cfg, opened, data)
+        backbone, source, about = _trained(cfg, opened, data)
     assert cfg.backbone is not None  # or the checkpoint would not have been read
     check_sizes(backbone, cfg.backbone.name, data.eval_view[:1])
     cfg.encoder = weights_sum(backbone)
-    return backbone, source
+    return backbone, source, about
 
 
 def _trained(
     cfg: LinearConfig | KNNRunConfig, opened: Checkpoint | None, data: ClassificationData
-) -> tuple[nn.Module, Path]:
+) -> tuple[nn.Module, Checkpoint, dict[str, Any]]:
     """The encoder of a checkpoint, whose network `cfg` takes over. Says where `data` shows it images otherwise than it
     was trained on."""
     if not cfg.pretrained_feature_extractor:
@@ -120,11 +137,30 @@ def _trained(
                 "pretrain_method is %s, but the encoder's is %s", cfg.pretrain_method, network["pretrain_method"]
             )
         cfg.backbone, cfg.pretrain_method = build(BackboneConfig, network["backbone"]), network["pretrain_method"]
-    here = dict(zip(("crop_size", "mean", "std"), plain(data.eval_view), strict=True))
-    trained = evaluation_view(opened.config or {})
+    here, trained = _view(data), evaluation_view(opened.config or {})
     if other := [f"{key} {value}, not {here[key]}" for key, value in trained.items() if value != here[key]]:
         log.warning("data.augmentations: the encoder was trained with %s", "; ".join(other))
-    return backbone, opened.path
+    name = opened.path.name
+    about = {"checkpoint": name, "sha256": Run(opened.path.parent).sha256(name), "other_view": bool(other)}
+    return backbone, opened, about | {"branch": branch_of(opened.config) or "student"}
+
+
+def _view(data: ClassificationData) -> dict[str, Any]:
+    return dict(zip(("crop_size", "mean", "std"), plain(data.eval_view), strict=True))
+
+
+def protocol_of(cfg: LinearConfig | KNNRunConfig, data: ClassificationData) -> dict[str, Any]:
+    """All that an evaluation by `cfg` depends on but for its encoder, by full keys, without places and paths."""
+    device = data.device
+    facts = {
+        "data": {**data.record(device), "augmentations": _view(data)},
+        "augmented": data.augment,
+        "precision": cfg.pick_precision(warn=False),
+        "devices": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "processes": data.trainer.world_size if data.trainer else 1,
+    }
+    chosen = {key: value for key, value in flatten(plain(cfg)).items() if not within(key, LEFT_OUT)}
+    return chosen | flatten(plain(facts))
 
 
 def _features(cfg: RunConfig, backbone: nn.Module, data: ClassificationData) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -149,15 +185,32 @@ def _fit_cached(cfg: LinearConfig, backbone: nn.Module, data: ClassificationData
 
 
 def untrained_folder(cfg: Any) -> Path:
-    """The folder of the evaluations of the untrained encoder of `cfg`."""
-    return runs_folder(cfg) / UNTRAINED / f"{cfg.backbone.name.replace('/', '-')}-seed{cfg.seed}"
+    """The folder of the evaluations of the untrained encoder of `cfg`: of its very network and seed."""
+    network = json.dumps(network_of(plain(cfg))["backbone"], sort_keys=True)
+    name = f"{cfg.backbone.name.replace('/', '-')}-seed{cfg.seed}-{hashlib.sha256(network.encode()).hexdigest()[:8]}"
+    return runs_folder(cfg) / UNTRAINED / name
 
 
-def _record(name: str, content: dict[str, Any], cfg: RunConfig, source: Path | None, results: Path | None) -> None:
-    """Writes an evaluation's result into `results`, or else into the run folder of the encoder, where there is one."""
-    encoder = Run(source.parent) if source else None
-    args = encoder.config if encoder else plain(cfg)
-    if args is None or not is_first():
-        return
-    target = Run(results or (encoder.dir if encoder else untrained_folder(cfg)))
-    target.write_evaluation(name, content, None if encoder and target.dir == encoder.dir else args)
+def _place(
+    cfg: LinearConfig | KNNRunConfig, source: Checkpoint | None, results: Path | None
+) -> tuple[Run, dict[str, Any] | None] | None:
+    """The run folder that gets the results, and the args.json that goes with them into another than the encoder's.
+
+    None where there is no run folder: the results are only printed. ConfigError for the folder of another run.
+    """
+    encoder = Run(source.path.parent) if source else None
+    if encoder and (results is None or results.resolve() == encoder.dir.resolve()):
+        return (encoder, None) if encoder.config else None
+    run, args = Run(results or untrained_folder(cfg)), encoder and encoder.config
+    if results and (old := run.args):
+        keys = ("untrained", "pretrained_feature_extractor")
+        if old != args and (args or any(old.get(key) != getattr(cfg, key) for key in keys)):
+            raise ConfigError(f"--out: {run.dir} has the args.json of another run; name another folder")
+    return run, args or plain(cfg)
+
+
+def _record(name: str, results: list[Result], run: Run, args: dict[str, Any] | None) -> None:
+    try:
+        run.add_results(name, results, args)
+    except CheckpointError as error:
+        raise CheckpointError(f"{error}; --out takes the results to another folder") from None

@@ -172,8 +172,8 @@ class TrainerConfig(Config):
         if most > gpus and (self.accelerator == "cuda" or (self.accelerator in ("auto", "gpu") and gpus)):
             raise ConfigError(f"devices={self.devices} asks for {most} GPUs, but there are {gpus}; use devices={gpus}")
 
-    def pick_precision(self) -> str:
-        """Lightning's name of `precision`, or of the nearest one that the hardware has; a warning says so.
+    def pick_precision(self, warn: bool = True) -> str:
+        """Lightning's name of `precision`, or of the nearest one that the hardware has; with `warn`, a warning says so.
 
         solo-learn's 16 is 16-mixed. Mixed precision on a CPU becomes bf16-mixed if it has bfloat16 instructions, else
         32; bf16-mixed on a GPU without bfloat16 becomes 16-mixed.
@@ -188,7 +188,7 @@ class TrainerConfig(Config):
                 nearest, why = "bf16-mixed", "this CPU has bfloat16, not float16"
         elif precision == "bf16-mixed" and torch.cuda.is_available() and not torch.cuda.is_bf16_supported(False):
             nearest, why = "16-mixed", "this GPU has no bfloat16"
-        if nearest != precision:
+        if nearest != precision and warn:
             log.warning("precision %s instead of %s: %s", nearest, self.precision, why)
         return nearest
 

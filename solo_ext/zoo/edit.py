@@ -46,8 +46,11 @@ def add(run: str | Path, zoo: Path, name: str | None = None, licence: str = "MIT
         raise CheckpointError(f"{checkpoint} has no args.json of a pre-training beside it, which an entry needs")
     figures = scores(checkpoint.parent, checkpoint.name)
     if not figures:
-        command = shlex.join(["solo-ext", "knn", "--run", str(checkpoint.parent)])
-        raise CheckpointError(f"{checkpoint.parent} has not been evaluated: {command} does it, or linear")
+        folder = checkpoint.parent
+        command = shlex.join(["solo-ext", "knn", "--run", str(folder)])
+        other = any(Run(folder).evaluations.values())
+        why = f" by the standard protocol, with {checkpoint.name} on its own data" if other else ""
+        raise CheckpointError(f"{folder} has not been evaluated{why}: {command} does it, or linear")
     with foreign_config(checkpoint):
         dataset, backbone = config["data"]["dataset"], config["backbone"]["name"]
         teacher = branch_of(config) == "teacher"  # of an export

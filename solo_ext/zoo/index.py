@@ -14,7 +14,7 @@ from filelock import FileLock
 
 from solo_ext.errors import CheckpointError, ConfigError, naming, reason
 from solo_ext.files import write_text
-from solo_ext.runs.run import WEIGHTS, Run
+from solo_ext.runs.run import KNN, LINEAR, WEIGHTS, Run
 from solo_ext.schema import Bounds, Config, build, show
 from solo_ext.text import markdown_table
 
@@ -193,21 +193,21 @@ def write_index(path: Path, entries: Iterable[Entry]) -> None:
 
 
 def scores(folder: Path, checkpoint: str) -> list[Score]:
-    """What `linear` and `knn` measured in the run folder for the file `checkpoint` in it: top-1, in percent."""
+    """What the run folder has of the file `checkpoint` in it by the standard protocol on the test images: top-1, in %.
 
-    def current(result: dict[str, Any]) -> dict[str, Any]:  # a continued run keeps those of an older checkpoint
-        return result if result.get("protocol", {}).get("checkpoint") == checkpoint else {}
-
+    Nothing with fine-tuning, a share of the labels or other data, nor what does not say whether it is that.
+    """
     run, rows = Run(folder), []
-    if linear := current(run.linear):
-        protocol, optimizer = linear["protocol"], linear["protocol"]["optimizer"]
-        views = "random crops and flips" if protocol["augmented"] else "features extracted once, not augmented"
-        text = f"offline linear, {linear['epochs']} epochs, {optimizer['name']}, lr {optimizer['lr']:g}, {views}"
-        rows.append(Score("linear top-1", round(linear["acc1"], 2), f"{text}, seed {protocol['seed']}"))
-    for row in current(run.knn).get("results", []):
-        if row["distance"] == "cosine" and row["T"] == 0.07:
-            protocol = "offline, cosine, T 0.07, not augmented"
-            rows.append(Score(f"kNN-{row['k']}", round(row["acc1"], 2), protocol))
+    own: dict[str, Any] = {"sha256": run.sha256(checkpoint), "data.val_fraction": 0.0}
+    with naming(f"{folder} has a damaged evaluation", LookupError, TypeError, ValueError, error=CheckpointError):
+        if linear := run.standard(LINEAR, own):
+            p = linear["protocol"]
+            views = "random crops and flips" if p["augmented"] else "features extracted once, not augmented"
+            text = f"offline linear, {p['max_epochs']} epochs, {p['optimizer.name']}, lr {p['optimizer.lr']:g}, {views}"
+            rows.append(Score("linear top-1", round(linear["acc1"], 2), f"{text}, seed {p['seed']}"))
+        for k in dict.fromkeys(result["protocol"].get("k") for result in run.evaluations[KNN]):
+            if row := run.standard(KNN, own | {"k": k, "features": "backbone", "distance": "cosine", "T": 0.07}):
+                rows.append(Score(f"kNN-{k}", round(row["acc1"], 2), "offline, cosine, T 0.07, not augmented"))
     return rows
 
 

@@ -14,7 +14,7 @@ import yaml
 
 import solo_ext.cli.main as cli
 from solo_ext.errors import ConfigError
-from solo_ext.runs.run import RunLock
+from solo_ext.runs.locks import RunLock
 from solo_ext.studies.scores import results_of, scores, warning
 from solo_ext.studies.study import load_study
 from solo_ext.studies.table import short_labels, write_tables

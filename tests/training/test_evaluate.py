@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -10,15 +11,18 @@ import torch
 from PIL import Image
 from tiny_runs import config, names
 
+from solo_ext.cli.main import main
 from solo_ext.data import modules
 from solo_ext.data.datasets import DataConfig, load_dataset
 from solo_ext.errors import CheckpointError, ConfigError
+from solo_ext.files import sha256
 from solo_ext.methods import backbone_of
 from solo_ext.runs.checkpoints import load_checkpoint, save_checkpoint
 from solo_ext.runs.encoder import bare_backbone, load_encoder
+from solo_ext.runs.run import Run, RunResult
 from solo_ext.schema import plain
 from solo_ext.training import evaluate
-from solo_ext.training.config import resolve, run_values
+from solo_ext.training.config import recipe_taken, resolve, run_values
 from solo_ext.training.evaluate import knn, linear
 from solo_ext.training.pretrain import pretrain
 from solo_ext.training.trainer_config import TrainerConfig
@@ -35,10 +39,18 @@ def test_linear_evaluation_of_a_run(whole, tmp_path, cached, caplog):
     }
     result = linear(config(tmp_path, "linear", max_epochs=2, **options))
     assert result.dir.parent == tmp_path / "linear" and "args.json" in names(result.dir)
-    written = json.loads((whole.dir / "linear.json").read_text())
-    assert written["acc1"] == result.metrics["val_acc1"] and written["protocol"]["augmented"] is not cached
-    assert written["protocol"]["checkpoint"] == whole.checkpoint.name and written["epochs"] == 2
-    assert written["protocol"]["recipe"] is None  # a configuration of its own
+    written = json.loads((whole.dir / "linear.json").read_text())["results"][-1]
+    protocol = written["protocol"]
+    assert written["acc1"] == result.metrics["val_acc1"] and protocol["augmented"] is not cached
+    assert protocol["checkpoint"] == whole.checkpoint.name and protocol["max_epochs"] == 2
+    assert protocol["sha256"] == sha256(whole.checkpoint) and protocol["branch"] == "student"
+    assert (protocol["finetune"], protocol["data.fraction"], protocol["data.train.images"]) == (False, 0.01, 50)
+    assert protocol["data.val.fingerprint"] == load_dataset(DataConfig("fashion_mnist_mini"), "test").fingerprint()
+    assert (protocol["data.augmentations.crop_size"], protocol["other_view"]) == (28, True)
+    assert (protocol["devices"], protocol["processes"]) == ("cpu", 1)
+    assert protocol.get("limit_val_batches") == (None if cached else 1)  # which has no batches
+    assert not any("/" in value for value in protocol.values() if isinstance(value, str))  # no paths
+    assert protocol["recipe"] is None  # a configuration of its own
     assert "the encoder was trained with crop_size 12, not 28" in caplog.text  # where nothing else is said
     network = json.loads((result.dir / "args.json").read_text())
     assert (network["backbone"]["stem"], network["pretrain_method"]) == ("small", "byol")  # whatever is evaluated next
@@ -64,9 +76,171 @@ def test_knn_evaluation_of_a_run(whole, capsys):
         "data": {"dataset": "fashion_mnist_mini", "fraction": 0.01},
     }
     results = knn(resolve({**raw, "accelerator": "cpu", "knn_eval": {"k": [1, 20]}}, "knn"))
-    assert json.loads((whole.dir / "knn.json").read_text())["results"] == results
+    written = json.loads((whole.dir / "knn.json").read_text())["results"]
+    assert [{key: (row | row["protocol"])[key] for key in results[0]} for row in written] == results
     assert {(r["distance"], r["k"]) for r in results} >= {("cosine", 1), ("cosine", 20)}
     assert all(0 <= r["acc1"] <= r["acc5"] <= 100 for r in results) and "acc@1" in capsys.readouterr().out
+
+
+PAIRS = {  # one key, for linear and for kNN, that makes another evaluation
+    "linear": [
+        *("finetune=true", "data.fraction=0.02", "data.val_fraction=0.3", "data.augmentations.crop_size=14"),
+        *("data.augmentations.mean=[0.2,0.2,0.2]", "data.corrupt=skip", "max_epochs=2", "seed=6", "optimizer.lr=0.1"),
+        *("optimizer.weight_decay=0.1", "optimizer.batch_size=10", "scheduler.name=none", "label_smoothing=0.1"),
+        *("mixup=0.5", "cutmix=0.5", "limit_train_batches=1", "limit_val_batches=2", "precision=bf16-mixed"),
+        *("accumulate_grad_batches=2", "gradient_clip_val=1.0", "backbone.kwargs.zero_init_residual=true"),
+    ],
+    "knn": [
+        *("data.fraction=0.02", "data.val_fraction=0.3", "data.augmentations.crop_size=14", "knn_eval.k=[3]"),
+        *("knn_eval.T=[0.2]", "knn_eval.distance_func=[euclidean]", "precision=bf16-mixed"),
+    ],
+}
+
+
+@pytest.mark.parametrize(("kind", "change"), [(kind, change) for kind, changes in PAIRS.items() for change in changes])
+def test_evaluations_that_differ_in_one_key_stand_side_by_side(whole, tmp_path, monkeypatch, kind, change):
+    """Without training: what is recorded is at stake."""
+    run = copy_of(whole, tmp_path)
+    monkeypatch.setattr(evaluate, "_features", lambda *args: ())
+    monkeypatch.setattr(evaluate, "knn_accuracy", lambda *args, k, **_: {n: {"acc1": 1.0} for n in k})
+    result = RunResult(tmp_path / "linear", None, {"val_acc1": 1.0, "val_acc5": 2.0}, 0.0, None)
+    monkeypatch.setattr(evaluate, "fit", lambda *args: result)
+    few = ["data.fraction=0.01", "accelerator=cpu", *(["knn_eval.k=[1]"] if kind == "knn" else ["max_epochs=3"])]
+    few += ["optimizer.batch_size=16"] * (kind == "linear") + ["knn_eval.distance_func=[cosine]"] * (kind == "knn")
+    command = {"linear": linear, "knn": knn}[kind]
+    for overrides in (few, [*few, change], few, [*few, change]):  # each twice
+        command(resolve(run_values(run.dir, kind, overrides), kind))
+    first, second = json.loads((run.dir / f"{kind}.json").read_text())["results"]
+    assert first["protocol"] != second["protocol"]
+    assert [row["protocol"]["sha256"] for row in (first, second)] == [sha256(whole.checkpoint)] * 2
+
+
+def copy_of(whole, folder):
+    shutil.copytree(whole.dir, folder / "byol" / "run", ignore=shutil.ignore_patterns("linear.json", "knn.json"))
+    return Run(folder / "byol" / "run")
+
+
+def test_the_same_checkpoint_name_with_other_weights_is_another_encoder(whole, tmp_path):
+    run = copy_of(whole, tmp_path)
+    for _ in range(2):
+        knn(resolve(run_values(run.dir, "knn", ["data.fraction=0.01", "knn_eval.k=[1]", "accelerator=cpu"]), "knn"))
+        content = load_checkpoint(run.checkpoints[0])
+        content["state_dict"]["backbone.conv1.weight"] += 0.01
+        save_checkpoint(content, run.checkpoints[0])
+    protocols = [result["protocol"] for result in Run(run.dir).evaluations["knn.json"]]
+    assert len({protocol["sha256"] for protocol in protocols}) == 2 and len(protocols) == 4
+    assert len({protocol["checkpoint"] for protocol in protocols}) == 1
+
+
+def test_which_result_stands_for_a_run(whole, tmp_path):
+    """The newest checkpoint's; by the method's own recipe, then with augmentation, then the latest; never another's."""
+    folder, name = copy_of(whole, tmp_path).dir, whole.checkpoint.name
+    own = {"data.dataset": "fashion_mnist_mini", "data.fraction": -1.0, "sha256": "a", "checkpoint": name}
+    ladder = [
+        {"checkpoint": name.replace("ep=2", "ep=1"), "augmented": True, "recipe": "linear/x/byol"},
+        {"augmented": False},
+        {"augmented": False, "seed": 6},
+        {"augmented": True},
+        {"augmented": True, "recipe": "linear/x/byol"},
+    ]
+    for number, change in enumerate(ladder):
+        Run(folder).add_results("linear.json", [{"protocol": own | change, "acc1": float(number)}])
+        assert Run(folder).standard("linear.json")["acc1"] == number
+    for change in reversed(ladder[:-1]):
+        Run(folder).add_results("linear.json", [{"protocol": own | change, "acc1": 50.0}])
+    assert Run(folder).standard("linear.json")["acc1"] == len(ladder) - 1
+    for change in ({"finetune": True}, {"data.fraction": 0.1}, {"data.dataset": "cifar10"}, {"a_later_key": 1}):
+        Run(folder).add_results("linear.json", [{"protocol": own | ladder[-1] | change, "acc1": 99.0}])
+    assert Run(folder).standard("linear.json")["acc1"] == len(ladder) - 1
+    assert len(Run(folder).evaluations["linear.json"]) == len(ladder) + 4
+
+
+def test_another_folder_of_the_same_kind_is_other_data(tmp_path):
+    """The name `custom` does not say which images."""
+    record = {"data": {"val": {"fingerprint": "ours"}}}
+    for name, content in (("args", {"method": "byol", "data": {"dataset": "custom"}}), ("environment", record)):
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+    for images in ("ours", "theirs"):
+        protocol = {"data.dataset": "custom", "data.val.fingerprint": images}
+        Run(tmp_path).add_results("linear.json", [{"protocol": protocol, "acc1": 1.0 if images == "ours" else 9.0}])
+    assert Run(tmp_path).standard("linear.json")["acc1"] == 1.0
+
+
+def test_what_earlier_versions_wrote_is_kept_and_read(tmp_path):
+    old = {"protocol": {"dataset": "cifar10", "optimizer": {"lr": 0.3}}, "acc1": 50.0, "acc5": 80.0, "epochs": 9}
+    (tmp_path / "linear.json").write_text(json.dumps(old))
+    Run(tmp_path).add_results("linear.json", [{"protocol": {"finetune": True, "sha256": "a"}, "acc1": 60.0}])
+    first, second = Run(tmp_path).evaluations["linear.json"]
+    told = {"data.dataset": "cifar10", "optimizer.lr": 0.3, "max_epochs": 9, "recorded": "in part"}
+    assert first == {"protocol": told, "acc1": 50.0, "acc5": 80.0} and second["acc1"] == 60.0
+    votes = {"protocol": {"checkpoint": "a"}, "results": [{"k": k, "T": 0.07, "acc1": float(k)} for k in (1, 20)]}
+    (tmp_path / "knn.json").write_text(json.dumps(votes))
+    assert [Run(tmp_path).knn_result(k)["acc1"] for k in (1, 20)] == [1.0, 20.0]
+    assert Run(tmp_path).knn_result(3) == {}
+
+
+def test_evaluations_at_the_same_time_lose_nothing(tmp_path):
+    (tmp_path / "args.json").write_text("{}")
+
+    def add(number):
+        Run(tmp_path).add_results("linear.json", [{"protocol": {"seed": number}, "acc1": 1.0}])
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(add, range(40)))
+    assert {x["protocol"]["seed"] for x in Run(tmp_path).evaluations["linear.json"]} == {*range(40)}
+
+
+@pytest.mark.parametrize("kind", ["knn", "linear"])
+def test_where_nothing_can_be_written_the_result_is_printed_and_can_go_elsewhere(whole, tmp_path, capsys, kind):
+    run = copy_of(whole, tmp_path)
+    (run.dir / f".{kind}.json.tmp").mkdir()  # in the way of every user, root included
+    words = [kind, "--run", str(run.dir), "data.fraction=0.01", "accelerator=cpu"]
+    words += ["cache_features=true", "max_epochs=2", f"checkpoint.dir={tmp_path}"] if kind == "linear" else []
+    before = names(run.dir)
+    assert main(words) == 2
+    out, err = capsys.readouterr()
+    assert ("acc@1" if kind == "knn" else "val_acc1") in out
+    assert f"{kind}.json cannot be written: Is a directory; --out takes the results to another folder" in err
+    assert names(run.dir) == before
+    assert main([*words, "--out", str(tmp_path / "a" / "b")]) == 0
+    kept = Run(tmp_path / "a" / "b")
+    assert kept.args == run.args and kept.evaluations[f"{kind}.json"] and names(run.dir) == before
+    assert main([*words, "--out", str(tmp_path / "a" / "b")]) == 0
+    other = run.args | {"seed": 77}
+    (tmp_path / "a" / "b" / "args.json").write_text(json.dumps(other))
+    capsys.readouterr()
+    assert main([*words, "--out", str(tmp_path / "a" / "b")]) == 2
+    assert "b has the args.json of another run; name another folder" in capsys.readouterr().err
+    assert Run(kept.dir).args == other
+
+
+def test_untrained_networks_have_folders_of_their_own(tmp_path):
+    folders = set()
+    for change in ({}, {"backbone__stem": "imagenet"}, {"seed": 1}, {"backbone__last_norm": True}):
+        for kind in ("linear", "knn"):
+            values = plain(config(tmp_path, "linear", untrained=True, **change))
+            keys = ("backbone", "data", "seed", "checkpoint", "untrained", "pretrain_method")
+            cfg = resolve(values if kind == "linear" else {key: values[key] for key in keys}, kind)
+            folders.add(evaluate.untrained_folder(cfg))
+    small = evaluate.untrained_folder(config(tmp_path, "linear", untrained=True, backbone__stem="small"))
+    assert len(folders) == 4 and small in folders  # auto is that here
+
+
+@pytest.mark.parametrize(
+    ("overrides", "taken"),
+    [
+        ([], True),
+        (["optimizer.lr=0.1"], False),
+        (["scheduler.lr_decay_steps=[50]"], False),
+        (["max_epochs=50"], False),
+        (["optimizer.kwargs.momentum=0.8"], False),
+        (["data.num_workers=0", "seed=3"], True),
+        (["cache_features=true"], False),
+    ],
+)
+def test_a_recipe_counts_as_taken_if_nothing_in_it_was_changed(whole, overrides, taken):
+    cfg = resolve(run_values(whole.dir, "linear", overrides), "linear")
+    assert recipe_taken(cfg) == ("linear/fashion_mnist_mini/byol" if taken else None)
 
 
 def test_without_an_encoder_there_is_nothing_to_evaluate(tmp_path):

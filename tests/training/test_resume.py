@@ -12,7 +12,8 @@ from tiny_runs import config, crash, interrupted, names, rows
 from solo_ext.errors import CheckpointError, ConfigError
 from solo_ext.runs.checkpoints import find_checkpoint, find_resumable, load_checkpoint
 from solo_ext.runs.comparison import differences
-from solo_ext.runs.run import RECORDS, RunLock
+from solo_ext.runs.locks import RunLock
+from solo_ext.runs.run import RECORDS
 from solo_ext.training.config import resolve
 from solo_ext.training.pretrain import pretrain
 

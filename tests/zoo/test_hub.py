@@ -22,6 +22,7 @@ from solo_ext.data.transforms import Transform
 from solo_ext.errors import CheckpointError, ConfigError
 from solo_ext.files import sha256
 from solo_ext.methods import backbone_of
+from solo_ext.runs.run import Run
 from solo_ext.training.config import resolve, run_values
 from solo_ext.zoo.export import export
 from solo_ext.zoo.export.huggingface import preprocessing
@@ -206,11 +207,12 @@ def test_the_card(run_folder, tmp_path):
     run.mkdir()
     for file in run_folder.iterdir():
         (run / file.name).write_bytes(file.read_bytes())
-    rows = [{"distance": "cosine", "k": 20, "T": 0.07, "acc1": 71.234, "acc5": 90.0}]
-    for checkpoint, shown in (("tiny-ep=3.ckpt", True), ("tiny-ep=2.ckpt", False)):
-        knn = {"protocol": {"augmented": False, "checkpoint": checkpoint}, "results": rows}
-        (run / "knn.json").write_text(json.dumps(knn))
-        folder = export(run, "huggingface", dtype="float16", out=tmp_path / checkpoint).folder
+    vote = {"features": "backbone", "distance": "cosine", "k": 20, "T": 0.07, "augmented": False}
+    digest = Run(run).sha256("tiny-ep=3.ckpt")
+    for number, (content, shown) in enumerate(((digest, True), ("0" * 64, False))):
+        protocol = vote | {"sha256": content, "data.val_fraction": 0.0}
+        (run / "knn.json").write_text(json.dumps({"results": [{"protocol": protocol, "acc1": 71.234, "acc5": 90.0}]}))
+        folder = export(run, "huggingface", dtype="float16", out=tmp_path / str(number)).folder
         card = (folder / "README.md").read_text()
         assert ("| kNN-20 | 71.23 |" in card) == shown and ("It has not been evaluated." in card) != shown
     _, front, text = card.split("---\n", 2)

@@ -22,6 +22,7 @@ from hub_server import TOKEN
 import solo_ext
 from solo_ext.errors import CheckpointError, SoloExtError
 from solo_ext.runs.encoder import load_encoder
+from solo_ext.runs.run import Run
 from solo_ext.training.config import resolve, run_values
 from solo_ext.training.recipes import find as find_recipe
 from solo_ext.zoo import edit, store
@@ -83,10 +84,16 @@ def run_folder(tmp_path):
     command = ["/home/someone/bin/solo-ext", "pretrain", "scripts/pretrain/cifar10/byol.yaml", "max_epochs=3"]
     environment = {"command": [*command, "data.train_path=/home/someone/data"], "packages": {"torch": "2.14.1"}}
     (folder / "environment.json").write_text(json.dumps(environment))
-    results = [{"features": "backbone", "distance": "cosine", "k": 20, "T": 0.07, "acc1": 41.5, "acc5": 80.0}]
-    protocol = {"augmented": False, "dataset": "cifar10", "checkpoint": "tiny-abcd1234-ep=2.ckpt"}
-    (folder / "knn.json").write_text(json.dumps({"protocol": protocol, "results": results}))
+    protocol = {"features": "backbone", "distance": "cosine", "k": 20, "T": 0.07}
+    evaluated(folder, "knn.json", "tiny-abcd1234-ep=2.ckpt", 41.5, **protocol)
     return folder
+
+
+def evaluated(folder, name, checkpoint, acc1, **protocol):
+    """Adds a result of the very file `checkpoint`."""
+    file = {"checkpoint": checkpoint, "sha256": hashlib.sha256((folder / checkpoint).read_bytes()).hexdigest()}
+    data = {"data.dataset": "cifar10", "data.fraction": -1.0, "data.val_fraction": 0.0, "augmented": False}
+    Run(folder).add_results(name, [{"protocol": {**file, **data, **protocol}, "acc1": acc1, "acc5": 80.0}])
 
 
 # What is in the repository.
@@ -360,7 +367,7 @@ def test_evaluations_are_kept_where_the_user_is(run, tmp_path, own):
     words = ("--k", "1", "--distance", "cosine", "data.num_workers=0", "data.dataset=fashion_mnist_mini")
     assert run("knn", "--run", SAMPLE, *words)[0] == 0
     folder = tmp_path / "trained_models" / "zoo" / SAMPLE
-    assert json.loads((folder / "knn.json").read_text())["protocol"]["checkpoint"] == "model.safetensors"
+    assert Run(folder).evaluations["knn.json"][0]["protocol"]["checkpoint"] == "model.safetensors"
     assert json.loads((folder / "args.json").read_text())["method"] == ENTRIES[SAMPLE].method
     assert {path.name for path in (own / ENTRIES[SAMPLE].folder).iterdir()} == {f.name for f in ENTRIES[SAMPLE].files}
     assert run("knn", "--run", SAMPLE, *words, "checkpoint.dir=elsewhere")[0] == 0
@@ -429,21 +436,67 @@ def test_a_run_becomes_an_entry(run_folder, tmp_path, run):
     status, _, err = run("zoo", "add", run_folder, "--zoo", run_folder / "metrics.csv" / "zoo")
     assert status == 2 and "metrics.csv/zoo cannot be written: Not a directory" in err and err.count("\n") == 1
     before = (zoo / "index.yaml").read_bytes()
-    knn = json.loads((run_folder / "knn.json").read_text())
     (run_folder / "knn.json").unlink()
     status, _, err = run("zoo", "add", run_folder, "--zoo", zoo, "--name", "other")
     assert status == 2 and f"has not been evaluated: solo-ext knn --run {run_folder} does it" in err
     shutil.copytree(run_folder, tmp_path / "a b")
     status, _, err = run("zoo", "add", tmp_path / "a b", "--zoo", zoo, "--name", "other")
     assert status == 2 and f"solo-ext knn --run '{tmp_path}/a b' does it" in err
-    knn["protocol"]["checkpoint"] = "model.safetensors"
-    (folder / "knn.json").write_text(json.dumps(knn))
+    vote = {"features": "backbone", "distance": "cosine", "k": 20, "T": 0.07}
+    evaluated(folder, "knn.json", "model.safetensors", 41.5, **vote)
     status, _, err = run("zoo", "add", folder, "--zoo", zoo, "--name", "../other")
     assert status == 2 and "name must be letters" in err
     assert (zoo / "index.yaml").read_bytes() == before and [p.name for p in zoo.glob("*/*")] == [entry.name]
     assert run("zoo", "add", folder, "--zoo", zoo, "--name", "other")[0] == 0  # an export is one, too
     assert "rounded" not in read_index(zoo)["other"].figures[0].protocol
     assert (zoo / "cifar10" / "other" / "model.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes()
+
+
+LINEAR = {"max_epochs": 100, "optimizer.name": "sgd", "optimizer.lr": 0.3, "seed": 5}
+OTHER = [
+    {"finetune": True},
+    {"data.fraction": 0.1},
+    {"data.val_fraction": 0.2},
+    {"data.dataset": "cifar100"},
+    {"mixup": 0.8},
+    {"cutmix": 1.0},
+    {"label_smoothing": 0.1},
+    {"limit_train_batches": 10},
+    {"limit_val_batches": 1},
+    {"max_steps": 10},
+    {"other_view": True},
+    {"callbacks.my.Own": None, "callbacks.my.Other.every": 3},
+    {"sha256": "0" * 64},
+]
+
+
+@pytest.mark.parametrize("change", OTHER, ids=lambda change: next(iter(change)))
+@pytest.mark.parametrize("before", [True, False], ids=["before", "after"])
+def test_only_a_linear_evaluation_is_published_as_one(run_folder, tmp_path, change, before):
+    """Frozen, on all labels of its own data, of the very file; whatever else was evaluated before or after it."""
+    file = "tiny-abcd1234-ep=2.ckpt"
+    (run_folder / "knn.json").unlink()
+    evaluated(run_folder, "linear.json", file, 99.0, **LINEAR | change)
+    with pytest.raises(CheckpointError, match="has not been evaluated by the standard protocol"):
+        edit.add(run_folder, tmp_path / "zoo")
+    assert not list((tmp_path / "zoo").glob("**/*.safetensors"))
+    if before:
+        (run_folder / "linear.json").unlink()
+    evaluated(run_folder, "linear.json", file, 60.0, **LINEAR)
+    if before:
+        evaluated(run_folder, "linear.json", file, 99.0, **LINEAR | change)
+    [figure] = edit.add(run_folder, tmp_path / "zoo").figures
+    assert (figure.metric, figure.value) == ("linear top-1", 60.0) and "100 epochs, sgd, lr 0.3" in figure.protocol
+
+
+def test_an_earlier_record_is_not_published(run_folder, tmp_path):
+    """It does not say whether the backbone was frozen."""
+    protocol = {"augmented": True, "dataset": "cifar10", "checkpoint": "tiny-abcd1234-ep=2.ckpt", "seed": 5}
+    protocol["optimizer"] = {"name": "sgd", "lr": 0.3}
+    (run_folder / "knn.json").unlink()
+    (run_folder / "linear.json").write_text(json.dumps({"protocol": protocol, "acc1": 99.0, "epochs": 100}))
+    with pytest.raises(CheckpointError, match="has not been evaluated by the standard protocol"):
+        edit.add(run_folder, tmp_path / "zoo")
 
 
 # The commands.

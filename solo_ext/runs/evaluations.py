@@ -1,0 +1,62 @@
+"""The results of evaluations, such as `linear.json` in a run folder: each with its whole protocol.
+
+A result is {"protocol": {full key: value}, "acc1": percent, ...}. The protocol is all that its figures depend on: the
+evaluation's configuration without places and paths, the encoder, the images as they were found, and the device.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from solo_ext.errors import CheckpointError
+from solo_ext.files import read_json
+from solo_ext.runs.comparison import flatten, within
+
+Result = dict[str, Any]
+
+# in these, evaluations by the standard protocol may differ; it is frozen, on all labels of the encoder's own data
+FREE = (
+    *("checkpoint", "sha256", "branch", "untrained", "pretrain_method", "backbone", "data", "cache_features"),
+    *("augmented", "optimizer", "scheduler", "recipe", "max_epochs", "min_epochs", "accumulate_grad_batches"),
+    *("gradient_clip_val", "gradient_clip_algorithm", "seed", "precision", "devices", "processes", "strategy"),
+    *("sync_batchnorm", "performance", "deterministic", "check_val_every_n_epoch", "val_check_interval"),
+    *("features", "distance", "k", "T", "recorded"),
+)
+SHARES = ("data.fraction", "data.val_fraction")
+OFF: tuple = (None, False, 0, -1, [], {})
+FIGURES = ("acc1", "acc5", "seconds", "run")  # of the earlier layout
+RENAMED = {"dataset": "data.dataset", "epochs": "max_epochs"}
+
+
+def read_results(path: Path) -> list[Result]:
+    """The results in the file, the latest last; none without a file. CheckpointError if it is damaged.
+
+    Earlier versions kept one evaluation in it, with a part of its protocol: it has no `sha256` of the encoder, and may
+    have been fine-tuned.
+    """
+    content = read_json(path, protocol=dict, results=list) or {}
+    shared = content.pop("protocol", None)
+    rows = content.pop("results", [content] if content or shared else [])
+    if all(isinstance(row, dict) for row in rows):
+        if shared is not None:
+            rows = [_completed({**shared, **row}) for row in rows]
+        if all(isinstance(row.setdefault("protocol", {}), dict) for row in rows):
+            return rows
+    raise CheckpointError(f"{path} is damaged: its results are not objects, each with its protocol")
+
+
+def _completed(row: dict[str, Any]) -> Result:
+    protocol = {RENAMED.get(key, key): value for key, value in flatten(row).items() if key not in FIGURES}
+    return {"protocol": {**protocol, "recorded": "in part"}, **{key: row[key] for key in FIGURES if key in row}}
+
+
+def added(old: Sequence[Result], new: Sequence[Result]) -> list[Result]:
+    """`old` and `new`, which takes the place of results of the very same protocol."""
+    protocols = [result["protocol"] for result in new]
+    return [*(result for result in old if result["protocol"] not in protocols), *new]
+
+
+def departures(protocol: dict[str, Any]) -> dict[str, Any]:
+    """What makes a protocol another than the standard one: fine-tuning, a share of the labels, limits, ..."""
+    changed = {key: value for key, value in protocol.items() if key in SHARES or not within(key, FREE)}
+    return {key: value for key, value in changed.items() if value not in OFF}
