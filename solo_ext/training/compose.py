@@ -3,7 +3,8 @@
 import copy
 import difflib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,14 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, OverrideType
 from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf import DictConfig, OmegaConf, resolvers
+from omegaconf.errors import GrammarParseError, OmegaConfBaseException
+from omegaconf.grammar_parser import OmegaConfGrammarParser
+from omegaconf.grammar_parser import parse as parse_value
 from yaml import YAMLError
 
 from solo_ext.errors import ConfigError
-from solo_ext.schema import text_keys
+from solo_ext.schema import join, text_keys
 from solo_ext.training import recipes
 
 
@@ -44,7 +47,7 @@ def compose(config_path: str | Path, config_name: str, overrides: Sequence[str] 
         raise ConfigError(f"there is no {kind} '{missing}'{_neighbour(missing)}")
     keys = {text: parse(text).key_or_group for text in overrides}
     try:
-        with initialize_config_dir(str(root.absolute()), version_base="1.2"):
+        with _without_environment(), initialize_config_dir(str(root.absolute()), version_base="1.2"):
             is_group = GlobalHydra.instance().config_loader().repository.group_exists  # type: ignore[attr-defined]
             groups = [text for text, key in keys.items() if "@" in key or is_group(key)]
             cfg = hydra_compose(name, groups)
@@ -53,9 +56,20 @@ def compose(config_path: str | Path, config_name: str, overrides: Sequence[str] 
     return overlay(cfg, [text for text in overrides if text not in groups])
 
 
+@contextmanager
+def _without_environment() -> Iterator[None]:
+    """Keeps Hydra, which resolves the defaults lists of all files, from looking environment variables up for them."""
+    OmegaConf.clear_resolver("oc.env")
+    try:
+        yield
+    finally:
+        OmegaConf.register_new_resolver("oc.env", resolvers.oc.env)
+
+
 def overlay(values: Mapping[str, Any] | DictConfig, overrides: Sequence[str] = ()) -> DictConfig:
     """A copy of `values` with `overrides`, which choose no config group; ConfigError for one that makes no sense."""
     cfg = copy.deepcopy(values) if isinstance(values, DictConfig) else OmegaConf.create(dict(values))
+    refuse_resolvers(OmegaConf.to_container(cfg))
     parsed = [parse(text) for text in overrides]
     for override in parsed:
         if override.type == OverrideType.CHANGE:
@@ -65,6 +79,22 @@ def overlay(values: Mapping[str, Any] | DictConfig, overrides: Sequence[str] = (
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         raise ConfigError(sentence(error)) from error
     return cfg
+
+
+def refuse_resolvers(value: Any, at: str = "") -> None:
+    """Raises ConfigError for a value that calls a resolver, as `${oc.env:HOME}` does: a configuration is data, whoever
+    wrote it. References to other keys are fine."""
+    if isinstance(value, Mapping | list):
+        for key, item in value.items() if isinstance(value, Mapping) else enumerate(value):
+            refuse_resolvers(item, join(at, key))
+    elif isinstance(value, str) and "${" in value:
+        with suppress(GrammarParseError):  # for OmegaConf to explain
+            nodes: list[Any] = [parse_value(value)]
+            while nodes:
+                node = nodes.pop()
+                if isinstance(node, OmegaConfGrammarParser.InterpolationResolverContext):
+                    raise ConfigError(f"{at}: {node.getText()} is not looked up; write what it stands for")
+                nodes += getattr(node, "children", None) or ()
 
 
 def key_of(text: str) -> str:

@@ -5,6 +5,7 @@ image, and configured values are never overwritten: what is derived has keys of 
 """
 
 import logging
+import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, make_dataclass, replace
@@ -31,7 +32,7 @@ from solo_ext.runs.run import Run
 from solo_ext.schema import MISSING, Bounds, Config, Count, Positive, UnknownKey, build, keys, plain
 from solo_ext.training import recipes
 from solo_ext.training.callbacks import MONITORS, MonitorCallback
-from solo_ext.training.compose import compose, overlay, sentence
+from solo_ext.training.compose import compose, key_of, overlay, refuse_resolvers, sentence
 from solo_ext.training.trainer_config import NO_LOOP, OWN, TensorboardConfig, TrainerConfig, WandbConfig
 from solo_ext.training.unread import ONE_PROCESS, UNREAD, reset, without_derived
 
@@ -202,6 +203,7 @@ def _values(raw: RunConfig | DictConfig | Mapping[str, Any]) -> dict[str, Any]:
     try:
         unresolved: Any = OmegaConf.to_container(raw) if OmegaConf.is_config(raw) else plain(raw)
         unresolved.pop("hydra", None)
+        refuse_resolvers(unresolved)
         values: Any = OmegaConf.to_container(OmegaConf.create(unresolved), resolve=True)
     except OmegaConfBaseException as error:
         raise ConfigError(sentence(error)) from error
@@ -273,16 +275,22 @@ def run_values(run: str | Path, kind: str, overrides: Sequence[str] = ()) -> Dic
         data = {key: value for key, value in config.get("data", {}).items() if key in EVALUATION_DATA}
         if view := evaluation_view(config):
             data["augmentations"] = view
-        folder = config.get("checkpoint", {}).get("dir", CheckpointConfig.dir)
+        # an args.json may be anybody's: nothing is written where it says, but into the folder that holds the run
+        own, place = {key_of(text) for text in overrides}, config.get("checkpoint", {}).get("dir", "")
+        folder = checkpoint.absolute().parent.parent.parent
+        here = Path(place).expanduser().resolve() == folder.resolve() and os.access(folder, os.W_OK)
+        if any(data.get(key) and f"data.{key}" not in own for key in ("train_path", "val_path")):
+            data["download"] = False
         values: dict[str, Any] = {
             "name": f"{config.get('name', checkpoint.stem)}-{kind}",
             "pretrained_feature_extractor": str(checkpoint),
             "data": data,
             "devices": 1,
-            "checkpoint": {"enabled": kind == "linear", "dir": folder},
+            "checkpoint": {"enabled": kind == "linear", "dir": place if here else CheckpointConfig.dir},
             **({"precision": config["precision"]} if "precision" in config else {}),
             **(network_of(config) if config.get("backbone") else {"pretrain_method": method}),
         }
+        (values.get("backbone", {}).get("kwargs") or {}).pop("cache_dir", None)
     if kind == "linear":
         values |= LINEAR_RECIPE
         if not overlay(values, overrides).get("cache_features"):

@@ -4,6 +4,7 @@ import contextlib
 import copy
 import logging
 import pkgutil
+import reprlib
 import statistics
 import time
 import warnings
@@ -51,10 +52,10 @@ def prepare(cfg: AnyConfig, data: pl.LightningDataModule) -> AnyConfig:
 
 def _imported(path: str, arguments: dict[str, Any] | None) -> pl.Callback:
     with naming(f"callbacks.{path}", SoloExtError, ImportError, AttributeError, ValueError, TypeError):
-        callback = pkgutil.resolve_name(path)(**(arguments or {}))
-    if not isinstance(callback, pl.Callback):
-        raise ConfigError(f"callbacks.{path} is not a Lightning callback but a {type(callback).__name__}")
-    return callback
+        cls = pkgutil.resolve_name(path)
+        if not (isinstance(cls, type) and issubclass(cls, pl.Callback)):  # and is not called to find out
+            raise ConfigError(f"not a class of Lightning callbacks but {reprlib.repr(cls)}")
+        return cls(**(arguments or {}))
 
 
 def fit(
