@@ -31,10 +31,11 @@ COLUMNS = {  # key of a row -> what it is
 }
 # what a sentence about a protocol leaves out: files, hashes, and what is said of the run elsewhere
 UNSAID = (
-    *("checkpoint", "sha256", "run", "pretrain_method", "backbone", "performance", "strategy"),
+    *("checkpoint", "sha256", "pretrain_method", "untrained", "backbone", "performance", "strategy", "cache_features"),
     *("data.format", "data.train", "data.val", "data.corrupt", "data.corrupt_limit", "data.num_classes"),
 )
 TELLING = ("checkpoint", "data.dataset", "distance", "k", "T", "recorded")  # of an evaluation that is not in the table
+HASHES = ("sha256", "fingerprint")
 ONLINE = "*"  # marks an accuracy of the online kNN, where there is no offline one
 
 
@@ -160,20 +161,17 @@ def _linear_protocol(run: Run) -> dict[str, Any]:
 
 def _others(run: Run, label: str) -> Iterator[dict[str, Any]]:
     """Rows of the evaluations that the table does not show: what they reached, and by which protocol."""
-    shown = {LINEAR: [run.standard(LINEAR)], KNN: [run.knn_result(1), run.knn_result(20)]}
+    table = {LINEAR: [run.standard(LINEAR)], KNN: [run.knn_result(1), run.knn_result(20)]}
     for name in EVALUATIONS:
-        table = shown.get(name, [])
-        usual = next(filter(None, table), {}).get("protocol")
+        usual = next(filter(None, table[name]), {}).get("protocol", {})
         for result in run.evaluations[name]:
-            if any(result is other for other in table):
+            if any(result is shown for shown in table[name]):
                 continue
             protocol = result["protocol"]
-            told = [*TELLING, *departures(protocol)]
-            told += [key for key, value in protocol.items() if usual and usual.get(key, value) != value]
+            keys = [*TELLING, *departures(protocol), *(key for key in usual if protocol.get(key) != usual[key])]
+            told = {key: protocol[key] for key in dict.fromkeys(keys) if protocol.get(key) is not None}
             texts = [
-                f"{key} {value_text(protocol[key])[:80]}"
-                for key in dict.fromkeys(told)
-                if protocol.get(key) is not None
+                f"{key} {value_text(value)[: 12 if key.endswith(HASHES) else None]}" for key, value in told.items()
             ]
             acc1 = result.get("acc1")
             cells = [name.removesuffix(".json"), f"{acc1:.2f}" if is_number(acc1) else "-", ", ".join(texts)]

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -109,7 +110,7 @@ def _encoder(
             raise ConfigError("backbone is missing: which network untrained=true is about")
         check_heads(plain(cfg))
         backbone, source = backbone_of(cfg).eval(), None
-        about: dict[str, Any] = dict.fromkeys(("checkpoint", "sha256", "branch"))
+        about: dict[str, Any] = {"checkpoint": None, "sha256": None, "branch": "student"}
     else:
         backbone, source, about = _trained(cfg, opened, data)
     assert cfg.backbone is not None  # or the checkpoint would not have been read
@@ -155,7 +156,7 @@ def protocol_of(cfg: LinearConfig | KNNRunConfig, data: ClassificationData) -> d
     facts = {
         "data": {**data.record(device), "augmentations": _view(data)},
         "augmented": data.augment,
-        "precision": cfg.pick_precision(warn=False),
+        "precision": re.sub(r"^(32|64)$", r"\1-true", cfg.pick_precision(warn=False)),
         "devices": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "processes": data.trainer.world_size if data.trainer else 1,
     }

@@ -204,7 +204,8 @@ def scores(folder: Path, checkpoint: str) -> list[Score]:
             p = linear["protocol"]
             views = "random crops and flips" if p["augmented"] else "features extracted once, not augmented"
             text = f"offline linear, {p['max_epochs']} epochs, {p['optimizer.name']}, lr {p['optimizer.lr']:g}, {views}"
-            rows.append(Score("linear top-1", round(linear["acc1"], 2), f"{text}, seed {p['seed']}"))
+            recipe = f", {p['recipe']}" if p.get("recipe") else ""
+            rows.append(Score("linear top-1", round(linear["acc1"], 2), f"{text}{recipe}, seed {p['seed']}"))
         for k in dict.fromkeys(result["protocol"].get("k") for result in run.evaluations[KNN]):
             if row := run.standard(KNN, own | {"k": k, "features": "backbone", "distance": "cosine", "T": 0.07}):
                 rows.append(Score(f"kNN-{k}", round(row["acc1"], 2), "offline, cosine, T 0.07, not augmented"))

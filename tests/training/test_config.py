@@ -792,7 +792,7 @@ def test_a_linear_evaluation_takes_its_methods_recipe(
         cfg = resolve(run_values(tmp_path, "linear", overrides), "linear")
     assert (cfg.recipe, cfg.optimizer.lr, cfg.optimizer.weight_decay, cfg.max_epochs) == (recipe, lr, 0, 100)
     assert (cfg.scheduler.name, cfg.scheduler.lr_decay_steps, cfg.optimizer.batch_size) == ("step", [60, 80], 256)
-    said = f"linear evaluation by the recipe of {recipe.rpartition('/')[2]}" if recipe else "no linear recipe of"
+    said = f"linear recipe: {recipe.removeprefix('linear/') if recipe else 'none of '}"
     assert caplog.text.count(said) == (not cfg.cache_features)
 
 
