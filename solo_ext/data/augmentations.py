@@ -1,13 +1,29 @@
 """The `augmentations` of a configuration, with solo-learn's keys; only the random resized crop is on by default."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
+from solo_ext.errors import ConfigError
 from solo_ext.schema import Bounds, Config, Count, Length, NonNegative, Positive, Share
 
-Mean = Annotated[list[float], Length(3)]  # per channel, of pixels in [0, 1]
-Std = Annotated[list[Positive], Length(3)]
+
+@dataclass(frozen=True)
+class PerChannel(Length):
+    """One number for each channel, of pixels in [0, 1]."""
+
+    count: int = 3
+
+    def check(self, value: Sequence[float], key: str) -> None:
+        super().check(value, key)
+        if not all(0 <= number <= 1 for number in value):
+            numbers = [round(number / 255, 4) for number in value]
+            advice = f": {numbers} in place of {value}" if 1 < max(value) <= 255 else f", not {value}"
+            raise ConfigError(f"{key} is of pixels from 0 to 1{advice}")
+
+
+Mean = Annotated[list[float], PerChannel()]
+Std = Annotated[list[Positive], PerChannel()]
 
 
 @dataclass

@@ -25,7 +25,8 @@ from nvidia.dali.plugin.pytorch import feed_ndarray
 from PIL import Image
 from torch import Tensor
 
-from solo_ext.data.images import FileImages, decode, is_plain_jpeg
+from solo_ext.data.decode import decode, is_plain_jpeg
+from solo_ext.data.images import FileImages
 from solo_ext.data.loader import Batch, Unreadable, ViewDataset, ViewLoader, read
 from solo_ext.data.transforms import Transform
 
@@ -47,9 +48,9 @@ def encode(files: FileImages, jpeg: bool, i: int) -> Encoded:
             scan = data.rfind(SCAN) if "progressive" in image.info else file.tell()
             # each decoder fills in pixels that are missing before the end marker in its own way
             marker = MARKER.search(data, scan + len(SCAN))
-            if jpeg and is_plain_jpeg(image) and marker and marker[0] == END:
+            if jpeg and is_plain_jpeg(image, files.how) and marker and marker[0] == END:
                 return data, *image.size
-        pixels = decode(data)
+        pixels = decode(data, files.how)
         height, width = pixels.shape[1:]
         ppm = b"P6 %d %d 255\n" % (width, height) + pixels.permute(1, 2, 0).numpy().tobytes()
         return ppm, width, height

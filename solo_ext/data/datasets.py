@@ -1,6 +1,7 @@
 """The `data` section of a configuration, and the datasets by name: what is known of each, and how it is read."""
 
 import gzip
+import logging
 import os
 import zlib
 from collections.abc import Callable, Mapping
@@ -13,11 +14,22 @@ from typing import Annotated, Any, Literal
 import numpy as np
 
 from solo_ext.data.augmentations import ClassificationAugmentationConfig
+from solo_ext.data.decode import AS_STORED, DecodeConfig
 from solo_ext.data.imagenet100 import CLASSES
-from solo_ext.data.images import ArrayImages, ImageSet, class_folders, read_folder, read_list, stratified_rows
-from solo_ext.errors import DataError, SoloExtError, naming, require
+from solo_ext.data.images import (
+    ArrayImages,
+    FileImages,
+    ImageSet,
+    class_folders,
+    read_folder,
+    read_list,
+    stratified_rows,
+)
+from solo_ext.errors import ConfigError, DataError, SoloExtError, naming, require
 from solo_ext.files import sha256
 from solo_ext.schema import Bounds, Config, OneOf, Share
+
+log = logging.getLogger("solo_ext")
 
 # auto: the fastest that works for the images and the device, see `modules.pick_format`
 Format = Literal["auto", "image_folder", "h5", "tensor", "dali"]
@@ -76,14 +88,24 @@ class DataConfig(Config, section="data"):
     download: bool = True
     corrupt: Literal["error", "skip"] = "error"  # an unreadable image: error, or skip (the next one takes its place)
     corrupt_limit: Share = 0.01  # of the images may be skipped
+    decode: DecodeConfig | None = None  # image files with more than 8-bit RGB holds
+    accept_changes: bool = False  # whether a run goes on with images that have changed since it began
     augmentations: ClassificationAugmentationConfig | None = None  # linear evaluation only
     num_classes: int | None = None  # derived
     num_large_crops: int | None = None  # derived
     num_small_crops: int | None = None  # derived
     info: dict[str, Any] | None = None  # derived: `FACTS` of the dataset, for who reads the run without it
+    content: dict[str, Any] | None = None  # derived: the training and validation images, see `ImageSet.record`
+
+    when_given = frozenset({"decode", "content"})
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        for name in ("train_path", "val_path"):
+            self.require(getattr(self, name) != "", name, "a path or null")
+        self.train_path, self.val_path = (
+            path and os.path.expanduser(path) for path in (self.train_path, self.val_path)
+        )
         share = 0 < self.fraction < 1
         self.require(share or self.fraction == -1, "fraction", "between 0 and 1, or -1 for the whole set")
         self.require(self.val_fraction < 1, "val_fraction", "below 1")
@@ -136,6 +158,10 @@ def load_dataset(data: DataConfig, split: str) -> ImageSet:
     """
     held_out = data.val_fraction > 0
     images = DATASETS[data.dataset].load(data, "train" if held_out and split == "test" else split)
+    if isinstance(images.images, FileImages):
+        images.images.how = data.decode or AS_STORED
+    elif data.decode:
+        raise ConfigError(f"data.decode: the images of '{data.dataset}' are not decoded from files; leave it out")
     if held_out:
         labelled = np.flatnonzero(images.targets >= 0)
         if not len(labelled):
@@ -170,7 +196,8 @@ def _load_mini(data: DataConfig, split: str) -> ImageSet:
 
 def _load_fashion_mnist(data: DataConfig, split: str) -> ImageSet:
     """The idx files, gzipped or not, in the folder itself or where torchvision's FashionMNIST puts them."""
-    root, prefix = _root(data, split)[0], "t10k" if split == "test" else "train"
+    root, name = _root(data, split)[0], "test" if split == "test" else "train"
+    prefix = "t10k" if split == "test" else "train"
 
     def find(kind: str) -> Path:
         folders = (root, root / "FashionMNIST" / "raw")
@@ -180,8 +207,11 @@ def _load_fashion_mnist(data: DataConfig, split: str) -> ImageSet:
     if not (find("images-idx3").is_file() and find("labels-idx1").is_file()):
         _torchvision(data, split, "FashionMNIST", train=split != "test")
     pixels, labels = read_idx(find("images-idx3")), read_idx(find("labels-idx1"))
-    if pixels.shape[1:] != (28, 28) or labels.shape != pixels.shape[:1] or labels.max(initial=0) > 9:
-        raise DataError(f"{find('images-idx3')}: not Fashion-MNIST with its labels (shape {pixels.shape})")
+    with np.load(MINI, allow_pickle=False) as known:  # drawn from it; MNIST and others have files of the same names
+        images, classes, rows = (known[f"{name}_{part}"] for part in ("images", "labels", "rows"))
+        whole = pixels.shape == (10_000 if split == "test" else 60_000, 28, 28) and labels.shape == pixels.shape[:1]
+        if not (whole and np.array_equal(pixels[rows], images) and np.array_equal(labels[rows], classes)):
+            raise DataError(f"{find('images-idx3')}: not Fashion-MNIST with its labels (shape {pixels.shape})")
     return ImageSet(ArrayImages(pixels), labels.astype(np.int64))
 
 
@@ -220,6 +250,10 @@ def _load_folder(data: DataConfig, split: str, only: tuple[str, ...] = (), advic
             f"{key}: '{path}' has {len(images.classes)} class folders, but '{data.dataset}' has {expected} "
             f"classes; {advice}data.dataset=custom takes another set"
         )
+    if other := sorted({*images.classes} - {*(only or images.classes)}):
+        log.warning("%s: '%s' is no class of %s's, so its figures compare with nobody's", key, other[0], data.dataset)
+    elif expected and 0 < len(images.classes) < expected:
+        log.warning("%s: '%s' has %d of the %d classes", key, path, len(images.classes), expected)
     return images
 
 

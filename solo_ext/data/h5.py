@@ -130,6 +130,15 @@ def _names(file: h5py.File, key: str) -> list[bytes]:
         if not inside:
             raise DataError(f"{key}: no image in '{file.filename}: {name}'")
         names += inside
+    for name in (*names[:1], *names[-1:]):  # all would take minutes
+        item = file[name]
+        whole = isinstance(item, h5py.Dataset) and item.ndim < 2 and (item.dtype == np.uint8 or item.dtype.kind == "V")
+        if not whole:
+            kind = f"an array of {item.dtype} {item.shape}" if isinstance(item, h5py.Dataset) else "a group in a class"
+            raise DataError(
+                f"{key}: '{file.filename}: {name}' is {kind}, not the bytes of an image file; "
+                "solo-ext data to-h5 makes a file with one group for each class and one dataset for each image"
+            )
     return [os.fsencode(name) for name in names]
 
 

@@ -2,11 +2,11 @@
 
 import codecs
 import hashlib
-import io
 import logging
 import os
 import posixpath
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
@@ -15,55 +15,21 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import UnidentifiedImageError
 from torch import Tensor
 
+from solo_ext.data.decode import AS_STORED, DecodeConfig, channels_first, decode
 from solo_ext.errors import DataError, reason
 
 log = logging.getLogger("solo_ext")
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
-
-
-def decode(data: bytes) -> Tensor:
-    """The image in `data`, an encoded file: uint8 [3, H, W], RGB. Raises whatever the decoders raise."""
-    with Image.open(io.BytesIO(data)) as image:  # reads the header, and refuses decompression bombs
-        if is_plain_jpeg(image) and (fast := jpeg_decoder()):
-            return fast(data)
-        return pixels(image.convert("RGB"))
-
-
-@cache
-def jpeg_decoder() -> Callable[[bytes], Tensor] | None:
-    """torchvision's, which is faster than Pillow's and takes a second to import; None, and a warning, without one."""
-
-    def fast(data: bytes) -> Tensor:
-        return decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8), ImageReadMode.RGB)
-
-    try:
-        from torchvision.io import ImageReadMode, decode_jpeg
-
-        Image.new("RGB", (8, 8)).save(sample := io.BytesIO(), "JPEG")
-        fast(sample.getvalue())
-        return fast
-    except Exception as error:  # it is missing, or a library behind it
-        log.warning("torchvision does not decode JPEG here (%s); Pillow does, more slowly", reason(error))
-        return None
-
-
-def is_plain_jpeg(image: Image.Image) -> bool:
-    """Whether libjpeg itself turns it into RGB; CMYK needs Pillow."""
-    return image.format == "JPEG" and image.mode in ("RGB", "L")
-
-
-def pixels(image: Image.Image) -> Tensor:
-    """uint8 [C, H, W] of an RGB or gray image."""
-    return _channels_first(torch.from_numpy(np.array(image)[None]))[0]
-
-
-def _channels_first(batch: Tensor) -> Tensor:
-    """[N, H, W] or [N, H, W, C] to [N, C, H, W]."""
-    return batch[:, None] if batch.dim() == 3 else batch.permute(0, 3, 1, 2)
+# folders that file servers and systems put among the images: thumbnails, snapshots, what was deleted
+FOREIGN = {
+    *("@eadir", "#recycle", "#snapshot", "@recycle", "@recently-snapshot", "@tmp"),
+    *("__macosx", "$recycle.bin", "system volume information", "lost+found"),
+}
+SPLITS = {"train", "training", "val", "valid", "validation", "test", "testing", "dev", "unlabeled", "unlabelled"}
 
 
 class ArrayImages:
@@ -80,14 +46,18 @@ class ArrayImages:
 
     def __getitem__(self, i: int) -> Tensor:
         """uint8 [C, H, W]."""
-        return _channels_first(torch.from_numpy(self.pixels[i][None]))[0]
+        return channels_first(torch.from_numpy(self.pixels[i][None]))[0]
 
     def to(self, device: torch.device) -> Tensor:
         """All of them on `device`: uint8 [N, C, H, W]."""
-        return _channels_first(torch.from_numpy(self.pixels).to(device)).contiguous()
+        return channels_first(torch.from_numpy(self.pixels).to(device)).contiguous()
 
     def subset(self, rows: np.ndarray) -> "ArrayImages":
         return ArrayImages(self.pixels[rows])
+
+
+def _at_once(path: str, flags: int) -> int:
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))  # a named pipe would wait for who writes into it
 
 
 class FileImages:
@@ -99,8 +69,8 @@ class FileImages:
 
     kind, formats = "image files", ("dali", "image_folder", "tensor")
 
-    def __init__(self, root: Path, paths: np.ndarray):
-        self.root, self.paths = root, paths
+    def __init__(self, root: Path, paths: np.ndarray, how: DecodeConfig = AS_STORED):
+        self.root, self.paths, self.how = root, paths, how
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -110,13 +80,13 @@ class FileImages:
 
     def read(self, i: int) -> bytes:
         """The encoded file."""
-        with open(self.path(i), "rb") as file:
+        with open(self.path(i), "rb", opener=_at_once) as file:
             return file.read()
 
     def __getitem__(self, i: int) -> Tensor:
         """uint8 [3, H, W]."""
         with self.named(i):
-            return decode(self.read(i))
+            return decode(self.read(i), self.how)
 
     @contextmanager
     def named(self, i: int) -> Iterator[None]:
@@ -129,7 +99,7 @@ class FileImages:
             raise DataError(f"{self.path(i)}: not a readable image ({why})") from None
 
     def subset(self, rows: np.ndarray) -> "FileImages":
-        return type(self)(self.root, self.paths[rows])
+        return type(self)(self.root, self.paths[rows], self.how)
 
 
 @dataclass(frozen=True)
@@ -205,15 +175,21 @@ def reading(key: str) -> Iterator[None]:
 def class_folders(root: str | os.PathLike[str]) -> list[str]:
     """Sorted names of the visible sub-folders of `root`. Raises `OSError` if it cannot be listed."""
     with os.scandir(root) as entries:
-        return sorted(e.name for e in entries if e.is_dir() and not e.name.startswith("."))
+        return sorted(e.name for e in entries if e.is_dir() and not _foreign(e.name))
+
+
+def _foreign(name: str) -> bool:
+    """Whether a folder of this name is no part of a set."""
+    return name.startswith(".") or name.lower() in FOREIGN
 
 
 def read_folder(root: str | os.PathLike, key: str, labels: bool = True) -> ImageSet:
     """The images in the folder `root`; `key` is the configuration's that names it.
 
     Each sub-folder is a class, in sorted order, searched at any depth (as torchvision's ImageFolder does). Without
-    sub-folders, or with `labels` false, all images are unlabelled. Hidden files and folders are skipped. Raises
-    `DataError` for a folder that cannot be used, and for images beside the class folders, which have no label.
+    sub-folders, or with `labels` false, all images are unlabelled. Hidden files and folders, those of file servers,
+    and files of other endings are passed over, which is logged. Raises `DataError` for a folder that cannot be used or
+    would be read twice, and for images beside the class folders, which have no label.
     """
     root = Path(root)
     if not root.is_dir():
@@ -221,7 +197,7 @@ def read_folder(root: str | os.PathLike, key: str, labels: bool = True) -> Image
         raise DataError(f"{key}: {problem} '{root}'")
     with reading(key):
         classes = class_folders(root) if labels else []
-        names = _image_files(root)
+        names = _image_files(root, key)
     if classes:
         names.sort(key=class_folder)
     missing = {*classes} - {os.fsdecode(class_folder(name)) for name in names}
@@ -242,7 +218,11 @@ def class_folder(name: bytes) -> bytes:
 def by_class_folder(images: FileImages, key: str, labels: bool) -> ImageSet:
     """The images with their `class_folder` as class; unlabelled if none has one, or `labels` is false."""
     folders = [class_folder(name) for name in images.paths.tolist()]
-    classes = sorted({*folders} - {b""}) if labels else []
+    names = {*folders} - {b""}
+    if names and {os.fsdecode(name).lower() for name in names} <= SPLITS:
+        parts = " and ".join(sorted(map(os.fsdecode, names)))
+        raise DataError(f"{key}: '{images.root}' holds {parts}, splits and not classes; name one of them")
+    classes = sorted(names) if labels else []
     if not classes:
         return ImageSet(images, np.full(len(images), -1))
     if b"" in folders:
@@ -291,15 +271,26 @@ def read_list(path: str | os.PathLike, key: str, labels: bool = True) -> ImageSe
     return ImageSet(images, targets.astype(np.int64), tuple(map(str, numbers.tolist())))
 
 
-def _image_files(root: Path) -> list[bytes]:
+def _image_files(root: Path, key: str) -> list[bytes]:
     """Paths below `root`, with `/`, of the visible image files: folder by folder, sorted."""
 
     def fail(error: OSError) -> None:
         raise error  # os.walk would skip a folder that cannot be listed
 
     start, tree = len(os.path.join(root, "")), []
+    seen: dict[tuple[int, int], str] = {}  # as links lead in circles, or twice to one place
+    passed: Counter[str] = Counter()
     for folder, folders, names in os.walk(root, followlinks=True, onerror=fail):
-        folders[:] = [name for name in folders if not name.startswith(".")]
+        place = os.stat(folder)
+        if (first := seen.setdefault((place.st_dev, place.st_ino), folder)) != folder:
+            raise DataError(f"{key}: '{folder}' is the same folder as '{first}': remove one of the links")
+        passed.update(f"{name}/" for name in folders if name.lower() in FOREIGN)
+        folders[:] = [name for name in folders if not _foreign(name)]
         images = [name for name in names if name.lower().endswith(EXTENSIONS) and not name.startswith(".")]
+        passed.update(Path(name).suffix.lower() or name for name in {*names} - {*images})
         tree.append((folder[start:].replace(os.sep, "/"), sorted(images)))
+    if passed and any(images for _, images in tree):
+        kinds = ", ".join(f"{count:,} {kind}" for kind, count in passed.most_common(5))
+        more = f" and {len(passed) - 5} more kinds" if len(passed) > 5 else ""
+        log.warning("%s: passed over in '%s', since no image or hidden: %s%s", key, root, kinds, more)
     return [os.fsencode(posixpath.join(folder, name)) for folder, names in sorted(tree) for name in names]

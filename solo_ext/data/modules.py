@@ -15,7 +15,8 @@ from torch.utils.data import DistributedSampler
 
 from solo_ext.data.augmentations import AugmentationConfig, ClassificationAugmentationConfig
 from solo_ext.data.datasets import DataConfig, DatasetInfo, dataset_info, load_dataset
-from solo_ext.data.images import ArrayImages, FileImages, ImageSet, jpeg_decoder
+from solo_ext.data.decode import jpeg_decoder
+from solo_ext.data.images import ArrayImages, FileImages, ImageSet
 from solo_ext.data.loader import EpochSampler, ResidentLoader, Skipped, ViewDataset, ViewLoader
 from solo_ext.data.transforms import Transform, build_eval_transform
 from solo_ext.errors import ConfigError, DataError, reason
@@ -183,10 +184,17 @@ class PretrainData(ImageData):
         self.augmentations: list[AugmentationConfig] = fit(list[AugmentationConfig], augmentations, "augmentations")
         if not self.augmentations:
             raise ConfigError("augmentations: empty, but at least one view is needed")
-        first, side = self.augmentations[0], dataset_info(self.data).image_size
+        first, info = self.augmentations[0], dataset_info(self.data)
         self.eval_view = first.crop_size, first.mean, first.std
         for i, aug in enumerate(self.augmentations):
-            if side and aug.crop_size > side:
+            for name in ("mean", "std"):
+                own, other = (list(getattr(view, name) or getattr(info, name)) for view in (aug, first))
+                if own != other:
+                    raise ConfigError(
+                        f"augmentations.{i}.{name} is {own}{'' if getattr(aug, name) else ', by default'}, but "
+                        f"augmentations.0 has {other}; views of one image are normalised alike"
+                    )
+            if (side := info.image_size) and aug.crop_size > side:
                 raise ConfigError(
                     f"augmentations.{i}.crop_size: {aug.crop_size} px, but the images of '{self.data.dataset}' have "
                     f"{side}; use at most {side}"

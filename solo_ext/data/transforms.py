@@ -9,7 +9,7 @@ from torch import Tensor
 
 from solo_ext.data.augmentations import AugmentationConfig, ProbConfig
 from solo_ext.data.datasets import DatasetInfo
-from solo_ext.data.images import pixels
+from solo_ext.data.decode import pixels, to_rgb
 from solo_ext.data.render import crop_resize, crop_resize_batch, finish, normalise, parts, resize, resize_center
 from solo_ext.data.views import DRAWS, draw_boxes, draw_views
 
@@ -82,7 +82,7 @@ class Transform:
     def __call__(self, image: Image.Image | Tensor, u: np.ndarray | None = None) -> Tensor:
         """One image, Pillow's or uint8 [C, H, W]: float32 [3, size, size]. Default of `u`: torch's global generator."""
         if isinstance(image, Image.Image):
-            image = pixels(image if image.mode == "L" else image.convert("RGB"))
+            image = pixels(image if image.mode == "L" else to_rgb(image))
         if u is None:
             u = np.zeros(DRAWS) if self.aug is None else torch.rand(DRAWS, dtype=torch.float64).numpy()
         return self.finish(self.crop(image, u)[None], u[None])[0]

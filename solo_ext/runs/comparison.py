@@ -22,6 +22,9 @@ IGNORED = (
     # what follows from other keys
     "data.info",
     "gap.place",
+    # the images, which are compared when they have been read, see `training.trainer`
+    "data.content",
+    "data.accept_changes",
     # which devices: their number is compared in optimizer.effective_lr, which it scales
     "devices",
     "num_nodes",

@@ -40,7 +40,7 @@ log = logging.getLogger("solo_ext")
 
 EVALUATION_DATA = (  # what an evaluation takes over from the run
     *("dataset", "train_path", "val_path", "val_fraction"),
-    *("num_workers", "download", "corrupt", "corrupt_limit"),
+    *("num_workers", "download", "corrupt", "corrupt_limit", "decode"),
 )
 LINEAR_RECIPE: dict[str, Any] = {
     "optimizer": {"name": "sgd", "batch_size": 256, "lr": 0.3, "weight_decay": 0},

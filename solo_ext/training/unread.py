@@ -28,7 +28,7 @@ UNREAD = {  # by the kind of run
     "knn": ("checkpoint.frequency", "checkpoint.keep_prev", "max_epochs", *NO_TRAINER),
 }
 DERIVED = (
-    *("data.num_classes", "data.num_large_crops", "data.num_small_crops", "data.info"),
+    *("data.num_classes", "data.num_large_crops", "data.num_small_crops", "data.info", "data.content"),
     *("optimizer.effective_lr", "optimizer.effective_classifier_lr", "recipe", "encoder", "branch"),
     "gap.place",
 )
@@ -95,7 +95,7 @@ def idle(cfg: Any) -> dict[str, str]:
     if not cfg.checkpoint.enabled:
         off |= dict.fromkeys(["auto_resume.enabled", "auto_resume.max_hours"], "checkpoint.enabled is false")
     if data.dataset == BUNDLED:
-        switch("data", "dataset", ["train_path", "val_path", "download"])
+        switch("data", "dataset", ["train_path", "val_path", "download", "accept_changes"])
     elif data.val_fraction:
         switch("data", "val_fraction", ["val_path"])
     backbone = sections.get("backbone")

@@ -230,17 +230,18 @@ def write_idx(path: Path, array: np.ndarray) -> None:
 
 @pytest.mark.parametrize("inside, suffix", [("", ".gz"), ("FashionMNIST/raw", ""), ("FashionMNIST/raw", ".gz")])
 def test_fashion_mnist_from_either_layout(tmp_path, inside, suffix):
-    rng = np.random.default_rng(0)
-    for prefix, n in (("train", 30), ("t10k", 20)):
-        write_idx(
-            tmp_path / inside / f"{prefix}-images-idx3-ubyte{suffix}",
-            rng.integers(0, 256, (n, 28, 28), np.uint8),
-        )
-        write_idx(tmp_path / inside / f"{prefix}-labels-idx1-ubyte{suffix}", np.arange(n, dtype=np.uint8) % 10)
+    with np.load(datasets.MINI) as mini:
+        for prefix, name, n in (("train", "train", 60_000), ("t10k", "test", 10_000)):
+            pixels, labels, rows = np.zeros((n, 28, 28), np.uint8), np.zeros(n, np.uint8), mini[f"{name}_rows"]
+            pixels[rows], labels[rows] = mini[f"{name}_images"], mini[f"{name}_labels"]
+            write_idx(tmp_path / inside / f"{prefix}-images-idx3-ubyte{suffix}", pixels)
+            write_idx(tmp_path / inside / f"{prefix}-labels-idx1-ubyte{suffix}", labels)
     data = pretrain(dataset="fashion_mnist", train_path=str(tmp_path), download=False)
     data.check()
-    assert (len(data.train_set), len(data.val_set)) == (30, 20)
-    assert data.train_set.targets.tolist() == [i % 10 for i in range(30)]
+    assert (len(data.train_set), len(data.val_set)) == (60_000, 10_000)
+    write_idx(tmp_path / inside / f"t10k-labels-idx1-ubyte{suffix}", np.roll(labels, 1))  # another set's
+    with pytest.raises(DataError, match=r"t10k-images-idx3-ubyte.*: not Fashion-MNIST with its labels"):
+        pretrain(dataset="fashion_mnist", train_path=str(tmp_path), download=False).check()
     path = tmp_path / inside / f"train-images-idx3-ubyte{suffix}"
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(DataError, match=f"{path}: not a readable idx file"):
