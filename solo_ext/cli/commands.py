@@ -43,6 +43,7 @@ def yaml_and_overrides(args: Namespace, kind: str | None = None) -> tuple[Path |
 
 
 def _composed(file: Path | None, overrides: Sequence[str]) -> Any:
+    import solo_ext.training.config  # noqa: F401  # its sections say which keys take text
     from solo_ext.training.compose import compose
 
     if file is None:

@@ -110,20 +110,29 @@ def assign(key: str, text: Any) -> str:
 
 
 def parse(text: str) -> Override:
-    """An override; its value is quoted where it holds a `=`, as the names of checkpoints do (`...-ep=9.ckpt`)."""
+    """An override. Its value is quoted where it holds a `=`, as the names of checkpoints do (`...-ep=9.ckpt`), and
+    where Hydra's grammar has no place for the characters of a path (`~/images`, `set (1)`, `a,b`)."""
     key, _, value = text.partition("=")
-    quoted = assign(key, value) if "=" in value and value[0] not in "'\"[{$(" else text
+    bare = value[:1] not in tuple("'\"[{$(")
+    quoted = assign(key, value)
+    is_text = bare and key_of(text) in text_keys()
+    read = OverridesParser.create().parse_overrides
     try:
-        [override] = OverridesParser.create().parse_overrides([quoted])
+        [override] = read([quoted if bare and "=" in value else text])
     except (HydraException, ValueError) as error:
-        raise ConfigError(
-            f"'{text}' is not an override such as key=value (lists are [1,2], odd characters need quotes)"
-        ) from error
+        if not is_text:
+            exact = f', "{quoted}"' if bare and value and "'" not in value else ""
+            raise ConfigError(
+                f"'{text}' is not an override such as key=value (lists are [1,2], odd characters need quotes{exact})"
+            ) from error
+        [override] = read([quoted])
+    if override.is_sweep_override() and is_text and (key.endswith("_path") or "/" in value):
+        [override] = read([quoted])
     if override.is_sweep_override():
         advice = "" if "(" in value else f"; where {key} takes a list, it is '{key}=[{value}]'"
         raise ConfigError(f"'{text}' asks for several runs, which is not supported{advice}")
     if isinstance(override.value(), int | float) and override.key_or_group in text_keys():  # 1.10, not 1.1
-        [override] = OverridesParser.create().parse_overrides([assign(key, value)])
+        [override] = read([quoted])
     return override
 
 
