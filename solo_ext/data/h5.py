@@ -22,6 +22,7 @@ from solo_ext.errors import DataError, SoloExtError, reason
 from solo_ext.files import replacing
 
 INDEX = "solo_ext_index"
+MANY = 1 << 32  # bytes of a file whose images are too many to open each at the start of a run
 
 
 class H5Images(FileImages):
@@ -38,6 +39,12 @@ class H5Images(FileImages):
         data = np.empty(dataset.shape, dataset.dtype)
         dataset.read(h5py.h5s.ALL, h5py.h5s.ALL, data)
         return data.tobytes()
+
+    def sizes(self) -> np.ndarray | None:
+        if os.path.getsize(self.root) > MANY:
+            return None
+        file = _shared(self.root).id
+        return np.array([h5py.h5d.open(file, bytes(name)).get_storage_size() for name in self.paths], "<i8")
 
 
 def read_h5(path: str | os.PathLike, key: str, labels: bool = True, only: Sequence[str] = ()) -> ImageSet:

@@ -7,7 +7,8 @@ import os
 import posixpath
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -29,6 +30,7 @@ FOREIGN = {
     *("@eadir", "#recycle", "#snapshot", "@recycle", "@recently-snapshot", "@tmp"),
     *("__macosx", "$recycle.bin", "system volume information", "lost+found"),
 }
+FEW, SOME = 1 << 26, 64  # bytes that are read at the start of a run; files of a larger set
 SPLITS = {"train", "training", "val", "valid", "validation", "test", "testing", "dev", "unlabeled", "unlabelled"}
 
 
@@ -83,6 +85,18 @@ class FileImages:
         with open(self.path(i), "rb", opener=_at_once) as file:
             return file.read()
 
+    def sizes(self) -> np.ndarray | None:
+        """Bytes of each file, -1 where it cannot be found; None where that would take minutes."""
+
+        def size(i: int) -> int:
+            try:
+                return os.stat(self.path(i)).st_size
+            except OSError:
+                return -1
+
+        with ThreadPoolExecutor(16) as threads:  # for network disks
+            return np.fromiter(threads.map(size, range(len(self)), chunksize=256), "<i8", len(self))
+
     def __getitem__(self, i: int) -> Tensor:
         """uint8 [3, H, W]."""
         with self.named(i):
@@ -132,6 +146,20 @@ class ImageSet:
             digest.update(b"\n".join(self.images.paths.tolist()))
         digest.update(self.targets.astype("<i8").tobytes())
         return digest.hexdigest()
+
+    def content(self) -> dict[str, str | None]:
+        """SHA-256, in hex, of the files' sizes, and of the bytes of all files, or of `SOME` if there are many."""
+        if isinstance(self.images, ArrayImages):  # known by the fingerprint
+            return {}
+        sizes, digest = self.images.sizes(), hashlib.sha256()
+        few = sizes is not None and sizes.sum() <= FEW
+        for i in range(len(self)) if few else np.linspace(0, len(self) - 1, SOME).astype(int).tolist():
+            with suppress(OSError):  # whether that ends the run is for data.corrupt to say
+                digest.update(self.images.read(i) or b"")
+        return {
+            "sizes": None if sizes is None else hashlib.sha256(sizes.tobytes()).hexdigest(),
+            "bytes": digest.hexdigest(),
+        }
 
     def record(self) -> dict[str, Any]:
         """Number of images, number of classes that occur, fingerprint."""

@@ -142,8 +142,9 @@ class ImageData(pl.LightningDataModule):
     def record(self, device: torch.device) -> dict[str, Any]:
         """What a run on `device` is trained and tested on, and how it is read."""
         name = pick_format(self.data, self.train_set.images, device)
-        sets = {"train": self.train_set.record(), "val": self.val_set and self.val_set.record()}
-        return {"dataset": self.data.dataset, "format": name, **sets}
+        sets = {"train": self.train_set, "val": self.val_set}
+        records = {split: images and images.record() | images.content() for split, images in sets.items()}
+        return {"dataset": self.data.dataset, "format": name, **records}
 
     def setup(self, stage: str | None = None) -> None:
         self.check()

@@ -19,7 +19,8 @@ from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from solo_ext.data.modules import ImageData
-from solo_ext.errors import CheckpointError, ConfigError, SoloExtError, naming, reason
+from solo_ext.errors import CheckpointError, ConfigError, DataError, SoloExtError, naming, reason
+from solo_ext.runs.checkpoints import Checkpoint
 from solo_ext.runs.encoder import explain_mismatch
 from solo_ext.runs.environment import environment
 from solo_ext.runs.run import RunResult
@@ -35,6 +36,8 @@ from solo_ext.training.trainer_config import TrainerConfig
 
 log = logging.getLogger("solo_ext")
 
+_CONTENT = {"images": "images", "classes": "classes", "fingerprint": "names and labels"}
+_CONTENT |= {"sizes": "file sizes", "bytes": "file contents"}
 _CHATTER = (r".*LeafSpec.*", r".*isinstance.treespec.*", r".*across ranks is zero.*")  # beside Lightning's tips
 
 
@@ -88,6 +91,9 @@ def fit(
         with contextlib.ExitStack() as in_use:
             if trainer.is_global_zero:  # which alone locks and writes the folder
                 images = data.record(trainer.strategy.root_device) if isinstance(data, ImageData) else None
+                if images:
+                    cfg.data.content = {split: images[split] for split in ("train", "val")}
+                    _check_unchanged(cfg, start.checkpoint)
                 about = {**environment(), "data": images or type(data).__name__}
                 in_use.enter_context(start.run.in_use(plain(cfg), about, lambda: trainer.global_step > 0))
             checkpointer = Checkpointer(start.run, cfg.name, cfg.checkpoint, cfg.seconds)
@@ -171,6 +177,22 @@ def _check_resumable(module: pl.LightningModule, start: Start, cfg: TrainingConf
                 raise ConfigError(f"{key} is {limit}, but {checkpoint.path} already has {number} {key[4:]}")
             return step, batch is not None, batch is None
     return step, batch is not None, False
+
+
+def _check_unchanged(cfg: TrainingConfig, checkpoint: Checkpoint | None) -> None:
+    """DataError if a run that is continued began with other images, unless `data.accept_changes`."""
+    before = (checkpoint and (checkpoint.config or {}).get("data", {}).get("content")) or {}
+    for split, now in (cfg.data.content or {}).items():
+        old = before.get(split) or {}
+        pairs = [(what, old.get(name), (now or {}).get(name)) for name, what in _CONTENT.items()]
+        changed = [pair for pair in pairs if None not in pair and pair[1] != pair[2]]  # null: nobody looked
+        if changed and not cfg.data.accept_changes:
+            what, was, here = (str(part)[:16] for part in changed[0])
+            raise DataError(
+                f"data: the {split} images are not those that {checkpoint and checkpoint.path.parent} began with "
+                f"(first difference: {what} {was} -> {here}); data.accept_changes=true goes on with them, "
+                "auto_resume.enabled=false begins a new run"
+            )
 
 
 def _train(
