@@ -5,6 +5,7 @@ import hashlib
 import logging
 import os
 import posixpath
+import re
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -30,6 +31,7 @@ FOREIGN = {
     *("@eadir", "#recycle", "#snapshot", "@recycle", "@recently-snapshot", "@tmp"),
     *("__macosx", "$recycle.bin", "system volume information", "lost+found"),
 }
+_LABEL = re.compile(rb"-1|\d+")
 FEW, SOME = 1 << 26, 64  # bytes that are read at the start of a run; files of a larger set
 SPLITS = {"train", "training", "val", "valid", "validation", "test", "testing", "dev", "unlabeled", "unlabelled"}
 
@@ -129,6 +131,11 @@ class ImageSet:
 
     def subset(self, rows: np.ndarray) -> "ImageSet":
         return replace(self, images=self.images.subset(rows), targets=self.targets[rows])
+
+    def padded(self, count: int) -> "ImageSet":
+        """With `count` unlabelled copies of the first image at the end."""
+        images = self.subset(np.append(np.arange(len(self)), np.zeros(count, np.int64)))
+        return replace(images, targets=np.append(self.targets, np.full(count, -1)))
 
     def labelled(self) -> "ImageSet":
         return self if (self.targets >= 0).all() else self.subset(np.flatnonzero(self.targets >= 0))
@@ -265,9 +272,10 @@ def by_class_folder(images: FileImages, key: str, labels: bool) -> ImageSet:
 def read_list(path: str | os.PathLike, key: str, labels: bool = True) -> ImageSet:
     """The images listed in the text file `path`, one `path [label]` a line.
 
-    Paths are relative to the list's folder and may hold spaces. A label, a number from 0, is the last word of every
-    line or of none; the classes are the labels that occur, in order. Blank lines and those that begin with # are
-    skipped. Raises `DataError` with the first line whose file is missing, or that lacks a label where others have one.
+    Paths are relative to the list's folder and may hold spaces. A label, a number from 0, or -1 for none, is the last
+    word of every line or of none; the classes are the labels that occur, in order. Blank lines and those that begin
+    with # are skipped. Raises `DataError` with the first line whose file is missing, or that lacks a label where others
+    have one, or has something else.
     """
     path = Path(path)
     with reading(key):
@@ -276,10 +284,12 @@ def read_list(path: str | os.PathLike, key: str, labels: bool = True) -> ImageSe
     lines = [(number, line) for number, line in lines if line and not line.startswith(b"#")]
     if not lines:
         raise DataError(f"{key}: no image in the list '{path}'")
-    rows = [split if (split := line.rsplit(None, 1))[-1].isdigit() and split[1:] else [line] for _, line in lines]
+    split = [line.rsplit(None, 1) for _, line in lines]
+    rows = [
+        words if words[1:] and _LABEL.fullmatch(words[1]) else [line]
+        for words, (_, line) in zip(split, lines, strict=True)
+    ]
     bare = [number for (number, _), row in zip(lines, rows, strict=True) if not row[1:]]
-    if labels and 0 < len(bare) < len(lines):
-        raise DataError(f"{key}: line {bare[0]} of the list '{path}' has no label, unlike others")
 
     @cache
     def names(folder: bytes) -> set[bytes]:  # a million single look-ups would take minutes on a network disk
@@ -288,15 +298,26 @@ def read_list(path: str | os.PathLike, key: str, labels: bool = True) -> ImageSe
         except OSError:
             return set()
 
-    for (number, _), [name, *_] in zip(lines, rows, strict=True):
+    def there(name: bytes) -> bool:
         folder, base = os.path.split(name)
-        if base not in names(folder):
-            raise DataError(f"{key}: line {number} of the list '{path}': there is no file '{os.fsdecode(name)}'")
+        return base in names(folder)
+
+    for (number, line), [name, *_] in zip(lines, rows, strict=True):
+        if not there(name):
+            where = f"{key}: line {number} of the list '{path}'"
+            for gap in re.finditer(rb"[\s,;]+", line):
+                if there(line[: gap.start()]):
+                    what = os.fsdecode(line[gap.end() :])
+                    raise DataError(f"{where}: '{what}' is no label, which is one number from 0, or -1 for none")
+            raise DataError(f"{where}: there is no file '{os.fsdecode(name)}'")
+    if labels and 0 < len(bare) < len(lines):
+        raise DataError(f"{key}: line {bare[0]} of the list '{path}' has no label, unlike others")
     images = FileImages(path.parent, np.array([row[0] for row in rows]))
     if bare or not labels:
         return ImageSet(images, np.full(len(images), -1))
-    numbers, targets = np.unique(np.array([int(row[1]) for row in rows]), return_inverse=True)
-    return ImageSet(images, targets.astype(np.int64), tuple(map(str, numbers.tolist())))
+    given = np.array([int(row[1]) for row in rows])
+    numbers = np.unique(given[given >= 0])
+    return ImageSet(images, np.where(given < 0, -1, np.searchsorted(numbers, given)), tuple(map(str, numbers.tolist())))
 
 
 def _image_files(root: Path, key: str) -> list[bytes]:

@@ -163,6 +163,9 @@ class ImageData(pl.LightningDataModule):
         return self._loader(self.train_set, views, sampler=sampler, drop_last=True)
 
     def _in_order(self, images: ImageSet, world_size: int = 1, rank: int = 0) -> ViewLoader:
+        """This rank's share; what makes all shares alike, as their processes need them, has no label to be counted."""
+        if missing := -len(images) % world_size:
+            images = images.padded(missing)
         rows: Any = range(len(images))
         sampler: DistributedSampler = DistributedSampler(rows, world_size, rank, shuffle=False)
         return self._loader(images, [build_eval_transform(self.info, *self.eval_view)], sampler=sampler)

@@ -75,9 +75,12 @@ class LinearModel(pl.LightningModule):
 
     def _step(self, split: str, x: Tensor, targets: Tensor, smoothing: float = 0.0) -> Tensor:
         logits = self(x)["logits"]
-        loss = F.cross_entropy(logits, targets, ignore_index=-1, label_smoothing=smoothing)
+        loss = F.cross_entropy(logits, targets, ignore_index=-1, label_smoothing=smoothing, reduction="sum")
+        labelled = (targets != -1).sum()
+        loss = loss / labelled.clamp(min=1)  # a batch without labels has no loss, rather than 0 / 0
         acc1, acc5 = accuracy_at_k(logits, targets)
-        self._log(split, len(x), loss=loss, acc1=acc1, acc5=acc5)
+        # the mean over a validation is one over labels; training does not wait for the device
+        self._log(split, int(labelled) if split == "val" else len(x), loss=loss, acc1=acc1, acc5=acc5)
         return loss
 
     def _log(self, split: str, batch_size: int, **metrics: Tensor) -> None:

@@ -261,7 +261,7 @@ class LightningMethod(pl.LightningModule, Method):  # type: ignore[override]  # 
             features = [self.teach(x, out, "backbone")["backbone"]]
             loss = self._probe(self.momentum_classifier, features, labels, "momentum_val_", metrics)
             metrics["momentum_val_loss"] = loss
-        self.log_dict(metrics, sync_dist=True, batch_size=len(labels))
+        self.log_dict(metrics, sync_dist=True, batch_size=int((labels != -1).sum()))
 
     @property
     def learnable_params(self) -> list[dict[str, Any]]:

@@ -82,8 +82,8 @@ def test_labels_of_a_list(folder):
     images = read_list(some, "k")  # numbers in order, not words
     assert images.classes == ("3", "10") and images.targets.tolist() == [0, 1, 0]
     write(some, f"{names[0]} -1", f"{names[1]} 0")
-    with pytest.raises(DataError, match="line 1 of the list"):
-        read_list(some, "k")
+    images = read_list(some, "k")  # one without a label
+    assert images.classes == ("0",) and images.targets.tolist() == [-1, 0]
 
 
 @pytest.mark.parametrize(
@@ -91,6 +91,13 @@ def test_labels_of_a_list(folder):
     [
         (["cat/0 0.png", "", "cat/9.png"], "line 3 of the list '.*list.txt': there is no file 'cat/9.png'$"),
         (["cat/0 0.png 0", "bat/0 0.png 1"], "line 2 of the list '.*list.txt': there is no file 'bat/0 0.png'$"),
+        (
+            ["cat/0 0.png 0 2"],
+            "line 1 of the list '.*': '0 2' is no label, which is one number from 0, or -1 for none$",
+        ),
+        (["cat/0 0.png 1", "cat/1 1.png 0,1"], "line 2 of the list '.*': '0,1' is no label"),
+        (["cat/0 0.png,2"], "line 1 of the list '.*': '2' is no label"),
+        (["cat/0 0.png 0.5"], "line 1 of the list '.*': '0.5' is no label"),
         (["# nothing", ""], "^data.train_path: no image in the list '.*list.txt'$"),
     ],
 )
