@@ -32,6 +32,7 @@ from solo_ext.errors import ConfigError
 from solo_ext.schema import OneOf, fit
 
 from .cases import LEVELS, Case, all_cases, loadable
+from .decoded import decoded
 from .page import Certificate, Check
 from .reference import random_chain, reference
 
@@ -107,6 +108,8 @@ def certify(
             checks += _drawn(case, seed, known)
             checks += _rendered(case, names, draws, seed, device)
             checks += _chained(case, names, 16 * draws, seed, device)
+        if images is None:
+            checks += decoded(formats, Path(folder), seed, device)
     tests = sum(check.measure == "p" for check in checks)
     checks = [replace(check, bound=ALPHA / tests) if check.measure == "p" else check for check in checks]
     settings = {"draws": draws, "chain": 16 * draws, "parameters": PARAMETERS, "alpha": ALPHA, "tests": tests}

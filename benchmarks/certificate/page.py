@@ -9,7 +9,7 @@ from typing import Any
 class Check:
     """One value and its bound.
 
-    images: what was rendered. part: drawn, rendered or chain. format: `all formats` where they share it.
+    images: what was rendered. part: drawn, rendered, chain or decoded. format: `all formats` where they share it.
     measure: `difference` and `bias` in levels of 255, at most `bound` (None: reported only); or `p`, at least `bound`.
     effect: for p, the KS distance, or the largest difference of mean images in levels.
     """
@@ -88,6 +88,7 @@ _TABLES = {
         "Views against Pillow's by the same numbers: mean absolute difference (bound)",
         _levels,
     ),
+    ("decoded", "difference"): ("Decoded values against those written: largest difference (bound)", _levels),
     ("rendered", "bias"): ("Mean signed difference (bound of its size)", _levels),
     ("chain", "p"): (
         "Whole chain against torchvision's by other numbers: levels (mean image) or KS distance, p",

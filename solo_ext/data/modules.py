@@ -137,7 +137,11 @@ class ImageData(pl.LightningDataModule):
                 f"optimizer.batch_size: {self.batch_size} images on {devices} are more than the {size} "
                 f"training images of '{self.data.dataset}' allow; use at most {share}"
             )
-        _ = self.val_set
+        if self.val_set is None and self.data.val_path:
+            log.warning(
+                "data.val_path and knn_eval: unused, since the training images have no labels; afterwards, solo-ext "
+                "knn --run RUN data.train_path=A data.val_path=B evaluates the encoder on labelled sets"
+            )
 
     def record(self, device: torch.device) -> dict[str, Any]:
         """What a run on `device` is trained and tested on, and how it is read."""

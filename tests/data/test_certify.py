@@ -14,7 +14,7 @@ from certificate.page import Check
 from PIL import Image
 
 from solo_ext.cli.main import main
-from solo_ext.data import loader, render, transforms, views
+from solo_ext.data import decode, loader, render, transforms, views
 from solo_ext.data.augmentations import AugmentationConfig, ColorJitterConfig, ProbConfig, RandomResizedCropConfig
 from solo_ext.errors import ConfigError, DataError
 
@@ -37,6 +37,7 @@ def test_all_formats_are_certified(crop_size):
     operations.remove("resize")
     assert {(c.format, c.operation) for c in rendered} == {(f, o) for f in HERE for o in operations}
     assert {c.format for c in certificate.checks if c.part == "chain"} == set(HERE)
+    assert {c.format for c in certificate.checks if c.part == "decoded"} == set(HERE)
     assert all((c.bound is None) == (c.operation == "decode") for c in certificate.checks)
     assert all(c.value < 1e-4 for c in rendered if c.operation == "decode")
 
@@ -116,6 +117,14 @@ def test_a_wrong_renderer_fails(monkeypatch, fault, operation):
     certificate = certify([SMALL], formats=["tensor"], draws=16)
     assert ("rendered", operation) in failed(certificate)
     assert not certificate.ok and str(certificate).count("FAILED") >= 2
+
+
+def test_a_decoder_that_clips_fails(monkeypatch):
+    monkeypatch.setattr(decode, "to_rgb", lambda image, how: image.convert("RGB"))
+    monkeypatch.setattr(module, "PARAMETERS", 300)
+    certificate = certify([SMALL], formats=["image_folder"], draws=1)
+    kinds = {operation for part, operation in failed(certificate) if part == "decoded"}
+    assert kinds == {"16-bit gray .png", "16-bit gray .tif", "float gray .tif"}
 
 
 @pytest.mark.parametrize(

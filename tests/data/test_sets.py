@@ -133,3 +133,19 @@ def test_views_are_normalised_alike(tmp_path):
                 ConfigError, match=rf"^augmentations\.1\.{name} is .*; views of one image are normalised"
             ):
                 PretrainData(data, pair, 4, 0)
+
+
+def test_a_labelled_set_beside_unlabelled_training_images_is_said_to_be_unused(tmp_path, caplog):
+    images(tmp_path / "val")
+    (images(tmp_path / "train", ("flat",)) / "flat").rename(tmp_path / "flat")
+    data = DataConfig("custom", train_path=str(tmp_path / "flat"), val_path=str(tmp_path / "val"))
+    PretrainData(data, [AugmentationConfig(crop_size=16)], 2, 0).check()
+    assert "data.val_path and knn_eval: unused, since the training images have no labels" in caplog.text
+
+
+def test_a_named_pipe_among_the_images_does_not_wait_for_a_writer(tmp_path):
+    images(tmp_path)
+    os.mkfifo(tmp_path / "ant" / "pipe.png")
+    found = read_folder(tmp_path, "k").images
+    with pytest.raises(DataError, match=r"pipe\.png: not a readable image"):
+        _ = found[3]
