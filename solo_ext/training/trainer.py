@@ -93,7 +93,8 @@ def fit(
                 images = data.record(trainer.strategy.root_device) if isinstance(data, ImageData) else None
                 if images:
                     cfg.data.content = {split: images[split] for split in ("train", "val")}
-                    _check_unchanged(cfg, start.checkpoint)
+                    if not cfg.data.accept_changes:
+                        _check_unchanged(cfg, start.checkpoint)
                 about = {**environment(), "data": images or type(data).__name__}
                 in_use.enter_context(start.run.in_use(plain(cfg), about, lambda: trainer.global_step > 0))
             checkpointer = Checkpointer(start.run, cfg.name, cfg.checkpoint, cfg.seconds)
@@ -180,13 +181,13 @@ def _check_resumable(module: pl.LightningModule, start: Start, cfg: TrainingConf
 
 
 def _check_unchanged(cfg: TrainingConfig, checkpoint: Checkpoint | None) -> None:
-    """DataError if a run that is continued began with other images, unless `data.accept_changes`."""
+    """DataError if a run that is continued began with other images."""
     before = (checkpoint and (checkpoint.config or {}).get("data", {}).get("content")) or {}
     for split, now in (cfg.data.content or {}).items():
         old = before.get(split) or {}
         pairs = [(what, old.get(name), (now or {}).get(name)) for name, what in _CONTENT.items()]
         changed = [pair for pair in pairs if None not in pair and pair[1] != pair[2]]  # null: nobody looked
-        if changed and not cfg.data.accept_changes:
+        if changed:
             what, was, here = (str(part)[:16] for part in changed[0])
             raise DataError(
                 f"data: the {split} images are not those that {checkpoint and checkpoint.path.parent} began with "

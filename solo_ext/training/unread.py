@@ -23,9 +23,9 @@ UNREAD = {  # by the kind of run
     "linear with cache_features": (
         *("optimizer.classifier_lr", "optimizer.layer_decay", "checkpoint.frequency", "checkpoint.keep_prev"),
         *("wandb.enabled", "tensorboard.enabled", "auto_resume.enabled"),
-        *("resume_from_checkpoint", "callbacks", *NO_TRAINER),
+        *("resume_from_checkpoint", "callbacks", "data.accept_changes", *NO_TRAINER),
     ),
-    "knn": ("checkpoint.frequency", "checkpoint.keep_prev", "max_epochs", *NO_TRAINER),
+    "knn": ("checkpoint.frequency", "checkpoint.keep_prev", "max_epochs", "data.accept_changes", *NO_TRAINER),
 }
 DERIVED = (
     *("data.num_classes", "data.num_large_crops", "data.num_small_crops", "data.info", "data.content"),

@@ -34,6 +34,7 @@ ELSEWHERE = {  # read by runs that are not made here
         "data.num_small_crops",
         "data.info",
         "gap.place",
+        "data.content",
     ),  # derived, for solo-learn's code
     *("pretrain_method", "backbone"),  # of a checkpoint without args.json
     "auto_resume.max_hours",  # where a run is continued
