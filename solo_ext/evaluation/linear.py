@@ -80,12 +80,13 @@ class LinearModel(pl.LightningModule):
         loss = loss / labelled.clamp(min=1)  # a batch without labels has no loss, rather than 0 / 0
         acc1, acc5 = accuracy_at_k(logits, targets)
         # the mean over a validation is one over labels; training does not wait for the device
-        self._log(split, int(labelled) if split == "val" else len(x), loss=loss, acc1=acc1, acc5=acc5)
+        self._log(split, float(labelled) if split == "val" else len(x), loss=loss, acc1=acc1, acc5=acc5)
         return loss
 
-    def _log(self, split: str, batch_size: int, **metrics: Tensor) -> None:
+    def _log(self, split: str, weight: Any, **metrics: Tensor) -> None:
+        """`weight` of the batch; a float over processes, where Lightning rounds the mean of whole numbers down."""
         logs, val = {f"{split}_{name}": value for name, value in metrics.items()}, split == "val"
-        self.log_dict(logs, prog_bar=val, on_step=False, on_epoch=True, sync_dist=True, batch_size=batch_size)
+        self.log_dict(logs, prog_bar=val, on_step=False, on_epoch=True, sync_dist=True, batch_size=weight)
 
     def configure_optimizers(self) -> Any:
         lr = self.optimizer_cfg.rates()[0]

@@ -261,7 +261,9 @@ class LightningMethod(pl.LightningModule, Method):  # type: ignore[override]  # 
             features = [self.teach(x, out, "backbone")["backbone"]]
             loss = self._probe(self.momentum_classifier, features, labels, "momentum_val_", metrics)
             metrics["momentum_val_loss"] = loss
-        self.log_dict(metrics, sync_dist=True, batch_size=int((labels != -1).sum()))
+        # a float, since over processes Lightning rounds the mean of whole numbers down
+        weight: Any = float((labels != -1).sum())
+        self.log_dict(metrics, sync_dist=True, batch_size=weight)
 
     @property
     def learnable_params(self) -> list[dict[str, Any]]:

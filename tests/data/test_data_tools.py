@@ -272,8 +272,10 @@ def test_a_run_records_its_data(run, folder):
     [path] = (folder / "trained_models").rglob("environment.json")
     recorded = read_folder(folder / "images", "k").record()
     assert recorded == {"images": 8, "classes": 2, "fingerprint": read_folder(folder / "images", "k").fingerprint()}
-    sets = {"train": recorded, "val": recorded}
+    content = read_folder(folder / "images", "k").content()
+    sets = dict.fromkeys(("train", "val"), recorded | content)
     assert json.loads(path.read_text())["data"] == {"dataset": "custom", "format": "image_folder", **sets}
+    assert json.loads(path.with_name("args.json").read_text())["data"]["content"] == sets
     status, out, _ = run("data", "fingerprint", "images")
     assert status == 0 and [line.split(None, 1)[1] for line in out.splitlines()] == list(map(str, recorded.values()))
 

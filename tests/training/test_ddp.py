@@ -24,6 +24,7 @@ from solo_ext.runs.checkpoints import find_checkpoint, load_checkpoint
 from solo_ext.training.compose import compose
 from solo_ext.training.config import resolve
 from solo_ext.training.pretrain import pretrain
+from solo_ext.training.recipes import find
 from solo_ext.training.resume import ExactResume
 from solo_ext.training.start import cluster_environment, die_with
 from solo_ext.training.trainer_config import TrainerConfig
@@ -312,3 +313,20 @@ def test_two_ranks_share_one_run(tmp_path, launcher):
     assert done.returncode == 0, done.stderr[-3000:]
     [folder] = (tmp_path / "runs" / "byol").iterdir()
     assert tiny_runs.rows(folder)[-1]["step"] == "5" and len(list(folder.glob("*.ckpt"))) == 1
+
+
+@pytest.mark.parametrize("processes", [2, 3])
+def test_a_validation_of_an_uneven_number_of_images_is_that_of_one_process(tmp_path, processes):
+    """101 test images, whose shares differ by one."""
+    file = find("fashion_mnist_mini/byol", "linear")
+    words = [str(file), "untrained=true", "backbone.name=resnet10_w16", "data.val_fraction=0.0202", "max_epochs=1"]
+    words += ["accelerator=cpu", "precision=64-true", "optimizer.lr=1e-9", "enable_progress_bar=false"]
+    figures = []
+    for devices in (1, processes):
+        folder = tmp_path / str(devices)
+        code, output = launch("-m", "solo_ext", "linear", *words, f"devices={devices}", f"checkpoint.dir={folder}")
+        assert code == 0, output
+        [result] = folder.rglob("result.json")
+        metrics = json.loads(result.read_text())["metrics"]
+        figures.append([round(metrics[name], 3) for name in ("val_acc1", "val_acc5", "val_loss")])
+    assert figures[0] == figures[1] and figures[0][0] > 0
