@@ -19,13 +19,13 @@ from weakref import WeakKeyDictionary
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, DistributedSampler
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, get_worker_info
 
 from solo_ext.data.images import ArrayImages, ImageSet
 from solo_ext.data.render import CHUNK, GPU_CHUNK
 from solo_ext.data.transforms import Transform
 from solo_ext.data.views import uniforms
-from solo_ext.errors import DataError
+from solo_ext.errors import DataError, reason
 
 log = logging.getLogger("solo_ext")
 
@@ -103,7 +103,22 @@ class ViewDataset(Dataset):
                 view.append(transform.crop(image, u))
         rows = zip(self.transforms, crops, numbers, strict=True)
         views = [transform.finish(torch.stack(view), u) for transform, view, u in rows]
-        return (torch.from_numpy(indexes), views, torch.from_numpy(self.images.targets[indexes])), unreadable
+        batch = torch.from_numpy(indexes), views, torch.from_numpy(self.images.targets[indexes])
+        if get_worker_info():
+            _share([batch[0], *views, batch[2]])
+        return batch, unreadable
+
+
+def _share(tensors: Iterable[Tensor]) -> None:
+    """Moves what a worker hands over to shared memory. The queue would, in a thread whose errors reach nobody."""
+    try:
+        for tensor in tensors:
+            tensor.share_memory_()
+    except RuntimeError as error:
+        raise DataError(
+            f"data.num_workers: no shared memory (/dev/shm) is left for a batch ({reason(error)}); give it more, as "
+            "with docker run --shm-size=8g, or use fewer workers (0: none) or smaller batches"
+        ) from None
 
 
 class EpochSampler(DistributedSampler):

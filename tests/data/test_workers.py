@@ -1,0 +1,71 @@
+"""An error in a worker ends the run with its sentence, soon."""
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import solo_ext
+from solo_ext.data.augmentations import AugmentationConfig
+from solo_ext.data.datasets import DataConfig
+from solo_ext.data.modules import PretrainData
+from solo_ext.errors import DataError
+
+CODE = """if True:
+    import sys, time
+    from solo_ext.data.augmentations import AugmentationConfig
+    from solo_ext.data.datasets import DataConfig
+    from solo_ext.data.modules import PretrainData
+    from solo_ext.errors import DataError
+    data = DataConfig("custom", train_path=sys.argv[1], format="image_folder", num_workers=2)
+    loader = PretrainData(data, [AugmentationConfig(crop_size=224, num_crops=2)], 32, 0).train_dataloader()
+    began = time.time()
+    try:
+        batches = [batch for epoch in range(3) for batch in loader]
+    except DataError as error:
+        print(f"after {time.time() - began:.0f} s: {error}")
+"""
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for i in range(96):
+        pixels = np.random.default_rng(i).integers(0, 256, (32, 32, 3), np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"{i:02d}.png")
+    return tmp_path
+
+
+@pytest.mark.parametrize("size", ["1m", "64m"])
+def test_shared_memory_that_is_full(folder, size):
+    mount = f"mount -t tmpfs -o size={size} tmpfs /dev/shm"
+    if subprocess.run(["unshare", "-m", "sh", "-c", mount], capture_output=True).returncode:
+        pytest.skip("mounting a small /dev/shm takes root")
+    root = os.path.dirname(os.path.dirname(solo_ext.__file__))
+    command = ["unshare", "-m", "sh", "-c", f'{mount} && exec "$@"', "sh", sys.executable, "-c", CODE, str(folder)]
+    env = {**os.environ, "PYTHONPATH": root, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=90)
+    said, _, sentence = done.stdout.partition(" s: ")
+    assert done.returncode == 0 and sentence.startswith("data.num_workers: no shared memory (/dev/shm) is left"), done
+    assert int(said.removeprefix("after ")) <= 10 and sentence.count("\n") == 1
+
+
+@pytest.mark.parametrize("what", ["pipe", "vanished folder"])
+def test_files_that_are_no_files_any_more(folder, what):
+    data = DataConfig("custom", train_path=str(folder), format="image_folder", num_workers=2)
+    if what == "pipe":
+        (folder / "50.png").unlink()
+        os.mkfifo(folder / "50.png")
+    loader = PretrainData(data, [AugmentationConfig(crop_size=16)], 8, 0).train_dataloader()
+    if what != "pipe":
+        shutil.rmtree(folder)
+    began = time.time()
+    with pytest.raises(
+        DataError, match=rf"^(none of 96 images can be read; the last: )?{folder}/\d\d\.png: not a readable image \("
+    ):
+        list(loader)
+    assert time.time() - began < 10
