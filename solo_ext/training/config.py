@@ -233,6 +233,7 @@ def _derive(cfg: AnyConfig) -> AnyConfig:
     """Fills in the derived keys, in place of those that an args.json has."""
     info = dataset_info(cfg.data)
     cfg.data.info = {key: plain(getattr(info, key)) for key in FACTS}
+    cfg.data.content = None  # until the images are read
     if info.num_classes is not None:  # else its folder is not there yet
         cfg.data.num_classes = info.num_classes
     if isinstance(cfg, TrainingConfig):

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from solo_ext.data import images, loader, modules
+from solo_ext.data import decode, loader, modules
 from solo_ext.data.augmentations import AugmentationConfig
 from solo_ext.data.datasets import DataConfig
 from solo_ext.data.images import ArrayImages, FileImages
@@ -45,10 +45,10 @@ def batches_of(kind, folder, **options) -> list:
 @pytest.fixture
 def fresh():
     """Forgets what has been found out about this machine's libraries, before and after a test."""
-    for found in (modules._without_dali, images.jpeg_decoder):
+    for found in (modules._without_dali, decode.jpeg_decoder):
         found.cache_clear()
     yield
-    for found in (modules._without_dali, images.jpeg_decoder):
+    for found in (modules._without_dali, decode.jpeg_decoder):
         found.cache_clear()
 
 
@@ -97,11 +97,11 @@ def test_a_broken_dali_is_left_out_and_named(fresh, monkeypatch, caplog):
 
 def test_without_torchvisions_decoder_pillow_reads_jpeg_and_it_is_said_once(fresh, monkeypatch, caplog):
     Image.new("RGB", (16, 8), (200, 30, 40)).save(file := io.BytesIO(), "JPEG", quality=95)
-    fast = images.decode(file.getvalue())
-    images.jpeg_decoder.cache_clear()
+    fast = decode.decode(file.getvalue())
+    decode.jpeg_decoder.cache_clear()
     monkeypatch.setitem(sys.modules, "torchvision.io", None)
     for _ in range(2):
-        slow = images.decode(file.getvalue())
+        slow = decode.decode(file.getvalue())
         assert slow.shape == fast.shape and (slow.int() - fast.int()).abs().max() <= 1
     assert len(caplog.records) == 1 and "torchvision does not decode JPEG here" in caplog.text
 
