@@ -14,6 +14,7 @@ from frameworks import spec_of
 from hub_server import hub  # noqa: F401
 from omegaconf import OmegaConf
 from tiny_runs import whole  # noqa: F401
+from trials import pytest_runtest_logreport, pytest_sessionfinish  # noqa: F401
 
 from solo_ext.cli import main as cli
 from solo_ext.methods import METHODS

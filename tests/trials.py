@@ -1,12 +1,39 @@
-"""Trials of the fault battery: all of them with FAULTS=all (`make test-faults`), else a seeded sample."""
+"""Trials of the fault battery: all of them with FAULTS=all (`make test-faults`), which writes their outcomes to
+docs/reliability.md, else a seeded sample."""
 
 import os
+import platform
 import random
+from collections import Counter
+from pathlib import Path
+
+import lightning
+import torch
 
 ALL = os.environ.get("FAULTS") == "all"
+OUTCOMES: dict[str, Counter] = {}  # test -> how many trials failed (True) and passed
+PAGE = Path(__file__).parents[1] / "docs" / "reliability.md"
 
 
 def trials(rows, share=0.1):
     """All of `rows`, or a sample of them, at least three."""
     rows = list(rows)
     return rows if ALL else random.Random(0).sample(rows, min(len(rows), max(3, round(share * len(rows)))))
+
+
+def pytest_runtest_logreport(report):
+    """Where the outcomes of all workers arrive."""
+    if report.when == "call" or report.failed:
+        OUTCOMES.setdefault(report.nodeid.partition("[")[0], Counter())[report.failed] += 1
+
+
+def pytest_sessionfinish(session):
+    if not ALL or hasattr(session.config, "workerinput") or not OUTCOMES:
+        return
+    versions = f"Python {platform.python_version()}, torch {torch.__version__}, lightning {lightning.__version__}"
+    lines = ["# What holds under faults", "", f"Written by `make test-faults` ({platform.machine()}, {versions}).", ""]
+    lines += ["| what | trials | failures |", "|---|---|---|"]
+    for test, count in OUTCOMES.items():
+        what = test.rpartition("::")[2].removeprefix("test_").replace("_", " ")
+        lines.append(f"| {what} | {count.total()} | {count[True]} |")
+    PAGE.write_text("\n".join([*lines, ""]), encoding="utf-8")

@@ -119,10 +119,10 @@ def build_optimizer(groups: Iterable[dict[str, Any]], cfg: OptimizerConfig, lr: 
 
 def run_length(trainer: Any) -> tuple[float, float]:
     """The optimizer steps of a run and its epochs, with a fraction where `max_steps` ends it inside one."""
-    steps = trainer.estimated_stepping_batches
-    if not math.isfinite(steps):
+    steps, batches = trainer.estimated_stepping_batches, trainer.num_training_batches
+    if not (math.isfinite(steps) and math.isfinite(batches) and batches):
         return steps, trainer.max_epochs
-    return steps, steps / math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
+    return steps, steps / math.ceil(batches / trainer.accumulate_grad_batches)
 
 
 def build_scheduler(

@@ -8,6 +8,7 @@ from typing import Any
 from solo_ext.data.datasets import BUNDLED
 from solo_ext.methods import METHODS
 from solo_ext.networks.backbones import VITS
+from solo_ext.runs.checkpoints import CheckpointConfig
 from solo_ext.runs.comparison import flatten
 from solo_ext.schema import Config
 from solo_ext.training.compose import key_of, parse
@@ -17,15 +18,16 @@ log = logging.getLogger("solo_ext")
 
 PLACE = ("accelerator", "devices", "num_nodes", "precision")
 NO_TRAINER = tuple(key for key in TrainerConfig.__dataclass_fields__ if key not in (*PLACE, "max_epochs"))
+SAVING = tuple(f"checkpoint.{key}" for key in CheckpointConfig.__dataclass_fields__ if key not in ("enabled", "dir"))
 UNREAD = {  # by the kind of run
     "pretrain": ("data.augmentations", "optimizer.layer_decay"),
     "linear": ("optimizer.classifier_lr",),
     "linear with cache_features": (
-        *("optimizer.classifier_lr", "optimizer.layer_decay", "checkpoint.frequency", "checkpoint.keep_prev"),
-        *("wandb.enabled", "tensorboard.enabled", "auto_resume.enabled"),
-        *("resume_from_checkpoint", "callbacks", "data.accept_changes", *NO_TRAINER),
+        *("optimizer.classifier_lr", "optimizer.layer_decay", "wandb.enabled", "tensorboard.enabled"),
+        *("auto_resume.enabled", "resume_from_checkpoint", "callbacks", "skip_non_finite", "data.accept_changes"),
+        *(*SAVING, *NO_TRAINER),
     ),
-    "knn": ("checkpoint.frequency", "checkpoint.keep_prev", "max_epochs", "data.accept_changes", *NO_TRAINER),
+    "knn": ("max_epochs", "data.accept_changes", *SAVING, *NO_TRAINER),
 }
 DERIVED = (
     *("data.num_classes", "data.num_large_crops", "data.num_small_crops", "data.info", "data.content"),

@@ -180,14 +180,15 @@ def test_series_of_an_untidy_table(tmp_path):
         "0,1,3.0,\n"
         "1,2,4.0,oops\n"
         "1,2,5.0,\n"  # logged again after a resumption
-        "1,4,0.0\0\n"
-        "1,5"  # cut short
+        "1,4,0.0\0,\n"
+        "1,5\n"  # cut short, as the last one may be
+        "1,6,7.0,0.5"
     )
     run = Run(folder)
     steps, epochs, values = run.series("loss")
     assert steps.tolist() == [0, 1, 2, 3, 4]
     np.testing.assert_array_equal(values, [1, 3, 5, np.nan, 0])
-    np.testing.assert_allclose(epochs, [0.5, 1, 1.25, 1.5, 1.75])
+    np.testing.assert_allclose(epochs, [0.5, 1, 4 / 3, 5 / 3, 2])
     assert run.series("tau")[1].tolist() == [1.0]
 
 
@@ -348,7 +349,9 @@ def test_stages_are_in_the_order_in_which_they_were_logged(tmp_path):
     def distances(method, *stages):
         rows = [{"epoch": 0, "step": 0, **{f"weight_distance/{stage}": 0.1 for stage in stages}}]
         folder = write_run(tmp_path / method / "a", [])
-        (folder / "metrics.csv").write_text("\n".join([",".join(rows[0]), ",".join(map(str, rows[0].values()))]))
+        (folder / "metrics.csv").write_text(
+            "".join(",".join(map(str, row)) + "\n" for row in (rows[0], rows[0].values()))
+        )
         return Run(folder)
 
     runs = [

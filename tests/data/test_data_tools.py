@@ -358,7 +358,7 @@ def cut_short(folder):
         (no_images, [], "; found 4 files such as '0 0.dat')"),
         (no_images, ["data.no_labels=true"], "; found 8 files such as '0 0.dat')"),
         (lambda f: shutil.rmtree(f / "images" / "dog") or (f / "images" / "dog").mkdir(), [], "; found nothing)"),
-        (text, [], "images/dog/2 2.png: not a readable image (of no format that Pillow knows)"),
+        (text, ["optimizer.batch_size=8"], "images/dog/2 2.png: not a readable image (of no format that Pillow knows)"),
         (lambda f: save(f / "images" / "x.png"), [], "'images/x.png' lies beside the class folders and has no label"),
         (
             lambda f: None,

@@ -24,7 +24,10 @@ from solo_ext.training.pretrain import pretrain
 SOURCE = Path(solo_ext.__file__).parent
 RECIPES = SOURCE.parent / "scripts"
 # file -> the dataset that it names, and why
-NAMED = {"cli/demo.py": "fashion_mnist_mini"}  # what the demo shows is shown on the bundled images
+NAMED = {
+    "cli/demo.py": "fashion_mnist_mini",  # what the demo shows is shown on the bundled images
+    "runs/run.py": "custom",  # which says nothing of the images
+}
 
 
 def load_stripes(data: DataConfig, split: str) -> ImageSet:

@@ -312,7 +312,7 @@ def test_two_ranks_share_one_run(tmp_path, launcher):
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     [folder] = (tmp_path / "runs" / "byol").iterdir()
-    assert tiny_runs.rows(folder)[-1]["step"] == "5" and len(list(folder.glob("*.ckpt"))) == 1
+    assert tiny_runs.rows(folder)[-1]["step"] == "5" and len(list(folder.glob("*.ckpt"))) == 2
 
 
 @pytest.mark.parametrize("processes", [2, 3])

@@ -14,6 +14,7 @@ from omegaconf import OmegaConf
 
 from solo_ext.errors import ConfigError
 from solo_ext.methods import METHODS
+from solo_ext.runs.metrics import read_table
 from solo_ext.training.callbacks.gradients import GradientMonitor, GradientsConfig
 from solo_ext.training.config import resolve
 from solo_ext.training.loggers import CSVMetrics
@@ -56,9 +57,9 @@ def watched(model, batches, folder, every=1, **trainer) -> dict[int, dict[str, f
         **trainer,
     ).fit(model, loader)
     found = {}
-    for step, row in logger.rows.items():
-        norms = {k.removeprefix("grad_linf/"): v for k, v in row.items() if k.startswith("grad_linf/")}
-        found |= {step: norms} if norms else {}
+    for row in read_table(logger.path)[1]:
+        norms = {k.removeprefix("grad_linf/"): float(v) for k, v in row.items() if k.startswith("grad_linf/") and v}
+        found |= {int(row["step"]): norms} if norms else {}
     return found
 
 

@@ -58,7 +58,9 @@ def test_the_first_line_says_where_a_run_lies_and_what_it_resumes(tmp_path, monk
     original = torch.load
     monkeypatch.setattr(torch, "load", lambda *args, **kwargs: (reads.append(1), original(*args, **kwargs))[1])
     pretrain(cfg)
-    assert capsys.readouterr().out.splitlines()[0] == f"tiny: cpu, {folder}, resuming tiny-{folder.name}-ep=0.ckpt"
+    assert (
+        capsys.readouterr().out.splitlines()[0] == f"tiny: cpu, {folder}, resuming tiny-{folder.name}-ep=1-step=1.ckpt"
+    )
     assert len(reads) == 1, "the checkpoint is read once"
 
 
