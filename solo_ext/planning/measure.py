@@ -6,7 +6,7 @@ from itertools import pairwise
 from typing import Any
 
 import torch
-from lightning.pytorch.callbacks import LambdaCallback
+from lightning.pytorch.callbacks import LambdaCallback, Timer
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.data import DataLoader
@@ -64,7 +64,7 @@ def _measure(cfg: PretrainConfig, method: LightningMethod, images: int) -> dict[
     steps, batch = WARM_UP + STEPS, cfg.optimizer.batch_size
     values: dict[str, Any] = {key: getattr(cfg, key) for key in STEP_KEYS}  # all that change what a step does
     values |= {"accelerator": "cpu" if cfg.accelerator == "cpu" else "auto", "devices": 1, "limit_val_batches": 0}
-    values |= {"min_steps": WARM_UP + LEAST, "max_steps": steps, "max_time": {"seconds": SECONDS}}
+    values |= {"min_steps": WARM_UP + LEAST, "max_steps": steps}
     ends: list[float] = []  # when each step was done
     saved: dict[int, int] = {}  # address -> bytes of what the backward pass of the first step needs
 
@@ -74,7 +74,7 @@ def _measure(cfg: PretrainConfig, method: LightningMethod, images: int) -> dict[
         return tensor
 
     clock = LambdaCallback(on_train_batch_end=lambda trainer, module, *_: ends.append(now(module.device)))
-    trainer = make_trainer(TrainerConfig(**values), [clock], steps)
+    trainer = make_trainer(TrainerConfig(**values), [clock, Timer({"seconds": SECONDS})], steps)
     trainer.fit_loop.min_epochs = 0  # so that the time limit ends it within the first
     device = trainer.strategy.root_device
     gpu, free = device.type == "cuda", free_memory(device)

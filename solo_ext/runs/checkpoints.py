@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import json
 import logging
 import os
 import re
@@ -206,7 +207,12 @@ def load_checkpoint(path: str | Path, content: bytes | None = None) -> dict[str,
 
 def save_tensors(tensors: Mapping[str, Tensor]) -> bytes:
     """A .safetensors that holds its own SHA-256, taken with zeros in its place."""
-    content = safetensors.torch.save(dict(tensors), {"format": "pt", "sha256": _ZEROS.decode()})
+    metadata = {"format": "pt", "sha256": _ZEROS.decode()}
+    content = safetensors.torch.save(dict(tensors), metadata)
+    start = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:start]) | {"__metadata__": metadata}  # whose order safetensors leaves to chance
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode().ljust(start - 8)
+    content = content[:8] + text + content[start:]
     return content.replace(_ZEROS, hashlib.sha256(content).hexdigest().encode(), 1)
 
 

@@ -200,8 +200,8 @@ def test_a_real_run_has_as_many_steps(tmp_path):
     )
     expected = plan(cfg, measure=False)
     result = pretrain(cfg)
-    [record] = json.loads((result.dir / "checkpoints.json").read_text()).values()
-    assert (expected["steps"], expected["steps_per_epoch"]) == (record["step"], 3)
+    records = json.loads((result.dir / "checkpoints.json").read_text()).values()
+    assert (expected["steps"], expected["steps_per_epoch"]) == (max(record["step"] for record in records), 3)
 
 
 # Warnings.
