@@ -29,8 +29,16 @@ class CheckpointError(SoloExtError):
     """A checkpoint that is missing, damaged or made for another network."""
 
 
-class NonFiniteError(RuntimeError):
-    """Training went to NaN or infinity: a run that failed, not a mistake in its configuration."""
+class FailedRun(RuntimeError):
+    """A training that failed, not a mistake in its configuration. The command line prints its message and exits 1."""
+
+
+class NonFiniteError(FailedRun):
+    """A loss, gradient or weight became NaN or infinite."""
+
+
+class CollapseError(FailedRun):
+    """The outputs collapsed, and the run is to stop then."""
 
 
 def require(package: str, what: str, extra: str) -> None:

@@ -211,6 +211,7 @@ def _fit_arm(arm: Any, value: Any, key: str, convert: bool) -> Any:
     if dataclasses.is_dataclass(arm):
         return build(origin, value, key)
     if origin is Literal:
+        value = "off" if value is False and "off" in args else value  # what YAML 1.1 makes of a bare off
         exact = (choice for choice in args if choice == value and type(choice) is type(value))
         return next(exact, next((choice for choice in args if convert and str(choice) == str(value)), _MISFIT))
     if origin in (list, tuple):

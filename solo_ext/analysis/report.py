@@ -1,6 +1,7 @@
 """The report: one self-contained HTML page about a set of runs, its curves as PNG files, and its table by itself."""
 
 import json
+import math
 import os
 import shlex
 import tempfile
@@ -19,6 +20,7 @@ from solo_ext.runs.evaluations import OFF, departures
 from solo_ext.runs.metrics import is_number
 from solo_ext.runs.run import ARGS, ENVIRONMENT, EVALUATIONS, KNN, LINEAR, METRICS, Run, find_runs
 from solo_ext.text import Metric
+from solo_ext.training.callbacks.collapse import LEAST_RANK
 from solo_ext.training.metrics import metric_of
 
 COLUMNS = {  # key of a row -> what it is
@@ -132,8 +134,16 @@ def _results(shown: Shown) -> dict[str, Any]:
         "others": [other for run, style in shown for other in _others(run, style.label)],
         "places": figures.by_value([s for s in shown if not s[0].untrained], *figures.PLACE) if measured else None,
         "resumed": [style.label for run, style in shown if run.resumed],
+        "collapsed": {style.label: told for run, style in shown if (told := _collapse(run))},
         "missing": _missing_files(shown),
     }
+
+
+def _collapse(run: Run) -> str:
+    """After which epoch the outputs had collapsed first; nothing if they never had."""
+    _, epochs, ranks = run.series("train_rankme")
+    low = np.flatnonzero(ranks < LEAST_RANK)[:1]
+    return "".join(f"after epoch {math.ceil(epochs[i])} (effective rank {ranks[i]:.2f})" for i in low)
 
 
 def _missing_files(shown: Shown) -> dict[tuple[str, ...], str]:

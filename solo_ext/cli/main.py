@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from solo_ext import __version__, plugins
 from solo_ext.cli import commands, data, demo, zoo  # noqa: F401, they register themselves
 from solo_ext.cli.command import SOLO_EXT
-from solo_ext.errors import NonFiniteError, SoloExtError
+from solo_ext.errors import FailedRun, SoloExtError
 
 log = logging.getLogger("solo_ext")
 
@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 plugins.load()
             SOLO_EXT(argv)
         sys.stdout.flush()
-    except (SoloExtError, NonFiniteError) as error:
+    except (SoloExtError, FailedRun) as error:
         if not first:  # all processes make the same mistake: when the first has ended, its launcher ends the others
             time.sleep(GRACE)
         mistake = isinstance(error, SoloExtError)

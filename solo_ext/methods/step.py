@@ -87,6 +87,21 @@ class Spread(Monitor):
         return {"train_z_std": F.normalize(outputs, dim=-1).std(1).mean()}
 
 
+@dataclass(frozen=True)
+class Rank(Monitor):
+    """How many directions the projector's outputs of the student fill, on up to 256 images of the first view: RankMe
+    (Garrido et al., 2023, Eq. 1), from min(B, D) down to 1, where all are on one line or in one point."""
+
+    every: int = 50
+    metrics = (Metric("train_rankme", "Effective rank (RankMe) of the projector's outputs"),)
+
+    def __call__(self, step: Step) -> dict[str, Tensor]:
+        z = step.students[min(step.students)]["projector"][:256].double()
+        # singular values from the smaller of the two products, for which float32 is too short
+        values = torch.linalg.eigvalsh(z @ z.T if len(z) < z.shape[1] else z.T @ z).clamp(min=0).sqrt()
+        return {"train_rankme": torch.special.entr(values / values.sum()).sum().exp()}
+
+
 @dataclass
 class GapConfig(Config, section="gap"):
     """The YAML's `gap`: what is monitored. It never changes what is trained.

@@ -136,8 +136,13 @@ def _layers(method: LightningMethod, row: Sequence[Stage]) -> int:
 
 def _warnings(p: dict[str, Any], cfg: PretrainConfig, method: LightningMethod) -> Iterator[str]:
     devices, batch, measured = p["devices"], p["batch_size"], p["measured"]
-    if frozen := [stage for stage, tau in method.teacher.taus.items() if tau.always(1)]:
+    taus = method.teacher.taus
+    if frozen := [stage for stage, tau in taus.items() if tau.always(1)]:
         yield f"momentum: tau of {', '.join(frozen)} is always 1, which keeps initial weights (ProjectorEMA, Table 7)"
+    parts = {stage.part for stage in method.row if stage.name in taus and not taus[stage.name].always(0)}
+    if "backbone" in parts and "projector" not in parts and "predictor" not in method.parts:
+        what = f"momentum.stages: {cfg.momentum.stages}, without the projector; {p['method']}, which has no predictor,"
+        yield f"{what} collapses by that (docs/results/projector_ema_table3.md)"
     if p["steps_per_epoch"] == 0:
         share = p["images"] // devices
         few = f"optimizer.batch_size: the {share} images on each device do not fill a batch of {batch}, so an epoch"

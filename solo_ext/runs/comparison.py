@@ -16,6 +16,7 @@ IGNORED = (
     "enable_progress_bar",
     "enable_model_summary",
     "auto_resume",
+    "collapse",
     "resume_from_checkpoint",
     # how the batches are loaded, not what they hold
     "data.num_workers",

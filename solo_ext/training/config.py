@@ -32,6 +32,7 @@ from solo_ext.runs.run import Run
 from solo_ext.schema import MISSING, Bounds, Config, Count, Positive, UnknownKey, build, keys, plain
 from solo_ext.training import recipes
 from solo_ext.training.callbacks import MONITORS, MonitorCallback
+from solo_ext.training.callbacks.collapse import Action
 from solo_ext.training.compose import compose, key_of, overlay, refuse_resolvers, sentence
 from solo_ext.training.trainer_config import NO_LOOP, OWN, TensorboardConfig, TrainerConfig, WandbConfig
 from solo_ext.training.unread import ONE_PROCESS, UNREAD, reset, without_derived
@@ -90,6 +91,7 @@ class PretrainConfig(TrainingConfig, MethodConfig):  # type: ignore[misc]  # her
 
     method: str
     augmentations: list[AugmentationConfig]
+    collapse: Action = "warn"  # what happens when the outputs collapse; off: nobody looks
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -11,6 +11,7 @@ from solo_ext.methods import METHODS, Method
 from solo_ext.networks.backbones import check_sizes
 from solo_ext.runs.run import RunResult
 from solo_ext.training.callbacks import MONITORS
+from solo_ext.training.callbacks.collapse import CollapseWatch
 from solo_ext.training.config import PretrainConfig, declared_method
 from solo_ext.training.start import begin, runs_folder
 
@@ -39,6 +40,7 @@ def pretrain(
     Raises:
         SoloExtError: something in the configuration, the data or the checkpoint to resume; nothing is written then.
         NonFiniteError: the loss or a weight became NaN or infinite.
+        CollapseError: the outputs collapsed, and `cfg.collapse` is `stop`.
     """
     if method is not None:
         cfg = copy.deepcopy(cfg)
@@ -60,6 +62,7 @@ def pretrain(
     if isinstance(module, Method):
         check_sizes(module.backbone, cfg.backbone.name, [view.crop_size for view in cfg.augmentations])
     own = _monitors(cfg, data if isinstance(data, ImageData) else None)
+    own += [CollapseWatch(cfg.collapse)] if cfg.collapse != "off" else []
     result = fit(cfg, module, data, start, [*own, *callbacks])
     print_result(result, ("val_acc1", "val_knn1", "val_knn20", "gap_sim"))
     return result

@@ -19,7 +19,7 @@ from lightning.pytorch.callbacks import Checkpoint as CheckpointCallback
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from solo_ext.errors import CheckpointError, NonFiniteError, must_have
+from solo_ext.errors import CheckpointError, CollapseError, FailedRun, must_have
 from solo_ext.runs.checkpoints import Checkpoint, CheckpointConfig, load_checkpoint, save_checkpoint
 from solo_ext.runs.run import Run, place_of
 from solo_ext.training.callbacks import MonitorCallback
@@ -221,8 +221,8 @@ class Checkpointer(CheckpointCallback):
         self.training = False
         epochs: Any = trainer.fit_loop.epoch_progress.current
         batches: Any = trainer.fit_loop.epoch_loop.batch_progress.current
-        good = isinstance(exception, Stopped) or (
-            trainer.world_size == 1 and not isinstance(exception, CheckpointError | NonFiniteError)
+        good = isinstance(exception, Stopped | CollapseError) or (
+            trainer.world_size == 1 and not isinstance(exception, CheckpointError | FailedRun)
         )
         if good and trainer.global_step:
             if epochs.started == epochs.processed:

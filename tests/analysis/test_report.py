@@ -300,6 +300,14 @@ def test_labels_are_unique():
     assert figures.labels([("byol", "x", "1"), ("byol", "x", "2"), ("dino", None, "3")]) == ["byol 1", "byol 2", "dino"]
 
 
+def test_a_collapse_is_told(tmp_path):
+    rows = step_rows(train_rankme=lambda step: 3.0 if step < 6 else 1.1)
+    folders = [write_run(tmp_path / "dino" / "a", rows), write_run(tmp_path / "byol" / "b", step_rows())]
+    text = main_report(folders, tmp_path / "out").read_text()
+    assert "the outputs hardly told images apart in dino after epoch 2 (effective rank 1.10)." in text
+    assert "hardly told" not in main_report(folders[1:], tmp_path / "out").read_text()
+
+
 # Figures.
 
 

@@ -223,6 +223,9 @@ def test_the_recipes_have_none(folder):
         ("byol", ["momentum.base_tau=1"], ["momentum.base_tau=0.9999"]),
         ("byol", ["momentum.base_tau=1", "momentum.schedule=cosine"], ["momentum.schedule=cosine"]),
         ("byol", ["momentum.stages={projector: 1.0}"], ["momentum.stages={projector: 0.999}"]),
+        ("dino", ["momentum.stages=backbone"], ["momentum.stages=projector"]),
+        ("mocov2plus", ["momentum.stages={block4: 0.99}"], ["momentum.stages={block4: 0.99, projector: 0.99}"]),
+        ("dino", ["momentum.stages=[block4]"], ["momentum.stages=[block4,projector]"]),
         ("byol", ["optimizer.batch_size=50001"], ["optimizer.batch_size=50000"]),
         ("byol", ["limit_train_batches=0"], ["limit_train_batches=1"]),
         ("byol", ["max_epochs=10"], ["max_epochs=11"]),
@@ -239,7 +242,7 @@ def test_warnings(recipe, fires, silent):
     key = fires[0].lstrip("~").partition("=")[0]
     key = {
         "momentum.base_tau": "momentum",
-        "momentum.stages": "momentum",
+        "momentum.stages": "momentum" if recipe == "byol" else "momentum.stages",
         "max_epochs": "scheduler.warmup_epochs",
         "data.dataset": "optimizer.kwargs.eta",
         "accelerator": "sync_batchnorm",
