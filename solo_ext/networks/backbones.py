@@ -92,13 +92,20 @@ def is_resnet(backbone: nn.Module) -> bool:
 
 
 @torch.no_grad()
-def check_sizes(backbone: nn.Module, name: str, sizes: Iterable[int]) -> None:
+def check_sizes(backbone: nn.Module, name: str, sizes: Iterable[int], built: bool = False) -> None:
     """Raises ConfigError if the backbone cannot take square images of one of `sizes` in pixels (too small for it, or
-    not a ViT's own), or gives something else than features [B, num_features]."""
+    not a ViT's own), or gives something else than features [B, num_features]. built: its weights are given, too."""
     training = backbone.training
     backbone.eval()
-    for size in dict.fromkeys(sizes):
+    own = getattr(getattr(backbone, "patch_embed", None), "img_size", None)  # of a ViT for one size
+    sizes = list(dict.fromkeys(sizes))
+    for size in sizes:
         problem = f"backbone.name: {name} cannot take crops of {size} px"
+        if own and built:
+            problem += f" (data.augmentations.crop_size={own[0]} suits it)"
+        elif own:
+            key = f"img_size={size}" if len(sizes) == 1 else "dynamic_img_size=true"
+            problem += f" (backbone.kwargs.{key} makes one that can, if its patch_size divides them)"
         with naming(problem, SoloExtError, RuntimeError, ValueError, AssertionError):
             shape = list(backbone(torch.zeros(1, 3, size, size)).shape)
         if shape != (expected := [1, backbone.num_features]):
@@ -128,6 +135,8 @@ def build_backbone(
         if cfg.last_norm:
             resnets = ", ".join(key for key in BACKBONES if key.startswith("resnet"))
             raise ConfigError(f"backbone.last_norm is for {resnets}, not '{cfg.name}'; set it to false")
+        if cfg.name.startswith("timm/"):  # some have a layer between pooling and classifier, of another width
+            backbone.num_features = backbone.head_hidden_size
         return backbone
     backbone.num_features = backbone.inplanes
     backbone.fc = nn.BatchNorm1d(backbone.num_features) if cfg.last_norm else nn.Identity()

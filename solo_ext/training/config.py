@@ -97,6 +97,10 @@ class PretrainConfig(TrainingConfig, MethodConfig):  # type: ignore[misc]  # her
         super().__post_init__()
         if not self.augmentations:
             raise ConfigError("augmentations: empty, but at least two views are needed")
+        if self.optimizer.batch_size == 1 and not (self.processes > 1 and self.sync_batchnorm):
+            raise ConfigError(
+                "optimizer.batch_size: one image is too few for BatchNorm and for a contrastive loss; use at least 2"
+            )
         sizes = [view.crop_size for view in self.augmentations]
         for i, size in enumerate(sizes):
             if size == max(sizes) > min(sizes[: i + 1]):

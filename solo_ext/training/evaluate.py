@@ -114,7 +114,7 @@ def _encoder(
     else:
         backbone, source, about = _trained(cfg, opened, data)
     assert cfg.backbone is not None  # or the checkpoint would not have been read
-    check_sizes(backbone, cfg.backbone.name, data.eval_view[:1])
+    check_sizes(backbone, cfg.backbone.name, data.eval_view[:1], built=True)
     cfg.encoder = weights_sum(backbone)
     return backbone, source, about
 

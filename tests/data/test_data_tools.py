@@ -362,7 +362,7 @@ def cut_short(folder):
         (lambda f: save(f / "images" / "x.png"), [], "'images/x.png' lies beside the class folders and has no label"),
         (
             lambda f: None,
-            ["devices=9", "optimizer.batch_size=1"],
+            ["devices=9", "optimizer.batch_size=2"],
             "devices: 9 devices are more than the 8 training",
         ),
         (

@@ -2,15 +2,19 @@
 
 import copy
 import math
+import re
 from itertools import chain
+from pathlib import Path
 
 import pytest
 import torch
 from conftest import own_backbones
 from torch import nn
+from trials import trials
 
 from solo_ext.errors import ConfigError
 from solo_ext.networks import BACKBONES, BackboneConfig, DINOHead, build_backbone, mlp
+from solo_ext.networks.backbones import check_sizes
 from solo_ext.networks.heads import WeightNormLinear
 from solo_ext.networks.stages import stage_row
 
@@ -244,6 +248,36 @@ def test_stages_of_heads(norm):
         "predictor.fc2": ("3", "4"),
     }
     assert [stage.output for stage in row][2:] == ["head.normalize", "head", "predictor.2", "predictor"]
+
+
+# Of each of timm's families, the smallest.
+FAMILIES = Path(__file__).with_name("timm_families.txt").read_text().split()
+
+
+@pytest.mark.parametrize("model", trials(FAMILIES, 0.05))
+def test_a_timm_backbone_has_the_width_that_comes_out(model):
+    backbone = build_backbone(BackboneConfig(f"timm/{model}"))
+    check_sizes(backbone, model, [backbone.default_cfg["input_size"][-1]])
+
+
+@pytest.mark.parametrize("model", ["mobilenetv3_small_050", "ghostnet_050", "lcnet_035", "efficientvit_b0"])
+def test_a_timm_backbone_with_a_layer_after_its_pooling(model):
+    backbone = build_backbone(BackboneConfig(f"timm/{model}"))
+    check_sizes(backbone, model, [64])
+
+
+def test_a_crop_that_a_vit_is_not_built_for_names_the_key_that_helps():
+    def advice(sizes, **kwargs):
+        vit = build_backbone(BackboneConfig("vit_tiny", {"depth": 1, "img_size": 32, **kwargs}))
+        with pytest.raises(ConfigError) as error:
+            check_sizes(vit, "x", sizes)
+        return re.findall(r"backbone\.kwargs\.(\w+=\w+)", str(error.value))
+
+    assert advice([48]) == ["img_size=48"] and advice([48, 32]) == ["dynamic_img_size=true"]
+    for sizes, kwargs in (([48], {"img_size": 48}), ([48, 32], {"dynamic_img_size": True})):
+        check_sizes(build_backbone(BackboneConfig("vit_tiny", {"depth": 1, **kwargs})), "x", sizes)
+    with pytest.raises(ConfigError, match=r"48 px \(data.augmentations.crop_size=32 suits it\): "):
+        check_sizes(build_backbone(BackboneConfig("vit_tiny", {"depth": 1, "img_size": 32})), "x", [48], built=True)
 
 
 # solo-learn's.

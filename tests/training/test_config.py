@@ -817,3 +817,13 @@ def test_large_crops_come_first(sizes, refused):
     else:
         with pytest.raises(ConfigError, match=rf"^augmentations.{refused}.crop_size: 32 px"):
             resolve(values)
+
+
+@pytest.mark.parametrize("method", ["byol", "simclr"])
+def test_a_batch_of_one_image_is_refused(method):
+    with pytest.raises(ConfigError, match=r"^optimizer.batch_size: one image is too few for BatchNorm and for a contr"):
+        cifar(method, "optimizer.batch_size=1")
+    with pytest.raises(ConfigError, match="one image"):  # which each device normalises by itself
+        cifar(method, "optimizer.batch_size=1", "devices=2")
+    assert cifar(method, "optimizer.batch_size=1", "devices=2", "sync_batchnorm=true").optimizer.batch_size == 1
+    assert cifar(method, "optimizer.batch_size=2").optimizer.batch_size == 2
