@@ -17,6 +17,7 @@ OVERRIDES = """\
 overrides in Hydra's syntax: key=value or ++key=value sets a key, ~key removes it; a list is [1,2], nothing is null; a
 mistyped key is refused, with the nearest one that exists"""
 CFG = option("--cfg", "print the configuration that would run, and stop")
+TEACHER = option("--teacher", "the momentum encoder in place of the student")
 RESULTS = option("--out FOLDER", "folder that gets the results, where not the run's own")
 YAML_WORDS = (
     option("words [RECIPE] key=value", f"<dataset>/<recipe> or FILE.yaml, and {OVERRIDES}", nargs="*"),
@@ -80,6 +81,7 @@ def _evaluate(args: Namespace, command: str, file: Path | None, overrides: list[
     from solo_ext.training.unread import without_derived
     from solo_ext.zoo.model import open_source
 
+    overrides += ["teacher=true"] if args.teacher else []
     encoder = open_source(args.run) if args.run else None
     if encoder and not file:
         raw = run_values(encoder.path, command, overrides)
@@ -130,7 +132,7 @@ def plan(args: Namespace) -> None:
     print(json.dumps(cost, indent=1) if args.json else describe(cost))
 
 
-@SOLO_EXT.command(option("--run PATH", SOURCE), *YAML_WORDS, RESULTS, CFG)
+@SOLO_EXT.command(option("--run PATH", SOURCE), *YAML_WORDS, TEACHER, RESULTS, CFG)
 def linear(args: Namespace) -> None:
     """Train a linear classifier on a frozen encoder.
 
@@ -152,6 +154,7 @@ def linear(args: Namespace) -> None:
     option("--k K", "numbers of neighbours (default: 1 20)", nargs="+", default=[]),
     option("--distance NAME", "cosine, euclidean (default: both)", nargs="+", default=[]),
     option("--temperature T", "of the cosine votes (default: 0.07)", nargs="+", default=[]),
+    TEACHER,
     RESULTS,
     CFG,
 )
@@ -284,7 +287,7 @@ def with_solo_learn(args: Namespace) -> None:
 @SOLO_EXT.command(
     option("checkpoint CKPT", SOURCE),
     option("--to TARGET", "torchvision, timm, detectron2, huggingface, onnx or safetensors", required=True),
-    option("--teacher", "the momentum encoder in place of the student"),
+    TEACHER,
     option("--dtype TYPE", "of the matrices: float32, float16 or bfloat16 (default: see above)"),
     option("--out FOLDER", "the folder to make (default: exports/<name of the run>-TARGET)"),
     option("--push OWNER/NAME", "upload it to this repository of the Hugging Face Hub"),

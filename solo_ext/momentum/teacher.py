@@ -127,6 +127,13 @@ class Teacher:
                 inner[stage.name] = h
         return h, inner
 
+    @torch.no_grad()
+    def restart(self) -> None:
+        """Makes the copies equal to the student."""
+        for tensors in (Stage.parameters, Stage.buffers):
+            for teachers, students in self._by_tau(tensors).values():
+                torch._foreach_copy_(teachers, students)
+
     def pair(self, stage: Stage) -> tuple[nn.Module, nn.Module]:
         """(teacher's, student's) part that an owned stage belongs to, e.g. for `stage.parameters(part)`."""
         return self.network.get_submodule(self.prefix + stage.attribute), self.network.get_submodule(stage.attribute)

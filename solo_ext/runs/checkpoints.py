@@ -21,6 +21,7 @@ from torch import Tensor
 from solo_ext.errors import CheckpointError, naming, reason
 from solo_ext.files import replacing, sha256
 from solo_ext.runs.comparison import differences
+from solo_ext.runs.foreign import tensors_of
 from solo_ext.runs.layouts import PLACEHOLDERS, current_names
 from solo_ext.runs.run import ARGS, RECORDS, WEIGHTS, Run, place_of, saved_at
 from solo_ext.schema import Config, Count, Positive, plain
@@ -76,10 +77,10 @@ class Checkpoint:
 
     @property
     def state(self) -> dict[str, Tensor]:
-        """The network's tensors, under their current names; CheckpointError if there are none."""
-        state = self.content.get("state_dict", self.content)
-        if not isinstance(state, dict) or not state or not all(isinstance(x, Tensor) for x in state.values()):
-            raise CheckpointError(f"{self.path} is not a checkpoint of a network: it has no state_dict of tensors")
+        """The tensors of networks, under their current names; CheckpointError if there are none."""
+        held = self.content.get("state_dict")
+        if not (state := dict(tensors_of(held if isinstance(held, dict) else self.content))):
+            raise CheckpointError(f"{self.path} is not a checkpoint of a network: it holds no tensors by name")
         return current_names(state)
 
     def take(self) -> dict[str, Any]:

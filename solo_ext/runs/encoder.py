@@ -1,6 +1,7 @@
 """A trained encoder: the network that a run's configuration names, with the weights of its checkpoint."""
 
 import hashlib
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,11 @@ from solo_ext.methods.base import DECLARED, Method
 from solo_ext.networks import BackboneConfig
 from solo_ext.networks.backbones import BACKBONES
 from solo_ext.runs.checkpoints import Checkpoint, foreign_config, open_checkpoint
+from solo_ext.runs.foreign import find_backbones, tensors_of
 from solo_ext.schema import plain
 from solo_ext.text import nearest
+
+log = logging.getLogger("solo_ext")
 
 # the backbone.kwargs by which timm and torchvision fetch initial weights
 FETCHING = {"pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir", "weights"}
@@ -55,6 +59,8 @@ def load_encoder(
     path, run, state = checkpoint.path, checkpoint.config, checkpoint.state
     expected = (config or {}).get("backbone") or {}
     described = bool(run and run.get("backbone"))
+    if not described:  # timm has the average beside the state_dict
+        state |= tensors_of({key: value for key, value in checkpoint.content.items() if key != "state_dict"})
     if not described and not expected:
         raise CheckpointError(f"{path} has no args.json beside it, so backbone.name has to say which network it holds")
     with foreign_config(path):
@@ -69,16 +75,25 @@ def load_encoder(
         if (value := expected.get(key)) not in (None, "auto", False, held):
             what = "" if key == "name" else f" with {key}={held}"
             raise CheckpointError(f"{path} holds a {network}{what}, but backbone.{key} is {value}")
-    weights = _part(state, "backbone.") or state
-    if teacher and branch_of(run) != "teacher":
-        own = _part(state, "momentum_backbone.")
-        if not own:
-            raise CheckpointError(
-                f"{path} holds no backbone of a teacher: it was left out, or the teacher begins after the backbone "
-                "(momentum.stages), where its encoder is the student's"
+    target, wants_teacher = backbone.state_dict(), teacher and branch_of(run) != "teacher"
+    found = find_backbones(state, target)
+    fitting = sorted((place for place in found if place.fits), key=lambda place: place.teacher != wants_teacher)
+    part = _part(state, "momentum_backbone.")  # of ours, it may begin inside
+    if wants_teacher and not (part or any(place.teacher for place in fitting)):
+        raise CheckpointError(
+            f"{path} holds no backbone of a teacher: it was left out, or the teacher begins after the backbone "
+            "(momentum.stages), where its encoder is the student's"
+        )
+    if fitting:
+        weights = fitting[0].weights | (part if wants_teacher else {})
+        if fitting[0].place != "backbone.":
+            place, beside = fitting[0].place or "the start", ", ".join(fitting[0].beside[:3]) or "nothing"
+            log.info(
+                "%s: all %d tensors of %s, from %s; left out beside them: %s", path, len(target), name, place, beside
             )
-        weights = weights | own
-    if difference := explain_mismatch(weights, backbone.state_dict()):
+    else:
+        weights = found[0].tensors if found else _part(state, "backbone.") or state
+    if difference := explain_mismatch(weights, target):
         if described:
             raise CheckpointError(f"{path} does not hold the {network} that its args.json names: {difference}")
         probe = state.get("classifier.weight")

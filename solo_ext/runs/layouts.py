@@ -52,6 +52,7 @@ PLACEHOLDERS: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
             "omegaconf.base.ContainerMetadata",
             "omegaconf.base.Metadata",
             "typing.Any",
+            "argparse.Namespace",  # of DINO, MAE, DeiT
             *(f"builtins.{name}" for name in ("bool", "dict", "float", "getattr", "int", "list", "str")),
             "functools.partial",
             "solo.methods.base.static_lr",

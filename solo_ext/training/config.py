@@ -91,6 +91,7 @@ class PretrainConfig(TrainingConfig, MethodConfig):  # type: ignore[misc]  # her
 
     method: str
     augmentations: list[AugmentationConfig]
+    pretrained_feature_extractor: str | None = None  # whose weights the backbone begins with: a run, or any program's
     collapse: Action = "warn"  # what happens when the outputs collapse; off: nobody looks
 
     def __post_init__(self) -> None:
@@ -119,6 +120,7 @@ class EvaluationConfig(RunConfig):
     pretrained_feature_extractor: str | None = None  # its run folder or checkpoint, ours or solo-learn's
     pretrain_method: str | None = None
     untrained: bool = False  # true: a freshly initialised encoder instead
+    teacher: bool = False  # true: the momentum encoder instead
     encoder: str | None = None  # SHA-256 of its weights
     branch: str | None = None  # `teacher`, of an export that is one
 

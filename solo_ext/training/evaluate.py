@@ -128,9 +128,9 @@ def _trained(
         raise ConfigError("pretrained_feature_extractor is missing (a run folder or checkpoint; or set untrained=true)")
     if opened is None or str(opened.path) != cfg.pretrained_feature_extractor:
         opened = open_checkpoint(cfg.pretrained_feature_extractor)
-    backbone, _ = load_encoder(opened, plain(cfg))
+    backbone, _ = load_encoder(opened, plain(cfg), cfg.teacher)
     opened.take()  # the memory
-    cfg.branch = branch_of(opened.config)
+    cfg.branch = "teacher" if cfg.teacher else branch_of(opened.config)
     if opened.config and opened.config.get("backbone"):  # else cfg has said it
         network = network_of(opened.config, plain(cfg.backbone))
         if cfg.pretrain_method not in (None, network["pretrain_method"]):
@@ -143,7 +143,7 @@ def _trained(
         log.warning("data.augmentations: the encoder was trained with %s", "; ".join(other))
     name = opened.path.name
     about = {"checkpoint": name, "sha256": Run(opened.path.parent).sha256(name), "other_view": bool(other)}
-    return backbone, opened, about | {"branch": branch_of(opened.config) or "student"}
+    return backbone, opened, about | {"branch": cfg.branch or "student"}
 
 
 def _view(data: ClassificationData) -> dict[str, Any]:

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from solo_ext.methods import METHODS, Method
 from solo_ext.networks.backbones import check_sizes
+from solo_ext.runs.encoder import load_encoder
 from solo_ext.runs.run import RunResult
+from solo_ext.schema import plain
 from solo_ext.training.callbacks import MONITORS
 from solo_ext.training.callbacks.collapse import CollapseWatch
 from solo_ext.training.config import PretrainConfig, declared_method
@@ -61,11 +63,21 @@ def pretrain(
     cfg.gap.place = getattr(module, "gap_at", None)
     if isinstance(module, Method):
         check_sizes(module.backbone, cfg.backbone.name, [view.crop_size for view in cfg.augmentations])
+        if cfg.pretrained_feature_extractor and not (start and start.checkpoint):
+            _begin_with(cfg.pretrained_feature_extractor, module, cfg)
     own = _monitors(cfg, data if isinstance(data, ImageData) else None)
     own += [CollapseWatch(cfg.collapse)] if cfg.collapse != "off" else []
     result = fit(cfg, module, data, start, [*own, *callbacks])
     print_result(result, ("val_acc1", "val_knn1", "val_knn20", "gap_sim"))
     return result
+
+
+def _begin_with(source: str, module: Any, cfg: PretrainConfig) -> None:
+    """Gives the backbone, and its copy in the teacher, the weights of a run or of any program's file."""
+    network = {"backbone": plain(cfg.backbone), "data": plain(cfg.data), "pretrain_method": cfg.method}
+    encoder, _ = load_encoder(source, network)
+    module.backbone.load_state_dict(encoder.state_dict())
+    module.teacher.restart()
 
 
 def _named(method: "AnyMethod") -> tuple[str, type]:

@@ -164,13 +164,16 @@ def _check_resumable(module: pl.LightningModule, start: Start, cfg: TrainingConf
     Raises CheckpointError or ConfigError if it cannot be resumed.
     """
     checkpoint: Any = start.checkpoint
-    if difference := explain_mismatch(checkpoint.state, module.state_dict()):
-        raise CheckpointError(f"{checkpoint.path} does not fit this configuration's network: {difference}")
     try:
         done, batch, _ = place_in(checkpoint.content["loops"]["fit_loop"])
         step = checkpoint.content["global_step"]
     except (KeyError, TypeError):
-        raise CheckpointError(f"{checkpoint.path} holds weights only: it cannot be resumed") from None
+        raise CheckpointError(
+            f"{checkpoint.path} holds weights only, so it cannot be resumed; pretrained_feature_extractor="
+            f"{checkpoint.path} begins a pre-training with them"
+        ) from None
+    if difference := explain_mismatch(checkpoint.state, module.state_dict()):
+        raise CheckpointError(f"{checkpoint.path} does not fit this configuration's network: {difference}")
     limits = {"max_epochs": (done, cfg.max_epochs or -1), "max_steps": (step, cfg.max_steps or -1)}
     for key, (number, limit) in limits.items():
         if 0 < limit <= number:

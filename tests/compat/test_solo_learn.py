@@ -65,9 +65,11 @@ def assert_same_step(theirs, ours, batch):
     expected.backward()
     gradients = {name: p.grad for name, p in theirs.named_parameters() if p.grad is not None}
     assert {name for name, p in ours.named_parameters() if p.grad is not None} == gradients.keys()
+    # that of a bias before BatchNorm is 0 but for rounding
+    rounding = 1e-6 * max(gradient.norm() for gradient in gradients.values())
     for name, p in ours.named_parameters():
         if name in gradients:
-            assert (p.grad - gradients[name]).norm() <= 1e-5 * gradients[name].norm() + 1e-12, name
+            assert (p.grad - gradients[name]).norm() <= 1e-5 * gradients[name].norm() + rounding, name
 
 
 @pytest.mark.parametrize("dataset", ["cifar10", "imagenet100"])

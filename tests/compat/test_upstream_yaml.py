@@ -126,7 +126,12 @@ def plain(value):
 def optimization(model):
     """Optimizer and learning rate schedule of a run with `STEPS_PER_EPOCH`."""
     epochs = model.cfg.max_epochs
-    model._trainer = SimpleNamespace(estimated_stepping_batches=STEPS_PER_EPOCH * epochs, max_epochs=epochs)
+    model._trainer = SimpleNamespace(
+        estimated_stepping_batches=STEPS_PER_EPOCH * epochs,
+        num_training_batches=STEPS_PER_EPOCH,
+        accumulate_grad_batches=1,
+        max_epochs=epochs,
+    )
     made = model.configure_optimizers()
     if isinstance(made, dict):
         return made["optimizer"], made["lr_scheduler"]["scheduler"]

@@ -4,6 +4,7 @@ import argparse
 import functools
 import json
 import sys
+from pathlib import PurePosixPath
 from types import ModuleType
 
 import pytest
@@ -157,7 +158,7 @@ class Reached:
 @pytest.mark.parametrize(
     ("content", "named"),
     [
-        (argparse.Namespace(lr=0.1), "argparse.Namespace"),
+        (PurePosixPath("x"), "PurePosixPath"),
         (functools.partial(print, "called"), "print"),
         (Reached(), "ArgumentParser"),
     ],

@@ -18,8 +18,8 @@ from solo_ext.errors import CheckpointError, ConfigError
 from solo_ext.files import sha256
 from solo_ext.methods import backbone_of
 from solo_ext.runs.checkpoints import load_checkpoint, save_checkpoint
-from solo_ext.runs.encoder import bare_backbone, load_encoder
-from solo_ext.runs.run import Run, RunResult
+from solo_ext.runs.encoder import bare_backbone, load_encoder, weights_sum
+from solo_ext.runs.run import KNN, LINEAR, Run, RunResult
 from solo_ext.schema import plain
 from solo_ext.training import evaluate
 from solo_ext.training.config import recipe_taken, resolve, run_values
@@ -436,6 +436,26 @@ def test_another_method_than_the_encoders_is_said(whole, tmp_path, caplog):
     options = {"pretrained_feature_extractor": str(whole.dir), "cache_features": True, "scheduler__name": "none"}
     linear(config(tmp_path, "linear", pretrain_method="dino", max_epochs=1, **options))
     assert "pretrain_method is dino, but the encoder's is byol" in caplog.text
+
+
+def test_the_teacher_is_evaluated_beside_the_student(whole, tmp_path):
+    """By knn and linear, and the standard figure of the run stays the student's."""
+    run = Run(shutil.copytree(whole.dir, tmp_path / "run"))
+    short = ["cache_features=true", "max_epochs=1", f"checkpoint.dir={tmp_path}"]
+    for teacher in (False, True):
+        knn(resolve(run_values(run.dir, "knn", [f"teacher={teacher}"]), "knn"))
+        linear(resolve(run_values(run.dir, "linear", [f"teacher={teacher}", *short]), "linear"))
+    run = Run(run.dir)
+    for name in (KNN, LINEAR):
+        sums = {}
+        for result in run.evaluations[name]:
+            sums.setdefault(result["protocol"]["branch"], set()).add(result["protocol"]["encoder"])
+        encoders = [weights_sum(load_encoder(run.dir, teacher=teacher)[0]) for teacher in (False, True)]
+        assert sums == {"student": {encoders[0]}, "teacher": {encoders[1]}} and encoders[0] != encoders[1]
+        assert run.standard(name)["protocol"]["branch"] == "student"
+    alone = export(run.dir, "safetensors", tmp_path / "student").folder
+    with pytest.raises(CheckpointError, match="holds no backbone of a teacher"):
+        knn(resolve(run_values(alone, "knn", ["teacher=true"]), "knn"))
 
 
 def test_the_encoder_of_a_linear_run_is_the_teachers_where_it_was(whole, tmp_path):

@@ -4,7 +4,6 @@ import logging
 from typing import TYPE_CHECKING, Any, Literal
 
 from solo_ext.errors import CollapseError
-from solo_ext.methods import Method
 from solo_ext.methods.step import Rank
 from solo_ext.training.callbacks import MonitorCallback
 
@@ -28,9 +27,9 @@ class CollapseWatch(MonitorCallback):
     def __init__(self, action: Action = "warn"):
         self.action, self.told = action, False
 
-    def on_fit_start(self, trainer: "Trainer", module: "LightningModule") -> None:
-        if isinstance(module, Method):
-            module.monitors.append(Rank())  # type: ignore[attr-defined]  # of LightningMethod
+    def on_fit_start(self, trainer: "Trainer", module: Any) -> None:
+        if hasattr(module, "monitors"):  # of our methods
+            module.monitors.append(Rank())
 
     def on_train_epoch_end(self, trainer: "Trainer", module: "LightningModule") -> None:
         means = trainer.callback_metrics
