@@ -52,8 +52,12 @@ class Bounds:
         if self.low <= value <= self.high and not (self.above and value == self.low):
             return
         kind = "a whole number" if isinstance(value, int) else "a finite number"
-        low = f"above {self.low:g}" if self.above else f"of at least {self.low:g}"
-        both = f"above {self.low:g} and at most {self.high:g}" if self.above else f"from {self.low:g} to {self.high:g}"
+        low = f"above {self.low:.10g}" if self.above else f"of at least {self.low:.10g}"
+        both = (
+            f"above {self.low:.10g} and at most {self.high:.10g}"
+            if self.above
+            else f"from {self.low:.10g} to {self.high:.10g}"
+        )
         raise ConfigError(f"{key} must be {kind} {low if self.high == math.inf else both}, not {value}")
 
 

@@ -86,7 +86,7 @@ def load_encoder(
         )
     if fitting:
         weights = fitting[0].weights | (part if wants_teacher else {})
-        if fitting[0].place != "backbone.":
+        if not described and fitting[0].place != "backbone.":
             place, beside = fitting[0].place or "the start", ", ".join(fitting[0].beside[:3]) or "nothing"
             log.info(
                 "%s: all %d tensors of %s, from %s; left out beside them: %s", path, len(target), name, place, beside

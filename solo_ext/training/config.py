@@ -58,7 +58,7 @@ class RunConfig(TrainerConfig):
 
     name: str = "solo-ext"
     data: DataConfig
-    seed: Annotated[int, Bounds(0)] = 5
+    seed: Annotated[int, Bounds(0, 2**32 - 1)] = 5
     performance: PerformanceConfig = field(default_factory=PerformanceConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
 

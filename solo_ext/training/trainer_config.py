@@ -65,7 +65,7 @@ class TrainerConfig(Config):
     val_check_interval: Batches | str | dict[str, int] | None = None
     check_val_every_n_epoch: Count | None = None
     num_sanity_val_steps: Annotated[int, Bounds(-1)] | None = None
-    log_every_n_steps: Annotated[int, Bounds(0)] | None = None
+    log_every_n_steps: Count | None = None
     enable_progress_bar: bool | None = None
     enable_model_summary: bool | None = None
     gradient_clip_val: Annotated[int, Bounds(0)] | Annotated[float, Bounds(0)] | None = None
@@ -87,6 +87,7 @@ class TrainerConfig(Config):
         check_precision(self.precision)
         if re.search("spawn|fork|notebook", self.strategy):
             raise ConfigError(f"strategy: {self.strategy} trains in processes that give nothing back; use ddp")
+        self.require(self.val_check_interval not in (0, 0.0), "val_check_interval", "above 0")
         for key, (registry, common) in VALUES.items():
             if (value := getattr(self, key)) not in common:
                 must_have(value, dict.fromkeys([*common, *pkgutil.resolve_name(registry)]), f"{key}: there is no")

@@ -36,7 +36,7 @@ BATCH = 32  # joint
 forks = multiprocessing.get_context("forkserver")
 forks.set_forkserver_preload(["solo_ext.training.pretrain"])  # once, not once per process
 # the logged values that are not those of the joint batch: a time, and a spread over each rank's images
-OWN = {"images_per_s", "train_z_std"}
+OWN = {"images_per_s", "train_rankme", "train_z_std"}
 
 # The steps are those of the papers' optimizer: in float32, AdamW and SGD make of one ReLU that opens in one order of
 # summation and not in another more than 1e-5 within five steps, in one process too.

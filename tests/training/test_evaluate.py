@@ -270,8 +270,9 @@ def test_the_protocol_of_linear(whole, tmp_path, monkeypatch):
     """Random crops, another one each time, of shuffled images; the encoder in eval mode; the rest as configured."""
     options = {"pretrained_feature_extractor": str(whole.dir), "optimizer__weight_decay": 0.25}
     schedule = {"scheduler__name": "step", "scheduler__lr_decay_steps": [1, 2], "accumulate_grad_batches": 3}
-    cfg = config(tmp_path, "linear", **options, **schedule, devices="2", label_smoothing=0.1)
+    cfg = config(tmp_path, "linear", **options, **schedule, devices="2", label_smoothing=0.1, seed=7)
     fitted, model, data, _ = caught(monkeypatch, "fit", linear, cfg).args
+    assert data.seed == 7
     assert (fitted.max_epochs, data.batch_size, fitted.optimizer.effective_lr) == (3, 16, 0.5 * 16 * 2 / 256)
     assert model.optimizer_cfg == fitted.optimizer and model.optimizer_cfg.weight_decay == 0.25
     assert model.scheduler_cfg.lr_decay_steps == [1, 2] and model.options.label_smoothing == 0.1

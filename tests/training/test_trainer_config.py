@@ -110,3 +110,19 @@ def test_pick_precision(monkeypatch, caplog, requested, accelerator, bf16, expec
     monkeypatch.setattr(trainer_config, "cpu_has_bf16", lambda: bf16)
     assert TrainerConfig(precision=requested, accelerator=accelerator).pick_precision() == expected
     assert len(caplog.records) == (expected != {16: "16-mixed", 32: "32"}.get(requested, requested))
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "expected"),
+    [
+        ("seed", 2**32, "seed must be a whole number from 0 to 4294967295, not 4294967296"),
+        ("val_check_interval", 0, "val_check_interval must be above 0, not 0"),
+        ("val_check_interval", 0.0, "val_check_interval must be above 0, not 0.0"),
+        ("log_every_n_steps", 0, "log_every_n_steps must be a whole number of at least 1, not 0"),
+    ],
+)
+def test_numbers_that_lightning_or_numpy_cannot_take(tmp_path, key, value, expected):
+    with pytest.raises(ConfigError) as error:
+        config(tmp_path, **{key: value})
+    assert str(error.value) == expected
+    assert config(tmp_path, seed=2**32 - 1).seed == 4294967295
