@@ -280,6 +280,10 @@ def read_list(path: str | os.PathLike, key: str, labels: bool = True) -> ImageSe
     path = Path(path)
     with reading(key):
         text = path.read_bytes().removeprefix(codecs.BOM_UTF8)
+        if text.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):  # as Windows writes them
+            text = os.fsencode(text.decode("utf-16", "replace"))
+    if b"\0" in text:
+        raise DataError(f"{key}: '{path}' is no list of paths in UTF-8")
     lines = [(number, line.strip()) for number, line in enumerate(text.split(b"\n"), 1)]
     lines = [(number, line) for number, line in lines if line and not line.startswith(b"#")]
     if not lines:

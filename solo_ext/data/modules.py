@@ -137,7 +137,7 @@ class ImageData(pl.LightningDataModule):
                 f"optimizer.batch_size: {self.batch_size} images on {devices} are more than the {size} "
                 f"training images of '{self.data.dataset}' allow; use at most {share}"
             )
-        if self.val_set is None and self.data.val_path:
+        if self.val_set is None and self.data.val_path and not self.trainer:  # once
             log.warning(
                 "data.val_path and knn_eval: unused, since the training images have no labels; afterwards, solo-ext "
                 "knn --run RUN data.train_path=A data.val_path=B evaluates the encoder on labelled sets"

@@ -129,7 +129,8 @@ def build_backbone(
     timm_model = partial(_new, "timm:create_model", model_name=cfg.name.removeprefix("timm/"), num_classes=0)
     constructor = (own or {}).get(cfg.name) or BACKBONES.get(cfg.name, timm_model)
     errors = SoloExtError, AssertionError, TypeError, ValueError, RuntimeError
-    with naming(f"backbone.kwargs {cfg.kwargs} do not fit '{cfg.name}'", *errors):
+    fetched = f"backbone.kwargs: the initial weights of '{cfg.name}' are not here and cannot be fetched"
+    with naming(fetched), naming(f"backbone.kwargs {cfg.kwargs} do not fit '{cfg.name}'", *errors):
         backbone: Any = constructor(**cfg.kwargs)
     if not isinstance(backbone, ResNet):
         if cfg.last_norm:

@@ -86,6 +86,16 @@ def test_labels_of_a_list(folder):
     assert images.classes == ("0",) and images.targets.tolist() == [-1, 0]
 
 
+def test_a_list_in_another_encoding(folder):
+    path = folder / "images" / "a.txt"
+    for encoding in ("utf-8", "utf-8-sig", "utf-16"):  # the last as Windows writes it
+        path.write_text("cat/0 0.png 0\ndog/2 2.png 1\n", encoding=encoding)
+        assert read_list(path, "k").targets.tolist() == [0, 1]
+    path.write_text("cat/0 0.png 0\n", encoding="utf-16-le")  # and without its mark
+    with pytest.raises(DataError, match=rf"^k: '{path}' is no list of paths in UTF-8$"):
+        read_list(path, "k")
+
+
 @pytest.mark.parametrize(
     "lines, message",
     [

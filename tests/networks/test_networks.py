@@ -2,7 +2,10 @@
 
 import copy
 import math
+import os
 import re
+import subprocess
+import sys
 from itertools import chain
 from pathlib import Path
 
@@ -248,6 +251,27 @@ def test_stages_of_heads(norm):
         "predictor.fc2": ("3", "4"),
     }
     assert [stage.output for stage in row][2:] == ["head.normalize", "head", "predictor.2", "predictor"]
+
+
+@pytest.mark.parametrize(
+    ("name", "kwargs"),
+    [("resnet18", {"weights": "DEFAULT"}), ("timm/resnet10t.c3_in1k", {"pretrained": True})],
+    ids=["torchvision", "timm"],
+)
+def test_initial_weights_without_a_network_are_one_sentence(tmp_path, name, kwargs):
+    code = f"""
+from solo_ext.errors import ConfigError
+from solo_ext.networks import BackboneConfig, build_backbone
+try:
+    build_backbone(BackboneConfig({name!r}, {kwargs!r}))
+except ConfigError as error:
+    print(error)
+"""
+    proxy = dict.fromkeys(["https_proxy", "HTTPS_PROXY", "http_proxy", "HTTP_PROXY"], "http://127.0.0.1:9")
+    environment = {**os.environ, **proxy, "HF_HOME": str(tmp_path / "hf"), "TORCH_HOME": str(tmp_path / "torch")}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120)
+    sentence = f"backbone.kwargs: the initial weights of '{name}' are not here and cannot be fetched: "
+    assert done.stdout.splitlines()[-1].startswith(sentence) and not done.returncode, done.stderr
 
 
 # Of each of timm's families, the smallest.
