@@ -22,7 +22,8 @@ ALSO = {
     "optim": ["training/test_config.py", "methods/test_golden.py"],
     "methods": ["momentum"],
     "evaluation": ["training/test_evaluate.py"],
-    "training": [],
+    "networks": ["training/test_evaluate.py"],
+    "training": ["faults"],
     "data": ["training/test_resume.py"],
     "runs": ["zoo/test_hub.py"],
 }

@@ -75,3 +75,13 @@ def test_a_batch_without_labels_weighs_nothing():
     model.validation_step((torch.arange(2), [images], torch.tensor([1, -1])), 0)
     expected = torch.nn.functional.cross_entropy(model(images[:1])["logits"], torch.tensor([1]))
     assert torch.allclose(model.logged["val_loss"], expected) and model.logged["batch_size"] == 1
+
+
+def test_the_processes_share_a_validation(folder, monkeypatch):
+    data = DataConfig("custom", train_path=str(folder), val_path=str(folder), num_workers=0)
+    module = PretrainData(data, [AugmentationConfig(crop_size=16)], BATCH, 0)
+    counts = []
+    for rank in range(2):
+        monkeypatch.setattr(PretrainData, "_shard", lambda self, rank=rank: (2, rank))
+        counts.append(sum(len(targets) for *_, targets in module.val_dataloader()))
+    assert counts == [BATCH + 1] * 2, "all of them, one filled up"
