@@ -50,7 +50,7 @@ def survives(copy: Path, file: str, old: str, new: str) -> bool:
         raise SystemExit(f"{file} has no line with: {old}")
     room = file.partition("/")[0]
     tests = [f"tests/{place}" for place in (room, *ALSO[room])]
-    environment = {**os.environ, "PYTHONPATH": str(copy), "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "PYTHONPATH": str(copy), "OMP_NUM_THREADS": "1", "FAULTS": "all"}
     path.write_text(text.replace(old, new, 1), encoding="utf-8")
     try:
         command = [sys.executable, "-m", "pytest", "-x", "-q", "-n", "2", "-p", "no:cacheprovider", *tests]

@@ -7,6 +7,7 @@ changes an image, and torch's global generator is left alone.
 
 import logging
 import math
+import signal
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
@@ -34,6 +35,7 @@ Key = tuple[int, int] | int  # (epoch, index), or an index of epoch 0
 Unreadable = list[tuple[int, str]]  # index of an image, and what is wrong with it
 T = TypeVar("T")
 
+GRACE = 30
 SHARE = 0.8  # of the free memory that a set on the device may take
 _RESIDENT: WeakKeyDictionary = WeakKeyDictionary()  # images -> device -> what `_load` gives; a run's loaders share it
 
@@ -133,6 +135,17 @@ class EpochSampler(DistributedSampler):
     def __iter__(self) -> Iterator[tuple[int, int]]:
         indexes, self.skip = list(super().__iter__())[self.skip :], 0
         return ((self.epoch, index) for index in indexes)
+
+
+def finish_first(_: int) -> None:
+    """Keeps a worker for `GRACE` seconds after a SIGTERM, which clusters send to all processes: the run makes its step,
+    and saves, before it ends its workers."""
+
+    def end_later(number: int, _: Any) -> None:
+        signal.signal(number, signal.SIG_DFL)
+        signal.alarm(GRACE)
+
+    signal.signal(signal.SIGTERM, end_later)
 
 
 class ViewLoader(DataLoader):

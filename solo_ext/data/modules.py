@@ -17,7 +17,7 @@ from solo_ext.data.augmentations import AugmentationConfig, ClassificationAugmen
 from solo_ext.data.datasets import DataConfig, DatasetInfo, dataset_info, load_dataset
 from solo_ext.data.decode import jpeg_decoder
 from solo_ext.data.images import ArrayImages, FileImages, ImageSet
-from solo_ext.data.loader import EpochSampler, ResidentLoader, Skipped, ViewDataset, ViewLoader
+from solo_ext.data.loader import EpochSampler, ResidentLoader, Skipped, ViewDataset, ViewLoader, finish_first
 from solo_ext.data.transforms import Transform, build_eval_transform
 from solo_ext.errors import ConfigError, DataError, reason
 from solo_ext.schema import build, fit
@@ -55,6 +55,7 @@ def make_loader(data: DataConfig, views: ViewDataset, device: torch.device, **ba
 
         return DaliLoader(views, device, threads=max(1, data.num_workers), **batching)
     workers: dict[str, Any] = {"num_workers": data.num_workers, "persistent_workers": data.num_workers > 0}
+    workers["worker_init_fn"] = finish_first
     return ViewLoader(views, device, pin_memory=device.type == "cuda", **workers, **batching)
 
 

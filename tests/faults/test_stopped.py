@@ -2,13 +2,16 @@
 
 import os
 import signal
+import subprocess
+import sys
 from itertools import product
+from pathlib import Path
 
 import lightning.pytorch as pl
 import pytest
 import torch
 from tiny_runs import config, rows
-from trials import trials
+from trials import ALL, trials
 
 from solo_ext.runs.checkpoints import load_checkpoint
 from solo_ext.runs.run import Run
@@ -146,3 +149,32 @@ def test_the_second_signal_leaves_at_once(tmp_path, monkeypatch):
         attempt(cfg, "batch 0 0", lambda: [signal.raise_signal(signal.SIGTERM) for _ in range(2)], monkeypatch)
         os._exit(1)
     assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGTERM
+
+
+CLUSTER = """
+import os, signal, sys
+sys.path[:0] = sys.argv[3:]
+from test_stopped import At, config
+from solo_ext.training.pretrain import pretrain
+options = {"data__format": "image_folder", "data__num_workers": 2, "max_epochs": 3, "log_every_n_steps": 1}
+place = sys.argv[1] and At("batch 1 0", lambda: os.killpg(0, signal.Signals[sys.argv[1]]))
+pretrain(config(sys.argv[2], **options), callbacks=[place] if place else [])
+"""
+
+
+@pytest.mark.parametrize("name", SIGNALS if ALL else ["SIGTERM"])
+def test_a_signal_to_the_workers_too_saves(tmp_path, name):
+    """As clusters and terminals send them: to all processes of a job."""
+
+    def run(name):
+        paths = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
+        command = [sys.executable, "-c", CLUSTER, name, str(tmp_path), *paths]
+        return subprocess.run(command, start_new_session=True, capture_output=True, text=True, timeout=120)
+
+    stopped = run(name)
+    assert stopped.returncode == 128 + signal.Signals[name], stopped.stderr
+    assert f"{name}: stopping after this step" in stopped.stderr and "Traceback" not in stopped.stderr
+    [folder] = (tmp_path / "byol").iterdir()
+    assert Run(folder).checkpoints[0].name.endswith("-ep=1-step=1.ckpt")
+    done = run("")
+    assert done.returncode == 0 and f"{folder}, resuming" in done.stdout and Run(folder).finished, done.stderr

@@ -165,3 +165,9 @@ def test_weights_alone_are_not_resumed(tmp_path):
         CheckpointError, match=r"weights only.*; pretrained_feature_extractor=.*x.pth begins a pre-train"
     ):
         pretrain(config(tmp_path / "a", resume_from_checkpoint=str(tmp_path / "x.pth")))
+
+
+def test_of_two_networks_in_a_file_the_one_that_fits_is_taken(tmp_path):
+    narrow = network(4, width=8).state_dict()
+    torch.save({"model": under("small.", narrow) | under("large.", STUDENT)}, tmp_path / "x.pth")
+    assert equal(load_encoder(tmp_path / "x.pth", NETWORK)[0].state_dict(), STUDENT)
