@@ -1,6 +1,7 @@
 """Trials of the fault battery: all of them with FAULTS=all (`make test-faults`), which writes their outcomes to
 docs/reliability.md, else a seeded sample."""
 
+import ast
 import os
 import platform
 import random
@@ -12,7 +13,8 @@ import torch
 
 ALL = os.environ.get("FAULTS") == "all"
 OUTCOMES: dict[str, Counter] = {}  # test -> how many trials failed (True) and passed
-PAGE = Path(__file__).parents[1] / "docs" / "reliability.md"
+ROOT = Path(__file__).parents[1]
+PAGE = ROOT / "docs" / "reliability.md"
 
 
 def trials(rows, share=0.1):
@@ -23,7 +25,7 @@ def trials(rows, share=0.1):
 
 def pytest_runtest_logreport(report):
     """Where the outcomes of all workers arrive."""
-    if report.when == "call" or report.failed:
+    if report.failed or (report.when == "call" and report.passed):
         OUTCOMES.setdefault(report.nodeid.partition("[")[0], Counter())[report.failed] += 1
 
 
@@ -31,9 +33,13 @@ def pytest_sessionfinish(session):
     if not ALL or hasattr(session.config, "workerinput") or not OUTCOMES:
         return
     versions = f"Python {platform.python_version()}, torch {torch.__version__}, lightning {lightning.__version__}"
-    lines = ["# What holds under faults", "", f"Written by `make test-faults` ({platform.machine()}, {versions}).", ""]
-    lines += ["| what | trials | failures |", "|---|---|---|"]
-    for test, count in OUTCOMES.items():
-        what = test.rpartition("::")[2].removeprefix("test_").replace("_", " ")
-        lines.append(f"| {what} | {count.total()} | {count[True]} |")
+    lines = ["# What holds under faults", "", f"Written by `make test-faults` ({platform.machine()}, {versions})."]
+    for file in dict.fromkeys(test.partition("::")[0] for test in OUTCOMES):
+        about = ast.get_docstring(ast.parse((ROOT / file).read_text(encoding="utf-8")))
+        title = f"## {about.partition(chr(10))[0].rstrip('.')}"
+        lines += ["", title, "", "| what | trials | failures |", "|---|---|---|"]
+        for test, count in OUTCOMES.items():
+            if test.startswith(f"{file}::"):
+                what = test.rpartition("::")[2].removeprefix("test_").replace("_", " ")
+                lines.append(f"| {what} | {count.total()} | {count[True]} |")
     PAGE.write_text("\n".join([*lines, ""]), encoding="utf-8")
