@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("solo_ext")
 
 Action = Literal["warn", "stop", "off"]
-LEAST_RANK = 1.3  # mean of an epoch; tests/faults/test_collapse.py holds that runs that learn stay above it
+LEAST_RANK = 1.3  # mean of an epoch; tests/faults/test_collapsing.py holds that runs that learn stay above it
 
 
 class CollapseWatch(MonitorCallback):
