@@ -15,13 +15,15 @@ import torch
 from tiny_runs import config, interrupted, rows
 from torch import nn
 
-from solo_ext.errors import ConfigError, NonFiniteError
+from solo_ext.errors import CheckpointError, CollapseError, ConfigError, NonFiniteError
 from solo_ext.methods import METHODS
-from solo_ext.runs.checkpoints import find_checkpoint, load_checkpoint
-from solo_ext.runs.run import RECORDS
+from solo_ext.runs.checkpoints import CheckpointConfig, find_checkpoint, load_checkpoint
+from solo_ext.runs.run import RECORDS, Run
+from solo_ext.training import safety
 from solo_ext.training.finite import check_finite
 from solo_ext.training.pretrain import pretrain
 from solo_ext.training.resume import ExactResume
+from solo_ext.training.safety import Checkpointer, Stopped
 
 
 @pytest.mark.parametrize("frequency", [1, 2, 3, 4])
@@ -68,6 +70,62 @@ def test_which_checkpoints_are_made_and_stay(tmp_path, options, expected):
     result = pretrain(cfg, callbacks=[Scores()])
     assert kept(result) == expected
     assert list(json.loads((result.dir / RECORDS).read_text())) == sorted(p.name for p in result.dir.glob("*.ckpt"))
+
+
+def test_checkpoints_by_the_clock(tmp_path, monkeypatch):
+    """In steps of 25 seconds, one is saved after each third; that of the epoch's end starts the minute anew."""
+    seconds = [0.0]
+
+    class Clock(pl.Callback):
+        def on_train_batch_start(self, *_):
+            seconds[0] += 25
+
+    monkeypatch.setattr(safety.time, "monotonic", lambda: seconds[0])
+    options = {"checkpoint__every_minutes": 1, "checkpoint__keep_last": 9, "optimizer__batch_size": 5}
+    result = pretrain(config(tmp_path, limit_val_batches=0, max_epochs=2, **options), callbacks=[Clock()])
+    assert kept(result) == [
+        *("ep=0", "ep=0-step=3", "ep=0-step=6", "ep=0-step=9"),
+        "ep=1",
+        "ep=1-step=3",
+        "ep=1-step=6",
+        "ep=1-step=9",
+    ]
+
+
+def test_a_run_that_max_steps_ends_inside_an_epoch_is_saved_there(tmp_path):
+    result = pretrain(config(tmp_path, limit_val_batches=0, max_epochs=5, max_steps=5))
+    assert kept(result) == ["ep=0", "ep=1-step=2"]
+
+
+def test_a_weight_that_became_nan_is_not_saved(tmp_path):
+    class Poison(pl.Callback):
+        def on_train_epoch_end(self, trainer, module):
+            if trainer.current_epoch == 1:
+                module.backbone.conv1.weight.data[0] = math.nan
+
+    with pytest.raises(NonFiniteError, match=r"after 6 steps .* it is not saved"):
+        pretrain(config(tmp_path, limit_val_batches=0), callbacks=[Poison()])
+    [folder] = (tmp_path / "byol").iterdir()
+    assert find_checkpoint(folder).name.endswith("ep=0.ckpt")
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_after_which_errors_a_run_is_saved(tmp_path, processes):
+    """Several processes save only after what has ended all of them alike."""
+    saved: list[int] = []
+    checkpointer = Checkpointer(Run(tmp_path), "tiny", CheckpointConfig(enabled=True))
+    checkpointer._save = lambda trainer, module, epoch, batch=None: saved.append(epoch)
+    epochs = SimpleNamespace(current=SimpleNamespace(started=2, processed=2))
+    batches = SimpleNamespace(batch_progress=SimpleNamespace(current=None))
+    loop = SimpleNamespace(epoch_progress=epochs, epoch_loop=batches)
+    trainer = SimpleNamespace(world_size=processes, global_step=6, fit_loop=loop)
+    errors = [Stopped(15), CollapseError("x"), ZeroDivisionError(), NonFiniteError("x"), CheckpointError("x")]
+    after = []
+    for error in errors:
+        saved.clear()
+        checkpointer.on_exception(trainer, None, error)
+        after.append(saved == [1])
+    assert after == [True, True, processes == 1, False, False]
 
 
 def test_a_metric_that_there_is_not_is_named_at_the_first_checkpoint(tmp_path):
