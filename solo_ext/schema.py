@@ -52,13 +52,10 @@ class Bounds:
         if self.low <= value <= self.high and not (self.above and value == self.low):
             return
         kind = "a whole number" if isinstance(value, int) else "a finite number"
-        low = f"above {self.low:.10g}" if self.above else f"of at least {self.low:.10g}"
-        both = (
-            f"above {self.low:.10g} and at most {self.high:.10g}"
-            if self.above
-            else f"from {self.low:.10g} to {self.high:.10g}"
-        )
-        raise ConfigError(f"{key} must be {kind} {low if self.high == math.inf else both}, not {value}")
+        low, high = f"{self.low:.10g}", f"{self.high:.10g}"
+        least = f"above {low}" if self.above else f"of at least {low}"
+        both = f"above {low} and at most {high}" if self.above else f"from {low} to {high}"
+        raise ConfigError(f"{key} must be {kind} {least if self.high == math.inf else both}, not {value}")
 
 
 @dataclass(frozen=True, eq=False)

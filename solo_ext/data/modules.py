@@ -147,9 +147,12 @@ class ImageData(pl.LightningDataModule):
     def record(self, device: torch.device) -> dict[str, Any]:
         """What a run on `device` is trained and tested on, and how it is read."""
         name = pick_format(self.data, self.train_set.images, device)
+        return {"dataset": self.data.dataset, "format": name, **self._records}
+
+    @cached_property
+    def _records(self) -> dict[str, Any]:  # which looks at every file, and reads some
         sets = {"train": self.train_set, "val": self.val_set}
-        records = {split: images and images.record() | images.content() for split, images in sets.items()}
-        return {"dataset": self.data.dataset, "format": name, **records}
+        return {split: images and images.record() | images.content() for split, images in sets.items()}
 
     def setup(self, stage: str | None = None) -> None:
         self.check()

@@ -167,9 +167,10 @@ def find_resumable(cfg: Any, base: Path) -> Checkpoint | None:
 
 def find_unsaved(cfg: Any, base: Path) -> Run | None:
     """A run in the folder `base` that has the resolved configuration `cfg` but ended before its first checkpoint."""
+    now = plain(cfg)
     for run in map(Run, base.iterdir() if base.is_dir() else ()):
         with suppress(CheckpointError):
-            if run.args and not (run.checkpoints or run.finished or run.running or differences(run.args, plain(cfg))):
+            if run.args and not (run.checkpoints or run.finished or run.running or differences(run.args, now)):
                 return run
     return None
 

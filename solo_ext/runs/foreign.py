@@ -52,9 +52,9 @@ def tensors_of(content: Mapping[Any, Any], at: str = "") -> Iterator[tuple[str, 
             yield from tensors_of(value, f"{at}{key}.")
 
 
-def find_backbones(content: Mapping[str, Any], network: Mapping[str, Tensor]) -> list[Found]:
-    """Where the content of a file may hold a `network` (name -> tensor)."""
-    held, first = dict(tensors_of(content)), next(iter(network))
+def find_backbones(held: Mapping[str, Tensor], network: Mapping[str, Tensor]) -> list[Found]:
+    """Where the tensors of a file (path -> tensor) may hold a `network` (name -> tensor)."""
+    first = next(iter(network))
     places = [path.removesuffix(first) for path in held if f".{path}".endswith(f".{first}")]
     return [
         Found(place, {path.removeprefix(place): x for path, x in held.items() if path.startswith(place)}, network)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from solo_ext.errors import NonFiniteError
+from solo_ext.training.callbacks import is_logging_step
 
 log = logging.getLogger("solo_ext")
 
@@ -78,7 +79,7 @@ class FiniteSteps(pl.Callback):
         self.before = []
 
     def on_train_batch_end(self, trainer: pl.Trainer, module: pl.LightningModule, out: Any, batch: Any, i: int) -> None:
-        if trainer.global_step % trainer.log_every_n_steps == 0 or trainer.is_last_batch:  # type: ignore[attr-defined]  # set by Lightning
+        if is_logging_step(trainer):
             self._look(trainer)
 
     def _look(self, trainer: pl.Trainer) -> None:

@@ -8,9 +8,10 @@ from fnmatch import fnmatchcase
 
 from solo_ext.methods import METHODS
 from solo_ext.methods.base import METRICS, TOTAL
-from solo_ext.methods.step import Gap, Rank, Spread
+from solo_ext.methods.step import Gap, Spread
 from solo_ext.text import Metric
 from solo_ext.training.callbacks import MONITORS
+from solo_ext.training.callbacks.collapse import CollapseWatch
 from solo_ext.training.callbacks.throughput import Throughput
 
 OTHER_LOSSES = tuple(Metric(f"train_*_{kind}", "Framework loss: *", section="losses") for kind in ("loss", "sim"))
@@ -20,7 +21,7 @@ def metrics() -> dict[str, Metric]:
     """Name or pattern -> metric, in the order in which they are shown; of two patterns that fit, the first counts."""
     named = {cls.loss_name: cls.loss_title for cls in METHODS.declared.values() if cls.loss_title}
     losses = [Metric(name, f"Framework loss: {title}", section="losses") for name, title in named.items()]
-    monitors: tuple = (Gap, Spread, Rank, *MONITORS.values(), Throughput)
+    monitors: tuple = (Gap, Spread, CollapseWatch, *MONITORS.values(), Throughput)
     monitored = [metric for monitor in monitors for metric in monitor.metrics]
     known = (TOTAL, *losses, *METRICS, *monitored, *OTHER_LOSSES)
     return {metric.name: metric for metric in known}

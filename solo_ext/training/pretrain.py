@@ -66,7 +66,6 @@ def pretrain(
         if cfg.pretrained_feature_extractor and not (start and start.checkpoint):
             _begin_with(cfg.pretrained_feature_extractor, module, cfg)
     own = _monitors(cfg, data if isinstance(data, ImageData) else None)
-    own += [CollapseWatch(cfg.collapse)] if cfg.collapse != "off" else []
     result = fit(cfg, module, data, start, [*own, *callbacks])
     print_result(result, ("val_acc1", "val_knn1", "val_knn20", "gap_sim"))
     return result
@@ -92,4 +91,5 @@ def _named(method: "AnyMethod") -> tuple[str, type]:
 def _monitors(cfg: PretrainConfig, data: Any) -> "list[Callback]":
     """The monitors that `cfg` switches on, which may need `data` (None: not ours)."""
     sections = [(monitor, getattr(cfg, key)) for key, monitor in MONITORS.items()]
-    return [*filter(None, (monitor.make(section, cfg, data) for monitor, section in sections if section.enabled))]
+    made = [monitor.make(section, cfg, data) for monitor, section in sections if section.enabled]
+    return [*filter(None, made), *([CollapseWatch(cfg.collapse)] if cfg.collapse != "off" else [])]

@@ -16,6 +16,11 @@ else:
 MONITORS: dict[str, type["MonitorCallback"]] = {}
 
 
+def is_logging_step(trainer: Any) -> bool:
+    """Whether what waits on the device is logged now; an epoch's last batch counts as well."""
+    return trainer.is_last_batch or trainer.global_step % trainer.log_every_n_steps == 0
+
+
 class MonitorCallback(Callback):
     """Lightning's callback; subclass it in a file of this folder, or in a module of your own that `--import` names.
 

@@ -11,7 +11,7 @@ from solo_ext.errors import ConfigError
 from solo_ext.methods import Method
 from solo_ext.schema import Config, Count
 from solo_ext.text import Metric
-from solo_ext.training.callbacks import MonitorCallback
+from solo_ext.training.callbacks import MonitorCallback, is_logging_step
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
@@ -73,7 +73,7 @@ class GradientMonitor(MonitorCallback):
             self.pending[trainer.global_step] = norms
 
     def on_train_batch_end(self, trainer: "Trainer", module: "LightningModule", out: Any, batch: Any, i: int) -> None:
-        if trainer.is_last_batch or trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]  # set by Lightning
+        if is_logging_step(trainer):
             self.flush(trainer, module)
 
     def flush(self, trainer: Any, module: Any) -> None:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from solo_ext.text import Metric
-from solo_ext.training.callbacks import MonitorCallback
+from solo_ext.training.callbacks import MonitorCallback, is_logging_step
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
@@ -45,7 +45,7 @@ class Throughput(MonitorCallback):
         if self.since is not None:
             self.images += len(batch[0]) * trainer.world_size
         stepped = not trainer.fit_loop._should_accumulate()
-        if stepped and (trainer.is_last_batch or trainer.global_step % trainer.log_every_n_steps == 0):  # type: ignore[attr-defined]  # set by Lightning
+        if stepped and is_logging_step(trainer):
             for logger in trainer.loggers:
                 logger.log_metrics({"lr": float(self.lr)}, step=max(trainer.global_step - 1, 0))
             self.flush(trainer, module)
