@@ -29,7 +29,7 @@ BATTERY := tests/faults $(addprefix tests/training/test_,resume.py safety.py cha
   $(addprefix tests/runs/test_,checkpoints.py other_programs.py encoder.py) tests/networks tests/zoo/test_zoo_download.py tests/losses
 
 test-faults: $(VENV)/installed-dev
-	FAULTS=all OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto $(BATTERY)
+	FAULTS=all PAGE=docs/reliability.md OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto $(BATTERY)
 
 format: $(VENV)/installed-dev
 	$(BIN)/ruff format .

@@ -36,7 +36,7 @@ UNSAID = (
     *("checkpoint", "sha256", "pretrain_method", "untrained", "backbone", "performance", "strategy", "cache_features"),
     *("data.format", "data.train", "data.val", "data.corrupt", "data.corrupt_limit", "data.num_classes"),
 )
-TELLING = ("checkpoint", "data.dataset", "distance", "k", "T", "recorded")  # of an evaluation that is not in the table
+TELLING = ("checkpoint", "data.dataset", "distance", "k", "T")  # of an evaluation that is not in the table
 HASHES = ("sha256", "fingerprint")
 ONLINE = "*"  # marks an accuracy of the online kNN, where there is no offline one
 

@@ -15,7 +15,7 @@ from itertools import chain, islice
 from pathlib import Path
 from struct import pack
 from typing import Any, TypeVar
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, finalize
 
 import numpy as np
 import torch
@@ -180,7 +180,13 @@ class ViewLoader(DataLoader):
             yield batch
 
     def _batches(self) -> Iterator[Batch]:
-        for batch, unreadable in super().__iter__():
+        new = self._iterator is None
+        batches: Any = super().__iter__()
+        if new and self.num_workers:
+            # Before their queues: a garbage collection ends these first, and then waits 5 s for each worker; the end
+            # of the program would wait for GRACE.
+            finalize(self, batches._shutdown_workers)
+        for batch, unreadable in batches:
             self.skipped.add(unreadable)
             yield batch
 

@@ -242,12 +242,13 @@ def _intact(file: BinaryIO) -> bool:
         return not (any(length) or comment) or comment == _TAG + sha256(file, size - _SEAL_SIZE).encode()
     header_size = int.from_bytes(file.read(8), "little")  # of a .safetensors
     header = bytes(8) + file.read(min(header_size, size))
-    if not (held := re.search(rb'"sha256": ?"([0-9a-f]{64})"', header)):
+    # either of the two may be what has been changed
+    if not (held := re.search(rb'(?<="sha256":").{64}(?=")|(?<=")[0-9a-f]{64}(?=")', header, re.DOTALL)):
         return True
     file.seek(0)
     content = file.read()
-    zeroed = content[: held.start(1)] + _ZEROS + content[held.end(1) :]
-    return hashlib.sha256(zeroed).hexdigest().encode() == held[1]
+    zeroed = content[: held.start()] + _ZEROS + content[held.end() :]
+    return hashlib.sha256(zeroed).hexdigest().encode() == held[0]
 
 
 def _diagnosis(path: Path, error: Exception) -> str:

@@ -29,6 +29,7 @@ IGNORED = (
     # which devices: their number is compared in optimizer.effective_lr, which it scales
     "devices",
     "num_nodes",
+    "collective_timeout",
 )
 _ABSENT = object()
 

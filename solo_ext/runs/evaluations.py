@@ -10,7 +10,7 @@ from typing import Any
 
 from solo_ext.errors import CheckpointError
 from solo_ext.files import read_json
-from solo_ext.runs.comparison import flatten, within
+from solo_ext.runs.comparison import within
 
 Result = dict[str, Any]
 
@@ -21,34 +21,18 @@ FREE = (
     "accumulate_grad_batches",
     *("gradient_clip_val", "gradient_clip_algorithm", "seed", "precision", "devices", "processes", "strategy"),
     *("sync_batchnorm", "performance", "deterministic", "check_val_every_n_epoch", "val_check_interval"),
-    *("features", "distance", "k", "T", "recorded"),
+    *("features", "distance", "k", "T"),
 )
 SHARES = ("data.fraction", "data.val_fraction")
 OFF: tuple = (None, False, 0, -1, [], {})
-FIGURES = ("acc1", "acc5", "seconds", "run")  # of the earlier layout
-RENAMED = {"dataset": "data.dataset", "epochs": "max_epochs"}
 
 
 def read_results(path: Path) -> list[Result]:
-    """The results in the file, the latest last; none without a file. CheckpointError if it is damaged.
-
-    Earlier versions kept one evaluation in it, with a part of its protocol: it has no `sha256` of the encoder, and may
-    have been fine-tuned.
-    """
-    content = read_json(path, protocol=dict, results=list) or {}
-    shared = content.pop("protocol", None)
-    rows = content.pop("results", [content] if content or shared else [])
-    if all(isinstance(row, dict) for row in rows):
-        if shared is not None:
-            rows = [_completed({**shared, **row}) for row in rows]
-        if all(isinstance(row.setdefault("protocol", {}), dict) for row in rows):
-            return rows
+    """The results in the file, the latest last; none without a file. CheckpointError if it is damaged."""
+    rows = (read_json(path, results=list) or {"results": []}).get("results", [None])
+    if all(isinstance(row, dict) and isinstance(row.get("protocol"), dict) for row in rows):
+        return rows
     raise CheckpointError(f"{path} is damaged: its results are not objects, each with its protocol")
-
-
-def _completed(row: dict[str, Any]) -> Result:
-    protocol = {RENAMED.get(key, key): value for key, value in flatten(row).items() if key not in FIGURES}
-    return {"protocol": {**protocol, "recorded": "in part"}, **{key: row[key] for key in FIGURES if key in row}}
 
 
 def added(old: Sequence[Result], new: Sequence[Result]) -> list[Result]:

@@ -175,8 +175,8 @@ class Run:
 
         def rank(result: Result) -> tuple:
             protocol = result["protocol"]
-            whole, place = "sha256" in protocol, place_of(Path(str(protocol.get("checkpoint"))))
-            return place, whole, order(protocol), bool(protocol.get("recipe")), bool(protocol.get("augmented"))
+            place = place_of(Path(str(protocol.get("checkpoint"))))
+            return place, order(protocol), bool(protocol.get("recipe")), bool(protocol.get("augmented"))
 
         return max((x for x in reversed(self.evaluations[name]) if stands(x["protocol"])), key=rank, default={})
 

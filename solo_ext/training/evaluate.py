@@ -28,7 +28,7 @@ from solo_ext.runs.run import CLASSIFIERS, KNN, LINEAR, UNTRAINED, Run, RunResul
 from solo_ext.schema import build, plain
 from solo_ext.training.config import KNNRunConfig, LinearConfig, RunConfig, recipe_taken
 from solo_ext.training.start import begin, is_first, runs_folder
-from solo_ext.training.trainer import fit, prepare, print_result
+from solo_ext.training.trainer import explained, fit, prepare, print_result
 
 log = logging.getLogger("solo_ext")
 
@@ -169,7 +169,8 @@ def _features(cfg: RunConfig, backbone: nn.Module, data: ClassificationData) -> 
     device, precision = cfg.first_device, cfg.pick_precision()
     layout = not cfg.performance.disable_channel_last
     backbone = backbone.to(device).to(memory_format=torch.channels_last if layout else torch.preserve_format)
-    return features_of_sets(backbone, (data.train_dataloader(), data.val_dataloader()), device, precision, layout)
+    with explained():
+        return features_of_sets(backbone, (data.train_dataloader(), data.val_dataloader()), device, precision, layout)
 
 
 def _fit_cached(cfg: LinearConfig, backbone: nn.Module, data: ClassificationData, run: Run) -> RunResult:

@@ -9,6 +9,7 @@ import statistics
 import time
 import warnings
 from collections.abc import Iterator, Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from solo_ext.data.modules import ImageData
-from solo_ext.errors import CheckpointError, ConfigError, DataError, SoloExtError, naming, reason
+from solo_ext.errors import CheckpointError, ConfigError, DataError, FailedRun, SoloExtError, naming, reason
 from solo_ext.runs.checkpoints import Checkpoint
 from solo_ext.runs.encoder import explain_mismatch
 from solo_ext.runs.environment import environment
@@ -99,6 +100,7 @@ def fit(
                 in_use.enter_context(start.run.in_use(plain(cfg), about, lambda: trainer.global_step > 0))
             checkpointer = Checkpointer(start.run, cfg.name, cfg.checkpoint, cfg.seconds)
             trainer.callbacks.append(checkpointer)  # type: ignore[attr-defined]  # set by Lightning
+            in_use.enter_context(checkpointer.listening())
             if not over:
                 trainer.loggers = make_loggers(cfg, start.run.dir, step, start.checkpoint)
             again = "the same command" if cfg.auto_resume.enabled else "auto_resume.enabled=true"
@@ -126,7 +128,10 @@ def make_trainer(
     batches: in an epoch of our own data, whose samplers split it; None: the data is the caller's.
     folder: where Lightning writes, such as a profiler's output; default: the current one.
     """
-    alone, strategy = cfg.processes == 1, cfg.strategy
+    alone = cfg.processes == 1
+    strategy: Any = "auto" if alone else cfg.strategy  # a process group of one only costs time
+    if strategy in ("auto", "ddp") and not alone:
+        strategy = DDPStrategy(find_unused_parameters=False, timeout=timedelta(minutes=cfg.collective_timeout))
     plugins = [CheckpointIO(), *filter(None, [cluster_environment(cfg)])]
     if cfg.sync_batchnorm and not alone:
         from solo_ext.training.sync_bn import SyncNorms  # with timm, which takes a second to import
@@ -138,13 +143,13 @@ def make_trainer(
         "use_distributed_sampler": batches is None,
         "log_every_n_steps": max(1, min(50, batches or 1)),  # at least one row an epoch
     }
-    given = TrainerConfig.__dataclass_fields__.keys() - {"max_time"}  # the checkpointer looks at the clock
+    # the checkpointer looks at the clock
+    given = TrainerConfig.__dataclass_fields__.keys() - {"max_time", "collective_timeout"}
     configured = {key: value for key in given if (value := getattr(cfg, key)) is not None}
     ours = {
         "precision": cfg.pick_precision(),
         "devices": cfg.trainer_devices,
-        # a process group of one only costs time
-        "strategy": "auto" if alone else DDPStrategy(find_unused_parameters=False) if strategy == "ddp" else strategy,
+        "strategy": strategy,
         "sync_batchnorm": False,  # the plugin does it
         "plugins": plugins,
         "callbacks": list(callbacks),
@@ -211,8 +216,9 @@ def _train(
     it, except the end of `max_time`. again: what continues the run."""
     trainer.strategy.checkpoint_io.opened = start.checkpoint  # type: ignore[attr-defined]  # ours
     path = start.checkpoint.path if start.checkpoint else None
+    trainer.precision_plugin.convert_module(module)  # before it reads weights; Lightning would round those of 64-true
     try:
-        with explained(), stops.listening():
+        with explained():
             trainer.fit(module, datamodule=data, ckpt_path=path, weights_only=True)
     except Stopped as stopped:
         if trainer.is_global_zero:
@@ -237,11 +243,19 @@ def _train(
 
 @contextlib.contextmanager
 def explained(*kinds: type[Exception]) -> Iterator[None]:
-    """Turns a full GPU, and what Lightning or one of `kinds` says about the configuration, into one sentence."""
+    """Turns a full GPU, a worker or process that is lost, and what Lightning or one of `kinds` says about the
+    configuration, into one sentence."""
     try:
         yield
     except torch.OutOfMemoryError as error:
         raise ConfigError("optimizer.batch_size: the GPU's memory is too small; lower it, or use 16-mixed") from error
+    except RuntimeError as error:
+        said, distributed = reason(error), getattr(torch.distributed, "DistError", ())
+        if "DataLoader worker" in said:
+            raise FailedRun(f"a process of data.num_workers was killed, as for too much memory ({said})") from error
+        if "gloo" in said or isinstance(error, distributed):
+            raise FailedRun(f"another process ended or let collective_timeout pass ({said[-200:]})") from error
+        raise
     except (MisconfigurationException, ValueError, TypeError) as error:
         if not isinstance(error, (MisconfigurationException, *kinds)) and "`val_check_interval`" not in str(error):
             raise

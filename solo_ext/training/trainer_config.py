@@ -13,7 +13,7 @@ import torch
 
 from solo_ext.errors import ConfigError, must_have, naming, require
 from solo_ext.losses.precision import check_precision
-from solo_ext.schema import Bounds, Config, Count, Share
+from solo_ext.schema import Bounds, Config, Count, Positive, Share
 
 log = logging.getLogger("solo_ext")
 
@@ -49,6 +49,7 @@ class TrainerConfig(Config):
     max_epochs: Count | None = None
     devices: list[int] | int | str = "auto"
     num_nodes: Count = 1
+    collective_timeout: Positive = 30.0  # minutes that a process waits for the others; not an argument of the Trainer
     accelerator: str = "auto"
     strategy: str = "auto"
     precision: Precision = "32-true"

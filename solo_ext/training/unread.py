@@ -86,7 +86,7 @@ def idle(cfg: Any) -> dict[str, str]:
     off.pop("checkpoint.dir", None)  # where the run's folder is
     off |= dict.fromkeys(DERIVED, "it follows from other keys")
     if cfg.processes == 1:
-        off |= dict.fromkeys(("strategy", "sync_batchnorm"), "there is one process")
+        off |= dict.fromkeys(("strategy", "sync_batchnorm", "collective_timeout"), "there is one process")
     if cfg.gradient_clip_val is None:
         off["gradient_clip_algorithm"] = "gradient_clip_val is null"
     data = sections["data"]

@@ -41,21 +41,27 @@ ARGS = {
     "knn_eval": {"enabled": True, "k": 20, "distance_func": "cosine"},
     "max_epochs": 3,
 }
-LINEAR = {
-    "protocol": {"augmented": False, "seed": 5, "checkpoint": "a.ckpt"},
-    "acc1": 84.25,
-    "acc5": 99.0,
-    "epochs": 20,
-}
+
+
+def results(acc1, **protocol):
+    """An evaluation as its file has it."""
+    protocol = {"augmented": False, "checkpoint": "a.ckpt", **protocol}
+    return [{"protocol": protocol, "acc1": acc1, "acc5": 99.0}]
+
+
+def votes(features, distance, k, T, acc1):
+    return results(acc1, features=features, distance=distance, k=k, T=T)
+
+
+LINEAR = {"results": results(84.25, seed=5, max_epochs=20)}
 KNN = {
-    "protocol": {"augmented": False, "checkpoint": "a.ckpt"},
     "results": [
-        {"features": "backbone", "distance": "euclidean", "k": 1, "T": None, "acc1": 11.0, "acc5": 20.0},
-        {"features": "projector", "distance": "cosine", "k": 1, "T": 0.07, "acc1": 12.0, "acc5": 20.0},
-        {"features": "backbone", "distance": "cosine", "k": 20, "T": 0.5, "acc1": 13.0, "acc5": 20.0},
-        {"features": "backbone", "distance": "cosine", "k": 1, "T": 0.07, "acc1": 78.5, "acc5": 95.0},
-        {"features": "backbone", "distance": "cosine", "k": 20, "T": 0.07, "acc1": 79.5, "acc5": 95.0},
-    ],
+        *votes("backbone", "euclidean", 1, None, 11.0),
+        *votes("projector", "cosine", 1, 0.07, 12.0),
+        *votes("backbone", "cosine", 20, 0.5, 13.0),
+        *votes("backbone", "cosine", 1, 0.07, 78.5),
+        *votes("backbone", "cosine", 20, 0.07, 79.5),
+    ]
 }
 ENVIRONMENT = {
     "command": ["solo-ext", "pretrain", "name=a b"],
@@ -118,7 +124,7 @@ def runs(tmp_path):
     )
     result = {"seconds": 1234.4, "images_per_s": 987.6}
     write_run(root / "byol" / "a1", step_rows(), linear=LINEAR, knn=KNN, environment=ENVIRONMENT, result=result)
-    write_run(root / "untrained" / "u0", linear=LINEAR | {"acc1": 70.0}, knn=KNN)
+    write_run(root / "untrained" / "u0", linear={"results": results(70.0, seed=5, max_epochs=20)}, knn=KNN)
     write_run(root / "linear" / "l0", [{"epoch": 0, "step": 0, "train_loss": 1.0}])
     return root
 
@@ -437,8 +443,8 @@ def test_page(page):
         "2.14.0",
         "knn.json, linear.json: res_mocov3",
         "val_knn1 and val_knn20 of the last epoch, distance cosine; there is no offline evaluation",
-        "k 1 and 20, features backbone, distance cosine, T 0.07, recorded in part, images not augmented",
-        "features cached, epochs 20, seed 5, recorded in part, images not augmented",
+        "k 1 and 20, features backbone, distance cosine, T 0.07, images not augmented",
+        "features cached, epochs 20, seed 5, images not augmented",
         "6 evaluations by another protocol or of another checkpoint",
         '"crop_min_scale": 0.3',
         "Not logged: train_intra_loss by byol.",
@@ -485,13 +491,14 @@ def test_the_gap_was_measured_where_the_network_has_a_place_for_it(tmp_path, pla
 def test_nothing_from_a_file_becomes_markup(tmp_path):
     evil = '"><img src=x onerror=alert(1)><script>alert(2)</script>$x^{$&amp;'
     files = {
-        name: {evil: evil, "packages": {evil: evil}, "protocol": {evil: evil}} for name in ("environment", "linear")
+        "environment": {evil: evil, "packages": {evil: evil}},
+        "linear": {evil: evil, "results": results(evil, **{evil: evil})},
+        "knn": {"results": votes(evil, evil, 1, evil, evil)},
     }
-    knn = {"protocol": {evil: evil}, "results": [{"k": 1, "acc1": evil, "features": evil}]}
     changes = {"name": evil, "method": evil, "gap.at": evil, "knn_eval.distance_func": evil, "data.dataset": evil}
     rows = step_rows(**{f"weight_distance/{evil}": lambda step: 1.0, f"train_{evil}_loss": lambda step: 1.0})
     folders = [
-        write_run(tmp_path / evil.replace("/", "") / str(i), rows, changes | {"max_epochs": i}, knn=knn, **files)
+        write_run(tmp_path / evil.replace("/", "") / str(i), rows, changes | {"max_epochs": i}, **files)
         for i in range(2)
     ]
     parsed = Page(main_report(folders, tmp_path / "report").read_text(encoding="utf-8"))

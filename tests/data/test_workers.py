@@ -2,19 +2,24 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
 
 import numpy as np
 import pytest
+import torch.multiprocessing
 from PIL import Image
+from tiny_runs import config
 
 import solo_ext
 from solo_ext.data.augmentations import AugmentationConfig
 from solo_ext.data.datasets import DataConfig
 from solo_ext.data.modules import PretrainData
-from solo_ext.errors import DataError
+from solo_ext.errors import DataError, FailedRun
+from solo_ext.training.callbacks.throughput import Throughput
+from solo_ext.training.pretrain import pretrain
 
 CODE = """if True:
     import sys, time
@@ -54,9 +59,12 @@ def test_shared_memory_that_is_full(folder, size):
     assert int(said.removeprefix("after ")) <= 10 and sentence.count("\n") == 1
 
 
+@pytest.mark.parametrize("format", ["image_folder", "dali"])
 @pytest.mark.parametrize("what", ["pipe", "vanished folder"])
-def test_files_that_are_no_files_any_more(folder, what):
-    data = DataConfig("custom", train_path=str(folder), format="image_folder", num_workers=2)
+def test_files_that_are_no_files_any_more(folder, what, format):
+    if format == "dali":
+        pytest.importorskip("nvidia.dali")
+    data = DataConfig("custom", train_path=str(folder), format=format, num_workers=2)
     if what == "pipe":
         (folder / "50.png").unlink()
         os.mkfifo(folder / "50.png")
@@ -69,3 +77,41 @@ def test_files_that_are_no_files_any_more(folder, what):
     ):
         list(loader)
     assert time.time() - began < 10
+
+
+def test_workers_end_with_their_loader(folder):
+    """Also where only a garbage collection ends it, as after a run, and at the end of the program."""
+    code = (
+        CODE.partition("loader =")[0]
+        + """
+    import gc
+    loaders = [PretrainData(data, [AugmentationConfig(crop_size=16)], 8, 0).train_dataloader() for _ in range(2)]
+    for loader in loaders:
+        next(iter(loader))
+    loader.itself = loader
+    del loader, loaders[1]
+    began = time.time()
+    gc.collect()
+    print(time.time() - began)
+    """
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(folder)], capture_output=True, text=True, timeout=28)
+    assert done.returncode == 0 and float(done.stdout) < 4 and not done.stderr.strip(), done
+
+
+def test_a_worker_that_is_killed(folder, tmp_path, monkeypatch):
+    """As by a system that is out of memory."""
+    original = Throughput.on_train_batch_end
+
+    def kill_one(self, trainer, *args):
+        original(self, trainer, *args)
+        if trainer.global_step == 2:
+            os.kill(torch.multiprocessing.active_children()[0].pid, signal.SIGKILL)
+
+    monkeypatch.setattr(Throughput, "on_train_batch_end", kill_one)
+    images = {"dataset": "custom", "train_path": str(folder), "format": "image_folder", "num_workers": 2}
+    cfg = config(tmp_path / "runs", data=images | {"no_labels": True, "fraction": -1}, optimizer__batch_size=2)
+    began = time.time()
+    with pytest.raises(FailedRun, match=r"^a process of data\.num_workers was killed[^\n]*signal: Killed[^\n]*$"):
+        pretrain(cfg)
+    assert time.time() - began < 60

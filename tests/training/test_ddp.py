@@ -74,7 +74,7 @@ def launch(*command):
 
 
 def slurm(*command, stop=None):
-    """Statuses and outputs of the two processes of a command, as srun starts them; `stop` = (rank, step) of a SIGTERM.
+    """Statuses and outputs of the two processes of a command, as srun starts them; `stop` = (rank, step, signal).
 
     When the first has failed, the other is ended, as by srun --kill-on-bad-exit.
     """
@@ -112,8 +112,8 @@ def one_process(rank, job, command, log, stop):
 
     def stopped(self, trainer, module, batch, i):
         start(self, trainer, module, batch, i)
-        if stop == (rank, trainer.global_step):
-            os.kill(os.getpid(), signal.SIGTERM)
+        if stop and stop[:2] == (rank, trainer.global_step):
+            os.kill(os.getpid(), stop[2])
 
     ExactResume.on_train_batch_start = stopped
     sys.exit(main(command))
@@ -201,7 +201,7 @@ def test_torchrun_starts_two_processes_float64(tmp_path):
 def stopped(tmp_path_factory):
     """The folder of the runs, after one of its two processes was told to stop."""
     folder = tmp_path_factory.mktemp("stopped")
-    (code, output), (other, more) = slurm("pretrain", *words(folder, 2, FLOAT32), stop=(1, 1))
+    (code, output), (other, more) = slurm("pretrain", *words(folder, 2, FLOAT32), stop=(1, 1, signal.SIGTERM))
     assert (code, other) == (143, 0), output + more
     assert output.count("stopped by SIGTERM") == 1 and "SIGTERM" not in more
     [run] = (folder / FLOAT32[0]).iterdir()
@@ -263,6 +263,13 @@ def test_who_starts_the_processes(variables, expected, monkeypatch):
     if expected in (TorchElasticEnvironment, SLURMEnvironment):
         with pytest.raises(ConfigError, match="started 2 processes, but devices=2 and num_nodes=4 need 8"):
             cluster_environment(TrainerConfig(devices=2, num_nodes=4))
+
+
+def test_a_process_that_hangs_ends_the_run(tmp_path):
+    command = ["pretrain", *words(tmp_path, 2, FLOAT64), "collective_timeout=0.25"]
+    (code, output), _ = slurm(*command, stop=(1, 2, signal.SIGSTOP))
+    assert code == 1, output
+    assert "solo-ext: stopped: another process ended or let collective_timeout pass (" in output
 
 
 @pytest.mark.parametrize("script", sorted((ROOT / "scripts/slurm").glob("*.s*")), ids=lambda path: path.name)

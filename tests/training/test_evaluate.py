@@ -166,19 +166,6 @@ def test_another_folder_of_the_same_kind_is_other_data(tmp_path):
     assert Run(tmp_path).standard("linear.json")["acc1"] == 1.0
 
 
-def test_what_earlier_versions_wrote_is_kept_and_read(tmp_path):
-    old = {"protocol": {"dataset": "cifar10", "optimizer": {"lr": 0.3}}, "acc1": 50.0, "acc5": 80.0, "epochs": 9}
-    (tmp_path / "linear.json").write_text(json.dumps(old))
-    Run(tmp_path).add_results("linear.json", [{"protocol": {"finetune": True, "sha256": "a"}, "acc1": 60.0}])
-    first, second = Run(tmp_path).evaluations["linear.json"]
-    told = {"data.dataset": "cifar10", "optimizer.lr": 0.3, "max_epochs": 9, "recorded": "in part"}
-    assert first == {"protocol": told, "acc1": 50.0, "acc5": 80.0} and second["acc1"] == 60.0
-    votes = {"protocol": {"checkpoint": "a"}, "results": [{"k": k, "T": 0.07, "acc1": float(k)} for k in (1, 20)]}
-    (tmp_path / "knn.json").write_text(json.dumps(votes))
-    assert [Run(tmp_path).knn_result(k)["acc1"] for k in (1, 20)] == [1.0, 20.0]
-    assert Run(tmp_path).knn_result(3) == {}
-
-
 def test_evaluations_at_the_same_time_lose_nothing(tmp_path):
     (tmp_path / "args.json").write_text("{}")
 

@@ -13,8 +13,9 @@ from solo_ext.errors import CheckpointError, ConfigError
 from solo_ext.runs.checkpoints import find_checkpoint, find_resumable, load_checkpoint
 from solo_ext.runs.comparison import differences
 from solo_ext.runs.locks import RunLock
-from solo_ext.runs.run import RECORDS
-from solo_ext.training.config import resolve
+from solo_ext.runs.run import RECORDS, Run
+from solo_ext.training.config import resolve, run_values
+from solo_ext.training.evaluate import knn, linear
 from solo_ext.training.pretrain import pretrain
 
 
@@ -225,3 +226,20 @@ def test_auto_resume_leaves_running_runs_alone_and_refuses_what_it_cannot_contin
     cfg.auto_resume.max_hours = None
     with pytest.raises(CheckpointError, match=r"no undamaged checkpoint.*auto_resume.enabled=false starts anew"):
         find_resumable(cfg, base)
+
+
+def test_float64_is_trained_resumed_and_evaluated(tmp_path, monkeypatch):
+    double = {"precision": "64-true", "max_epochs": 2}
+    whole = load_checkpoint(pretrain(config(tmp_path / "whole", **double)).checkpoint)
+    folder, _ = interrupted(config(tmp_path / "cut", **double), monkeypatch)
+    resumed = pretrain(config(tmp_path / "cut", **double))
+    again = load_checkpoint(resumed.checkpoint)
+    assert resumed.dir == folder and whole["state_dict"]["momentum_backbone.conv1.weight"].dtype == torch.float64
+    for part in ("state_dict", "optimizer_states"):
+        assert identical(again[part], whole[part])
+    taken = {"pretrained_feature_extractor": str(folder), "precision": "64-true"}
+    for cached in (False, True):
+        options = {"scheduler__name": "none", "cache_features": cached, "max_epochs": 1}
+        assert 0 <= linear(config(tmp_path, "linear", **options, **taken)).metrics["val_acc1"] <= 100
+    knn(resolve({"precision": "64-true", **run_values(folder, "knn")}, "knn"))
+    assert {result["protocol"]["precision"] for result in Run(folder).evaluations["knn.json"]} == {"64-true"}

@@ -489,16 +489,6 @@ def test_only_a_linear_evaluation_is_published_as_one(run_folder, tmp_path, chan
     assert (figure.metric, figure.value) == ("linear top-1", 60.0) and "100 epochs, sgd, lr 0.3" in figure.protocol
 
 
-def test_an_earlier_record_is_not_published(run_folder, tmp_path):
-    """It does not say whether the backbone was frozen."""
-    protocol = {"augmented": True, "dataset": "cifar10", "checkpoint": "tiny-abcd1234-ep=2.ckpt", "seed": 5}
-    protocol["optimizer"] = {"name": "sgd", "lr": 0.3}
-    (run_folder / "knn.json").unlink()
-    (run_folder / "linear.json").write_text(json.dumps({"protocol": protocol, "acc1": 99.0, "epochs": 100}))
-    with pytest.raises(CheckpointError, match="has not been evaluated by the standard protocol"):
-        edit.add(run_folder, tmp_path / "zoo")
-
-
 # The commands.
 
 
