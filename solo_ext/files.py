@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import os
 import shutil
 import sys
@@ -11,6 +12,8 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from solo_ext.errors import CheckpointError, SoloExtError, naming, reason
+
+log = logging.getLogger("solo_ext")
 
 
 @contextmanager
@@ -64,6 +67,14 @@ def new_folder(path: Path, error: type[SoloExtError] = CheckpointError) -> Itera
         if isinstance(failure, OSError):
             raise error(f"{path} cannot be written: {reason(failure)}") from failure
         raise
+
+
+def remove(path: Path) -> None:
+    """Removes a file that is in the way of nobody: where that fails, it stays, with a warning."""
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        log.warning("%s cannot be removed: %s", path, reason(error))
 
 
 def sync(path: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TextIO
 
 from solo_ext.errors import ConfigError, naming
+from solo_ext.files import remove
 
 
 class RunLock:
@@ -31,7 +32,7 @@ class RunLock:
         return True
 
     def release(self) -> None:
-        self.path.unlink(missing_ok=True)
+        remove(self.path)
         self.file.close()
 
 

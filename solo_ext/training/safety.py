@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from solo_ext.errors import CheckpointError, CollapseError, FailedRun, must_have
+from solo_ext.files import remove
 from solo_ext.runs.checkpoints import Checkpoint, CheckpointConfig, load_checkpoint, save_checkpoint
 from solo_ext.runs.run import Run, place_of
 from solo_ext.training.callbacks import MonitorCallback
@@ -176,7 +177,7 @@ class Checkpointer(CheckpointCallback):
         self.saved_at = self.began
         if trainer.is_global_zero:
             for left_over in self.run.dir.glob(".*.tmp"):  # of a run that was killed while it wrote
-                left_over.unlink()
+                remove(left_over)
 
     def on_train_batch_end(self, trainer: pl.Trainer, module: pl.LightningModule, out: Any, batch: Any, i: int) -> None:
         self.io.wait(done=True)
@@ -276,5 +277,5 @@ class Checkpointer(CheckpointCallback):
                 self.cfg.keep_prev or (self.cfg.keep_every and (epoch + 1) % self.cfg.keep_every == 0)
             )
             if epoch >= 0 and older not in (*kept, newest) and not for_good:
-                older.unlink()
+                remove(older)
         self.run.records = self.run.records

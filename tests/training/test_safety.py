@@ -6,6 +6,7 @@ import os
 import random
 import re
 import signal
+from pathlib import Path
 from types import SimpleNamespace
 
 import lightning.pytorch as pl
@@ -236,3 +237,21 @@ def test_what_a_network_draws_follows_from_seed_epoch_batch_and_rank():
 
     others = [drawn(seed=2), drawn(epoch=3), drawn(batch=4), drawn(rank=1)]
     assert drawn() == drawn() and len({drawn(), *others}) == 5
+
+
+def test_a_file_that_cannot_be_removed_stays_and_is_named(tmp_path, monkeypatch, caplog):
+    """Such as an old checkpoint and the lock, on a disk that went read-only for a while."""
+    unlink, refused = Path.unlink, []
+
+    def refuse(path, **options):
+        if path.suffix == ".ckpt" or path.name == ".lock":
+            refused.append(path)
+            raise PermissionError(13, "Permission denied")
+        unlink(path, **options)
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    run = pretrain(config(tmp_path, checkpoint__keep_last=1))
+    assert (run.dir / "result.json").is_file() and len([*run.dir.glob("*.ckpt")]) == 3
+    for path in refused:
+        assert f"{path} cannot be removed: Permission denied" in caplog.text
+    assert not Run(run.dir).running, "its lock is open"
