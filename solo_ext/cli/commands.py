@@ -148,6 +148,22 @@ def linear(args: Namespace) -> None:
     _evaluate(args, "linear", *yaml_and_overrides(args, "linear"))
 
 
+@SOLO_EXT.command(option("--run PATH", SOURCE), *YAML_WORDS, TEACHER, RESULTS, CFG)
+def detect(args: Namespace) -> None:
+    """Fine-tune an object detector from an encoder.
+
+    Faster R-CNN of torchvision, with masks Mask R-CNN, that begins with a run's ResNet, an entry of the zoo, or any
+    program's weights (backbone.name says which network then). Recipes: voc/c4 and coco/c4 (MoCo's transfer), voc/fpn.
+    data.train_path and data.val_path name annotations, in VOC's layout or COCO's; several are joined by a colon.
+
+    detection.json in the run folder keeps every result (AP, AP50, AP75 by pycocotools) with its whole protocol.
+
+      solo-ext detect voc/c4 --run trained_models/res_mocov3/RUN data.train_path=VOC2007/ImageSets/Main/trainval.txt
+      solo-ext detect coco/c4 untrained=true backbone.name=resnet50 devices=8
+    """
+    _evaluate(args, "detect", *yaml_and_overrides(args, "detect"))
+
+
 @SOLO_EXT.command(
     option("--run PATH", SOURCE, required=True),
     option("words key=value", OVERRIDES, nargs="*"),

@@ -291,6 +291,15 @@ def _torchvision(data: DataConfig, which: str, name: str, **kwargs: Any) -> Any:
                 os.rmdir(folder)  # only if empty: a failed download leaves no folders behind
 
 
+def _load_boxes(data: DataConfig, split: str) -> ImageSet:
+    from solo_ext.data.boxes import read_boxes
+
+    key, path = ("data.val_path", data.val_path) if split == "test" else ("data.train_path", data.train_path)
+    if path is None:
+        raise DataError(f"{key}: missing, but dataset '{data.dataset}' is read from the annotation named there")
+    return read_boxes(path, key, skip=data.corrupt == "skip")
+
+
 _FASHION = partial(
     DatasetInfo, 10, (0.286,) * 3, (0.353,) * 3, image_size=28, small_images=True, hub="zalando-datasets/fashion_mnist"
 )
@@ -304,6 +313,7 @@ _CIFAR = partial(
     eval_mean=(0.4914, 0.4822, 0.4465),
     eval_std=(0.247, 0.243, 0.261),
 )
+_BOXES = DatasetInfo(0, IMAGENET_MEAN, IMAGENET_STD, _load_boxes)  # without labels of whole images
 _IMAGENET = partial(DatasetInfo, mean=IMAGENET_MEAN, std=IMAGENET_STD, hub="ILSVRC/imagenet-1k")
 _IMAGENET_100 = partial(
     _load_folder, only=CLASSES, advice="solo-ext data imagenet100 SRC DST makes a folder of its classes, "
@@ -321,5 +331,7 @@ DATASETS |= {
     ),
     "imagenet100": _IMAGENET(100, load=_IMAGENET_100, train_size=126_689, recipes="imagenet-100"),
     "imagenet": _IMAGENET(1000, load=_load_folder, train_size=1_281_167),
+    "voc": _BOXES,
+    "coco": _BOXES,
     "custom": CUSTOM,
 }

@@ -107,11 +107,11 @@ class ViewDataset(Dataset):
         views = [transform.finish(torch.stack(view), u) for transform, view, u in rows]
         batch = torch.from_numpy(indexes), views, torch.from_numpy(self.images.targets[indexes])
         if get_worker_info():
-            _share([batch[0], *views, batch[2]])
+            share([batch[0], *views, batch[2]])
         return batch, unreadable
 
 
-def _share(tensors: Iterable[Tensor]) -> None:
+def share(tensors: Iterable[Tensor]) -> None:
     """Moves what a worker hands over to shared memory. The queue would, in a thread whose errors reach nobody."""
     try:
         for tensor in tensors:

@@ -1,14 +1,14 @@
-"""Fine-tuning as in solo-learn's linear evaluation: its options, mixup and cutmix, a learning rate per layer."""
+"""What is fine-tuned: solo-learn's options, mixup and cutmix, a learning rate per layer; a detector."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
 
 from torch import Tensor
 
 from solo_ext.errors import ConfigError
 from solo_ext.optim import OptimizerConfig
-from solo_ext.schema import Config, NonNegative, Share
+from solo_ext.schema import Bounds, Config, Count, NonNegative, Share
 
 
 @dataclass
@@ -49,3 +49,29 @@ def backbone_groups(backbone: Any, cfg: OptimizerConfig, lr: float) -> list[dict
     for i, layer in enumerate(layers):
         layer |= {"name": f"backbone.{i}", "lr": lr * below * layer.pop("lr_scale")}
     return layers
+
+
+@dataclass
+class DetectorConfig(Config, section="detector"):
+    """The YAML's `detector`.
+
+    head: c4, the ResNet's last stage on each region, as in MoCo's transfer (He et al., 2020, Appendix), or fpn.
+    min_size: of the shorter side in pixels; training draws one, a test takes the last. max_size: of the longer side.
+    anchors: their sizes in pixels; an fpn has one for each of its five maps.
+    regions: of an image that its last stage is trained on.
+    masks: also segments instances, where the annotation has outlines.
+    precise_bn: training batches over which BatchNorm's statistics are averaged before each test; 0: moving averages.
+    """
+
+    head: Literal["c4", "fpn"] = "c4"
+    min_size: list[Count] = field(default_factory=lambda: [*range(480, 801, 32)])
+    max_size: Count = 1333
+    anchors: list[Count] = field(default_factory=lambda: [32, 64, 128, 256, 512])
+    regions: Count = 512
+    masks: bool = False
+    precise_bn: Annotated[int, Bounds(0)] = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.require(bool(self.min_size), "min_size", "a list of sizes")
+        self.require(self.head == "c4" or len(self.anchors) == 5, "anchors", "five sizes for an fpn")

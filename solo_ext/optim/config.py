@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from solo_ext.errors import ConfigError, naming
 from solo_ext.optim.lars import LARS
 from solo_ext.optim.schedules import ClosedFormLR, multi_step_lr, warmup_cosine_lr
-from solo_ext.schema import Config, Count, Length, NonNegative, OneOf, Share, fit
+from solo_ext.schema import Bounds, Config, Count, Length, NonNegative, OneOf, Share, fit
 from solo_ext.text import nearest
 
 OPTIMIZERS = {"sgd": torch.optim.SGD, "lars": LARS, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
@@ -68,21 +68,24 @@ class SchedulerConfig(Config, section="scheduler"):
     """`scheduler`: solo-learn's keys.
 
     min_lr, warmup_start_lr: the same for all groups; grow with accumulation as lr does (`build_scheduler`).
-    warmup_epochs, lr_decay_steps: in epochs.
+    warmup_epochs, lr_decay_steps: in epochs; warmup_steps: in steps of the optimizer, and with warmup_step, which is
+        a linear warm-up from warmup_start_lr and then the step schedule, lr_decay_steps as well.
     interval: `step` or `epoch`, how often warmup_cosine moves; the step schedule always moves per epoch.
     """
 
-    name: Literal["warmup_cosine", "step", "none"] = "warmup_cosine"
+    name: Literal["warmup_cosine", "step", "warmup_step", "none"] = "warmup_cosine"
     min_lr: NonNegative = 0.0
     warmup_start_lr: NonNegative = 3e-5
     warmup_epochs: NonNegative = 10.0
+    warmup_steps: Annotated[int, Bounds(0)] = 0
     lr_decay_steps: list[Count] | None = None
     interval: Literal["step", "epoch"] = "step"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        usable = self.name != "step" or bool(self.lr_decay_steps)
-        self.require(usable, "lr_decay_steps", "a list of epochs, such as [60, 80], for the step schedule")
+        if self.name in ("step", "warmup_step"):
+            unit = "epochs, such as [60, 80]" if self.name == "step" else "steps, such as [18000, 22000]"
+            self.require(bool(self.lr_decay_steps), "lr_decay_steps", f"a list of {unit}, for the {self.name} schedule")
 
 
 def effective_lrs(
@@ -135,9 +138,11 @@ def build_scheduler(
     """
     if cfg.name == "none":
         return None
-    interval = cfg.interval if cfg.name == "warmup_cosine" else "epoch"
-    if cfg.name == "step":
-        schedule = partial(multi_step_lr, milestones=cfg.lr_decay_steps or ())
+    interval = {"warmup_cosine": cfg.interval, "warmup_step": "step", "step": "epoch"}[cfg.name]
+    if cfg.name in ("step", "warmup_step"):
+        warmup = cfg.warmup_steps if cfg.name == "warmup_step" else 0
+        milestones = cfg.lr_decay_steps or ()
+        schedule = partial(multi_step_lr, milestones=milestones, warmup=warmup, start_lr=cfg.warmup_start_lr)
     elif not (math.isfinite(total_steps) and max_epochs > 0):
         raise ConfigError("scheduler.name: warmup_cosine needs to know the run's length; set max_epochs")
     else:

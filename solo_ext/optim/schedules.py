@@ -32,9 +32,14 @@ def warmup_cosine_lr(
     return min_lr + (base - min_lr) * (1 + math.cos(math.pi * progress)) / 2
 
 
-def multi_step_lr(epoch: int, base: float, milestones: Sequence[int], gamma: float = 0.1) -> float:
-    """`base`, multiplied by `gamma` once for each of the `milestones` that `epoch` has reached."""
-    return base * gamma ** bisect_right(sorted(milestones), epoch)
+def multi_step_lr(
+    step: int, base: float, milestones: Sequence[int], gamma: float = 0.1, warmup: int = 0, start_lr: float = 0.0
+) -> float:
+    """`base`, multiplied by `gamma` once for each of the `milestones` that `step` has reached, which may count epochs;
+    before step `warmup`, linear from `start_lr` to `base` (detectron2's warm-up)."""
+    if step < warmup:
+        return start_lr + (base - start_lr) * step / warmup
+    return base * gamma ** bisect_right(sorted(milestones), step)
 
 
 class ClosedFormLR(LRScheduler):

@@ -27,12 +27,12 @@ from solo_ext.text import nearest
 log = logging.getLogger("solo_ext")
 
 ARGS, METRICS, RESULT, ENVIRONMENT = "args.json", "metrics.csv", "result.json", "environment.json"
-EVALUATIONS = LINEAR, KNN = "linear.json", "knn.json"
+EVALUATIONS = LINEAR, KNN, DETECTION = "linear.json", "knn.json", "detection.json"
 RECORDS = "checkpoints.json"  # epoch, step, SHA-256 and size of the checkpoints beside it
 WEIGHTS = "model.safetensors"  # in place of checkpoints, in the folder of an exported run
 
 UNTRAINED = "untrained"  # <dir>/untrained/<id>: the evaluations of an encoder as it was initialised
-CLASSIFIERS = "linear"  # <dir>/linear/<id>: linear classifiers, whose accuracies are in their encoder's linear.json
+CLASSIFIERS, DETECTORS = "linear", "detection"  # <dir>/linear/<id>, whose results are in their encoder's linear.json
 _PLACE = re.compile(r"-ep=(\d+)(?:-step=(\d+))?\.ckpt$")
 
 

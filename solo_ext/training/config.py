@@ -20,7 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 from solo_ext.data.augmentations import AugmentationConfig, count_crops
 from solo_ext.data.datasets import FACTS, LINEAR_REFERENCE, DataConfig, dataset_info
 from solo_ext.errors import ConfigError, must_have
-from solo_ext.evaluation.finetune import LinearOptions
+from solo_ext.evaluation.finetune import DetectorConfig, LinearOptions
 from solo_ext.evaluation.knn import Distance
 from solo_ext.methods import METHODS, Method
 from solo_ext.methods.base import MethodConfig, PerformanceConfig
@@ -140,6 +140,14 @@ class LinearConfig(LinearOptions, TrainingConfig, EvaluationConfig):
         self.require(plainly or not self.cache_features, "cache_features", expected)
 
 
+@dataclass(kw_only=True)
+class DetectionConfig(TrainingConfig, EvaluationConfig):
+    """A transfer to object detection; finetune: false: the encoder stays as it is, and the rest is trained."""
+
+    detector: DetectorConfig = field(default_factory=DetectorConfig)
+    finetune: bool = True
+
+
 @dataclass
 class OfflineKNNConfig(Config, section="knn_eval"):
     """`knn_eval` of an offline evaluation, which takes every combination; T: temperatures of the cosine votes."""
@@ -185,7 +193,8 @@ def resolve(raw: RunConfig | DictConfig | Mapping[str, Any], kind: str = "pretra
     if own := [key for key in values if key in OWN]:
         raise ConfigError(f"{own[0]} is set by solo-ext itself; {OWN[own[0]]}")
     pretraining = _pretraining(*MONITORS.values())  # type: ignore[arg-type]  # classes can be hashed
-    cls: type[RunConfig] = {"pretrain": pretraining, "linear": LinearConfig, "knn": KNNRunConfig}[kind]
+    kinds = {"pretrain": pretraining, "linear": LinearConfig, "detect": DetectionConfig, "knn": KNNRunConfig}
+    cls: type[RunConfig] = kinds[kind]
     try:
         if unknown := [key for key in values if key not in cls.__dataclass_fields__]:
             raise UnknownKey(str(unknown[0]), ())

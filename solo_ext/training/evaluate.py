@@ -11,8 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from solo_ext.data.modules import ClassificationData
+from solo_ext.data.augmentations import ClassificationAugmentationConfig
+from solo_ext.data.detection import DetectionData
+from solo_ext.data.modules import ClassificationData, ImageData
 from solo_ext.errors import CheckpointError, ConfigError
+from solo_ext.evaluation.detection import DetectionModel
 from solo_ext.evaluation.features import features_of_sets
 from solo_ext.evaluation.knn import knn_accuracy
 from solo_ext.evaluation.linear import LinearModel, fit_cached_linear
@@ -24,14 +27,21 @@ from solo_ext.runs.comparison import IGNORED, flatten, within
 from solo_ext.runs.encoder import branch_of, check_heads, evaluation_view, load_encoder, network_of, weights_sum
 from solo_ext.runs.environment import environment
 from solo_ext.runs.evaluations import Result
-from solo_ext.runs.run import CLASSIFIERS, KNN, LINEAR, UNTRAINED, Run, RunResult
+from solo_ext.runs.run import CLASSIFIERS, DETECTION, DETECTORS, KNN, LINEAR, UNTRAINED, Run, RunResult
 from solo_ext.schema import build, plain
-from solo_ext.training.config import KNNRunConfig, LinearConfig, RunConfig, recipe_taken
+from solo_ext.training.config import (
+    DetectionConfig,
+    KNNRunConfig,
+    LinearConfig,
+    RunConfig,
+    recipe_taken,
+)
 from solo_ext.training.start import begin, is_first, runs_folder
 from solo_ext.training.trainer import explained, fit, prepare, print_result
 
 log = logging.getLogger("solo_ext")
 
+AnyEvaluation = DetectionConfig | KNNRunConfig | LinearConfig
 KNN_BATCH = 256  # images per forward pass; it does not change a result
 
 
@@ -73,6 +83,35 @@ def linear(cfg: LinearConfig, results: Path | None = None, encoder: Checkpoint |
     return result
 
 
+def detect(cfg: DetectionConfig, results: Path | None = None, encoder: Checkpoint | None = None) -> RunResult:
+    """Fine-tunes a detector that begins with the encoder `cfg.pretrained_feature_extractor`, or with `untrained` with a
+    freshly initialised one.
+
+    The result's `metrics` have val_ap, val_ap50 and val_ap75, which detection.json gets beside those of other
+    protocols. Images are normalised as the encoder's were. `results` and `encoder` are as for `linear`.
+    """
+    if encoder is None and cfg.pretrained_feature_extractor and not cfg.untrained:
+        encoder = open_checkpoint(cfg.pretrained_feature_extractor)
+    if not cfg.data.augmentations:
+        view = evaluation_view((encoder and encoder.config) or {"data": plain(cfg.data)})
+        cfg.data.augmentations = ClassificationAugmentationConfig(mean=view["mean"], std=view["std"])
+    side, masks = cfg.detector.min_size[-1], cfg.detector.masks
+    data = DetectionData(cfg.data, cfg.optimizer.batch_size, cfg.seed, side, masks)
+    cfg = prepare(cfg, data)
+    backbone, source, about = _encoder(cfg, encoder, data)
+    place, view = _place(cfg, source, results), _view(data)
+    model = DetectionModel(
+        backbone, data.num_classes, cfg.optimizer, cfg.scheduler, cfg.detector, view["mean"], view["std"], cfg.finetune
+    )
+    result = fit(cfg, model, data, begin(cfg, runs_folder(cfg) / DETECTORS))
+    print_result(result, ("val_ap", "val_ap50", "val_ap75"))
+    if place and is_first():
+        scores = {name[4:]: value for name, value in result.metrics.items() if name.startswith("val_")}
+        row = {"protocol": protocol_of(cfg, data) | about, **scores, "seconds": result.seconds, "run": str(result.dir)}
+        _record(DETECTION, [row], *place)
+    return result
+
+
 def knn(cfg: KNNRunConfig, results: Path | None = None, encoder: Checkpoint | None = None) -> list[dict[str, Any]]:
     """Classifies the test images by their nearest training images, by the features of the frozen encoder.
 
@@ -102,7 +141,7 @@ def knn(cfg: KNNRunConfig, results: Path | None = None, encoder: Checkpoint | No
 
 
 def _encoder(
-    cfg: LinearConfig | KNNRunConfig, opened: Checkpoint | None, data: ClassificationData
+    cfg: AnyEvaluation, opened: Checkpoint | None, data: ImageData
 ) -> tuple[nn.Module, Checkpoint | None, dict[str, Any]]:
     """The frozen encoder to evaluate, its checkpoint (None if it is untrained), and what a protocol says of it."""
     if cfg.untrained:
@@ -120,7 +159,7 @@ def _encoder(
 
 
 def _trained(
-    cfg: LinearConfig | KNNRunConfig, opened: Checkpoint | None, data: ClassificationData
+    cfg: AnyEvaluation, opened: Checkpoint | None, data: ImageData
 ) -> tuple[nn.Module, Checkpoint, dict[str, Any]]:
     """The encoder of a checkpoint, whose network `cfg` takes over. Says where `data` shows it images otherwise than it
     was trained on."""
@@ -146,11 +185,11 @@ def _trained(
     return backbone, opened, about | {"branch": cfg.branch or "student"}
 
 
-def _view(data: ClassificationData) -> dict[str, Any]:
+def _view(data: ImageData) -> dict[str, Any]:
     return dict(zip(("crop_size", "mean", "std"), plain(data.eval_view), strict=True))
 
 
-def protocol_of(cfg: LinearConfig | KNNRunConfig, data: ClassificationData) -> dict[str, Any]:
+def protocol_of(cfg: AnyEvaluation, data: ImageData) -> dict[str, Any]:
     """All that an evaluation by `cfg` depends on but for its encoder, by full keys, without places and paths."""
     device = data.device
     facts = {
@@ -194,7 +233,7 @@ def untrained_folder(cfg: Any) -> Path:
 
 
 def _place(
-    cfg: LinearConfig | KNNRunConfig, source: Checkpoint | None, results: Path | None
+    cfg: AnyEvaluation, source: Checkpoint | None, results: Path | None
 ) -> tuple[Run, dict[str, Any] | None] | None:
     """The run folder that gets the results, and the args.json that goes with them into another than the encoder's.
 

@@ -22,6 +22,7 @@ SAVING = tuple(f"checkpoint.{key}" for key in CheckpointConfig.__dataclass_field
 UNREAD = {  # by the kind of run
     "pretrain": ("data.augmentations", "optimizer.layer_decay"),
     "linear": ("optimizer.classifier_lr",),
+    "detect": ("optimizer.classifier_lr", "optimizer.layer_decay", "data.val_fraction", "data.no_labels"),
     "linear with cache_features": (
         *("optimizer.classifier_lr", "optimizer.layer_decay", "wandb.enabled", "tensorboard.enabled"),
         *("auto_resume.enabled", "resume_from_checkpoint", "callbacks", "skip_non_finite", "data.accept_changes"),
@@ -38,6 +39,7 @@ ONE_PROCESS = ("linear with cache_features", "knn")
 READ_BY = {  # scheduler.name -> keys of its section that it reads
     "none": (),
     "step": ("lr_decay_steps",),
+    "warmup_step": ("lr_decay_steps", "warmup_steps", "warmup_start_lr"),
     "warmup_cosine": ("warmup_epochs", "warmup_start_lr", "min_lr", "interval"),
 }
 

@@ -156,6 +156,8 @@ sys.path[:0] = sys.argv[3:]
 from test_stopped import At, config
 from solo_ext.training.pretrain import pretrain
 options = {"data__format": "image_folder", "data__num_workers": 2, "max_epochs": 3, "log_every_n_steps": 1}
+for inherited in (signal.SIGHUP, signal.SIGINT):  # as nohup and shells leave them
+    signal.signal(inherited, signal.default_int_handler if inherited == signal.SIGINT else signal.SIG_DFL)
 place = sys.argv[1] and At("batch 1 0", lambda: os.killpg(0, signal.Signals[sys.argv[1]]))
 pretrain(config(sys.argv[2], **options), callbacks=[place] if place else [])
 """
