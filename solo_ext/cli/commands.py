@@ -196,6 +196,63 @@ def knn(args: Namespace) -> None:
 
 
 @SOLO_EXT.command(
+    option("run PATH", SOURCE),
+    option("images IMAGES", "folder, list of files (.txt) or HDF5 file"),
+    option("--out FILE", "where they go: .npz, .parquet or .h5", required=True),
+    TEACHER,
+    option("--half", "in float16"),
+    option("--workers N", "processes that read images (default: %(default)s)", type=int, default=4),
+)
+def features(args: Namespace) -> None:
+    """Write an encoder's features of any images to a file.
+
+    One row for each image: features, name (its path below IMAGES) and label (the number of its class folder, or -1).
+    Images are cropped and normalised as the run's evaluations do it, and not augmented. A .parquet needs
+    pip install 'solo-ext[features]', an .h5 'solo-ext[h5]'.
+
+      solo-ext features trained_models/res_mocov3/RUN /data/photos --out photos.parquet
+      solo-ext features res_mocov3-fashion_mnist_mini-r10w16 images.txt --out features.npz --teacher --half
+    """
+    from solo_ext.analysis.features import write_features
+    from solo_ext.zoo.model import open_source
+
+    count, width = write_features(
+        open_source(args.run), args.images, args.out, args.teacher, args.half, max(0, args.workers)
+    )
+    print(f"{args.out}: {count:,} images x {width:,} features")
+
+
+@SOLO_EXT.command(
+    option("runs RUN", f"{SOURCE}; several are drawn below each other", nargs="+"),
+    option("--images PATH", "folder, list of files (.txt) or HDF5 file, of which the first are drawn", required=True),
+    option(
+        "--kind KIND", "features, gradcam or neighbours", choices=("features", "gradcam", "neighbours"), required=True
+    ),
+    option("--out FILE", "where it goes: .png or .pdf", required=True),
+    option("--count N", "how many images (default: %(default)s)", type=int, default=8),
+    option("--bank PATH", "the images among which the neighbours are"),
+    TEACHER,
+)
+def pictures(args: Namespace) -> None:
+    """Draw what encoders see in the same images.
+
+    features: maps of the first block (residual momentum, Fig. 9). gradcam (Fig. 10): where the linear classifier of
+    each run looks, that of its newest linear evaluation, or its online probe; pip install 'solo-ext[pictures]'.
+    neighbours: for each image, the nearest of --bank.
+
+      solo-ext pictures trained_models/mocov3/A trained_models/res_mocov3/B --images photos --kind gradcam --out cam.png
+      solo-ext pictures trained_models/byol/RUN --images query --kind neighbours --bank /data/val --out near.pdf
+    """
+    from solo_ext.analysis.pictures import draw_pictures
+    from solo_ext.zoo.model import open_source
+
+    if args.count < 1:
+        raise ConfigError(f"--count must be at least 1, not {args.count}")
+    sources = [(Path(run).name, open_source(run)) for run in args.runs]
+    print(draw_pictures(sources, args.images, args.kind, args.out, args.teacher, args.count, args.bank))
+
+
+@SOLO_EXT.command(
     option("runs RUN", "run folders; several are drawn into the same plots", nargs="+"),
     option("--out FOLDER", "output folder (default: %(default)s)", default="report"),
 )

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from solo_ext.networks.heads import DINOHead
 
+POOLING = ("avgpool", "fc", "norm", "forward_head")
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -31,6 +33,11 @@ class Stage:
         for step in self.steps:
             x = attrgetter(step)(part)(x.flatten(1) if step == self.flatten else x)
         return x
+
+    @property
+    def places(self) -> str:
+        """The path, inside the part, of the module whose output is this stage's last map, before a pooling."""
+        return [step for step in self.steps if step not in POOLING][-1]
 
     def holds(self, path: str) -> bool:
         """Whether the module, parameter or buffer at `path` inside the part belongs to this stage."""

@@ -1,0 +1,97 @@
+"""The features of any images as a file for other programs, with the images' names and labels."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from solo_ext.data.augmentations import ClassificationAugmentationConfig
+from solo_ext.data.datasets import CUSTOM, DataConfig, recorded_info
+from solo_ext.data.images import FileImages, ImageSet
+from solo_ext.data.modules import ClassificationData
+from solo_ext.errors import ConfigError, naming, require
+from solo_ext.evaluation.features import extract_features
+from solo_ext.files import replacing
+from solo_ext.runs.checkpoints import Checkpoint
+from solo_ext.runs.encoder import evaluation_view, load_encoder
+from solo_ext.training.trainer import explained
+
+BATCH = 256
+Columns = dict[str, np.ndarray]
+
+
+def _npz(columns: Columns, file: Any) -> None:
+    texts: Any = {name: x.astype(str) if x.dtype == object else x for name, x in columns.items()}
+    np.savez(file, **texts)
+
+
+def _parquet(columns: Columns, file: Any) -> None:
+    require("pyarrow", "--out *.parquet", "features")
+    import pyarrow
+    from pyarrow import parquet
+
+    lists = pyarrow.FixedSizeListArray.from_arrays(columns["features"].ravel(), columns["features"].shape[1])
+    parquet.write_table(pyarrow.table({**columns, "features": lists}), file)
+
+
+def _h5(columns: Columns, file: Any) -> None:
+    require("h5py", "--out *.h5", "h5")
+    import h5py
+
+    with h5py.File(file, "w") as out:
+        for name, x in columns.items():
+            out.create_dataset(name, data=x)
+
+
+WRITERS: dict[str, Callable[[Columns, Any], None]] = {".npz": _npz, ".parquet": _parquet, ".h5": _h5, ".hdf5": _h5}
+
+
+def features_of(
+    source: Checkpoint, images: str, teacher: bool = False, workers: int = 4
+) -> tuple[np.ndarray, ImageSet]:
+    """Features float32 [N, D] of a run's encoder, and the images at a path as they were read: a folder, list or HDF5
+    file, with labels if it has any, shown as the run's evaluations show them.
+
+    Raises CheckpointError and DataError, as the evaluations do.
+    """
+    backbone, run = load_encoder(source, teacher=teacher)
+    config = run or {}
+    view = ClassificationAugmentationConfig(**evaluation_view(config))
+    data = ClassificationData(
+        DataConfig("custom", images, num_workers=workers, augmentations=view), BATCH, seed=0, augment=False
+    )
+    data.info = recorded_info(config.get("data") or {}) or CUSTOM  # how an image of another size is resized
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    data.device = device
+    with explained():
+        features, _ = extract_features(backbone.to(device), data.train_dataloader(), device)
+    return features.numpy(), data.train_set
+
+
+def write_features(
+    source: Checkpoint, images: str, out: str | os.PathLike, teacher: bool = False, half: bool = False, workers: int = 4
+) -> tuple[int, int]:
+    """Writes `features` [N, D] (float32, or with `half` float16), `name` [N] and `label` [N] (-1: none) to an .npz,
+    .parquet or .h5; returns N and D.
+
+    ConfigError for another ending, or where it cannot be written; nothing is left half-written.
+    """
+    path = Path(out).expanduser()
+    if path.suffix not in WRITERS:
+        raise ConfigError(f"--out: '{path}' must end in one of {', '.join(WRITERS)}")
+    features, shown = features_of(source, images, teacher, workers)
+    files = shown.images
+    names = [os.fsdecode(name) for name in files.paths.tolist()] if isinstance(files, FileImages) else range(len(shown))
+    columns: Columns = {
+        "features": features.astype(np.float16) if half else features,
+        "name": np.array([str(name) for name in names], object),
+        "label": shown.targets,
+    }
+    with naming(f"--out: {path} cannot be written"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path, ConfigError) as file:
+            WRITERS[path.suffix](columns, file)
+    return features.shape[0], features.shape[1]
