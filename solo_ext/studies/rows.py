@@ -5,7 +5,7 @@ import copy
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cache, cached_property
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,8 +17,8 @@ from solo_ext.runs.comparison import differences
 from solo_ext.runs.run import ARGS, Run, saved_at
 from solo_ext.schema import build, fit, plain
 from solo_ext.text import nearest
-from solo_ext.training.compose import assign, compose, key_of, overlay
-from solo_ext.training.config import PretrainConfig, resolve
+from solo_ext.training.compose import assign
+from solo_ext.training.config import PretrainConfig
 
 if TYPE_CHECKING:
     from solo_ext.methods.module import LightningMethod
@@ -67,8 +67,7 @@ class Table:
 
 def load_table(path: Path, name: str) -> Table:
     """The table `name` of a file of printed results; ConfigError if there is none or it is malformed."""
-    must_exist(path, "file of printed results")
-    tables = read_text_yaml(path)
+    tables = read_text_yaml(path, "file of printed results")
     must_have(name, tables, f"{path.name} has no table")
     with naming(f"{path.name}, {name}", ConfigError):
         return build(Table, tables[name])
@@ -88,24 +87,21 @@ class _Text(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc
         return super().construct_mapping(node, deep)
 
 
-def read_text_yaml(path: Path) -> dict[str, Any]:
+def read_text_yaml(path: Path, what: str = "file") -> dict[str, Any]:
     """The mapping in a YAML file in which all but null is text, as it is printed: 0.90 stays 0.90.
 
-    ConfigError if the file cannot be read, holds anything but a mapping, or has a key twice.
+    ConfigError if there is no such file, which the message calls `what`, if it cannot be read, holds anything but a
+    mapping, or has a key twice.
     """
+    if not path.is_file():
+        near = nearest(path.stem, [other.stem for other in path.parent.glob("*.yaml")])
+        raise ConfigError(f"there is no {what} '{path}'{near}")
     errors = yaml.YAMLError, UnicodeDecodeError, OSError
     with naming(f"{path} cannot be read as YAML", *errors), open(path, encoding="utf-8") as file:
         content = yaml.load(file, _Text)
     if not isinstance(content, dict):
         raise ConfigError(f"{path} is not a mapping")
     return content
-
-
-def must_exist(file: Path, what: str) -> None:
-    """Raises ConfigError, with the nearest YAML in the folder, unless the file is there."""
-    if not file.is_file():
-        near = nearest(file.stem, [other.stem for other in file.parent.glob("*.yaml")])
-        raise ConfigError(f"there is no {what} '{file}'{near}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -201,19 +197,6 @@ class Job:
     def result(self) -> Run | None:
         """The finished run, if there is one."""
         return next((run for run in self.runs() if run.finished), None)
-
-
-def resolver() -> Callable[..., PretrainConfig]:
-    """A function that resolves a recipe with overrides, and reads each recipe once."""
-    composed = cache(lambda recipe: compose(recipe.parent, recipe.name))
-
-    @cache
-    def resolved(recipe: Path, *overrides: str) -> PretrainConfig:
-        if any("@" in text or (recipe.parent / key_of(text)).is_dir() for text in overrides):  # config groups
-            return resolve(compose(recipe.parent, recipe.name, overrides))
-        return resolve(overlay(composed(recipe), overrides))
-
-    return resolved
 
 
 @dataclass(kw_only=True)

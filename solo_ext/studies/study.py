@@ -4,31 +4,21 @@ import fnmatch
 import hashlib
 import itertools
 import re
-from collections import Counter
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
 from solo_ext.errors import ConfigError, must_have, naming
 from solo_ext.runs.comparison import differences
 from solo_ext.schema import Count, build, fit, plain
-from solo_ext.studies.rows import (
-    Cell,
-    Comparison,
-    Job,
-    Row,
-    Table,
-    baselines,
-    load_table,
-    must_exist,
-    read_text_yaml,
-    resolver,
-    row_text,
-)
+from solo_ext.studies.rows import Cell, Comparison, Job, Row, Table, baselines, load_table, read_text_yaml, row_text
 from solo_ext.text import nearest
 from solo_ext.training import recipes
-from solo_ext.training.compose import key_of, overlay
+from solo_ext.training.compose import compose, key_of, overlay
+from solo_ext.training.config import PretrainConfig, resolve
 
 RESULTS = "paper_results.yaml"
 READING = "Reading"  # a column that tables do not print: how a cell reads what its paper leaves open
@@ -172,11 +162,9 @@ def load_study(path: str | Path, overrides: Sequence[str] = ()) -> Study:
         dataset's recipes, and all others are Hydra's, for all runs.
     """
     path = Path(path).expanduser()
-    must_exist(path, "study")
-    try:
-        return _study(path, build(StudyFile, read_text_yaml(path)), overrides)
-    except ConfigError as error:
-        raise error if str(error).startswith(str(path)) else ConfigError(f"{path}: {error}") from error
+    content = read_text_yaml(path, "study")
+    with naming(str(path), ConfigError):
+        return _study(path, build(StudyFile, content), overrides)
 
 
 def _study(path: Path, spec: StudyFile, overrides: Sequence[str]) -> Study:
@@ -190,8 +178,8 @@ def _study(path: Path, spec: StudyFile, overrides: Sequence[str]) -> Study:
     if not specs:
         raise ConfigError("grid and cells are both empty")
     _check_keys(spec, specs, changes)
-    folder = path.absolute().parent
-    table = None
+    folder, table = path.absolute().parent, None
+    blank = {READING: "-"} if any(READING in one.row for one in specs) else {}
     if spec.table:
         near = folder if (folder / RESULTS).is_file() else folder.parent
         table = load_table(folder / spec.results if spec.results else near / RESULTS, spec.table)
@@ -199,14 +187,12 @@ def _study(path: Path, spec: StudyFile, overrides: Sequence[str]) -> Study:
             must_have(column, table.values, f"metrics: {spec.table} has no column")
         if spec.readout:
             must_have(spec.readout, table.keys, f"readout: {spec.table} has no key column")
-        _cover(table, spec, specs)
+        _cover(table, spec, specs, blank)
     cells = _cells(spec, specs, folder, values["dataset"], changes)
-    rows: list[Row] = list(cells)
-    if table:  # in the paper's order
-        rows = []
-        for row in table.printed:
-            labels = row.labels | {READING: "-"} if any(READING in one.row for one in specs) else row.labels
-            rows += [cell for cell in cells if row.labels.items() <= cell.labels.items()] or [Row(labels, row.values)]
+    rows: list[Row] = [] if table else [*cells]
+    for row in table.printed if table else ():  # in the paper's order
+        ran = [cell for cell in cells if row.labels.items() <= cell.labels.items()]
+        rows += ran or [Row(row.labels | blank, row.values)]
     return Study(path, spec, table, rows, seeds, changes)
 
 
@@ -234,7 +220,7 @@ def _cells(
 ) -> list[Cell]:
     """The cells in the order of `specs`; `dataset`, `changes`: the user's."""
     names = _names_of([{k: v for k, v in one.covers[0].labels.items() if k != study.readout} for one in specs])
-    resolved, ours, users = resolver(), _values(study.overrides), _values(changes)
+    resolved, ours, users = _resolver(), _values(study.overrides), _values(changes)
     beside = here.parent.parent / "pretrain"  # in another checkout
     folder = beside if beside.is_dir() else recipes.scripts() / "pretrain"
     if study.recipes and not (folder := here / Path(study.recipes).expanduser()).is_dir():
@@ -262,6 +248,19 @@ def _cells(
     return cells
 
 
+def _resolver() -> Callable[..., PretrainConfig]:
+    """A function that resolves a recipe with overrides, and reads each recipe once."""
+    composed = cache(lambda recipe: compose(recipe.parent, recipe.name))
+
+    @cache
+    def resolved(recipe: Path, *overrides: str) -> PretrainConfig:
+        if any("@" in text or (recipe.parent / key_of(text)).is_dir() for text in overrides):  # config groups
+            return resolve(compose(recipe.parent, recipe.name, overrides))
+        return resolve(overlay(composed(recipe), overrides))
+
+    return resolved
+
+
 def _values(overrides: Sequence[str]) -> dict[str, str]:
     """Key -> the value that the last override gives it."""
     return {key_of(text): text.partition("=")[2] for text in overrides}
@@ -277,30 +276,33 @@ def _combinations(grid: dict[str, dict[str, list[str] | None]]) -> list[CellSpec
             texts = [text.strip() for text in label.split(", ", len(columns) - 1)]
             if len(texts) != len(columns):
                 raise ConfigError(f"grid.{axis}: the label '{label}' has {len(texts)} parts for {len(columns)} columns")
-            points.append((dict(zip(columns, texts, strict=True)), overrides or []))
+            points.append(CellSpec(row=dict(zip(columns, texts, strict=True)), overrides=overrides or []))
         specs = [
-            CellSpec(row=spec.row | row, overrides=[*spec.overrides, *overrides])
-            for spec in specs
-            for row, overrides in points
+            CellSpec(row=spec.row | point.row, overrides=[*spec.overrides, *point.overrides])
+            for spec, point in itertools.product(specs, points)
         ]
     return specs
 
 
-def _cover(table: Table, study: StudyFile, specs: Sequence[CellSpec]) -> None:
-    """Finds the rows of the printed table that each cell covers: one, unless they differ in the column `readout`."""
-    owners: dict[Row, dict[str, list[str]]] = {row: {} for row in table.printed}  # by reading
+def _cover(table: Table, study: StudyFile, specs: Sequence[CellSpec], blank: dict[str, str]) -> None:
+    """Finds the rows of the printed table that each cell covers: one, unless they differ in the column `readout`.
+
+    blank: labels of columns that are not printed, where a cell has none.
+    """
+    owners: dict[Row, dict[str, list[str]]] = {row: defaultdict(list) for row in table.printed}  # by reading
     claims = [(spec, spec.where) for spec in specs]
     claims += [(CellSpec(row=labels), f"the cited row {row_text(labels)}") for labels in study.cited]
     for spec, owner in claims:
         printed = {column: text for column, text in spec.row.items() if column != READING}
         for column in printed:
             must_have(column, table.keys, f"{owner}: {study.table} has no key column")
-        spec.covers = [row for row in table.printed if printed.items() <= row.labels.items()]
-        if not spec.covers:
+        covered = [row for row in table.printed if printed.items() <= row.labels.items()]
+        if not covered:
             near = [row_text({column: row.labels[column] for column in printed}) for row in table.printed]
             raise ConfigError(f"{owner} matches no row of {study.table}{nearest(row_text(printed), near)}")
-        for row in spec.covers:
-            owners[row][spec.row.get(READING, "-")] = [*owners[row].get(spec.row.get(READING, "-"), ()), owner]
+        for row in covered:
+            owners[row][spec.row.get(READING, "-")].append(owner)
+        spec.covers = [Row(row.labels | blank | spec.row, row.values) for row in covered]
     for spec in specs:
         epochs = {row.labels[study.readout] for row in spec.covers} if study.readout else [None]
         if len(spec.covers) > len(epochs):
@@ -312,10 +314,6 @@ def _cover(table: Table, study: StudyFile, specs: Sequence[CellSpec]) -> None:
         for names in readings.values():
             if len(names) > 1:
                 raise ConfigError(f"{text} is covered by {' and by '.join(names)}")
-    if any(READING in spec.row for spec in specs):
-        for spec in specs:
-            read = {READING: spec.row.get(READING, "-")}
-            spec.covers = [Row(row.labels | read, row.values) for row in spec.covers]
 
 
 def _names_of(rows: Sequence[dict[str, str]]) -> list[str]:
