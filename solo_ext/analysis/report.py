@@ -223,12 +223,6 @@ def machine(environment: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in facts.items() if value is not None}
 
 
-def merged(records: Sequence[Mapping[str, Any]], separator: str) -> dict[str, str]:
-    """The records as one, in which values that differ are joined."""
-    same, differing = compare(records)
-    return {**same, **{key: separator.join(dict.fromkeys(texts)) for key, texts in differing.items()}}
-
-
 def _side_by_side(columns: Sequence[tuple[str, Mapping[str, Any]]]) -> dict[str, Any]:
     """The labels of the columns, what all have in common, and a row for each key in which they differ."""
     same, differing = compare([values for _, values in columns])

@@ -11,8 +11,9 @@ import numpy as np
 
 from solo_ext.analysis import pages
 from solo_ext.analysis.figures import PLACE, Curve, Panel, Section, Style, by_value, panel_of, styles, thin
-from solo_ext.analysis.report import machine, merged
+from solo_ext.analysis.report import machine
 from solo_ext.files import write_text
+from solo_ext.runs.comparison import compare
 from solo_ext.runs.environment import environment
 from solo_ext.runs.run import Run
 from solo_ext.studies.rows import Cell, Job
@@ -20,6 +21,7 @@ from solo_ext.studies.scores import Results, Scores, remarks, results_of, scores
 from solo_ext.studies.study import Study
 from solo_ext.text import markdown_table
 
+OF_SINGLE_RUNS = ("time", "command", "host", "before")  # facts in environment.json that the page leaves out
 PALE = 0.35  # opacity of the paper's bars
 LEGEND = "Ours: mean ± standard deviation (n - 1) over seeds, and in brackets the number of runs."
 COMPARED = " Difference: from {}, over the same seeds; mean, 95% interval (Student's t), and how many seeds."
@@ -67,14 +69,15 @@ def _words(study: Study, jobs: Sequence[Job], results: Results, failed: Mapping[
     """The text around the numbers."""
     runs = [run for by_job in results.values() for run in by_job.values()]
     facts = [machine(run.environment) for run in runs if run.environment]
-    own = ("time", "command", "host", "before")  # of single runs
+    same, differing = compare([{k: v for k, v in fact.items() if k not in OF_SINGLE_RUNS} for fact in facts])
     ran = {
         "study": f"{study.file} ({study.source})",
         "runs": f"{len(runs)} of {len(jobs)}",
         **{name: text for name, text in setting(study).items() if text},
         "seeds": ", ".join(map(str, study.seeds)),
         "changes": shlex.join(study.changes) or "none",
-        **merged([{key: value for key, value in fact.items() if key not in own} for fact in facts], "; "),
+        **same,
+        **{key: "; ".join(dict.fromkeys(texts)) for key, texts in differing.items()},
         "command": shlex.join(["solo-ext", *environment()["command"][1:]]),
         "written": time.strftime("%Y-%m-%d %H:%M"),
     }
