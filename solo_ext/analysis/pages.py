@@ -1,11 +1,11 @@
 """Pages from the templates in `assets/`, and panels drawn by matplotlib, inline in a page or as PNG and SVG files."""
 
-import contextlib
 import html
 import io
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -73,15 +73,11 @@ def breakable(text: str) -> Markup:
     return Markup("<wbr>").join(re.split(r"(?<=\w[_/.=-])(?=\w)", str(text)))
 
 
-@contextlib.contextmanager
-def house_style() -> Iterator[None]:
+def house_style() -> AbstractContextManager[None]:
     """Gives matplotlib the settings that the figures need, whatever the user's own are."""
-    import matplotlib
+    import matplotlib.style
 
-    with matplotlib.rc_context():
-        matplotlib.rcdefaults()
-        matplotlib.rcParams.update(RC)
-        yield
+    return matplotlib.style.context(RC, after_reset=True)
 
 
 def _draw(ax: Any, panel: Panel, last_epoch: float) -> None:

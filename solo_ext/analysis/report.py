@@ -6,7 +6,7 @@ import os
 import shlex
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -116,7 +116,6 @@ def _results(shown: Shown) -> dict[str, Any]:
     numbers = table_rows([run for run, _ in shown])
     rows = [
         {
-            "kind": "floor" if run.untrained else "run",
             "style": None if run.untrained else style,
             "label": style.label,
             "name": run.name or "-",
@@ -128,9 +127,9 @@ def _results(shown: Shown) -> dict[str, Any]:
     measured = any(row["similarity"] is not None for row in numbers)
     return {
         "rows": rows,
-        "knn": _protocol([(style.label, how) for run, style in shown if (how := _knn_protocol(run))]),
+        "knn": _protocol(shown, _knn_protocol),
         "online": figures.by_value(online, "knn_eval.distance_func") if online else None,
-        "linear": _protocol([(style.label, how) for run, style in shown if (how := _linear_protocol(run))]),
+        "linear": _protocol(shown, _linear_protocol),
         "others": [other for run, style in shown for other in _others(run, style.label)],
         "places": figures.by_value([s for s in shown if not s[0].untrained], *figures.PLACE) if measured else None,
         "resumed": [style.label for run, style in shown if run.resumed],
@@ -188,11 +187,12 @@ def _others(run: Run, label: str) -> Iterator[dict[str, Any]]:
             yield {"label": label, "cells": cells}
 
 
-def _protocol(protocols: Sequence[tuple[str, Mapping[str, Any]]]) -> tuple[dict[str, str], dict[str, Any]] | None:
-    """What the protocols of the runs have in common, and key -> value -> runs where they differ; None for no runs.
+def _protocol(shown: Shown, of: Callable[[Run], dict[str, Any]]) -> tuple[dict[str, str], dict[str, Any]] | None:
+    """What the protocols `of` runs have in common, and key -> value -> runs where they differ; None without protocols.
 
     Paths, and what is switched off, are left out.
     """
+    protocols = [(style.label, how) for run, style in shown if (how := of(run))]
     if not protocols:
         return None
 
