@@ -38,10 +38,9 @@ RC: dict[Any, Any] = {
 
 
 def render(template: str, styles: Iterable[Style] = (), last_epoch: float = 1.0, **values: Any) -> str:
-    """A self-contained page from the template `report.html`, `study.html` or `study.md`, which shows `values`.
+    """A page from the template `report.html`, `study.html` or `study.md`, which shows `values`.
 
-    styles: of all curves; each gives the style sheet a colour for a light and for a dark page.
-    last_epoch: where the panels' axes end.
+    styles: of all curves, whose colours the style sheet gets. last_epoch: where the panels' axes end.
     """
     palette = {**PAPER, **{style.var: (style.light, style.dark) for style in styles}}
     colours = {light: f"var(--{name})" for name, (light, _) in palette.items()}

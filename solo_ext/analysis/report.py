@@ -55,22 +55,18 @@ def main_report(run_dirs: Sequence[str | Path], out: str | Path = "report") -> P
     runs = sorted(folders.values(), key=lambda run: run.untrained)
     if not runs:
         raise ConfigError("a report needs at least one run folder, <checkpoint.dir>/<method>/<run id>")
+    folder = Path(os.path.abspath(out))
     with naming(f"--out: {out} cannot be written"), pages.house_style():
-        _write_whole(runs, Path(os.path.abspath(out)))
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as temporary:
+            _write(runs, Path(temporary))
+            folder.mkdir(exist_ok=True)
+            written = sorted(Path(temporary).iterdir(), key=lambda file: file.suffix == ".html")  # the page last
+            for file in written:
+                os.replace(file, folder / file.name)
+        for name in {f"{name}.png" for name in figures.FILES} - {file.name for file in written}:
+            (folder / name).unlink(missing_ok=True)  # of an earlier report
     return out / "report.html"
-
-
-def _write_whole(runs: Sequence[Run], out: Path) -> None:
-    """All files at once, the page last; what only an earlier report had is removed."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as temporary:
-        _write(runs, Path(temporary))
-        out.mkdir(exist_ok=True)
-        written = sorted(Path(temporary).iterdir(), key=lambda file: file.suffix == ".html")
-        for file in written:
-            os.replace(file, out / file.name)
-    for name in {f"{name}.png" for name in figures.FILES} - {file.name for file in written}:
-        (out / name).unlink(missing_ok=True)
 
 
 def _write(runs: Sequence[Run], folder: Path) -> None:

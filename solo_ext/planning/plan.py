@@ -32,15 +32,12 @@ def plan(cfg: PretrainConfig, measure: bool = True) -> dict[str, Any]:
     """Builds the network of the resolved `cfg` and trains it for a few steps on synthetic images; writes nothing.
 
     Neither the data nor the hardware that `cfg` names has to be there; `measure` takes this machine's device.
+    ConfigError: a stage that the network lacks, a backbone that cannot take the crops, ...
 
-    Returns:
-        Plain values, as `solo-ext plan --json` prints them. `batch_size` is per device: an optimizer step has it times
-        `devices` (of all nodes) times `accumulate` images. `images` of the training set, and with it the numbers of
-        steps, is None if it is unknown here, for the reason `images_unknown`. `seconds` is the time of all steps.
-        `warnings`, a sentence each, are about what is allowed but probably not intended.
-
-    Raises:
-        ConfigError: a stage that the network lacks, a backbone that cannot take the crops, ...
+    Returns plain values, as `solo-ext plan --json` prints them. `batch_size` is per device: an optimizer step has it
+    times `devices` (of all nodes) times `accumulate` images. `images` of the training set, and with it the numbers of
+    steps, is None if it is unknown here, for the reason `images_unknown`. `seconds` is the time of all steps.
+    `warnings`, a sentence each, are about what is allowed but probably not intended.
     """
     method = METHODS[cfg.method](cfg)
     check_sizes(method.backbone, cfg.backbone.name, crop_sizes(cfg))

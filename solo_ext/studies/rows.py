@@ -41,18 +41,14 @@ class Row:
 
 @dataclass(kw_only=True)
 class Table:
-    """A table, or a figure with numbers, as a paper prints it.
-
-    keys, values: the columns that name a row, and those with results. notes: what is odd in print.
-    rows: a list per row, keys first; `printed` has them as `Row`s.
-    """
+    """A table, or a figure with numbers, as a paper prints it."""
 
     title: str
     source: str
-    keys: list[str]
-    values: list[str]
-    rows: list[list[Any]]
-    notes: list[str] = field(default_factory=list)
+    keys: list[str]  # the columns that name a row
+    values: list[str]  # the columns with results
+    rows: list[list[Any]]  # a list per row, keys first; `printed` has them as `Row`s
+    notes: list[str] = field(default_factory=list)  # what is odd in print
 
     def __post_init__(self) -> None:
         self.printed: list[Row] = []
@@ -90,8 +86,7 @@ class _Text(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc
 def read_text_yaml(path: Path, what: str = "file") -> dict[str, Any]:
     """The mapping in a YAML file in which all but null is text, as it is printed: 0.90 stays 0.90.
 
-    ConfigError if there is no such file, which the message calls `what`, if it cannot be read, holds anything but a
-    mapping, or has a key twice.
+    ConfigError if there is no such file, a `what`, if it holds anything but a mapping, or has a key twice.
     """
     if not path.is_file():
         near = nearest(path.stem, [other.stem for other in path.parent.glob("*.yaml")])
@@ -106,21 +101,14 @@ def read_text_yaml(path: Path, what: str = "file") -> dict[str, Any]:
 
 @dataclass(frozen=True, eq=False)
 class Cell(Row):
-    """A row of the study's table, and the runs behind it.
-
-    overrides: what its runs change in the `recipe`: the study's, the cell's own and the user's, in this order.
-    name: of its runs, fit for a folder. Cells of one name read out the same runs.
-    epoch: the epoch at which the paper reads the run out; None: the last.
-    as_printed: recipe and overrides of the paper's setting, without the user's changes.
-    resolved: a recipe with overrides, as a configuration that all cells share and nobody may change.
-    """
+    """A row of the study's table, and the runs behind it."""
 
     recipe: Path
-    overrides: list[str]
-    name: str
-    epoch: int | None
-    as_printed: tuple[Path, list[str]]
-    resolved: Callable[..., PretrainConfig] = field(repr=False)
+    overrides: list[str]  # of the recipe: the study's, the cell's own and the user's, in this order
+    name: str  # of its runs, fit for a folder; cells of one name read out the same runs
+    epoch: int | None  # at which the paper reads the run out; None: the last
+    as_printed: tuple[Path, list[str]]  # recipe and overrides of the paper's setting, without the user's changes
+    resolved: Callable[..., PretrainConfig] = field(repr=False)  # its results are shared: nobody may change them
 
     def config(self, seed: int) -> PretrainConfig:
         """The configuration of the run with this seed."""
@@ -169,10 +157,6 @@ class Job:
     def config(self) -> dict[str, Any]:
         return plain(self.cell.config(self.seed))
 
-    def differs(self, run: Run) -> list[str]:
-        """The keys in which a run is not this job."""
-        return differences(run.args, self.config)
-
     def tries(self) -> list[Run]:
         """The runs in its folder, newest first, including those of another configuration."""
         readable = []
@@ -183,7 +167,7 @@ class Job:
 
     def runs(self) -> Iterator[Run]:
         """The runs of this very configuration, newest first."""
-        return (run for run in self.tries() if not self.differs(run))
+        return (run for run in self.tries() if not differences(run.args, self.config))
 
     def state(self) -> str:
         """`done`, `running` (in another process), `begun` or `missing`."""

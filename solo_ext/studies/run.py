@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from solo_ext.errors import require
+from solo_ext.runs.comparison import differences
 from solo_ext.runs.locks import held
 from solo_ext.runs.run import Run
 from solo_ext.schema import OneOf
@@ -112,7 +113,7 @@ def _work(
 def _reason(job: Job, code: int) -> str:
     """Why an ended run left no result."""
     if code == 0:
-        changed = next(map(job.differs, job.tries()), [])
+        changed = next((differences(run.args, job.config) for run in job.tries()), [])
         return f"it ran with another configuration: {', '.join(changed[:3])}" if changed else "it left no result"
     lines = job.log.read_text(encoding="utf-8", errors="replace").split("\n") if job.log.is_file() else []
     last = next((line.strip() for line in reversed(lines) if line.strip() and not line.startswith("$ ")), "")

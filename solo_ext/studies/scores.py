@@ -25,22 +25,19 @@ SETTING = {  # where these differ from the paper's, the numbers are not comparab
 
 @dataclass
 class Score:
-    """The values of a cell's runs, by seed, for one printed column; `failed`: how many runs have none.
+    """What a row has in one printed column: ours and the paper's."""
 
-    std is the standard deviation between seeds, by n - 1; None for one run.
-    """
-
-    values: Mapping[int, float] = field(default_factory=dict)
+    values: Mapping[int, float] = field(default_factory=dict)  # seed -> that of the run
     paper: float | None = None
-    failed: int = 0
-    fact: bool = False
+    failed: int = 0  # runs without a value
+    fact: bool = False  # about the method, whatever the runs did
     against: "Score | None" = None  # the same column of the row that this one is compared with
 
     def __post_init__(self) -> None:
         values = list(self.values.values())
         finite = all(map(math.isfinite, values))
         self.mean = statistics.fmean(values) if values else None
-        self.std = (statistics.stdev(values) if finite else math.nan) if len(values) > 1 else None
+        self.std = (statistics.stdev(values) if finite else math.nan) if len(values) > 1 else None  # n - 1
         self.difference = None if self.mean is None or self.paper is None else self.mean - self.paper
 
     def compared(self, form: str) -> str:

@@ -53,37 +53,27 @@ class CellSpec:
 
 @dataclass(kw_only=True)
 class StudyFile:
-    """The content of a study's YAML; paths are relative to its folder.
+    """The content of a study's YAML; paths are relative to its folder."""
 
-    title: of the pages; default: the table's, or the YAML's first line.
-    table, figure: what it reproduces, if anything; a table's numbers are in the file `results`, by default the
-        `paper_results.yaml` beside the study or a folder above.
-    recipes: a folder with a folder of recipes for each dataset; default: this project's.
-    dataset: whose recipes are taken, where `recipe=` does not name it (`recipe=cifar10/byol`); without one, the recipes
-        are directly in the folder `recipes`.
-    overrides: Hydra's, for all cells. seeds: one run of each cell per seed.
-    metrics: column -> logged metric. readout: the key column that says at which epoch a run is read out.
-    curves: metrics over epochs. plot: the paper's form.
-    grid: axis (one or several columns) -> label -> overrides; all combinations are run. cells: further ones.
-    cited: printed rows that are not run. compare: which rows are compared with which.
-    """
-
-    title: str | None = None
-    table: str | None = None
-    figure: str | None = None
-    results: str | None = None
-    recipes: str | None = None
+    title: str | None = None  # of the pages; default: the table's, or the YAML's first line
+    table: str | None = None  # what it reproduces, if anything: a table, whose numbers are in `results`
+    figure: str | None = None  # or a figure without numbers
+    results: str | None = None  # a file; default: the `paper_results.yaml` beside the study or a folder above
+    recipes: str | None = None  # a folder with a folder of recipes for each dataset; default: this project's
+    # whose recipes are taken, where `recipe=` does not name it (`recipe=cifar10/byol`); without one, the recipes are
+    # directly in the folder `recipes`
     dataset: str | None = None
-    overrides: list[str] = field(default_factory=list)
-    seeds: list[int] = field(default_factory=lambda: [5])
-    metrics: dict[str, str | Reading] = field(default_factory=dict)
-    readout: str | None = None
-    curves: list[str] = field(default_factory=list)
-    plot: Literal["bars", "lines"] = "bars"
+    overrides: list[str] = field(default_factory=list)  # Hydra's, for all cells
+    seeds: list[int] = field(default_factory=lambda: [5])  # one run of each cell per seed
+    metrics: dict[str, str | Reading] = field(default_factory=dict)  # column -> logged metric
+    readout: str | None = None  # the key column that says at which epoch a run is read out
+    curves: list[str] = field(default_factory=list)  # metrics over epochs
+    plot: Literal["bars", "lines"] = "bars"  # the paper's form
+    # axis (one or several columns) -> label -> overrides; all combinations are run
     grid: dict[str, dict[str, list[str] | None]] = field(default_factory=dict)
-    cells: list[CellSpec] = field(default_factory=list)
-    cited: list[dict[str, str]] = field(default_factory=list)
-    compare: list[Comparison] = field(default_factory=list)
+    cells: list[CellSpec] = field(default_factory=list)  # further ones
+    cited: list[dict[str, str]] = field(default_factory=list)  # printed rows that are not run
+    compare: list[Comparison] = field(default_factory=list)  # which rows are compared with which
 
     def __post_init__(self) -> None:
         if self.table and self.figure:
@@ -99,19 +89,14 @@ class StudyFile:
 
 @dataclass
 class Study:
-    """A study that fits its paper's numbers.
-
-    table: the printed numbers, if any. rows: what the table shows: cells, and cited printed rows.
-    changes: the user's overrides. paper: whether it reproduces something from a paper.
-    runs: one cell for each name: what has to be trained, once per seed.
-    """
+    """A study that fits its paper's numbers."""
 
     file: Path
     spec: StudyFile
-    table: Table | None
-    rows: list[Row]
+    table: Table | None  # the printed numbers, if any
+    rows: list[Row]  # what the table shows: cells, and cited printed rows
     seeds: list[int]
-    changes: list[str]
+    changes: list[str]  # the user's overrides
 
     def __post_init__(self) -> None:
         spec = self.spec
@@ -120,10 +105,11 @@ class Study:
         default = self.table.title if self.table else recipes.summary(self.file)
         self.title = spec.title or default or spec.figure or self.file.stem
         self.source = self.table.source if self.table else self.title.partition(":")[0]
-        self.paper = bool(spec.table or spec.figure)
+        self.paper = bool(spec.table or spec.figure)  # whether it reproduces something from a paper
         self.cells = [row for row in self.rows if isinstance(row, Cell)]
         self.baselines = baselines(spec.compare, self.cells)
         self.compared = " or ".join(dict.fromkeys(row_text(comparison.against) for comparison in spec.compare))
+        # one cell for each name: what has to be trained, once per seed
         self.runs = list({cell.name: cell for cell in reversed(self.cells)}.values())[::-1]
 
     def jobs(self, out: str | Path) -> list[Job]:
@@ -139,10 +125,8 @@ class Study:
         return {name for pattern in patterns or ["*"] for name in fnmatch.filter(names, pattern)}
 
     def check(self, build: bool = True) -> None:
-        """Raises ConfigError, before anything is trained, for cells that cannot work or are the same run.
-
-        build: build each cell's network as well, which takes a while and finds stages that it lacks.
-        """
+        """Raises ConfigError for cells that cannot work or are the same run; `build`: builds their networks as well,
+        which takes a while and finds stages that they lack."""
         configs: dict[str, dict[str, Any]] = {}
         for cell in self.runs:
             with naming(f"{self.file}: the cell {cell.name}", ConfigError):
@@ -158,8 +142,8 @@ class Study:
 def load_study(path: str | Path, overrides: Sequence[str] = ()) -> Study:
     """The study in the YAML `path`; ConfigError if it does not fit its paper's table, or an override does not fit it.
 
-    overrides: the user's. `seeds=[0,1]` replaces the study's, `dataset=NAME` or `data.dataset=NAME` takes that
-        dataset's recipes, and all others are Hydra's, for all runs.
+    Of the user's `overrides`, `seeds=[0,1]` replaces the study's, `dataset=NAME` or `data.dataset=NAME` takes that
+    dataset's recipes, and all others are Hydra's, for all runs.
     """
     path = Path(path).expanduser()
     content = read_text_yaml(path, "study")
