@@ -39,17 +39,16 @@ def write_tables(study: Study, jobs: Sequence[Job], out: Path, failed: Mapping[s
     labels = [{k: v for k, v in cell.labels.items() if k != study.readout} for cell in study.runs]
     by_cell = dict(zip(results, styles(short_labels(labels)[1]), strict=True))
     with pages.house_style():
-        plot = bars(study, rows, by_cell) if study.metrics else None
-        section = curves(study, results, by_cell) if study.curves else None
-        figure = plot
-        if section and study.plot == "lines":
+        section = curves(study, results, by_cell)
+        figure = plot = bars(study, rows, by_cell) if study.metrics else None
+        if study.plot == "lines":
             figure = pages.grid(section.panels, section.legend, section.last_epoch) if section.panels else None
         for suffix in ("png", "svg") if figure else ():
             pages.save(figure, temporary := out / f".study.tmp.{suffix}")
             os.replace(temporary, out / f"study.{suffix}")
         values = _words(study, jobs, results, failed) | _numbers(study, rows, by_cell)
-        values |= {"plot": plot, "curves": section, "drawn": figure is not None}
-        page = pages.render("study.html", by_cell.values(), section.last_epoch if section else 1.0, **values)
+        values |= {"study": study, "plot": plot, "curves": section, "drawn": figure is not None}
+        page = pages.render("study.html", by_cell.values(), section.last_epoch, **values)
     write_text(out / "study.md", pages.render("study.md", **values))
     write_text(out / "study.html", page)
     return out / "study.html"
@@ -81,14 +80,11 @@ def _words(study: Study, jobs: Sequence[Job], results: Results, failed: Mapping[
         "command": shlex.join(["solo-ext", *environment()["command"][1:]]),
         "written": time.strftime("%Y-%m-%d %H:%M"),
     }
+    compared = [COMPARED.format(study.compared)] if study.baselines else []
+    cited = [CITED] if len(study.cells) < len(study.rows) else []
     return {
-        "title": f"solo_ext study: {study.source}",
-        "heading": study.title,
-        "subtitle": " · ".join([study.source, f"{ran['runs']} runs", ran["written"]]),
         "warning": warning(study),
-        "legend": LEGEND
-        + COMPARED.format(study.compared) * bool(study.baselines)
-        + CITED * (len(study.cells) < len(study.rows)),
+        "legend": "".join([LEGEND, *compared, *cited]),
         "ran": ran,
         "notes": [*remarks(study, results), *(f"{name} has no result: {reason}" for name, reason in failed.items())],
         "overrides": {
