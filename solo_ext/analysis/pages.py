@@ -17,6 +17,7 @@ import solo_ext
 from solo_ext.analysis.figures import FLOOR, PAPER, Panel, Style
 
 INK, MUTED, RULE = (light for light, _ in PAPER.values())
+SOLID = (None, None)  # dashes of matplotlib
 RC: dict[Any, Any] = {
     "font.size": 8,
     "axes.titlesize": 8.5,
@@ -88,7 +89,8 @@ def _draw(ax: Any, panel: Panel, last_epoch: float) -> None:
             edges = curve.values - curve.band, curve.values + curve.band
             ax.fill_between(curve.epochs, *edges, color=curve.style.light, alpha=0.15, linewidth=0)
         marker = {"marker": "o" if len(curve.values) <= 2 else None, "markersize": 3}
-        ax.plot(curve.epochs, curve.values, clip_on=False, **_line(curve.style), **marker)
+        line = {"color": curve.style.light, "dashes": curve.style.dash or SOLID}
+        ax.plot(curve.epochs, curve.values, clip_on=False, **line, **marker)
     for value in panel.floor:
         ax.axhline(value, color=MUTED, linewidth=1.0, dashes=FLOOR)
     ax.set_xlim(0, last_epoch)
@@ -102,10 +104,6 @@ def _draw(ax: Any, panel: Panel, last_epoch: float) -> None:
         right.yaxis.get_major_locator().set_params(nbins=5)
         right.set_ylabel("gap  2 − 2 cos")
         right.spines["right"].set_visible(False)
-
-
-def _line(style: Style) -> dict[str, Any]:
-    return {"color": style.light, "dashes": style.dash or (None, None)}
 
 
 def svg(panel: Panel, last_epoch: float, colours: Mapping[str, str]) -> Markup:
@@ -150,7 +148,7 @@ def grid(panels: Sequence[Panel], legend: Sequence[Style], last_epoch: float) ->
         ax.set_title((panel.title or panel.metric) + every)
     for ax in axes[len(panels) :]:
         ax.set_axis_off()
-    keys = [Line2D([], [], **_line(style)) for style in legend]
+    keys = [Line2D([], [], color=style.light, dashes=style.dash or SOLID) for style in legend]
     ncols = 4 if wide > 1 else 2
     box = figure.legend(keys, [""] * len(keys), loc="outside upper left", ncols=ncols, frameon=False)
     for text, style in zip(box.get_texts(), legend, strict=True):  # matplotlib < 3.10 leaves out labels such as _a

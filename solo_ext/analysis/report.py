@@ -110,12 +110,7 @@ def _results(shown: Shown) -> dict[str, Any]:
     """The table, and how each of its numbers was obtained."""
     numbers = table_rows([run for run, _ in shown])
     rows = [
-        {
-            "style": None if run.untrained else style,
-            "label": style.label,
-            "name": run.name or "-",
-            "cells": [cell(row, key) for key in COLUMNS],
-        }
+        {"run": run, "style": style, "floor": run.untrained, "cells": [cell(row, key) for key in COLUMNS]}
         for (run, style), row in zip(shown, numbers, strict=True)
     ]
     online = [pair for pair, row in zip(shown, numbers, strict=True) if row["online"]]
@@ -237,9 +232,7 @@ def table_rows(runs: Sequence[Run]) -> list[dict[str, Any]]:
         knn = {key: run.last(f"val_{key}") if acc is None else acc for key, acc in offline.items()}
         speed, speeds = run.summary.get("images_per_s"), run.series("images_per_s")[2]
         row = {
-            "method": run.method,
-            "name": run.name,
-            "id": run.id,
+            **{"method": run.method, "name": run.name, "id": run.id},
             **knn,
             "linear": run.standard(LINEAR).get("acc1"),
             "similarity": run.last("gap_sim"),

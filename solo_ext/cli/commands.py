@@ -224,7 +224,7 @@ def study(args: Namespace) -> None:
     from solo_ext.studies.study import load_study
 
     study = load_study(file, [word for word in words if word not in settings])
-    out = args.out or Path("studies") / f"{file.absolute().parent.name}-{file.stem}"
+    out = Path(args.out or f"studies/{file.absolute().parent.name}-{file.stem}")
     if args.dry_run:
         dry_run(study, out, args.only)
     elif run_study(study, out, args.jobs, args.launcher, settings, args.only):

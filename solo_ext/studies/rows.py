@@ -116,7 +116,6 @@ class Cell(Row):
 
     @property
     def printed_config(self) -> PretrainConfig:
-        """The configuration of the paper's setting."""
         return self.resolved(self.as_printed[0], *self.as_printed[1])
 
     def method(self, seed: int) -> "LightningMethod":

@@ -18,12 +18,12 @@ from solo_ext.studies.table import write_tables
 from solo_ext.text import duration
 
 
-def dry_run(study: Study, out: str | Path, only: Sequence[str] = ()) -> None:
+def dry_run(study: Study, out: Path, only: Sequence[str]) -> None:
     """Prints each run, of the cells that match `only`, with its recipe, what it changes there, and its state."""
     cells = study.pick(only)
     study.check(build=False)
     jobs = [job for job in study.jobs(out) if job.cell.name in cells]
-    width = max((len(job.name) for job in jobs), default=0)
+    width = max(len(job.name) for job in jobs)
     for job in jobs:
         recipe = "/".join(job.cell.recipe.with_suffix("").parts[-2:])
         print(f"{job.name:<{width}}  {job.state():<7}  {recipe}  {shlex.join(job.cell.overrides)}".rstrip())
@@ -31,12 +31,7 @@ def dry_run(study: Study, out: str | Path, only: Sequence[str] = ()) -> None:
 
 
 def run_study(
-    study: Study,
-    out: str | Path,
-    size: int = 1,
-    launcher: str | None = None,
-    settings: Sequence[str] = (),
-    only: Sequence[str] = (),
+    study: Study, out: Path, size: int, launcher: str | None, settings: Sequence[str], only: Sequence[str]
 ) -> list[str]:
     """Runs what is missing in `out`, with the tables written anew after each run; returns the names of failed runs.
 
@@ -54,7 +49,6 @@ def run_study(
         require("submitit", f"--launcher {launcher}", "slurm")
     cells = study.pick(only)
     study.check()
-    out = Path(out)
     caught: list[int] = []
     with held(out, "--out", "--out", "a study that has not ended, or by one of its runs") as lock:
         refuse_orphans(out)

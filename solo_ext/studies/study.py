@@ -112,9 +112,9 @@ class Study:
         # one cell for each name: what has to be trained, once per seed
         self.runs = list({cell.name: cell for cell in reversed(self.cells)}.values())[::-1]
 
-    def jobs(self, out: str | Path) -> list[Job]:
+    def jobs(self, out: Path) -> list[Job]:
         """A job in the folder `out` for each run, seed by seed, so that one of each cell comes first."""
-        return [Job(cell, seed, Path(out)) for seed in self.seeds for cell in self.runs]
+        return [Job(cell, seed, out) for seed in self.seeds for cell in self.runs]
 
     def pick(self, patterns: Sequence[str]) -> set[str]:
         """The names of the cells that match any of `patterns`, such as `byol*`; ConfigError if one matches none."""
@@ -199,9 +199,7 @@ def _check_keys(study: StudyFile, specs: Sequence[CellSpec], changes: Sequence[s
                 raise ConfigError(f"'{text}': {reason}")
 
 
-def _cells(
-    study: StudyFile, specs: Sequence[CellSpec], here: Path, dataset: str | None, changes: Sequence[str]
-) -> list[Cell]:
+def _cells(study: StudyFile, specs: list[CellSpec], here: Path, dataset: str | None, changes: list[str]) -> list[Cell]:
     """The cells in the order of `specs`; `dataset`, `changes`: the user's."""
     names = _names_of([{k: v for k, v in one.covers[0].labels.items() if k != study.readout} for one in specs])
     resolved, ours, users = _resolver(), _values(study.overrides), _values(changes)

@@ -109,7 +109,7 @@ def _numbers(study: Study, rows: Scores, by_cell: Mapping[str, Style]) -> dict[s
             texts += [by_column[column].compared(".2f" if column in both else ".3g")] if study.baselines else []
         first, *others = labels = list(row.labels.values())
         style = by_cell[row.name] if isinstance(row, Cell) else None
-        cells.append({"style": style, "label": first, "cells": [*others, *texts]})
+        cells.append({"style": style, "floor": not style, "label": first, "cells": [*others, *texts]})
         lines.append([*(labels if style else (f"*{text}*" for text in labels)), *texts])
     table = markdown_table(columns, lines, range(len(keys), len(columns))) if study.metrics else ""
     return {"columns": columns, "rows": cells, "table": table}
