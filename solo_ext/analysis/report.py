@@ -232,7 +232,9 @@ def table_rows(runs: Sequence[Run]) -> list[dict[str, Any]]:
         knn = {key: run.last(f"val_{key}") if acc is None else acc for key, acc in offline.items()}
         speed, speeds = run.summary.get("images_per_s"), run.series("images_per_s")[2]
         row = {
-            **{"method": run.method, "name": run.name, "id": run.id},
+            "method": run.method,
+            "name": run.name,
+            "id": run.id,
             **knn,
             "linear": run.standard(LINEAR).get("acc1"),
             "similarity": run.last("gap_sim"),
