@@ -122,8 +122,7 @@ def inline(figure: Any, colours: Mapping[str, str], label: str) -> Markup:
     """A matplotlib figure as an inline SVG in the page's font, its colours replaced by `colours`; `label` names it."""
     out = io.StringIO()
     figure.savefig(out, format="svg", transparent=True, metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
-    text = out.getvalue()
-    text = text[text.index("<svg") :]
+    text = out.getvalue().partition("<svg")[2]
     text = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", text, flags=re.DOTALL)
     text = re.sub(r' id="[a-z]\w*_\d+"', "", text)  # axes_1 and the like, which would come once per panel
     text = re.sub(r"font: ([\d.]+)px [^;\"]*", r"font-size: \1px", text)

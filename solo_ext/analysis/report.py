@@ -178,10 +178,8 @@ def _others(run: Run, label: str) -> Iterator[dict[str, Any]]:
 
 
 def _protocol(shown: Shown, of: Callable[[Run], dict[str, Any]]) -> tuple[dict[str, str], dict[str, Any]] | None:
-    """What the protocols `of` runs have in common, and key -> value -> runs where they differ; None without protocols.
-
-    Paths, and what is switched off, are left out.
-    """
+    """What the protocols `of` runs have in common, and key -> value -> runs where they differ, both without paths and
+    what is switched off; None without protocols."""
     protocols = [(style.label, how) for run, style in shown if (how := of(run))]
     if not protocols:
         return None

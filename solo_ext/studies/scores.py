@@ -97,10 +97,7 @@ def scores(study: Study, results: Results, failed: Mapping[str, str] | None = No
 
 
 def read(run: Run, reading: Reading, cell: Cell) -> float | None:
-    """The value at the end of the run, or at the cell's epoch; None if it was not logged until then.
-
-    The epoch is the paper's share of the run: with half the epochs, half of the printed one.
-    """
+    """The value at the end of the run, or at the cell's epoch, scaled; None if it was not logged until then."""
     if reading.metric == MINUTES:
         seconds = run.summary.get("seconds")
         if seconds is None or run.resumed:
@@ -113,7 +110,7 @@ def read(run: Run, reading: Reading, cell: Cell) -> float | None:
 
 
 def scaled_epoch(cell: Cell, max_epochs: int) -> int:
-    """The epoch of a run of `max_epochs` that stands for the one at which the paper reads out."""
+    """The epoch of a run of `max_epochs` that is the same share of it as the paper's readout is of the paper's run."""
     epochs = cell.printed_config.max_epochs
     return max(1, round((cell.epoch or epochs) * max_epochs / epochs))
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from solo_ext.errors import ConfigError, must_have, naming
-from solo_ext.runs.comparison import differences
+from solo_ext.runs.comparison import differences, within
 from solo_ext.schema import Count, build, fit, plain
 from solo_ext.studies.rows import Cell, Comparison, Job, Row, Table, baselines, load_table, read_text_yaml, row_text
 from solo_ext.text import nearest
@@ -194,8 +194,7 @@ def _check_keys(study: StudyFile, specs: Sequence[CellSpec], changes: Sequence[s
     everything = [*study.overrides, *(text for spec in specs for text in spec.overrides), *changes]
     for texts, reasons in ((changes, in_cells), (everything, in_runs)):
         for text, (key, reason) in itertools.product(texts, reasons.items()):
-            one, other = f"{key_of(text)}.", f"{key}."
-            if one.startswith(other) or other.startswith(one):
+            if within(key_of(text), [key]) or within(key, [key_of(text)]):
                 raise ConfigError(f"'{text}': {reason}")
 
 

@@ -29,10 +29,8 @@ CITED = " In italics: printed by the paper, not run here."
 
 
 def write_tables(study: Study, jobs: Sequence[Job], out: Path, failed: Mapping[str, str] | None = None) -> Path:
-    """Writes `study.md`, `study.html`, `study.png` and `study.svg` into `out`, each whole or not at all.
-
-    failed: names of the jobs that failed -> why. Returns the path of the HTML.
-    """
+    """Writes `study.md`, `.html`, `.png` and `.svg` into `out`, each whole or not at all; returns the path of the HTML.
+    `failed`: names of the jobs that failed -> why."""
     failed = failed or {}
     results = results_of(study, jobs)
     rows = scores(study, results, failed)
@@ -125,8 +123,7 @@ def bars(study: Study, rows: Scores, by_cell: Mapping[str, Style]) -> Any:
 
     columns, names = short_labels([row.labels for row, _ in rows])
     n, panels = len(rows), list(study.metrics)
-    size = (3.2 + 2.4 * len(panels), 0.9 + 0.34 * n)
-    figure = Figure(figsize=size, layout="constrained", dpi=160)
+    figure = Figure(figsize=(3.2 + 2.4 * len(panels), 0.9 + 0.34 * n), layout="constrained", dpi=160)
     axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
     colours = [by_cell[row.name].light if isinstance(row, Cell) else pages.MUTED for row, _ in rows]
     whiskers = {"ecolor": pages.MUTED, "elinewidth": 0.9, "capsize": 2}
