@@ -172,8 +172,7 @@ def _accuracies(section: Section, untrained: Sequence[Run]) -> None:
         for panel in knn:
             results = [run.knn_result(int(panel.metric.removeprefix("val_knn")), distance) for run in untrained]
             same = [result for result in results if result and result["protocol"].get("distance") == distance]
-            scores = [result.get("acc1", math.nan) for result in same]
-            panel.floor = [score for score in scores if is_number(score)]
+            panel.floor = [result["acc1"] for result in same if is_number(result.get("acc1"))]
     _share_y([panel for panel in section.panels if panel not in knn])
     _share_y(knn)
     if any(panel.floor for panel in knn):
