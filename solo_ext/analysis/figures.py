@@ -67,18 +67,15 @@ class Curve:
 
 @dataclass
 class Panel:
-    """One pair of axes.
-
-    floor: values of horizontal reference lines. gap_axis: 2 - 2 y on the right. run: the only run shown, if any.
-    """
+    """One pair of axes."""
 
     title: str
     metric: str
     curves: list[Curve]
-    floor: list[float] = field(default_factory=list)
-    gap_axis: bool = False
+    floor: list[float] = field(default_factory=list)  # horizontal reference lines
+    gap_axis: bool = False  # 2 - 2 y on the right
     ylim: tuple[float, float] | None = None
-    run: Style | None = None
+    run: Style | None = None  # the only one shown
 
     @property
     def same(self) -> str:
@@ -92,23 +89,19 @@ class Panel:
 
 @dataclass
 class Section:
-    """Panels under one heading, by the PNG file that shows them.
+    """Panels under one heading."""
 
-    name: the metrics' section, which chooses the caption. facts: what the caption says of these runs.
-    last_epoch: where the longest curve ends, at least 1.
-    """
-
-    name: str
-    files: dict[str, list[Panel]]
+    name: str  # the metrics' section, which chooses the caption
+    files: dict[str, list[Panel]]  # by the PNG file that shows them
     legend: list[Style]
-    facts: dict[str, Any] = field(default_factory=dict)
+    facts: dict[str, Any]  # what the caption says of these runs
 
     def __post_init__(self) -> None:
         own = "Other metrics" if self.name == OTHER else self.name.capitalize()
         self.title = SECTIONS.get(self.name, (own, ()))[0]
         self.panels = [panel for panels in self.files.values() for panel in panels]
         ends = [float(curve.epochs[-1]) for panel in self.panels for curve in panel.curves]
-        self.last_epoch = max([1.0, *filter(math.isfinite, ends)])
+        self.last_epoch = max([1.0, *filter(math.isfinite, ends)])  # of the longest curve
 
 
 Shown = Sequence[tuple[Run, Style]]
@@ -179,8 +172,7 @@ def _accuracies(section: Section, untrained: Sequence[Run]) -> None:
         for panel in knn:
             results = [run.knn_result(int(panel.metric.removeprefix("val_knn")), distance) for run in untrained]
             same = [result for result in results if result and result["protocol"].get("distance") == distance]
-            scores = [result.get("acc1", math.nan) for result in same]
-            panel.floor = [score for score in scores if is_number(score)]
+            panel.floor = [result["acc1"] for result in same if is_number(result.get("acc1"))]
     _share_y([panel for panel in section.panels if panel not in knn])
     _share_y(knn)
     if any(panel.floor for panel in knn):

@@ -1,11 +1,11 @@
 """Pages from the templates in `assets/`, and panels drawn by matplotlib, inline in a page or as PNG and SVG files."""
 
-import contextlib
 import html
 import io
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ import solo_ext
 from solo_ext.analysis.figures import FLOOR, PAPER, Panel, Style
 
 INK, MUTED, RULE = (light for light, _ in PAPER.values())
+SOLID = (None, None)  # dashes of matplotlib
 RC: dict[Any, Any] = {
     "font.size": 8,
     "axes.titlesize": 8.5,
@@ -38,10 +39,9 @@ RC: dict[Any, Any] = {
 
 
 def render(template: str, styles: Iterable[Style] = (), last_epoch: float = 1.0, **values: Any) -> str:
-    """A self-contained page from the template `report.html`, `study.html` or `study.md`, which shows `values`.
+    """A page from the template `report.html`, `study.html` or `study.md`, which shows `values`.
 
-    styles: of all curves; each gives the style sheet a colour for a light and for a dark page.
-    last_epoch: where the panels' axes end.
+    styles: of all curves, whose colours the style sheet gets. last_epoch: where the panels' axes end.
     """
     palette = {**PAPER, **{style.var: (style.light, style.dark) for style in styles}}
     colours = {light: f"var(--{name})" for name, (light, _) in palette.items()}
@@ -73,15 +73,11 @@ def breakable(text: str) -> Markup:
     return Markup("<wbr>").join(re.split(r"(?<=\w[_/.=-])(?=\w)", str(text)))
 
 
-@contextlib.contextmanager
-def house_style() -> Iterator[None]:
+def house_style() -> AbstractContextManager[None]:
     """Gives matplotlib the settings that the figures need, whatever the user's own are."""
-    import matplotlib
+    import matplotlib.style
 
-    with matplotlib.rc_context():
-        matplotlib.rcdefaults()
-        matplotlib.rcParams.update(RC)
-        yield
+    return matplotlib.style.context(RC, after_reset=True)
 
 
 def _draw(ax: Any, panel: Panel, last_epoch: float) -> None:
@@ -93,7 +89,8 @@ def _draw(ax: Any, panel: Panel, last_epoch: float) -> None:
             edges = curve.values - curve.band, curve.values + curve.band
             ax.fill_between(curve.epochs, *edges, color=curve.style.light, alpha=0.15, linewidth=0)
         marker = {"marker": "o" if len(curve.values) <= 2 else None, "markersize": 3}
-        ax.plot(curve.epochs, curve.values, clip_on=False, **_line(curve.style), **marker)
+        line = {"color": curve.style.light, "dashes": curve.style.dash or SOLID}
+        ax.plot(curve.epochs, curve.values, clip_on=False, **line, **marker)
     for value in panel.floor:
         ax.axhline(value, color=MUTED, linewidth=1.0, dashes=FLOOR)
     ax.set_xlim(0, last_epoch)
@@ -107,10 +104,6 @@ def _draw(ax: Any, panel: Panel, last_epoch: float) -> None:
         right.yaxis.get_major_locator().set_params(nbins=5)
         right.set_ylabel("gap  2 − 2 cos")
         right.spines["right"].set_visible(False)
-
-
-def _line(style: Style) -> dict[str, Any]:
-    return {"color": style.light, "dashes": style.dash or (None, None)}
 
 
 def svg(panel: Panel, last_epoch: float, colours: Mapping[str, str]) -> Markup:
@@ -129,8 +122,7 @@ def inline(figure: Any, colours: Mapping[str, str], label: str) -> Markup:
     """A matplotlib figure as an inline SVG in the page's font, its colours replaced by `colours`; `label` names it."""
     out = io.StringIO()
     figure.savefig(out, format="svg", transparent=True, metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
-    text = out.getvalue()
-    text = text[text.index("<svg") :]
+    text = out.getvalue().partition("<svg")[2]
     text = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", text, flags=re.DOTALL)
     text = re.sub(r' id="[a-z]\w*_\d+"', "", text)  # axes_1 and the like, which would come once per panel
     text = re.sub(r"font: ([\d.]+)px [^;\"]*", r"font-size: \1px", text)
@@ -155,7 +147,7 @@ def grid(panels: Sequence[Panel], legend: Sequence[Style], last_epoch: float) ->
         ax.set_title((panel.title or panel.metric) + every)
     for ax in axes[len(panels) :]:
         ax.set_axis_off()
-    keys = [Line2D([], [], **_line(style)) for style in legend]
+    keys = [Line2D([], [], color=style.light, dashes=style.dash or SOLID) for style in legend]
     ncols = 4 if wide > 1 else 2
     box = figure.legend(keys, [""] * len(keys), loc="outside upper left", ncols=ncols, frameon=False)
     for text, style in zip(box.get_texts(), legend, strict=True):  # matplotlib < 3.10 leaves out labels such as _a

@@ -6,7 +6,7 @@ import os
 import shlex
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,22 +55,18 @@ def main_report(run_dirs: Sequence[str | Path], out: str | Path = "report") -> P
     runs = sorted(folders.values(), key=lambda run: run.untrained)
     if not runs:
         raise ConfigError("a report needs at least one run folder, <checkpoint.dir>/<method>/<run id>")
+    folder = Path(os.path.abspath(out))
     with naming(f"--out: {out} cannot be written"), pages.house_style():
-        _write_whole(runs, Path(os.path.abspath(out)))
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as temporary:
+            _write(runs, Path(temporary))
+            folder.mkdir(exist_ok=True)
+            written = sorted(Path(temporary).iterdir(), key=lambda file: file.suffix == ".html")  # the page last
+            for file in written:
+                os.replace(file, folder / file.name)
+        for name in {f"{name}.png" for name in figures.FILES} - {file.name for file in written}:
+            (folder / name).unlink(missing_ok=True)  # of an earlier report
     return out / "report.html"
-
-
-def _write_whole(runs: Sequence[Run], out: Path) -> None:
-    """All files at once, the page last; what only an earlier report had is removed."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as temporary:
-        _write(runs, Path(temporary))
-        out.mkdir(exist_ok=True)
-        written = sorted(Path(temporary).iterdir(), key=lambda file: file.suffix == ".html")
-        for file in written:
-            os.replace(file, out / file.name)
-    for name in {f"{name}.png" for name in figures.FILES} - {file.name for file in written}:
-        (out / name).unlink(missing_ok=True)
 
 
 def _write(runs: Sequence[Run], folder: Path) -> None:
@@ -88,8 +84,7 @@ def _write(runs: Sequence[Run], folder: Path) -> None:
         "report.html",
         [*(style for _, style in trained), *(style for section in sections for style in section.legend)],
         last_epoch,
-        title=f"solo_ext report: {', '.join(dict.fromkeys(run.method for run in runs))}",
-        heading="Pre-training report",
+        methods=list(dict.fromkeys(run.method for run in runs)),
         subtitle=_subtitle([run for run, _ in trained or shown]),
         sections=sections,
         headings=[metric.label for metric in COLUMNS.values()],
@@ -115,22 +110,16 @@ def _results(shown: Shown) -> dict[str, Any]:
     """The table, and how each of its numbers was obtained."""
     numbers = table_rows([run for run, _ in shown])
     rows = [
-        {
-            "kind": "floor" if run.untrained else "run",
-            "style": None if run.untrained else style,
-            "label": style.label,
-            "name": run.name or "-",
-            "cells": [cell(row, key) for key in COLUMNS],
-        }
+        {"run": run, "style": style, "floor": run.untrained, "cells": [cell(row, key) for key in COLUMNS]}
         for (run, style), row in zip(shown, numbers, strict=True)
     ]
     online = [pair for pair, row in zip(shown, numbers, strict=True) if row["online"]]
     measured = any(row["similarity"] is not None for row in numbers)
     return {
         "rows": rows,
-        "knn": _protocol([(style.label, how) for run, style in shown if (how := _knn_protocol(run))]),
+        "knn": _protocol(shown, _knn_protocol),
         "online": figures.by_value(online, "knn_eval.distance_func") if online else None,
-        "linear": _protocol([(style.label, how) for run, style in shown if (how := _linear_protocol(run))]),
+        "linear": _protocol(shown, _linear_protocol),
         "others": [other for run, style in shown for other in _others(run, style.label)],
         "places": figures.by_value([s for s in shown if not s[0].untrained], *figures.PLACE) if measured else None,
         "resumed": [style.label for run, style in shown if run.resumed],
@@ -188,11 +177,10 @@ def _others(run: Run, label: str) -> Iterator[dict[str, Any]]:
             yield {"label": label, "cells": cells}
 
 
-def _protocol(protocols: Sequence[tuple[str, Mapping[str, Any]]]) -> tuple[dict[str, str], dict[str, Any]] | None:
-    """What the protocols of the runs have in common, and key -> value -> runs where they differ; None for no runs.
-
-    Paths, and what is switched off, are left out.
-    """
+def _protocol(shown: Shown, of: Callable[[Run], dict[str, Any]]) -> tuple[dict[str, str], dict[str, Any]] | None:
+    """What the protocols `of` runs have in common, and key -> value -> runs where they differ, both without paths and
+    what is switched off; None without protocols."""
+    protocols = [(style.label, how) for run, style in shown if (how := of(run))]
     if not protocols:
         return None
 
@@ -221,12 +209,6 @@ def machine(environment: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(packages, dict):
         facts |= {"packages": None, **packages}
     return {key: value for key, value in facts.items() if value is not None}
-
-
-def merged(records: Sequence[Mapping[str, Any]], separator: str) -> dict[str, str]:
-    """The records as one, in which values that differ are joined."""
-    same, differing = compare(records)
-    return {**same, **{key: separator.join(dict.fromkeys(texts)) for key, texts in differing.items()}}
 
 
 def _side_by_side(columns: Sequence[tuple[str, Mapping[str, Any]]]) -> dict[str, Any]:

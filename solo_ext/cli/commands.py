@@ -3,7 +3,6 @@
 import json
 import re
 from argparse import Namespace
-from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -43,19 +42,20 @@ def yaml_and_overrides(args: Namespace, kind: str | None = None) -> tuple[Path |
     return file, words
 
 
-def _composed(file: Path | None, overrides: Sequence[str]) -> Any:
-    import solo_ext.training.config  # noqa: F401  # its sections say which keys take text
-    from solo_ext.training.compose import compose
+def _configured(command: str, file: Path | None, overrides: list[str], run: Path | None = None) -> Any:
+    """What the YAML `file` says or, without one, the configuration of `run`, whose encoder a command evaluates."""
+    from solo_ext.training.compose import assign, compose
+    from solo_ext.training.config import resolve, run_values
+    from solo_ext.training.unread import warn_of_idle, without_derived
 
-    if file is None:
+    if file:
+        own = overrides if command == "pretrain" else without_derived(overrides)
+        source = [assign("pretrained_feature_extractor", run)] if run else []
+        raw = compose(file.parent, file.name, [*own, *source])
+    elif run:
+        raw = run_values(run, command, overrides)
+    else:
         raise ConfigError("which YAML? name it, as in solo-ext pretrain cifar10/byol; solo-ext recipes lists them")
-    return compose(file.parent, file.name, overrides)
-
-
-def _resolved(raw: Any, command: str, overrides: Sequence[str]) -> Any:
-    from solo_ext.training.config import resolve
-    from solo_ext.training.unread import warn_of_idle
-
     cfg = resolve(raw, command)
     warn_of_idle(cfg, overrides)
     return cfg
@@ -75,20 +75,12 @@ def _start(cfg: Any, args: Namespace, command: str, **options: Any) -> None:
 
 def _evaluate(args: Namespace, command: str, file: Path | None, overrides: list[str]) -> None:
     """Evaluates `args.run`, as `file` says or else as the run's own configuration does."""
-    from solo_ext.training.compose import assign
-    from solo_ext.training.config import run_values
     from solo_ext.training.start import runs_folder
-    from solo_ext.training.unread import without_derived
     from solo_ext.zoo.model import open_source
 
     overrides += ["teacher=true"] if args.teacher else []
     encoder = open_source(args.run) if args.run else None
-    if encoder and not file:
-        raw = run_values(encoder.path, command, overrides)
-    else:
-        source = [assign("pretrained_feature_extractor", encoder.path)] if encoder else []
-        raw = _composed(file, [*without_derived(overrides), *source])
-    cfg, results = _resolved(raw, command, overrides), None
+    cfg, results = _configured(command, file, overrides, encoder.path if encoder else None), None
     if args.out:
         results = Path(args.out).expanduser()
     elif encoder and not Path(args.run).expanduser().exists():  # results do not belong in a package or the Hub's cache
@@ -106,8 +98,7 @@ def pretrain(args: Namespace) -> None:
       solo-ext pretrain cifar10/res_mocov3 data.train_path=/data seed=1
       solo-ext pretrain --config-path scripts/pretrain/cifar10 --config-name byol.yaml max_epochs=100 --cfg
     """
-    file, overrides = yaml_and_overrides(args, "pretrain")
-    _start(_resolved(_composed(file, overrides), "pretrain", overrides), args, "pretrain")
+    _start(_configured("pretrain", *yaml_and_overrides(args, "pretrain")), args, "pretrain")
 
 
 @SOLO_EXT.command(
@@ -127,8 +118,7 @@ def plan(args: Namespace) -> None:
     """
     from solo_ext.planning.plan import describe, plan
 
-    file, overrides = yaml_and_overrides(args, "pretrain")
-    cost = plan(_resolved(_composed(file, overrides), "pretrain", overrides), measure=not args.no_measure)
+    cost = plan(_configured("pretrain", *yaml_and_overrides(args, "pretrain")), measure=not args.no_measure)
     print(json.dumps(cost, indent=1) if args.json else describe(cost))
 
 
@@ -307,7 +297,7 @@ def study(args: Namespace) -> None:
     from solo_ext.studies.study import load_study
 
     study = load_study(file, [word for word in words if word not in settings])
-    out = args.out or Path("studies") / f"{file.absolute().parent.name}-{file.stem}"
+    out = Path(args.out or f"studies/{file.absolute().parent.name}-{file.stem}")
     if args.dry_run:
         dry_run(study, out, args.only)
     elif run_study(study, out, args.jobs, args.launcher, settings, args.only):

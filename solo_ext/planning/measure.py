@@ -60,7 +60,6 @@ def measure_steps(cfg: PretrainConfig, method: LightningMethod) -> dict[str, Any
 
 
 def _measure(cfg: PretrainConfig, method: LightningMethod, images: int) -> dict[str, Any]:
-    """The measurement with a batch of `images`."""
     steps, batch = WARM_UP + STEPS, cfg.optimizer.batch_size
     values: dict[str, Any] = {key: getattr(cfg, key) for key in STEP_KEYS}  # all that change what a step does
     values |= {"accelerator": "cpu" if cfg.accelerator == "cpu" else "auto", "devices": 1, "limit_val_batches": 0}

@@ -32,15 +32,12 @@ def plan(cfg: PretrainConfig, measure: bool = True) -> dict[str, Any]:
     """Builds the network of the resolved `cfg` and trains it for a few steps on synthetic images; writes nothing.
 
     Neither the data nor the hardware that `cfg` names has to be there; `measure` takes this machine's device.
+    ConfigError: a stage that the network lacks, a backbone that cannot take the crops, ...
 
-    Returns:
-        Plain values, as `solo-ext plan --json` prints them. `batch_size` is per device: an optimizer step has it times
-        `devices` (of all nodes) times `accumulate` images. `images` of the training set, and with it the numbers of
-        steps, is None if it is unknown here, for the reason `images_unknown`. `seconds` is the time of all steps.
-        `warnings`, a sentence each, are about what is allowed but probably not intended.
-
-    Raises:
-        ConfigError: a stage that the network lacks, a backbone that cannot take the crops, ...
+    Returns plain values, as `solo-ext plan --json` prints them. `batch_size` is per device: an optimizer step has it
+    times `devices` (of all nodes) times `accumulate` images. `images` of the training set, and with it the numbers of
+    steps, is None if it is unknown here, for the reason `images_unknown`. `seconds` is the time of all steps.
+    `warnings`, a sentence each, are about what is allowed but probably not intended.
     """
     method = METHODS[cfg.method](cfg)
     check_sizes(method.backbone, cfg.backbone.name, crop_sizes(cfg))
@@ -151,26 +148,25 @@ def _warnings(p: dict[str, Any], cfg: PretrainConfig, method: LightningMethod) -
         yield f"method_kwargs.queue_size: {queue} is not divisible by the {images} images of a batch on all devices"
     if p["epochs"] <= p["warmup_epochs"]:
         yield f"scheduler.warmup_epochs: {p['warmup_epochs']:g} are the whole run, so the learning rate never decays"
-    if cfg.optimizer.name == "lars":
-        eta, usual = _trust(cfg.optimizer), _recipes_trust(cfg)
-        if usual not in (None, eta):
-            yield f"optimizer.kwargs.eta: {eta:g}, where the recipe of {p['method']} for {p['dataset']} has {usual:g}"
+    if (eta := _trust(cfg.optimizer)) is not None and (usual := _recipes_trust(cfg)) not in (None, eta):
+        yield f"optimizer.kwargs.eta: {eta:g}, where the recipe of {p['method']} for {p['dataset']} has {usual:g}"
     if devices > 1 and not cfg.sync_batchnorm and any(isinstance(module, _BatchNorm) for module in method.modules()):
         yield f"sync_batchnorm: false, so that each of {devices} devices normalises by its own images"
     if measured and not measured["fits"]:
         yield f"optimizer.batch_size: {batch} images take more memory than is free here, on {measured['device']}"
 
 
-def _trust(optimizer: OptimizerConfig) -> float:
-    return optimizer.kwargs.get("eta", inspect.signature(LARS).parameters["eta"].default)
+def _trust(optimizer: OptimizerConfig) -> float | None:
+    """The trust coefficient of LARS."""
+    default = inspect.signature(LARS).parameters["eta"].default
+    return optimizer.kwargs.get("eta", default) if optimizer.name == "lars" else None
 
 
 def _recipes_trust(cfg: PretrainConfig) -> float | None:
-    """LARS's trust coefficient in the method's recipe for the dataset, if there is one: it differs between datasets."""
+    """That in the method's recipe for the dataset, if there is one: it differs between datasets."""
     with suppress(ConfigError):
         file = recipes.find(f"{cfg.data.dataset}/{cfg.method}")
-        optimizer = resolve(compose(file.parent, file.name)).optimizer
-        return _trust(optimizer) if optimizer.name == "lars" else None
+        return _trust(resolve(compose(file.parent, file.name)).optimizer)
     return None
 
 

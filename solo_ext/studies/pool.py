@@ -14,7 +14,7 @@ import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any
 
 from solo_ext.errors import ConfigError, naming
 
@@ -53,25 +53,23 @@ class LocalPool:
                 yield slot[0], code
             if self.slots[i] is None and self.waiting:
                 job = self.waiting.popleft()
-                environment = {**os.environ, **self._share(i)}
-                process = start(job.words, job.log, env=environment, pass_fds=[self.lock.file.fileno()])
+                process = start(job.words, job.log, env=self._environment(i), pass_fds=[self.lock.file.fileno()])
                 self.slots[i] = job, process
                 yield job, None
 
-    def _share(self, slot: int) -> dict[str, str]:
-        """The cores and GPUs of a slot, as environment variables."""
+    def _environment(self, slot: int) -> dict[str, str]:
+        """The environment variables of a slot, with its share of the cores and GPUs."""
         import torch
 
-        n = len(self.slots)
+        n, gpus = len(self.slots), torch.cuda.device_count()
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        share = {} if "OMP_NUM_THREADS" in os.environ else {"OMP_NUM_THREADS": str(max(1, cores // n))}
-        gpus = torch.cuda.device_count()
+        variables = {"OMP_NUM_THREADS": str(max(1, cores // n)), **os.environ}
         if n > 1 and gpus > 1:
-            names = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(gpus)))).split(",")[:gpus]
+            names = variables.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(gpus)))).split(",")[:gpus]
             each = max(1, gpus // n)
             first = slot * each % gpus
-            share["CUDA_VISIBLE_DEVICES"] = ",".join(names[first : first + each])
-        return share
+            variables["CUDA_VISIBLE_DEVICES"] = ",".join(names[first : first + each])
+        return variables
 
     def stop(self, kill: bool = False) -> None:
         """Lets the processes save and end, or kills them; nothing more is started."""
@@ -136,10 +134,8 @@ class SubmititPool:
             return STOPPED
         try:
             return next((code for code in submitted.results() if code), 0)
-        except (
-            RuntimeError
-        ):  # submitit's UncompletedJobError: out of memory, out of time too often, cancelled by somebody
-            with _appending(job.log) as log:
+        except RuntimeError:  # submitit's UncompletedJobError: out of memory or too often out of time, cancelled
+            with open(job.log, "a", encoding="utf-8") as log:
                 print(f"submitit's job {submitted.job_id} ended too early; see {submitted.paths.stderr}", file=log)
             return 1
 
@@ -153,9 +149,6 @@ class SubmititPool:
         for process in ids if self.cluster == "local" else ():  # which watches the job; twice kills
             with contextlib.suppress(ProcessLookupError):
                 os.kill(int(process), signal.SIGTERM)
-
-
-Pool = LocalPool | SubmititPool
 
 
 def refuse_orphans(out: Path) -> None:
@@ -175,15 +168,10 @@ def refuse_orphans(out: Path) -> None:
 
 def start(words: Sequence[str], log: str | Path, **options: Any) -> subprocess.Popen:
     """`solo-ext` with `words` in a process and session of its own, whose output is added to the file `log`."""
-    with _appending(Path(log)) as file:
+    with open(log, "a", encoding="utf-8") as file:
         print(f"$ {shlex.join(['solo-ext', *words])}    # {time.strftime('%Y-%m-%d %H:%M:%S')}", file=file, flush=True)
         options |= {"stdin": subprocess.DEVNULL, "stdout": file, "stderr": subprocess.STDOUT, "start_new_session": True}
         return subprocess.Popen([sys.executable, "-m", "solo_ext", *words], **options)
-
-
-def _appending(log: Path) -> TextIO:
-    log.parent.mkdir(parents=True, exist_ok=True)
-    return open(log, "a", encoding="utf-8")
 
 
 class Command:

@@ -5,7 +5,7 @@ import copy
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cache, cached_property
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,8 +17,8 @@ from solo_ext.runs.comparison import differences
 from solo_ext.runs.run import ARGS, Run, saved_at
 from solo_ext.schema import build, fit, plain
 from solo_ext.text import nearest
-from solo_ext.training.compose import assign, compose, key_of, overlay
-from solo_ext.training.config import PretrainConfig, resolve
+from solo_ext.training.compose import assign
+from solo_ext.training.config import PretrainConfig
 
 if TYPE_CHECKING:
     from solo_ext.methods.module import LightningMethod
@@ -41,18 +41,14 @@ class Row:
 
 @dataclass(kw_only=True)
 class Table:
-    """A table, or a figure with numbers, as a paper prints it.
-
-    keys, values: the columns that name a row, and those with results. notes: what is odd in print.
-    rows: a list per row, keys first; `printed` has them as `Row`s.
-    """
+    """A table, or a figure with numbers, as a paper prints it."""
 
     title: str
     source: str
-    keys: list[str]
-    values: list[str]
-    rows: list[list[Any]]
-    notes: list[str] = field(default_factory=list)
+    keys: list[str]  # the columns that name a row
+    values: list[str]  # the columns with results
+    rows: list[list[Any]]  # a list per row, keys first; `printed` has them as `Row`s
+    notes: list[str] = field(default_factory=list)  # what is odd in print
 
     def __post_init__(self) -> None:
         self.printed: list[Row] = []
@@ -67,8 +63,7 @@ class Table:
 
 def load_table(path: Path, name: str) -> Table:
     """The table `name` of a file of printed results; ConfigError if there is none or it is malformed."""
-    must_exist(path, "file of printed results")
-    tables = read_text_yaml(path)
+    tables = read_text_yaml(path, "file of printed results")
     must_have(name, tables, f"{path.name} has no table")
     with naming(f"{path.name}, {name}", ConfigError):
         return build(Table, tables[name])
@@ -88,11 +83,14 @@ class _Text(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc
         return super().construct_mapping(node, deep)
 
 
-def read_text_yaml(path: Path) -> dict[str, Any]:
+def read_text_yaml(path: Path, what: str = "file") -> dict[str, Any]:
     """The mapping in a YAML file in which all but null is text, as it is printed: 0.90 stays 0.90.
 
-    ConfigError if the file cannot be read, holds anything but a mapping, or has a key twice.
+    ConfigError if there is no such file, a `what`, if it holds anything but a mapping, or has a key twice.
     """
+    if not path.is_file():
+        near = nearest(path.stem, [other.stem for other in path.parent.glob("*.yaml")])
+        raise ConfigError(f"there is no {what} '{path}'{near}")
     errors = yaml.YAMLError, UnicodeDecodeError, OSError
     with naming(f"{path} cannot be read as YAML", *errors), open(path, encoding="utf-8") as file:
         content = yaml.load(file, _Text)
@@ -101,30 +99,16 @@ def read_text_yaml(path: Path) -> dict[str, Any]:
     return content
 
 
-def must_exist(file: Path, what: str) -> None:
-    """Raises ConfigError, with the nearest YAML in the folder, unless the file is there."""
-    if not file.is_file():
-        near = nearest(file.stem, [other.stem for other in file.parent.glob("*.yaml")])
-        raise ConfigError(f"there is no {what} '{file}'{near}")
-
-
 @dataclass(frozen=True, eq=False)
 class Cell(Row):
-    """A row of the study's table, and the runs behind it.
-
-    overrides: what its runs change in the `recipe`: the study's, the cell's own and the user's, in this order.
-    name: of its runs, fit for a folder. Cells of one name read out the same runs.
-    epoch: the epoch at which the paper reads the run out; None: the last.
-    as_printed: recipe and overrides of the paper's setting, without the user's changes.
-    resolved: a recipe with overrides, as a configuration that all cells share and nobody may change.
-    """
+    """A row of the study's table, and the runs behind it."""
 
     recipe: Path
-    overrides: list[str]
-    name: str
-    epoch: int | None
-    as_printed: tuple[Path, list[str]]
-    resolved: Callable[..., PretrainConfig] = field(repr=False)
+    overrides: list[str]  # of the recipe: the study's, the cell's own and the user's, in this order
+    name: str  # of its runs, fit for a folder; cells of one name read out the same runs
+    epoch: int | None  # at which the paper reads the run out; None: the last
+    as_printed: tuple[Path, list[str]]  # recipe and overrides of the paper's setting, without the user's changes
+    resolved: Callable[..., PretrainConfig] = field(repr=False)  # its results are shared: nobody may change them
 
     def config(self, seed: int) -> PretrainConfig:
         """The configuration of the run with this seed."""
@@ -132,7 +116,6 @@ class Cell(Row):
 
     @property
     def printed_config(self) -> PretrainConfig:
-        """The configuration of the paper's setting."""
         return self.resolved(self.as_printed[0], *self.as_printed[1])
 
     def method(self, seed: int) -> "LightningMethod":
@@ -173,10 +156,6 @@ class Job:
     def config(self) -> dict[str, Any]:
         return plain(self.cell.config(self.seed))
 
-    def differs(self, run: Run) -> list[str]:
-        """The keys in which a run is not this job."""
-        return differences(run.args, self.config)
-
     def tries(self) -> list[Run]:
         """The runs in its folder, newest first, including those of another configuration."""
         readable = []
@@ -187,7 +166,7 @@ class Job:
 
     def runs(self) -> Iterator[Run]:
         """The runs of this very configuration, newest first."""
-        return (run for run in self.tries() if not self.differs(run))
+        return (run for run in self.tries() if not differences(run.args, self.config))
 
     def state(self) -> str:
         """`done`, `running` (in another process), `begun` or `missing`."""
@@ -201,19 +180,6 @@ class Job:
     def result(self) -> Run | None:
         """The finished run, if there is one."""
         return next((run for run in self.runs() if run.finished), None)
-
-
-def resolver() -> Callable[..., PretrainConfig]:
-    """A function that resolves a recipe with overrides, and reads each recipe once."""
-    composed = cache(lambda recipe: compose(recipe.parent, recipe.name))
-
-    @cache
-    def resolved(recipe: Path, *overrides: str) -> PretrainConfig:
-        if any("@" in text or (recipe.parent / key_of(text)).is_dir() for text in overrides):  # config groups
-            return resolve(compose(recipe.parent, recipe.name, overrides))
-        return resolve(overlay(composed(recipe), overrides))
-
-    return resolved
 
 
 @dataclass(kw_only=True)

@@ -7,21 +7,23 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from solo_ext.errors import require
+from solo_ext.runs.comparison import differences
 from solo_ext.runs.locks import held
+from solo_ext.runs.run import Run
 from solo_ext.schema import OneOf
-from solo_ext.studies.pool import LAUNCHERS, STOPPED, LocalPool, Pool, SubmititPool, handling, refuse_orphans
+from solo_ext.studies.pool import LAUNCHERS, STOPPED, LocalPool, SubmititPool, handling, refuse_orphans
 from solo_ext.studies.rows import Job
 from solo_ext.studies.study import Study
 from solo_ext.studies.table import write_tables
 from solo_ext.text import duration
 
 
-def dry_run(study: Study, out: str | Path, only: Sequence[str] = ()) -> None:
+def dry_run(study: Study, out: Path, only: Sequence[str]) -> None:
     """Prints each run, of the cells that match `only`, with its recipe, what it changes there, and its state."""
     cells = study.pick(only)
     study.check(build=False)
     jobs = [job for job in study.jobs(out) if job.cell.name in cells]
-    width = max((len(job.name) for job in jobs), default=0)
+    width = max(len(job.name) for job in jobs)
     for job in jobs:
         recipe = "/".join(job.cell.recipe.with_suffix("").parts[-2:])
         print(f"{job.name:<{width}}  {job.state():<7}  {recipe}  {shlex.join(job.cell.overrides)}".rstrip())
@@ -29,24 +31,16 @@ def dry_run(study: Study, out: str | Path, only: Sequence[str] = ()) -> None:
 
 
 def run_study(
-    study: Study,
-    out: str | Path,
-    size: int = 1,
-    launcher: str | None = None,
-    settings: Sequence[str] = (),
-    only: Sequence[str] = (),
+    study: Study, out: Path, size: int, launcher: str | None, settings: Sequence[str], only: Sequence[str]
 ) -> list[str]:
     """Runs what is missing in `out`, with the tables written anew after each run; returns the names of failed runs.
 
-    Args:
-        size: local processes at a time.
-        launcher: `submitit_slurm` or `submitit_local`, to let submitit run the jobs instead.
-        settings: the launcher's, such as `hydra.launcher.partition=gpu`.
-        only: patterns of the cells to run, such as `byol*`; the tables show what is there of the others.
+    size: local processes at a time. launcher: `submitit_slurm` or `submitit_local`, if submitit is to run the jobs.
+    settings: the launcher's, such as `hydra.launcher.partition=gpu`.
+    only: patterns of the cells to run, such as `byol*`; the tables show what is there of the others.
 
-    Raises:
-        ConfigError: a cell that cannot work, or a folder that is in use; nothing has been trained then.
-        KeyboardInterrupt, SystemExit: after Ctrl-C, after SIGTERM (143); the runs have saved and ended.
+    Raises ConfigError, before anything is trained, for a cell that cannot work or a folder that is in use; after Ctrl-C
+    KeyboardInterrupt, after SIGTERM SystemExit (143), when the runs have saved and ended.
     """
     for package in ("matplotlib", "scipy"):
         require(package, "a study", "viz")
@@ -55,7 +49,6 @@ def run_study(
         require("submitit", f"--launcher {launcher}", "slurm")
     cells = study.pick(only)
     study.check()
-    out = Path(out)
     caught: list[int] = []
     with held(out, "--out", "--out", "a study that has not ended, or by one of its runs") as lock:
         refuse_orphans(out)
@@ -67,6 +60,7 @@ def run_study(
         print(f"{len(jobs)} runs: {done} done, {len(todo)} to do; logs in {out / 'logs'}", flush=True)
         with handling(lambda number, _: caught.append(number), signal.SIGINT, signal.SIGTERM):
             if todo:
+                (out / "logs").mkdir(exist_ok=True)
                 pool = SubmititPool(todo, out, launcher, settings) if launcher else LocalPool(todo, size, lock)
                 try:
                     _work(study, jobs, pool, caught, failed)
@@ -82,7 +76,9 @@ def run_study(
     return list(failed)
 
 
-def _work(study: Study, jobs: Sequence[Job], pool: Pool, caught: Sequence[int], failed: dict[str, str]) -> None:
+def _work(
+    study: Study, jobs: Sequence[Job], pool: LocalPool | SubmititPool, caught: Sequence[int], failed: dict[str, str]
+) -> None:
     """Runs the pool until it is empty; adds name -> reason of what failed to `failed`."""
     began, total, ended, stops = time.monotonic(), pool.total, 0, 0
     while pool.busy:
@@ -92,11 +88,13 @@ def _work(study: Study, jobs: Sequence[Job], pool: Pool, caught: Sequence[int], 
                 print(f"{'':9} {'stopped' if stopped else 'start  '} {job.name}", flush=True)
                 continue
             ended += 1
-            if reason := _reason(job, code):
-                failed[job.name] = reason
+            if run := job.result() if code == 0 else None:
+                what = f"done    {job.name}   {_score(study, run)}"
+            else:
+                failed[job.name] = _reason(job, code)
+                what = f"failed  {job.name}: {failed[job.name]}"
             left = (time.monotonic() - began) / ended * (total - ended)
             rest = f"   about {duration(left)} left" if left else ""
-            what = f"failed  {job.name}: {reason}" if reason else f"done    {job.name}   {_score(study, job)}"
             print(f"{f'[{ended}/{total}]':>9} {what}{rest}", flush=True)
             write_tables(study, jobs, job.out, failed)
         if len(caught) > stops:
@@ -107,11 +105,9 @@ def _work(study: Study, jobs: Sequence[Job], pool: Pool, caught: Sequence[int], 
 
 
 def _reason(job: Job, code: int) -> str:
-    """Why an ended run failed; empty if it did not."""
+    """Why an ended run left no result."""
     if code == 0:
-        if job.result():
-            return ""
-        changed = next(map(job.differs, job.tries()), [])
+        changed = next((differences(run.args, job.config) for run in job.tries()), [])
         return f"it ran with another configuration: {', '.join(changed[:3])}" if changed else "it left no result"
     lines = job.log.read_text(encoding="utf-8", errors="replace").split("\n") if job.log.is_file() else []
     last = next((line.strip() for line in reversed(lines) if line.strip() and not line.startswith("$ ")), "")
@@ -121,10 +117,8 @@ def _reason(job: Job, code: int) -> str:
     return message or f"ended with exit status {code}"
 
 
-def _score(study: Study, job: Job) -> str:
+def _score(study: Study, run: Run) -> str:
     """The first metrics of an ended run, and how long it took."""
-    if not (run := job.result()):
-        return ""
     metrics = dict.fromkeys([*(reading.metric for reading in study.metrics.values()), *study.curves])
     values = {name: value for name in metrics if (value := run.last(name)) is not None}
     texts = [f"{name} {value:.4g}" for name, value in values.items()][:3]

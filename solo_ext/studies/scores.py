@@ -25,22 +25,19 @@ SETTING = {  # where these differ from the paper's, the numbers are not comparab
 
 @dataclass
 class Score:
-    """The values of a cell's runs, by seed, for one printed column; `failed`: how many runs have none.
+    """What a row has in one printed column: ours and the paper's."""
 
-    std is the standard deviation between seeds, by n - 1; None for one run.
-    """
-
-    values: Mapping[int, float] = field(default_factory=dict)
+    values: Mapping[int, float] = field(default_factory=dict)  # seed -> that of the run
     paper: float | None = None
-    failed: int = 0
-    fact: bool = False
+    failed: int = 0  # runs without a value
+    fact: bool = False  # about the method, whatever the runs did
     against: "Score | None" = None  # the same column of the row that this one is compared with
 
     def __post_init__(self) -> None:
         values = list(self.values.values())
         finite = all(map(math.isfinite, values))
         self.mean = statistics.fmean(values) if values else None
-        self.std = (statistics.stdev(values) if finite else math.nan) if len(values) > 1 else None
+        self.std = (statistics.stdev(values) if finite else math.nan) if len(values) > 1 else None  # n - 1
         self.difference = None if self.mean is None or self.paper is None else self.mean - self.paper
 
     def compared(self, form: str) -> str:
@@ -100,10 +97,7 @@ def scores(study: Study, results: Results, failed: Mapping[str, str] | None = No
 
 
 def read(run: Run, reading: Reading, cell: Cell) -> float | None:
-    """The value at the end of the run, or at the cell's epoch; None if it was not logged until then.
-
-    The epoch is the paper's share of the run: with half the epochs, half of the printed one.
-    """
+    """The value at the end of the run, or at the cell's epoch, scaled; None if it was not logged until then."""
     if reading.metric == MINUTES:
         seconds = run.summary.get("seconds")
         if seconds is None or run.resumed:
@@ -116,7 +110,7 @@ def read(run: Run, reading: Reading, cell: Cell) -> float | None:
 
 
 def scaled_epoch(cell: Cell, max_epochs: int) -> int:
-    """The epoch of a run of `max_epochs` that stands for the one at which the paper reads out."""
+    """The epoch of a run of `max_epochs` that is the same share of it as the paper's readout is of the paper's run."""
     epochs = cell.printed_config.max_epochs
     return max(1, round((cell.epoch or epochs) * max_epochs / epochs))
 

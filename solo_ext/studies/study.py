@@ -4,31 +4,21 @@ import fnmatch
 import hashlib
 import itertools
 import re
-from collections import Counter
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
 from solo_ext.errors import ConfigError, must_have, naming
-from solo_ext.runs.comparison import differences
+from solo_ext.runs.comparison import differences, within
 from solo_ext.schema import Count, build, fit, plain
-from solo_ext.studies.rows import (
-    Cell,
-    Comparison,
-    Job,
-    Row,
-    Table,
-    baselines,
-    load_table,
-    must_exist,
-    read_text_yaml,
-    resolver,
-    row_text,
-)
+from solo_ext.studies.rows import Cell, Comparison, Job, Row, Table, baselines, load_table, read_text_yaml, row_text
 from solo_ext.text import nearest
 from solo_ext.training import recipes
-from solo_ext.training.compose import key_of, overlay
+from solo_ext.training.compose import compose, key_of, overlay
+from solo_ext.training.config import PretrainConfig, resolve
 
 RESULTS = "paper_results.yaml"
 READING = "Reading"  # a column that tables do not print: how a cell reads what its paper leaves open
@@ -63,37 +53,27 @@ class CellSpec:
 
 @dataclass(kw_only=True)
 class StudyFile:
-    """The content of a study's YAML; paths are relative to its folder.
+    """The content of a study's YAML; paths are relative to its folder."""
 
-    title: of the pages; default: the table's, or the YAML's first line.
-    table, figure: what it reproduces, if anything; a table's numbers are in the file `results`, by default the
-        `paper_results.yaml` beside the study or a folder above.
-    recipes: a folder with a folder of recipes for each dataset; default: this project's.
-    dataset: whose recipes are taken, where `recipe=` does not name it (`recipe=cifar10/byol`); without one, the recipes
-        are directly in the folder `recipes`.
-    overrides: Hydra's, for all cells. seeds: one run of each cell per seed.
-    metrics: column -> logged metric. readout: the key column that says at which epoch a run is read out.
-    curves: metrics over epochs. plot: the paper's form.
-    grid: axis (one or several columns) -> label -> overrides; all combinations are run. cells: further ones.
-    cited: printed rows that are not run. compare: which rows are compared with which.
-    """
-
-    title: str | None = None
-    table: str | None = None
-    figure: str | None = None
-    results: str | None = None
-    recipes: str | None = None
+    title: str | None = None  # of the pages; default: the table's, or the YAML's first line
+    table: str | None = None  # what it reproduces, if anything: a table, whose numbers are in `results`
+    figure: str | None = None  # or a figure without numbers
+    results: str | None = None  # a file; default: the `paper_results.yaml` beside the study or a folder above
+    recipes: str | None = None  # a folder with a folder of recipes for each dataset; default: this project's
+    # whose recipes are taken, where `recipe=` does not name it (`recipe=cifar10/byol`); without one, the recipes are
+    # directly in the folder `recipes`
     dataset: str | None = None
-    overrides: list[str] = field(default_factory=list)
-    seeds: list[int] = field(default_factory=lambda: [5])
-    metrics: dict[str, str | Reading] = field(default_factory=dict)
-    readout: str | None = None
-    curves: list[str] = field(default_factory=list)
-    plot: Literal["bars", "lines"] = "bars"
+    overrides: list[str] = field(default_factory=list)  # Hydra's, for all cells
+    seeds: list[int] = field(default_factory=lambda: [5])  # one run of each cell per seed
+    metrics: dict[str, str | Reading] = field(default_factory=dict)  # column -> logged metric
+    readout: str | None = None  # the key column that says at which epoch a run is read out
+    curves: list[str] = field(default_factory=list)  # metrics over epochs
+    plot: Literal["bars", "lines"] = "bars"  # the paper's form
+    # axis (one or several columns) -> label -> overrides; all combinations are run
     grid: dict[str, dict[str, list[str] | None]] = field(default_factory=dict)
-    cells: list[CellSpec] = field(default_factory=list)
-    cited: list[dict[str, str]] = field(default_factory=list)
-    compare: list[Comparison] = field(default_factory=list)
+    cells: list[CellSpec] = field(default_factory=list)  # further ones
+    cited: list[dict[str, str]] = field(default_factory=list)  # printed rows that are not run
+    compare: list[Comparison] = field(default_factory=list)  # which rows are compared with which
 
     def __post_init__(self) -> None:
         if self.table and self.figure:
@@ -109,19 +89,14 @@ class StudyFile:
 
 @dataclass
 class Study:
-    """A study that fits its paper's numbers.
-
-    table: the printed numbers, if any. rows: what the table shows: cells, and cited printed rows.
-    changes: the user's overrides. paper: whether it reproduces something from a paper.
-    runs: one cell for each name: what has to be trained, once per seed.
-    """
+    """A study that fits its paper's numbers."""
 
     file: Path
     spec: StudyFile
-    table: Table | None
-    rows: list[Row]
+    table: Table | None  # the printed numbers, if any
+    rows: list[Row]  # what the table shows: cells, and cited printed rows
     seeds: list[int]
-    changes: list[str]
+    changes: list[str]  # the user's overrides
 
     def __post_init__(self) -> None:
         spec = self.spec
@@ -130,15 +105,16 @@ class Study:
         default = self.table.title if self.table else recipes.summary(self.file)
         self.title = spec.title or default or spec.figure or self.file.stem
         self.source = self.table.source if self.table else self.title.partition(":")[0]
-        self.paper = bool(spec.table or spec.figure)
+        self.paper = bool(spec.table or spec.figure)  # whether it reproduces something from a paper
         self.cells = [row for row in self.rows if isinstance(row, Cell)]
         self.baselines = baselines(spec.compare, self.cells)
         self.compared = " or ".join(dict.fromkeys(row_text(comparison.against) for comparison in spec.compare))
+        # one cell for each name: what has to be trained, once per seed
         self.runs = list({cell.name: cell for cell in reversed(self.cells)}.values())[::-1]
 
-    def jobs(self, out: str | Path) -> list[Job]:
+    def jobs(self, out: Path) -> list[Job]:
         """A job in the folder `out` for each run, seed by seed, so that one of each cell comes first."""
-        return [Job(cell, seed, Path(out)) for seed in self.seeds for cell in self.runs]
+        return [Job(cell, seed, out) for seed in self.seeds for cell in self.runs]
 
     def pick(self, patterns: Sequence[str]) -> set[str]:
         """The names of the cells that match any of `patterns`, such as `byol*`; ConfigError if one matches none."""
@@ -149,10 +125,8 @@ class Study:
         return {name for pattern in patterns or ["*"] for name in fnmatch.filter(names, pattern)}
 
     def check(self, build: bool = True) -> None:
-        """Raises ConfigError, before anything is trained, for cells that cannot work or are the same run.
-
-        build: build each cell's network as well, which takes a while and finds stages that it lacks.
-        """
+        """Raises ConfigError for cells that cannot work or are the same run; `build`: builds their networks as well,
+        which takes a while and finds stages that they lack."""
         configs: dict[str, dict[str, Any]] = {}
         for cell in self.runs:
             with naming(f"{self.file}: the cell {cell.name}", ConfigError):
@@ -168,15 +142,13 @@ class Study:
 def load_study(path: str | Path, overrides: Sequence[str] = ()) -> Study:
     """The study in the YAML `path`; ConfigError if it does not fit its paper's table, or an override does not fit it.
 
-    overrides: the user's. `seeds=[0,1]` replaces the study's, `dataset=NAME` or `data.dataset=NAME` takes that
-        dataset's recipes, and all others are Hydra's, for all runs.
+    Of the user's `overrides`, `seeds=[0,1]` replaces the study's, `dataset=NAME` or `data.dataset=NAME` takes that
+    dataset's recipes, and all others are Hydra's, for all runs.
     """
     path = Path(path).expanduser()
-    must_exist(path, "study")
-    try:
-        return _study(path, build(StudyFile, read_text_yaml(path)), overrides)
-    except ConfigError as error:
-        raise error if str(error).startswith(str(path)) else ConfigError(f"{path}: {error}") from error
+    content = read_text_yaml(path, "study")
+    with naming(str(path), ConfigError):
+        return _study(path, build(StudyFile, content), overrides)
 
 
 def _study(path: Path, spec: StudyFile, overrides: Sequence[str]) -> Study:
@@ -190,8 +162,8 @@ def _study(path: Path, spec: StudyFile, overrides: Sequence[str]) -> Study:
     if not specs:
         raise ConfigError("grid and cells are both empty")
     _check_keys(spec, specs, changes)
-    folder = path.absolute().parent
-    table = None
+    folder, table = path.absolute().parent, None
+    blank = {READING: "-"} if any(READING in one.row for one in specs) else {}
     if spec.table:
         near = folder if (folder / RESULTS).is_file() else folder.parent
         table = load_table(folder / spec.results if spec.results else near / RESULTS, spec.table)
@@ -199,14 +171,12 @@ def _study(path: Path, spec: StudyFile, overrides: Sequence[str]) -> Study:
             must_have(column, table.values, f"metrics: {spec.table} has no column")
         if spec.readout:
             must_have(spec.readout, table.keys, f"readout: {spec.table} has no key column")
-        _cover(table, spec, specs)
+        _cover(table, spec, specs, blank)
     cells = _cells(spec, specs, folder, values["dataset"], changes)
-    rows: list[Row] = list(cells)
-    if table:  # in the paper's order
-        rows = []
-        for row in table.printed:
-            labels = row.labels | {READING: "-"} if any(READING in one.row for one in specs) else row.labels
-            rows += [cell for cell in cells if row.labels.items() <= cell.labels.items()] or [Row(labels, row.values)]
+    rows: list[Row] = [] if table else [*cells]
+    for row in table.printed if table else ():  # in the paper's order
+        ran = [cell for cell in cells if row.labels.items() <= cell.labels.items()]
+        rows += ran or [Row(row.labels | blank, row.values)]
     return Study(path, spec, table, rows, seeds, changes)
 
 
@@ -224,17 +194,14 @@ def _check_keys(study: StudyFile, specs: Sequence[CellSpec], changes: Sequence[s
     everything = [*study.overrides, *(text for spec in specs for text in spec.overrides), *changes]
     for texts, reasons in ((changes, in_cells), (everything, in_runs)):
         for text, (key, reason) in itertools.product(texts, reasons.items()):
-            one, other = f"{key_of(text)}.", f"{key}."
-            if one.startswith(other) or other.startswith(one):
+            if within(key_of(text), [key]) or within(key, [key_of(text)]):
                 raise ConfigError(f"'{text}': {reason}")
 
 
-def _cells(
-    study: StudyFile, specs: Sequence[CellSpec], here: Path, dataset: str | None, changes: Sequence[str]
-) -> list[Cell]:
+def _cells(study: StudyFile, specs: list[CellSpec], here: Path, dataset: str | None, changes: list[str]) -> list[Cell]:
     """The cells in the order of `specs`; `dataset`, `changes`: the user's."""
     names = _names_of([{k: v for k, v in one.covers[0].labels.items() if k != study.readout} for one in specs])
-    resolved, ours, users = resolver(), _values(study.overrides), _values(changes)
+    resolved, ours, users = _resolver(), _values(study.overrides), _values(changes)
     beside = here.parent.parent / "pretrain"  # in another checkout
     folder = beside if beside.is_dir() else recipes.scripts() / "pretrain"
     if study.recipes and not (folder := here / Path(study.recipes).expanduser()).is_dir():
@@ -262,6 +229,19 @@ def _cells(
     return cells
 
 
+def _resolver() -> Callable[..., PretrainConfig]:
+    """A function that resolves a recipe with overrides, and reads each recipe once."""
+    composed = cache(lambda recipe: compose(recipe.parent, recipe.name))
+
+    @cache
+    def resolved(recipe: Path, *overrides: str) -> PretrainConfig:
+        if any("@" in text or (recipe.parent / key_of(text)).is_dir() for text in overrides):  # config groups
+            return resolve(compose(recipe.parent, recipe.name, overrides))
+        return resolve(overlay(composed(recipe), overrides))
+
+    return resolved
+
+
 def _values(overrides: Sequence[str]) -> dict[str, str]:
     """Key -> the value that the last override gives it."""
     return {key_of(text): text.partition("=")[2] for text in overrides}
@@ -277,30 +257,33 @@ def _combinations(grid: dict[str, dict[str, list[str] | None]]) -> list[CellSpec
             texts = [text.strip() for text in label.split(", ", len(columns) - 1)]
             if len(texts) != len(columns):
                 raise ConfigError(f"grid.{axis}: the label '{label}' has {len(texts)} parts for {len(columns)} columns")
-            points.append((dict(zip(columns, texts, strict=True)), overrides or []))
+            points.append(CellSpec(row=dict(zip(columns, texts, strict=True)), overrides=overrides or []))
         specs = [
-            CellSpec(row=spec.row | row, overrides=[*spec.overrides, *overrides])
-            for spec in specs
-            for row, overrides in points
+            CellSpec(row=spec.row | point.row, overrides=[*spec.overrides, *point.overrides])
+            for spec, point in itertools.product(specs, points)
         ]
     return specs
 
 
-def _cover(table: Table, study: StudyFile, specs: Sequence[CellSpec]) -> None:
-    """Finds the rows of the printed table that each cell covers: one, unless they differ in the column `readout`."""
-    owners: dict[Row, dict[str, list[str]]] = {row: {} for row in table.printed}  # by reading
+def _cover(table: Table, study: StudyFile, specs: Sequence[CellSpec], blank: dict[str, str]) -> None:
+    """Finds the rows of the printed table that each cell covers: one, unless they differ in the column `readout`.
+
+    blank: labels of columns that are not printed, where a cell has none.
+    """
+    owners: dict[Row, dict[str, list[str]]] = {row: defaultdict(list) for row in table.printed}  # by reading
     claims = [(spec, spec.where) for spec in specs]
     claims += [(CellSpec(row=labels), f"the cited row {row_text(labels)}") for labels in study.cited]
     for spec, owner in claims:
         printed = {column: text for column, text in spec.row.items() if column != READING}
         for column in printed:
             must_have(column, table.keys, f"{owner}: {study.table} has no key column")
-        spec.covers = [row for row in table.printed if printed.items() <= row.labels.items()]
-        if not spec.covers:
+        covered = [row for row in table.printed if printed.items() <= row.labels.items()]
+        if not covered:
             near = [row_text({column: row.labels[column] for column in printed}) for row in table.printed]
             raise ConfigError(f"{owner} matches no row of {study.table}{nearest(row_text(printed), near)}")
-        for row in spec.covers:
-            owners[row][spec.row.get(READING, "-")] = [*owners[row].get(spec.row.get(READING, "-"), ()), owner]
+        for row in covered:
+            owners[row][spec.row.get(READING, "-")].append(owner)
+        spec.covers = [Row(row.labels | blank | spec.row, row.values) for row in covered]
     for spec in specs:
         epochs = {row.labels[study.readout] for row in spec.covers} if study.readout else [None]
         if len(spec.covers) > len(epochs):
@@ -312,10 +295,6 @@ def _cover(table: Table, study: StudyFile, specs: Sequence[CellSpec]) -> None:
         for names in readings.values():
             if len(names) > 1:
                 raise ConfigError(f"{text} is covered by {' and by '.join(names)}")
-    if any(READING in spec.row for spec in specs):
-        for spec in specs:
-            read = {READING: spec.row.get(READING, "-")}
-            spec.covers = [Row(row.labels | read, row.values) for row in spec.covers]
 
 
 def _names_of(rows: Sequence[dict[str, str]]) -> list[str]:

@@ -11,8 +11,9 @@ import numpy as np
 
 from solo_ext.analysis import pages
 from solo_ext.analysis.figures import PLACE, Curve, Panel, Section, Style, by_value, panel_of, styles, thin
-from solo_ext.analysis.report import machine, merged
+from solo_ext.analysis.report import machine
 from solo_ext.files import write_text
+from solo_ext.runs.comparison import compare
 from solo_ext.runs.environment import environment
 from solo_ext.runs.run import Run
 from solo_ext.studies.rows import Cell, Job
@@ -20,6 +21,7 @@ from solo_ext.studies.scores import Results, Scores, remarks, results_of, scores
 from solo_ext.studies.study import Study
 from solo_ext.text import markdown_table
 
+OF_SINGLE_RUNS = ("time", "command", "host", "before")  # facts in environment.json that the page leaves out
 PALE = 0.35  # opacity of the paper's bars
 LEGEND = "Ours: mean ± standard deviation (n - 1) over seeds, and in brackets the number of runs."
 COMPARED = " Difference: from {}, over the same seeds; mean, 95% interval (Student's t), and how many seeds."
@@ -27,27 +29,24 @@ CITED = " In italics: printed by the paper, not run here."
 
 
 def write_tables(study: Study, jobs: Sequence[Job], out: Path, failed: Mapping[str, str] | None = None) -> Path:
-    """Writes `study.md`, `study.html`, `study.png` and `study.svg` into `out`, each whole or not at all.
-
-    failed: names of the jobs that failed -> why. Returns the path of the HTML.
-    """
+    """Writes `study.md`, `.html`, `.png` and `.svg` into `out`, each whole or not at all; returns the path of the HTML.
+    `failed`: names of the jobs that failed -> why."""
     failed = failed or {}
     results = results_of(study, jobs)
     rows = scores(study, results, failed)
     labels = [{k: v for k, v in cell.labels.items() if k != study.readout} for cell in study.runs]
     by_cell = dict(zip(results, styles(short_labels(labels)[1]), strict=True))
     with pages.house_style():
-        plot = bars(study, rows, by_cell) if study.metrics else None
-        section = curves(study, results, by_cell) if study.curves else None
-        figure = plot
-        if section and study.plot == "lines":
+        section = curves(study, results, by_cell)
+        figure = plot = bars(study, rows, by_cell) if study.metrics else None
+        if study.plot == "lines":
             figure = pages.grid(section.panels, section.legend, section.last_epoch) if section.panels else None
         for suffix in ("png", "svg") if figure else ():
             pages.save(figure, temporary := out / f".study.tmp.{suffix}")
             os.replace(temporary, out / f"study.{suffix}")
         values = _words(study, jobs, results, failed) | _numbers(study, rows, by_cell)
-        values |= {"plot": plot, "curves": section, "drawn": figure is not None}
-        page = pages.render("study.html", by_cell.values(), section.last_epoch if section else 1.0, **values)
+        values |= {"study": study, "plot": plot, "curves": section, "drawn": figure is not None}
+        page = pages.render("study.html", by_cell.values(), section.last_epoch, **values)
     write_text(out / "study.md", pages.render("study.md", **values))
     write_text(out / "study.html", page)
     return out / "study.html"
@@ -67,25 +66,23 @@ def _words(study: Study, jobs: Sequence[Job], results: Results, failed: Mapping[
     """The text around the numbers."""
     runs = [run for by_job in results.values() for run in by_job.values()]
     facts = [machine(run.environment) for run in runs if run.environment]
-    own = ("time", "command", "host", "before")  # of single runs
+    same, differing = compare([{k: v for k, v in fact.items() if k not in OF_SINGLE_RUNS} for fact in facts])
     ran = {
         "study": f"{study.file} ({study.source})",
         "runs": f"{len(runs)} of {len(jobs)}",
         **{name: text for name, text in setting(study).items() if text},
         "seeds": ", ".join(map(str, study.seeds)),
         "changes": shlex.join(study.changes) or "none",
-        **merged([{key: value for key, value in fact.items() if key not in own} for fact in facts], "; "),
+        **same,
+        **{key: "; ".join(dict.fromkeys(texts)) for key, texts in differing.items()},
         "command": shlex.join(["solo-ext", *environment()["command"][1:]]),
         "written": time.strftime("%Y-%m-%d %H:%M"),
     }
+    compared = [COMPARED.format(study.compared)] if study.baselines else []
+    cited = [CITED] if len(study.cells) < len(study.rows) else []
     return {
-        "title": f"solo_ext study: {study.source}",
-        "heading": study.title,
-        "subtitle": " · ".join([study.source, f"{ran['runs']} runs", ran["written"]]),
         "warning": warning(study),
-        "legend": LEGEND
-        + COMPARED.format(study.compared) * bool(study.baselines)
-        + CITED * (len(study.cells) < len(study.rows)),
+        "legend": "".join([LEGEND, *compared, *cited]),
         "ran": ran,
         "notes": [*remarks(study, results), *(f"{name} has no result: {reason}" for name, reason in failed.items())],
         "overrides": {
@@ -110,7 +107,7 @@ def _numbers(study: Study, rows: Scores, by_cell: Mapping[str, Style]) -> dict[s
             texts += [by_column[column].compared(".2f" if column in both else ".3g")] if study.baselines else []
         first, *others = labels = list(row.labels.values())
         style = by_cell[row.name] if isinstance(row, Cell) else None
-        cells.append({"kind": "run" if style else "floor", "style": style, "label": first, "cells": [*others, *texts]})
+        cells.append({"style": style, "floor": not style, "label": first, "cells": [*others, *texts]})
         lines.append([*(labels if style else (f"*{text}*" for text in labels)), *texts])
     table = markdown_table(columns, lines, range(len(keys), len(columns))) if study.metrics else ""
     return {"columns": columns, "rows": cells, "table": table}
@@ -126,8 +123,7 @@ def bars(study: Study, rows: Scores, by_cell: Mapping[str, Style]) -> Any:
 
     columns, names = short_labels([row.labels for row, _ in rows])
     n, panels = len(rows), list(study.metrics)
-    size = (3.2 + 2.4 * len(panels), 0.9 + 0.34 * n)
-    figure = Figure(figsize=size, layout="constrained", dpi=160)
+    figure = Figure(figsize=(3.2 + 2.4 * len(panels), 0.9 + 0.34 * n), layout="constrained", dpi=160)
     axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
     colours = [by_cell[row.name].light if isinstance(row, Cell) else pages.MUTED for row, _ in rows]
     whiskers = {"ecolor": pages.MUTED, "elinewidth": 0.9, "capsize": 2}
