@@ -149,17 +149,12 @@ class Run:
         """File name -> all results in it, the latest last."""
         return {name: read_results(self.dir / name) for name in EVALUATIONS}
 
-    def standard(
-        self,
-        name: str,
-        wanted: Mapping[str, Any] | None = None,
-        order: Callable[[dict[str, Any]], tuple] = lambda protocol: (),
-    ) -> Result:
+    def standard(self, name: str, wanted: Mapping[str, Any] | None = None, distance: str = "cosine") -> Result:
         """The result in the file `name` that stands for the run: by the standard protocol, on the run's own data, and
         with `wanted` in it; {} if there is none.
 
-        Of several, that of the newest checkpoint; then the first by `order`, which is larger for what is preferred;
-        then by the method's own recipe, with augmentation, and the latest.
+        Of several, that of the newest checkpoint; of those by kNN, of backbone features, by `distance`, with T near
+        0.07; then by the method's own recipe, with augmentation, and the latest.
         """
         facts = flatten([self.config or {}, self.environment])
         own, share = (facts.get(f"0.data.{key}") for key in ("dataset", "val_fraction"))
@@ -175,20 +170,17 @@ class Run:
 
         def rank(result: Result) -> tuple:
             protocol = result["protocol"]
+            T = protocol.get("T")
+            near = -abs(T - 0.07) if is_number(T) else -float("inf")
+            knn = protocol.get("features", "backbone") == "backbone", protocol.get("distance") == distance, near
             place = place_of(Path(str(protocol.get("checkpoint"))))
-            return place, order(protocol), bool(protocol.get("recipe")), bool(protocol.get("augmented"))
+            return place, knn, bool(protocol.get("recipe")), bool(protocol.get("augmented"))
 
         return max((x for x in reversed(self.evaluations[name]) if stands(x["protocol"])), key=rank, default={})
 
     def knn_result(self, k: int, distance: str = "cosine") -> Result:
-        """The standard result for k neighbours, preferably of backbone features, by `distance`, with T near 0.07."""
-
-        def order(protocol: dict[str, Any]) -> tuple[bool, bool, float]:
-            T = protocol.get("T")
-            near = -abs(T - 0.07) if is_number(T) else -float("inf")
-            return protocol.get("features", "backbone") == "backbone", protocol.get("distance") == distance, near
-
-        return self.standard(KNN, {"k": k}, order)
+        """The standard result for k neighbours."""
+        return self.standard(KNN, {"k": k}, distance)
 
     # Checkpoints.
 
