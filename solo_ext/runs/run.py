@@ -18,7 +18,7 @@ import numpy as np
 from solo_ext.errors import CheckpointError, SoloExtError, naming
 from solo_ext.files import read_json, sha256, write_json
 from solo_ext.runs.comparison import flatten
-from solo_ext.runs.evaluations import Result, added, departures, read_results
+from solo_ext.runs.evaluations import Result, departures, read_results
 from solo_ext.runs.layouts import current_config
 from solo_ext.runs.locks import RunLock, held, one_at_a_time
 from solo_ext.runs.metrics import Metrics, is_number
@@ -246,17 +246,19 @@ class Run:
         write_json(self.dir / RESULT, asdict(result))
 
     def add_results(self, name: str, results: Sequence[Result], args: Mapping[str, Any] | None = None) -> None:
-        """Adds to the file `name`, one of `EVALUATIONS`, without the loss of a result of another protocol.
+        """Adds to the file `name`, one of `EVALUATIONS`, in the place of results of the very same protocol only.
 
         With `args`, of which args.json is made, the folder may be new. CheckpointError if it cannot be written.
         """
+        protocols = [result["protocol"] for result in results]
         with naming(f"{self.dir} cannot be written", error=CheckpointError):
             if args is not None:
                 self.dir.mkdir(parents=True, exist_ok=True)
             with one_at_a_time(self.dir):
                 if args is not None:
                     write_json(self.dir / ARGS, args)
-                write_json(self.dir / name, {"results": added(read_results(self.dir / name), results)})
+                others = (old for old in read_results(self.dir / name) if old["protocol"] not in protocols)
+                write_json(self.dir / name, {"results": [*others, *results]})
 
 
 def place_of(path: Path) -> tuple[int, float]:

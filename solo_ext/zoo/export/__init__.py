@@ -108,16 +108,13 @@ def export(
     teacher: bool = False,
     dtype: str | None = None,
 ) -> Report:
-    """Writes the backbone of a run for another library, and proves that it computes the same there.
+    """Writes the backbone of a run for another library, proves that it computes the same there, and reports both.
 
     Args:
         checkpoint: as in `load_backbone`; `teacher`: the momentum encoder instead of the student.
         to: one of `TARGETS`.
         out: the folder to make; default `exports/<name>-<to>`.
         dtype: of the matrices in the files: float32, float16 or bfloat16; default: the target's.
-
-    Returns:
-        The report, which is also in the folder's export.json.
 
     Raises:
         ConfigError: unknown target or type, a network that the target cannot hold, or a folder that exists.
