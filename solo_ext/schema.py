@@ -140,9 +140,7 @@ def build(cls: type[T], values: Any, at: str = "") -> T:
     """The dataclass `cls`, with those nested in it and in its lists, from the values at key `at`: a mapping, a
     DictConfig, None for all defaults, or the finished dataclass.
 
-    Raises:
-        UnknownKey: a key that the dataclass lacks.
-        ConfigError: a value of the wrong type, or one that is missing or cannot work.
+    Raises UnknownKey for a key that it lacks, ConfigError for a value that is missing, misfits or cannot work.
     """
     if isinstance(values, cls):
         return values

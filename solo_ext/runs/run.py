@@ -38,11 +38,8 @@ _PLACE = re.compile(r"-ep=(\d+)(?:-step=(\d+))?\.ckpt$")
 
 @dataclass(frozen=True)
 class RunResult:
-    """What a run left behind in its folder `dir`.
-
-    metrics: the last value of everything logged. seconds, images_per_s: wall-clock time and median training throughput
-    of this process only.
-    """
+    """What a run left behind in its folder `dir`: the last value of everything logged, and, of this process only, the
+    wall-clock time and the median training throughput."""
 
     dir: Path
     checkpoint: Path | None
@@ -276,10 +273,8 @@ def saved_at(path: Path) -> float:
 
 
 def find_runs(path: str | Path) -> list[Run]:
-    """The run in the folder `path`, else those below it, by name, without linear classifiers.
-
-    Raises CheckpointError, which names the nearest run, if there are none.
-    """
+    """The run in the folder `path`, else those below it, by name, without linear classifiers; if there are none, a
+    CheckpointError names the nearest."""
     path = Path(path)
     if folders := [folder for folder in _walk(path) if folder == path or folder.parent.name != CLASSIFIERS]:
         return [Run(folder) for folder in folders]
