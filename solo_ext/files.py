@@ -24,8 +24,7 @@ def replacing(
 ) -> Iterator[BinaryIO]:
     """A file beside `path`, opened by `opener`, that becomes `path` once it is complete and on the disk.
 
-    If anything fails it is removed, and `path` is unchanged; `error` is raised if it cannot be written (no space left,
-    no permission).
+    If anything fails it is removed, and `path` is unchanged; `error` is raised if it cannot be written.
     """
     temporary = path.with_name(f".{path.name}.tmp")
     try:
@@ -53,19 +52,18 @@ def new_folder(path: Path, error: type[SoloExtError] = CheckpointError) -> Itera
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     made = [parent for parent in path.parents if not os.path.lexists(parent)]
     try:
-        temporary.mkdir(parents=True)
-        yield temporary
-        for file in (*temporary.iterdir(), temporary):
-            sync(file)
-        os.rename(temporary, path)
-        sync(path.parent)
-    except BaseException as failure:
+        with naming(f"{path} cannot be written", error=error):
+            temporary.mkdir(parents=True)
+            yield temporary
+            for file in (*temporary.iterdir(), temporary):
+                sync(file)
+            os.rename(temporary, path)
+            sync(path.parent)
+    except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         for parent in made:
             with suppress(OSError):
                 parent.rmdir()
-        if isinstance(failure, OSError):
-            raise error(f"{path} cannot be written: {reason(failure)}") from failure
         raise
 
 

@@ -13,10 +13,10 @@ number of at least 1, not 0".
 import dataclasses
 import math
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from types import NoneType, UnionType
 from typing import Annotated, Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -127,7 +127,7 @@ class Config:
         return super().__new__(cls)
 
     def __post_init__(self) -> None:
-        for name, hint in _hints(type(self)).items():
+        for name, hint in _hints(type(self)).items():  # type: ignore[arg-type]  # mypy: its objects cannot be hashed
             object.__setattr__(self, name, fit(hint, getattr(self, name), join(self._section, name)))
 
     def require(self, condition: bool, name: str, expected: str) -> None:
@@ -140,9 +140,7 @@ def build(cls: type[T], values: Any, at: str = "") -> T:
     """The dataclass `cls`, with those nested in it and in its lists, from the values at key `at`: a mapping, a
     DictConfig, None for all defaults, or the finished dataclass.
 
-    Raises:
-        UnknownKey: a key that the dataclass lacks.
-        ConfigError: a value of the wrong type, or one that is missing or cannot work.
+    Raises UnknownKey for a key that it lacks, ConfigError for a value that is missing, misfits or cannot work.
     """
     if isinstance(values, cls):
         return values
@@ -150,14 +148,11 @@ def build(cls: type[T], values: Any, at: str = "") -> T:
         values = OmegaConf.to_container(values, resolve=True)
     if values is not None and not isinstance(values, Mapping):
         raise ConfigError(f"{at} must be {describe(cls)}, not {show(values)}")
-    arguments, hints = dict(values or {}), _hints(cls)
+    arguments, hints = dict(values or {}), _hints(cls)  # type: ignore[arg-type]  # nor those of a TypeVar
     _check_names(cls, arguments, at)
     for field in dataclasses.fields(cls):  # type: ignore[arg-type]  # a TypeVar cannot be bound to dataclasses
-        no_default = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
-        if no_default and field.name not in arguments:
-            if not dataclasses.is_dataclass(hints[field.name]):
-                raise ConfigError(f"{join(at, field.name)} is missing")
-            arguments[field.name] = None
+        if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
+            arguments.setdefault(field.name, None if dataclasses.is_dataclass(hints[field.name]) else MISSING)
     if not issubclass(cls, Config):
         return cls(**{name: fit(hints[name], value, join(at, name)) for name, value in arguments.items()})
     section = cls.__new__(cls)
@@ -283,13 +278,11 @@ def describe(hint: Any) -> str:
     return " or ".join(word for word in dict.fromkeys(words) if word)
 
 
-def _types(cls: Any) -> dict[str, Any]:
+@cache
+def _hints(cls: Any) -> dict[str, Any]:
     """Field name -> type, with its constraints."""
     hints = get_type_hints(cls, include_extras=True)
     return {field.name: hints[field.name] for field in dataclasses.fields(cls)}
-
-
-_hints: Callable[[Any], dict[str, Any]] = lru_cache(maxsize=256)(_types)  # typed for classes of any kind
 
 
 def _check_names(cls: type, names: Iterable[Any], at: str) -> None:

@@ -1,7 +1,6 @@
 """Checkpoints: finding the one to load or resume, reading without running code, checking SHA-256, saving whole."""
 
 import hashlib
-import io
 import json
 import logging
 import os
@@ -18,7 +17,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from solo_ext.errors import CheckpointError, naming, reason
+from solo_ext.errors import CheckpointError, naming
 from solo_ext.files import replacing, sha256
 from solo_ext.runs.comparison import differences
 from solo_ext.runs.foreign import tensors_of
@@ -89,13 +88,10 @@ class Checkpoint:
         return content
 
 
-def open_checkpoint(path: str | Path, content: bytes | None = None) -> Checkpoint:
-    """The checkpoint at `path`, or the newest undamaged one of the run folder there; CheckpointError if there is none.
-
-    content: of a .safetensors that has been read and verified already.
-    """
+def open_checkpoint(path: str | Path) -> Checkpoint:
+    """The checkpoint at `path`, or the newest undamaged one of the run folder there; CheckpointError without one."""
     file, loaded = _find(path)
-    return Checkpoint(file, load_checkpoint(file, content) if loaded is None else loaded, Run(file.parent).config)
+    return Checkpoint(file, load_checkpoint(file) if loaded is None else loaded, Run(file.parent).config)
 
 
 def find_checkpoint(path: str | Path) -> Path:
@@ -175,31 +171,32 @@ def find_unsaved(cfg: Any, base: Path) -> Run | None:
     return None
 
 
-def load_checkpoint(path: str | Path, content: bytes | None = None) -> dict[str, Any]:
+def load_checkpoint(path: str | Path) -> dict[str, Any]:
     """The content of the file at `path`, on the CPU: tensors and plain values only; no code in it is executed.
 
     CheckpointError if it is missing, damaged (its recorded SHA-256 differs, or it does not load), or no checkpoint.
-    content: of a .safetensors that has been read and verified already.
     """
     path = Path(path)
+    with naming(f"{path} cannot be read", error=CheckpointError), open(path, "rb") as file:
+        recorded = Run(path.parent).records.get(path.name, {}).get("sha256")
+        if recorded and recorded != sha256(file):
+            raise CheckpointError(f"{path} is damaged: it differs from its SHA-256 in {RECORDS}")
+        if not recorded and not _intact(file):
+            raise CheckpointError(f"{path} is damaged: it differs from the SHA-256 in it")
+        file.seek(0)
+        return decode(path, file)
+
+
+def decode(path: Path, file: BinaryIO) -> dict[str, Any]:
+    """What `load_checkpoint` returns, of the open `file`, whose SHA-256 is known to be right."""
     try:
-        with open(path, "rb") if content is None else io.BytesIO(content) as file:
-            recorded = Run(path.parent).records.get(path.name, {}).get("sha256") if content is None else None
-            if recorded and recorded != sha256(file):
-                raise CheckpointError(f"{path} is damaged: it differs from its SHA-256 in {RECORDS}")
-            file.seek(0)
-            if content is None and not recorded and not _intact(file):
-                raise CheckpointError(f"{path} is damaged: it differs from the SHA-256 in it")
-            file.seek(0)
-            if path.suffix == ".safetensors":
-                return {"state_dict": safetensors.torch.load(file.read())}
-            with warnings.catch_warnings(), torch.serialization.safe_globals(PLACEHOLDERS):
-                warnings.simplefilter("ignore")
-                loaded = torch.load(file, map_location="cpu", weights_only=True)
-    except CheckpointError:
+        if path.suffix == ".safetensors":
+            return {"state_dict": safetensors.torch.load(file.read())}
+        with warnings.catch_warnings(), torch.serialization.safe_globals(PLACEHOLDERS):
+            warnings.simplefilter("ignore")
+            loaded = torch.load(file, map_location="cpu", weights_only=True)
+    except OSError:
         raise
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {reason(error)}") from error
     except Exception as error:  # zip, pickle and tensor errors of many types
         raise CheckpointError(f"{path} {_diagnosis(path, error)}") from error
     if not isinstance(loaded, dict):

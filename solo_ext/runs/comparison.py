@@ -9,27 +9,14 @@ from solo_ext.schema import plain
 # A run continues another one if their resolved configurations agree in everything but:
 IGNORED = (
     # where and how often something is written or shown
-    "checkpoint",
-    "wandb",
-    "tensorboard",
-    "log_every_n_steps",
-    "enable_progress_bar",
-    "enable_model_summary",
-    "auto_resume",
-    "collapse",
-    "resume_from_checkpoint",
-    # how the batches are loaded, not what they hold
-    "data.num_workers",
-    # what follows from other keys
-    "data.info",
-    "gap.place",
+    *("checkpoint", "wandb", "tensorboard", "log_every_n_steps", "enable_progress_bar", "enable_model_summary"),
+    *("auto_resume", "collapse", "resume_from_checkpoint"),
+    # how the batches are loaded, not what they hold; what follows from other keys
+    *("data.num_workers", "data.info", "gap.place"),
     # the images, which are compared when they have been read, see `training.trainer`
-    "data.content",
-    "data.accept_changes",
+    *("data.content", "data.accept_changes"),
     # which devices: their number is compared in optimizer.effective_lr, which it scales
-    "devices",
-    "num_nodes",
-    "collective_timeout",
+    *("devices", "num_nodes", "collective_timeout"),
 )
 _ABSENT = object()
 

@@ -51,15 +51,13 @@ def _commit() -> dict[str, Any] | None:
     root = Path(solo_ext.__file__).parents[1]
     if not (root / ".git").exists():
         return None
-
-    def git(*args: str) -> str:
-        command = ["git", "-C", str(root), *args]
-        return subprocess.check_output(command, stderr=subprocess.DEVNULL, text=True, timeout=10).strip()
-
+    command = ["git", "-C", str(root), "status", "--porcelain=v2", "--branch", "solo_ext", "scripts"]
     try:
-        return {"hash": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain", "solo_ext", "scripts"))}
+        lines = subprocess.check_output(command, stderr=subprocess.DEVNULL, text=True, timeout=10).splitlines()
     except (OSError, subprocess.SubprocessError):
         return None
+    commit = next(line.split()[-1] for line in lines if line.startswith("# branch.oid "))
+    return {"hash": commit, "dirty": not all(line.startswith("# ") for line in lines)}
 
 
 def _cpu_model() -> str:

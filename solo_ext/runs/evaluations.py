@@ -4,7 +4,6 @@ A result is {"protocol": {full key: value}, "acc1": percent, ...}. The protocol 
 evaluation's configuration without places and paths, the encoder, the images as they were found, and the device.
 """
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,12 +32,6 @@ def read_results(path: Path) -> list[Result]:
     if all(isinstance(row, dict) and isinstance(row.get("protocol"), dict) for row in rows):
         return rows
     raise CheckpointError(f"{path} is damaged: its results are not objects, each with its protocol")
-
-
-def added(old: Sequence[Result], new: Sequence[Result]) -> list[Result]:
-    """`old` and `new`, which takes the place of results of the very same protocol."""
-    protocols = [result["protocol"] for result in new]
-    return [*(result for result in old if result["protocol"] not in protocols), *new]
 
 
 def departures(protocol: dict[str, Any]) -> dict[str, Any]:

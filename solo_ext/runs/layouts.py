@@ -38,6 +38,14 @@ def _placeholder(path: str, base: type = Placeholder) -> type:
     return type(name, (base,), {"__module__": module})
 
 
+_NAMES = (
+    *("omegaconf.dictconfig.DictConfig", "omegaconf.base.ContainerMetadata", "omegaconf.base.Metadata", "typing.Any"),
+    "argparse.Namespace",  # of DINO, MAE, DeiT
+    *(f"builtins.{name}" for name in ("bool", "dict", "float", "getattr", "int", "list", "str")),
+    *("functools.partial", "solo.methods.base.static_lr", "solo.utils.lars.LARS"),
+    *(f"{module}.lr_scheduler.LinearWarmupCosineAnnealingLR" for module in ("solo.utils", "pl_bolts.optimizers")),
+    *(f"torch.optim.{name}" for name in ("lr_scheduler.MultiStepLR", "sgd.SGD", "adam.Adam", "adamw.AdamW")),
+)
 # With AdamW, solo-learn before PyTorch 2.6 saved `betas` as OmegaConf's list, and with it the whole configuration. With
 # SimSiam it saves the function that fixes the predictor's learning rate, and with it the scheduler and the optimizer.
 # For `torch.serialization.safe_globals`: reading runs none of their code, and other names are refused.
@@ -45,26 +53,7 @@ PLACEHOLDERS: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
     _placeholder("omegaconf.listconfig.ListConfig", _List),
     _placeholder("omegaconf.nodes.AnyNode", _Value),
     _placeholder("collections.defaultdict", _Dict),
-    *map(
-        _placeholder,
-        (
-            "omegaconf.dictconfig.DictConfig",
-            "omegaconf.base.ContainerMetadata",
-            "omegaconf.base.Metadata",
-            "typing.Any",
-            "argparse.Namespace",  # of DINO, MAE, DeiT
-            *(f"builtins.{name}" for name in ("bool", "dict", "float", "getattr", "int", "list", "str")),
-            "functools.partial",
-            "solo.methods.base.static_lr",
-            "solo.utils.lr_scheduler.LinearWarmupCosineAnnealingLR",
-            "pl_bolts.optimizers.lr_scheduler.LinearWarmupCosineAnnealingLR",
-            "torch.optim.lr_scheduler.MultiStepLR",
-            "torch.optim.sgd.SGD",
-            "torch.optim.adam.Adam",
-            "torch.optim.adamw.AdamW",
-            "solo.utils.lars.LARS",
-        ),
-    ),
+    *map(_placeholder, _NAMES),
 ]
 
 

@@ -18,7 +18,7 @@ import numpy as np
 from solo_ext.errors import CheckpointError, SoloExtError, naming
 from solo_ext.files import read_json, sha256, write_json
 from solo_ext.runs.comparison import flatten
-from solo_ext.runs.evaluations import Result, added, departures, read_results
+from solo_ext.runs.evaluations import Result, departures, read_results
 from solo_ext.runs.layouts import current_config
 from solo_ext.runs.locks import RunLock, held, one_at_a_time
 from solo_ext.runs.metrics import Metrics, is_number
@@ -38,11 +38,8 @@ _PLACE = re.compile(r"-ep=(\d+)(?:-step=(\d+))?\.ckpt$")
 
 @dataclass(frozen=True)
 class RunResult:
-    """What a run left behind in its folder `dir`.
-
-    metrics: the last value of everything logged. seconds, images_per_s: wall-clock time and median training throughput
-    of this process only.
-    """
+    """What a run left behind in its folder `dir`: the last value of everything logged, and, of this process only, the
+    wall-clock time and the median training throughput."""
 
     dir: Path
     checkpoint: Path | None
@@ -149,17 +146,12 @@ class Run:
         """File name -> all results in it, the latest last."""
         return {name: read_results(self.dir / name) for name in EVALUATIONS}
 
-    def standard(
-        self,
-        name: str,
-        wanted: Mapping[str, Any] | None = None,
-        order: Callable[[dict[str, Any]], tuple] = lambda protocol: (),
-    ) -> Result:
+    def standard(self, name: str, wanted: Mapping[str, Any] | None = None, distance: str = "cosine") -> Result:
         """The result in the file `name` that stands for the run: by the standard protocol, on the run's own data, and
         with `wanted` in it; {} if there is none.
 
-        Of several, that of the newest checkpoint; then the first by `order`, which is larger for what is preferred;
-        then by the method's own recipe, with augmentation, and the latest.
+        Of several, that of the newest checkpoint; of those by kNN, of backbone features, by `distance`, with T near
+        0.07; then by the method's own recipe, with augmentation, and the latest.
         """
         facts = flatten([self.config or {}, self.environment])
         own, share = (facts.get(f"0.data.{key}") for key in ("dataset", "val_fraction"))
@@ -175,20 +167,17 @@ class Run:
 
         def rank(result: Result) -> tuple:
             protocol = result["protocol"]
+            T = protocol.get("T")
+            near = -abs(T - 0.07) if is_number(T) else -float("inf")
+            knn = protocol.get("features", "backbone") == "backbone", protocol.get("distance") == distance, near
             place = place_of(Path(str(protocol.get("checkpoint"))))
-            return place, order(protocol), bool(protocol.get("recipe")), bool(protocol.get("augmented"))
+            return place, knn, bool(protocol.get("recipe")), bool(protocol.get("augmented"))
 
         return max((x for x in reversed(self.evaluations[name]) if stands(x["protocol"])), key=rank, default={})
 
     def knn_result(self, k: int, distance: str = "cosine") -> Result:
-        """The standard result for k neighbours, preferably of backbone features, by `distance`, with T near 0.07."""
-
-        def order(protocol: dict[str, Any]) -> tuple[bool, bool, float]:
-            T = protocol.get("T")
-            near = -abs(T - 0.07) if is_number(T) else -float("inf")
-            return protocol.get("features", "backbone") == "backbone", protocol.get("distance") == distance, near
-
-        return self.standard(KNN, {"k": k}, order)
+        """The standard result for k neighbours."""
+        return self.standard(KNN, {"k": k}, distance)
 
     # Checkpoints.
 
@@ -254,17 +243,19 @@ class Run:
         write_json(self.dir / RESULT, asdict(result))
 
     def add_results(self, name: str, results: Sequence[Result], args: Mapping[str, Any] | None = None) -> None:
-        """Adds to the file `name`, one of `EVALUATIONS`, without the loss of a result of another protocol.
+        """Adds to the file `name`, one of `EVALUATIONS`, in the place of results of the very same protocol only.
 
         With `args`, of which args.json is made, the folder may be new. CheckpointError if it cannot be written.
         """
+        protocols = [result["protocol"] for result in results]
         with naming(f"{self.dir} cannot be written", error=CheckpointError):
             if args is not None:
                 self.dir.mkdir(parents=True, exist_ok=True)
             with one_at_a_time(self.dir):
                 if args is not None:
                     write_json(self.dir / ARGS, args)
-                write_json(self.dir / name, {"results": added(read_results(self.dir / name), results)})
+                others = (old for old in read_results(self.dir / name) if old["protocol"] not in protocols)
+                write_json(self.dir / name, {"results": [*others, *results]})
 
 
 def place_of(path: Path) -> tuple[int, float]:
@@ -282,10 +273,8 @@ def saved_at(path: Path) -> float:
 
 
 def find_runs(path: str | Path) -> list[Run]:
-    """The run in the folder `path`, else those below it, by name, without linear classifiers.
-
-    Raises CheckpointError, which names the nearest run, if there are none.
-    """
+    """The run in the folder `path`, else those below it, by name, without linear classifiers; if there are none, a
+    CheckpointError names the nearest."""
     path = Path(path)
     if folders := [folder for folder in _walk(path) if folder == path or folder.parent.name != CLASSIFIERS]:
         return [Run(folder) for folder in folders]

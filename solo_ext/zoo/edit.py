@@ -36,9 +36,7 @@ def add(run: str | Path, zoo: Path, name: str | None = None, licence: str = "MIT
     `run` is a run folder, a checkpoint, or what `export(..., "safetensors")` wrote, evaluated by `knn` or `linear`;
     `name`, of the entry, is by default `<method>-<dataset>-<backbone>`.
 
-    Raises:
-        CheckpointError: nothing to add, no evaluation, a name that is taken, or a zoo that cannot be written.
-            The zoo is then unchanged.
+    Nothing to add, no evaluation, a taken name, a zoo that cannot be written: a CheckpointError, and nothing changes.
     """
     checkpoint = find_checkpoint(run)
     config = Run(checkpoint.parent).config

@@ -1,5 +1,6 @@
 """Trained backbones for other code: `load_backbone`, and `solo_ext_backbone`, which timm knows by this import."""
 
+import io
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,8 +13,9 @@ from solo_ext.data.datasets import CUSTOM, recorded_info
 from solo_ext.data.modules import DEFAULT_CROP
 from solo_ext.data.transforms import Transform, build_eval_transform
 from solo_ext.errors import CheckpointError, ConfigError
-from solo_ext.runs.checkpoints import Checkpoint, foreign_config, open_checkpoint
+from solo_ext.runs.checkpoints import Checkpoint, decode, foreign_config, open_checkpoint
 from solo_ext.runs.encoder import bare_backbone, evaluation_view, load_encoder
+from solo_ext.runs.run import Run
 from solo_ext.text import nearest
 from solo_ext.zoo.store import entries, fetch, fetch_repository
 
@@ -62,7 +64,8 @@ def open_source(source: str | os.PathLike) -> Checkpoint:
     zoo = entries()
     if name not in zoo:
         raise CheckpointError(f"there is no '{name}', neither here nor in the zoo{nearest(name, zoo)}")
-    return open_checkpoint(*fetch(zoo[name]))
+    path, content = fetch(zoo[name])
+    return Checkpoint(path, decode(path, io.BytesIO(content)), Run(path.parent).config)
 
 
 def _build(config: Mapping[str, Any], num_classes: int = 0, in_chans: int = 3, global_pool: str = "avg") -> nn.Module:

@@ -98,31 +98,7 @@ class Report:
     record: dict[str, Any]
 
     def __str__(self) -> str:
-        record, rounding = self.record, self.record["rounding"]
-        counts = [f"{len(record['matched'])} matched"]
-        for word in ("missing", "unexpected"):
-            keys = record[word]
-            examples = f" ({', '.join(keys[:4])}{', ...' if len(keys) > 4 else ''})" if keys else ""
-            counts.append(f"{len(keys)} {word}{examples}")
-        encoder = "teacher" if record["teacher"] else "student"
-        image = record["preprocessing"]
-        lines = [
-            f"{self.folder}: the {encoder} of {record['checkpoint']} as {record['architecture']}",
-            *(f"  {name}  {file['size']:,} bytes  sha256 {file['sha256']}" for name, file in record["files"].items()),
-            f"  tensors: {', '.join(counts)}",
-            f"  features differ by {record['difference']:.1e} of the largest (at most {record['bound']:.0e}) "
-            f"on {record['images']} random images of {record['image_size']} px",
-        ]
-        lines.append(
-            f"  images: RGB, {image['input_size'][1]} px, {image['crop_mode']} (crop_pct {image['crop_pct']:g}), "
-            f"{image['interpolation']}, mean {[*image['mean']]}, std {[*image['std']]}"
-        )
-        if rounding:
-            lines.append(
-                f"  rounding to {record['dtype']} moved them by {rounding['difference']:.1e}, "
-                f"lowest cosine similarity {rounding['cosine']:.6f}"
-            )
-        return "\n".join(lines + [f"  {line}" for line in self.load])
+        return render("report.txt.j2", **{**self.record, "folder": self.folder, "load": self.load})
 
 
 def export(
@@ -132,16 +108,13 @@ def export(
     teacher: bool = False,
     dtype: str | None = None,
 ) -> Report:
-    """Writes the backbone of a run for another library, and proves that it computes the same there.
+    """Writes the backbone of a run for another library, proves that it computes the same there, and reports both.
 
     Args:
         checkpoint: as in `load_backbone`; `teacher`: the momentum encoder instead of the student.
         to: one of `TARGETS`.
         out: the folder to make; default `exports/<name>-<to>`.
         dtype: of the matrices in the files: float32, float16 or bfloat16; default: the target's.
-
-    Returns:
-        The report, which is also in the folder's export.json.
 
     Raises:
         ConfigError: unknown target or type, a network that the target cannot hold, or a folder that exists.
@@ -228,13 +201,12 @@ def _prove(source: Source, product: Product, to: str, bound: float, folder: Path
     generator = torch.Generator().manual_seed(0)
     size = source.transform.size
     batches = [torch.randn(count, 3, size, size, generator=generator) for count in BATCHES]
-    ours = [product.reference(source.backbone, batch) for batch in batches]
-    theirs = [product.network(batch) for batch in batches]
-    for a, b in zip(ours, theirs, strict=True):
-        if a.shape != b.shape:
-            raise source.failure(f"--to {to} gives features {list(b.shape)}, ours are {list(a.shape)}")
+    ours = torch.cat([product.reference(source.backbone, batch) for batch in batches])
+    theirs = torch.cat([product.network(batch) for batch in batches])
+    if ours.shape != theirs.shape:
+        raise source.failure(f"--to {to} gives features {list(theirs.shape)}, ours are {list(ours.shape)}")
     difference = _difference(ours, theirs)
-    if not 0 < max(x.abs().max() for x in ours) < torch.inf:
+    if not 0 < ours.abs().max() < torch.inf:
         raise source.failure("its features of random images are all 0 or not finite")
     if not difference <= bound:  # nor is NaN
         excess = f"{difference:.1e} of the largest, more than {bound:.0e}"
@@ -242,8 +214,8 @@ def _prove(source: Source, product: Product, to: str, bound: float, folder: Path
     rounding = None
     if source.dtype != "float32":
         exact, _ = load_encoder(source.checkpoint, teacher=source.teacher)
-        before, after = ([network(batch) for batch in batches] for network in (exact, source.backbone))
-        cosine = F.cosine_similarity(torch.cat(before).flatten(1), torch.cat(after).flatten(1))
+        before, after = (torch.cat([network(batch) for batch in batches]) for network in (exact, source.backbone))
+        cosine = F.cosine_similarity(before, after)
         rounding = {"difference": _difference(before, after), "cosine": cosine.min().item()}
     return {
         "folder": source.out.name,
@@ -269,7 +241,6 @@ def _prove(source: Source, product: Product, to: str, bound: float, folder: Path
     }
 
 
-def _difference(ours: list[Tensor], theirs: list[Tensor]) -> float:
+def _difference(ours: Tensor, theirs: Tensor) -> float:
     """The largest difference, relative to the largest of ours; NaN if anything is not finite or all of ours are 0."""
-    a, b = (torch.cat([x.flatten().double() for x in features]) for features in (ours, theirs))
-    return ((a - b).abs().max() / a.abs().max()).item()
+    return ((ours.double() - theirs.double()).abs().max() / ours.double().abs().max()).item()

@@ -70,16 +70,14 @@ def export(source: Source, folder: Path) -> Product:
 
 def card(source: Source, image: dict[str, Any], imports: tuple[str, ...]) -> str:
     """README.md: what it is, how it is loaded, what it reached, what it comes from."""
-    run, trains = Run(source.checkpoint.path.parent), source.config.get("method") or source.config.get("finetune")
-    dataset = (source.config.get("data") or {}).get("dataset") if trains else None  # a linear run's is its own
-    method = source.config.get("method") or source.config.get("pretrain_method")
+    run, config = Run(source.checkpoint.path.parent), source.config
+    trains = config.get("method") or config.get("finetune")
+    dataset = (config.get("data") or {}).get("dataset") if trains else None  # a linear run's is its own
     return render(
         "card.md.j2",
         source=source,
+        config=config,
         license=LICENSE,
-        name=source.config["backbone"]["name"],
-        method=method,
-        tuned=bool(source.config.get("finetune")),
         dataset=dataset,
         hub=DATASETS.get(dataset or "", CUSTOM).hub,
         stem=", CIFAR stem" if torchvision.replacements(source.backbone) else "",
