@@ -1,7 +1,6 @@
 """The `data` section of a configuration, and the datasets by name: what is known of each, and how it is read."""
 
 import gzip
-import logging
 import os
 import zlib
 from collections.abc import Callable, Mapping
@@ -26,10 +25,8 @@ from solo_ext.data.images import (
     stratified_rows,
 )
 from solo_ext.errors import ConfigError, DataError, SoloExtError, naming, require
-from solo_ext.files import sha256
+from solo_ext.files import log, sha256
 from solo_ext.schema import Bounds, Config, OneOf, Share
-
-log = logging.getLogger("solo_ext")
 
 # auto: the fastest that works for the images and the device, see `modules.pick_format`
 Format = Literal["auto", "image_folder", "h5", "tensor", "dali"]

@@ -1,7 +1,6 @@
 """From an encoded image to 8-bit RGB, as `data.decode` says."""
 
 import io
-import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -13,9 +12,8 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from solo_ext.errors import reason
+from solo_ext.files import log
 from solo_ext.schema import Config, Positive
-
-log = logging.getLogger("solo_ext")
 
 ORIENTATION, PHOTOMETRIC = 0x112, 262  # tags of EXIF and of TIFF
 

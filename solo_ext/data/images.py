@@ -2,7 +2,6 @@
 
 import codecs
 import hashlib
-import logging
 import os
 import posixpath
 import re
@@ -22,8 +21,7 @@ from torch import Tensor
 
 from solo_ext.data.decode import AS_STORED, DecodeConfig, channels_first, decode
 from solo_ext.errors import DataError, reason
-
-log = logging.getLogger("solo_ext")
+from solo_ext.files import log
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 # folders that file servers and systems put among the images: thumbnails, snapshots, what was deleted

@@ -5,7 +5,6 @@ A view is a pure function of (seed, epoch, index, number of the view): the sampl
 changes an image, and torch's global generator is left alone.
 """
 
-import logging
 import math
 import signal
 import zlib
@@ -27,8 +26,7 @@ from solo_ext.data.render import CHUNK, GPU_CHUNK
 from solo_ext.data.transforms import Transform
 from solo_ext.data.views import uniforms
 from solo_ext.errors import DataError, reason
-
-log = logging.getLogger("solo_ext")
+from solo_ext.files import log
 
 Batch = tuple[Tensor, list[Tensor], Tensor]
 Key = tuple[int, int] | int  # (epoch, index), or an index of epoch 0

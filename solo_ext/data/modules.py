@@ -1,6 +1,5 @@
 """The data of a run as Lightning data modules, which refuse what a user can get wrong, and the formats that read it."""
 
-import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache, cached_property
@@ -20,9 +19,8 @@ from solo_ext.data.images import ArrayImages, FileImages, ImageSet
 from solo_ext.data.loader import EpochSampler, ResidentLoader, Skipped, ViewDataset, ViewLoader, finish_first
 from solo_ext.data.transforms import Transform, build_eval_transform
 from solo_ext.errors import ConfigError, DataError, reason
+from solo_ext.files import log
 from solo_ext.schema import build, fit
-
-log = logging.getLogger("solo_ext")
 
 DEFAULT_CROP = 224  # of sets whose images have no common size
 

@@ -4,7 +4,6 @@ The keys are solo-learn's; each section's dataclass is beside its owner. Nothing
 image, and configured values are never overwritten: what is derived has keys of its own.
 """
 
-import logging
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -22,6 +21,7 @@ from solo_ext.data.datasets import FACTS, LINEAR_REFERENCE, DataConfig, dataset_
 from solo_ext.errors import ConfigError, must_have
 from solo_ext.evaluation.finetune import LinearOptions
 from solo_ext.evaluation.knn import Distance
+from solo_ext.files import log
 from solo_ext.methods import METHODS, Method
 from solo_ext.methods.base import MethodConfig, PerformanceConfig
 from solo_ext.networks import BackboneConfig
@@ -36,8 +36,6 @@ from solo_ext.training.callbacks.collapse import Action
 from solo_ext.training.compose import compose, key_of, overlay, refuse_resolvers, sentence
 from solo_ext.training.trainer_config import NO_LOOP, OWN, TensorboardConfig, TrainerConfig, WandbConfig
 from solo_ext.training.unread import ONE_PROCESS, UNREAD, reset, without_derived
-
-log = logging.getLogger("solo_ext")
 
 EVALUATION_DATA = (  # what an evaluation takes over from the run
     *("dataset", "train_path", "val_path", "val_fraction"),

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import logging
 import re
 import time
 from pathlib import Path
@@ -16,6 +15,7 @@ from solo_ext.errors import CheckpointError, ConfigError
 from solo_ext.evaluation.features import features_of_sets
 from solo_ext.evaluation.knn import knn_accuracy
 from solo_ext.evaluation.linear import LinearModel, fit_cached_linear
+from solo_ext.files import log
 from solo_ext.methods import backbone_of
 from solo_ext.networks import BackboneConfig
 from solo_ext.networks.backbones import check_sizes
@@ -29,8 +29,6 @@ from solo_ext.schema import build, plain
 from solo_ext.training.config import KNNRunConfig, LinearConfig, RunConfig, recipe_taken
 from solo_ext.training.start import begin, is_first, runs_folder
 from solo_ext.training.trainer import explained, fit, prepare, print_result
-
-log = logging.getLogger("solo_ext")
 
 KNN_BATCH = 256  # images per forward pass; it does not change a result
 

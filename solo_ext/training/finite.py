@@ -1,6 +1,5 @@
 """Bad numbers: no loss or gradient that is NaN or infinite touches a weight."""
 
-import logging
 from typing import Any
 
 import lightning.pytorch as pl
@@ -9,9 +8,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from solo_ext.errors import NonFiniteError
+from solo_ext.files import log
 from solo_ext.training.callbacks import is_logging_step
-
-log = logging.getLogger("solo_ext")
 
 
 @torch.no_grad()

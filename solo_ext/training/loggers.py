@@ -1,7 +1,6 @@
 """Where metrics go: to `metrics.csv`, to wandb and TensorBoard if the YAML says so, and to a line on the terminal."""
 
 import contextlib
-import logging
 import os
 import sys
 import time
@@ -17,7 +16,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from rich.progress import BarColumn, Progress, TaskProgressColumn
 
 from solo_ext.errors import reason
-from solo_ext.files import sync
+from solo_ext.files import log, sync
 from solo_ext.runs.checkpoints import Checkpoint
 from solo_ext.runs.metrics import read_table, write_table
 from solo_ext.runs.run import METRICS
@@ -26,8 +25,6 @@ from solo_ext.training.config import TrainingConfig
 from solo_ext.training.metrics import metric_of, metrics
 from solo_ext.training.start import is_first
 from solo_ext.training.trainer_config import WandbConfig
-
-log = logging.getLogger("solo_ext")
 
 
 class CSVMetrics(Logger):

@@ -1,6 +1,5 @@
 """Going on exactly where a checkpoint was saved."""
 
-import logging
 import random
 from typing import Any
 
@@ -11,10 +10,9 @@ from lightning.pytorch.core.optimizer import _init_optimizers_and_lr_schedulers
 from lightning.pytorch.loggers import WandbLogger
 
 from solo_ext.data.loader import derive_seed
+from solo_ext.files import log
 from solo_ext.optim.schedules import ClosedFormLR
 from solo_ext.training.loggers import CSVMetrics
-
-log = logging.getLogger("solo_ext")
 
 
 def place_in(loops: dict[str, Any]) -> tuple[int, int | None, bool]:

@@ -6,13 +6,13 @@ Lightning is imported only where it is needed: the first line comes before anyth
 import contextlib
 import ctypes
 import json
-import logging
 import os
 import signal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from solo_ext.errors import CheckpointError, ConfigError, naming
+from solo_ext.files import log
 from solo_ext.runs.checkpoints import Checkpoint, find_resumable, find_unsaved, foreign_config, open_checkpoint
 from solo_ext.runs.comparison import differences, flatten
 from solo_ext.runs.encoder import is_neutral, network_of
@@ -24,8 +24,6 @@ from solo_ext.training.trainer_config import TrainerConfig
 if TYPE_CHECKING:
     import lightning.pytorch as pl
     from lightning.fabric.plugins.environments import ClusterEnvironment
-
-log = logging.getLogger("solo_ext")
 
 # what a run that is continued cannot change: its network, and the parts of its optimizer's state
 NETWORK = ("method", "backbone.name", "encoder")

@@ -21,6 +21,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from solo_ext.data.modules import ImageData
 from solo_ext.errors import CheckpointError, ConfigError, DataError, FailedRun, SoloExtError, naming, reason
+from solo_ext.files import log
 from solo_ext.runs.checkpoints import Checkpoint
 from solo_ext.runs.encoder import explain_mismatch
 from solo_ext.runs.environment import environment
@@ -34,8 +35,6 @@ from solo_ext.training.resume import ExactResume, place_in
 from solo_ext.training.safety import Checkpointer, CheckpointIO, Stopped
 from solo_ext.training.start import Start, agree, cluster_environment, is_first, runs_folder
 from solo_ext.training.trainer_config import TrainerConfig
-
-log = logging.getLogger("solo_ext")
 
 _CONTENT = {"images": "images", "classes": "classes", "fingerprint": "names and labels"}
 _CONTENT |= {"sizes": "file sizes", "bytes": "file contents"}

@@ -1,6 +1,5 @@
 """Lightning's Trainer arguments, which a YAML has at its top level, and its loggers', checked without Lightning."""
 
-import logging
 import math
 import pkgutil
 import re
@@ -12,10 +11,9 @@ from typing import Annotated, Literal
 import torch
 
 from solo_ext.errors import ConfigError, must_have, naming, require
+from solo_ext.files import log
 from solo_ext.losses.precision import check_precision
 from solo_ext.schema import Bounds, Config, Count, Positive, Share
-
-log = logging.getLogger("solo_ext")
 
 OWN = {  # arguments that follow from other keys
     "logger": "use wandb.enabled",

@@ -1,11 +1,11 @@
 """Keys that a run takes and does not read are named, so that nobody waits for their effect."""
 
 import dataclasses
-import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from solo_ext.data.datasets import BUNDLED
+from solo_ext.files import log
 from solo_ext.methods import METHODS
 from solo_ext.networks.backbones import VITS
 from solo_ext.runs.checkpoints import CheckpointConfig
@@ -13,8 +13,6 @@ from solo_ext.runs.comparison import flatten
 from solo_ext.schema import Config
 from solo_ext.training.compose import key_of, parse
 from solo_ext.training.trainer_config import TrainerConfig
-
-log = logging.getLogger("solo_ext")
 
 PLACE = ("accelerator", "devices", "num_nodes", "precision")
 NO_TRAINER = tuple(key for key in TrainerConfig.__dataclass_fields__ if key not in (*PLACE, "max_epochs"))

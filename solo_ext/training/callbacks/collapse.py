@@ -1,16 +1,14 @@
 """Collapse: outputs that hardly tell images apart any more, told while the run can still be stopped."""
 
-import logging
 from typing import TYPE_CHECKING, Any, Literal
 
 from solo_ext.errors import CollapseError
+from solo_ext.files import log
 from solo_ext.methods.step import Rank
 from solo_ext.training.callbacks import MonitorCallback
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
-
-log = logging.getLogger("solo_ext")
 
 Action = Literal["warn", "stop", "off"]
 LEAST_RANK = 1.3  # mean of an epoch; tests/faults/test_collapsing.py holds that runs that learn stay above it
