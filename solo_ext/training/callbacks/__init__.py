@@ -9,9 +9,9 @@ from solo_ext.schema import Config
 from solo_ext.text import Metric
 
 if TYPE_CHECKING:
-    from lightning.pytorch import Callback
+    from lightning.pytorch import Callback, LightningModule, Trainer
 else:
-    Callback = object  # until a monitor is built: Lightning takes seconds to import
+    Callback = LightningModule = Trainer = object  # until a monitor is built: Lightning takes seconds to import
 
 MONITORS: dict[str, type["MonitorCallback"]] = {}
 

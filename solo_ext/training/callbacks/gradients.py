@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,10 +11,7 @@ from solo_ext.errors import ConfigError
 from solo_ext.methods import Method
 from solo_ext.schema import Config, Count
 from solo_ext.text import Metric
-from solo_ext.training.callbacks import MonitorCallback, is_logging_step
-
-if TYPE_CHECKING:
-    from lightning.pytorch import LightningModule, Trainer
+from solo_ext.training.callbacks import LightningModule, MonitorCallback, Trainer, is_logging_step
 
 
 @dataclass
@@ -46,7 +43,7 @@ class GradientMonitor(MonitorCallback):
         self.pending: dict[int, dict[str, Tensor]] = {}  # step -> norms, to be logged
         self.hooks: list[Any] = []
 
-    def on_train_start(self, trainer: "Trainer", module: "LightningModule") -> None:
+    def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         method: Any = module
         if not isinstance(module, Method):
             raise ConfigError(f"gradients.enabled: {type(module).__name__} is not one of our methods and has no stages")
@@ -55,7 +52,7 @@ class GradientMonitor(MonitorCallback):
         self.modules = {stage.name: method.get_submodule(stage.output) for stage in stages} | heads
         self.hooks = [m.register_forward_hook(partial(self._watch, name)) for name, m in self.modules.items()]
 
-    def on_train_batch_start(self, trainer: "Trainer", module: "LightningModule", batch: Any, i: int) -> None:
+    def on_train_batch_start(self, trainer: Trainer, module: LightningModule, batch: Any, i: int) -> None:
         due = trainer.global_step % self.every == 0 and i % trainer.accumulate_grad_batches == 0
         self.waiting, self.norms = set(self.modules if due else ()), {}
 
@@ -64,7 +61,7 @@ class GradientMonitor(MonitorCallback):
             self.waiting.remove(name)
             output.register_hook(lambda gradient: self.norms.update({name: gradient.detach().abs().amax()}))
 
-    def on_after_backward(self, trainer: "Trainer", module: "LightningModule") -> None:
+    def on_after_backward(self, trainer: Trainer, module: LightningModule) -> None:
         if self.norms:
             scaler = getattr(trainer.precision_plugin, "scaler", None)
             one = torch.ones((), device=module.device)
@@ -72,7 +69,7 @@ class GradientMonitor(MonitorCallback):
             norms = {name: self.norms[name] / scale for name in self.modules if name in self.norms}
             self.pending[trainer.global_step] = norms
 
-    def on_train_batch_end(self, trainer: "Trainer", module: "LightningModule", out: Any, batch: Any, i: int) -> None:
+    def on_train_batch_end(self, trainer: Trainer, module: LightningModule, out: Any, batch: Any, i: int) -> None:
         if is_logging_step(trainer):
             self.flush(trainer, module)
 
@@ -84,7 +81,7 @@ class GradientMonitor(MonitorCallback):
                 logger.log_metrics(row, step=step)
         self.pending = {}
 
-    def teardown(self, trainer: "Trainer", module: "LightningModule", stage: str) -> None:
+    def teardown(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
         for hook in self.hooks:
             hook.remove()
         self.hooks = []

@@ -2,15 +2,12 @@
 
 from collections.abc import Callable, Iterable
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from solo_ext.evaluation.features import features_of_sets
 from solo_ext.evaluation.knn import KNNConfig, knn_accuracy
 from solo_ext.text import Metric
-from solo_ext.training.callbacks import MonitorCallback
-
-if TYPE_CHECKING:
-    from lightning.pytorch import LightningModule, Trainer
+from solo_ext.training.callbacks import LightningModule, MonitorCallback, Trainer
 
 
 class OnlineKNN(MonitorCallback):
@@ -35,14 +32,14 @@ class OnlineKNN(MonitorCallback):
     def __init__(self, loaders: Callable[[], tuple[Iterable, Iterable]], cfg: KNNConfig, channels_last: bool = True):
         self.loaders, self.cfg, self.channels_last = cache(loaders), cfg, channels_last
 
-    def on_validation_epoch_end(self, trainer: "Trainer", module: "LightningModule") -> None:
+    def on_validation_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
         epoch = trainer.current_epoch + 1
         if trainer.sanity_checking or (epoch % self.cfg.every and epoch != trainer.max_epochs):
             return
         scores = self._scores(trainer, module) if trainer.is_global_zero else {}
         module.log_dict(trainer.strategy.broadcast(scores), sync_dist=True)
 
-    def _scores(self, trainer: "Trainer", module: "LightningModule") -> dict[str, float]:
+    def _scores(self, trainer: Trainer, module: LightningModule) -> dict[str, float]:
         backbone = module.get_submodule("backbone")
         sets = features_of_sets(backbone, self.loaders(), module.device, trainer.precision, self.channels_last)
         results = knn_accuracy(*sets, [*{1, self.cfg.k}], self.cfg.distance_func)
