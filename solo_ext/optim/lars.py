@@ -20,10 +20,9 @@ class LARS(Optimizer):
         g    := trust (g + weight_decay w)
 
     If either norm is zero, g stays as it is, without decay; with `exclude_bias_n_norm`, so does that of a 1-D tensor.
-    Then momentum, dampening and nesterov as in `torch.optim.SGD`.
-
-    A step never waits for the device and leaves the gradients unchanged; parameters without one are skipped. The state
-    (`momentum_buffer`) is solo-learn's. An option that is negative or not finite raises ConfigError.
+    Then momentum, dampening and nesterov as in `torch.optim.SGD`. A step never waits for the device, and leaves the
+    gradients as they are. The state (`momentum_buffer`) is solo-learn's. Raises ConfigError for an option that is
+    negative or not finite.
     """
 
     def __init__(
@@ -39,17 +38,9 @@ class LARS(Optimizer):
         clip_lr: bool = False,
         exclude_bias_n_norm: bool = False,
     ):
-        defaults = {
-            "lr": lr,
-            "momentum": momentum,
-            "dampening": dampening,
-            "weight_decay": weight_decay,
-            "nesterov": nesterov,
-            "eta": eta,
-            "eps": eps,
-            "clip_lr": clip_lr,
-            "exclude_bias_n_norm": exclude_bias_n_norm,
-        }
+        as_in_sgd = {"momentum": momentum, "dampening": dampening, "weight_decay": weight_decay, "nesterov": nesterov}
+        own = {"eta": eta, "eps": eps, "clip_lr": clip_lr, "exclude_bias_n_norm": exclude_bias_n_norm}
+        defaults = {"lr": lr, **as_in_sgd, **own}
         _check(defaults)
         super().__init__(params, defaults)
 
@@ -97,7 +88,7 @@ def _check(options: dict[str, Any]) -> None:
 
 def _adapted_gradients(params: list[Tensor], group: dict) -> list[Tensor]:
     """The gradients, scaled and decayed by the group's rules: new tensors, or the gradients themselves."""
-    out = [p.grad for p in params if p.grad is not None]  # all of them: `step` leaves out the others
+    out = [p.grad for p in params if p.grad is not None]  # all of them
     adapted = [i for i, p in enumerate(params) if p.ndim != 1 or not group["exclude_bias_n_norm"]]
     if not adapted:
         return out

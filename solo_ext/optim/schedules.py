@@ -10,12 +10,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 
 def warmup_cosine_lr(
-    step: float,
-    base: float,
-    warmup_steps: float,
-    total_steps: float,
-    start_lr: float = 0.0,
-    min_lr: float = 0.0,
+    step: float, base: float, warmup_steps: float, total_steps: float, start_lr: float = 0.0, min_lr: float = 0.0
 ) -> float:
     """Linear from `start_lr` at step 0 to `base`, then half a cosine to `min_lr` at `total_steps` and after it.
 

@@ -31,7 +31,9 @@ from solo_ext.training.start import begin, is_first, runs_folder
 from solo_ext.training.trainer import explained, fit, prepare, print_result
 
 KNN_BATCH = 256  # images per forward pass; it does not change a result
-
+# the run folder that gets the results, and the args.json that goes with them into another than the encoder's; None
+# where there is no run folder, and they are only printed
+Place = tuple[Run, dict[str, Any] | None] | None
 
 # no part of a protocol: places, what is shown, and what `protocol_of` has more exactly
 LEFT_OUT = (
@@ -44,9 +46,8 @@ LEFT_OUT = (
 def linear(cfg: LinearConfig, results: Path | None = None, encoder: Checkpoint | None = None) -> RunResult:
     """Trains a linear classifier on the frozen encoder `cfg.pretrained_feature_extractor`, in solo-learn's protocol.
 
-    `untrained` takes a freshly initialised encoder of `cfg.seed` instead: the one that a pre-training of that seed
-    starts from. The result's `metrics` have val_acc1 and val_acc5, which linear.json gets beside those of other
-    protocols.
+    `untrained` takes the encoder that a pre-training of `cfg.seed` starts from instead. The result's `metrics` have
+    val_acc1 and val_acc5, which linear.json gets beside those of other protocols.
 
     Args:
         results: the folder that gets linear.json and the encoder's args.json; default: the encoder's own.
@@ -55,8 +56,8 @@ def linear(cfg: LinearConfig, results: Path | None = None, encoder: Checkpoint |
     cached, base = cfg.cache_features, runs_folder(cfg) / CLASSIFIERS
     data = ClassificationData(cfg.data, cfg.optimizer.batch_size, cfg.seed, augment=not cached)
     cfg = prepare(cfg, data)
-    backbone, source, about = _encoder(cfg, encoder, data)
-    place, cfg.recipe = _place(cfg, source, results), recipe_taken(cfg)
+    backbone, about, place = _encoder(cfg, encoder, data, results)
+    cfg.recipe = recipe_taken(cfg)
     if cached:
         result = _fit_cached(cfg, backbone, data, Run.new(base))
     else:
@@ -79,30 +80,28 @@ def knn(cfg: KNNRunConfig, results: Path | None = None, encoder: Checkpoint | No
     """
     data = ClassificationData(cfg.data, KNN_BATCH, cfg.seed, augment=False)
     cfg = prepare(cfg, data)
-    backbone, source, about = _encoder(cfg, encoder, data)
-    place = _place(cfg, source, results)
+    backbone, about, place = _encoder(cfg, encoder, data, results)
     features = _features(cfg, backbone, data)
     options, rows, recorded = cfg.knn_eval, [], []
     about = protocol_of(cfg, data) | about
     for distance in dict.fromkeys(options.distance_func):
         for temperature in dict.fromkeys(options.T) if distance == "cosine" else [None]:
+            votes = "" if temperature is None else f"  T {temperature}"
             found = knn_accuracy(*features, k=options.k, distance=distance, temperature=temperature or 0.07)
             for k, scores in found.items():
                 vote = {"features": "backbone", "distance": distance, "k": k, "T": temperature}
                 rows.append({**vote, **scores})
                 recorded.append({"protocol": about | vote, **scores})
-    for row in rows:
-        votes = "" if row["T"] is None else f"  T {row['T']}"
-        print(f"{row['distance']:9}  k {row['k']:<4}{votes}  acc@1 {row['acc1']:.2f}  acc@5 {row['acc5']:.2f}")
+                print(f"{distance:9}  k {k:<4}{votes}  acc@1 {scores['acc1']:.2f}  acc@5 {scores['acc5']:.2f}")
     if place and is_first():
         _record(KNN, recorded, *place)
     return rows
 
 
 def _encoder(
-    cfg: LinearConfig | KNNRunConfig, opened: Checkpoint | None, data: ClassificationData
-) -> tuple[nn.Module, Checkpoint | None, dict[str, Any]]:
-    """The frozen encoder to evaluate, its checkpoint (None if it is untrained), and what a protocol says of it."""
+    cfg: LinearConfig | KNNRunConfig, opened: Checkpoint | None, data: ClassificationData, results: Path | None
+) -> tuple[nn.Module, dict[str, Any], Place]:
+    """The frozen encoder to evaluate, what a protocol says of it, and where the results go."""
     if cfg.untrained:
         if cfg.backbone is None:
             raise ConfigError("backbone is missing: which network untrained=true is about")
@@ -114,14 +113,14 @@ def _encoder(
     assert cfg.backbone is not None  # or the checkpoint would not have been read
     check_sizes(backbone, cfg.backbone.name, data.eval_view[:1], built=True)
     cfg.encoder = weights_sum(backbone)
-    return backbone, source, about
+    return backbone, about, _place(cfg, source, results)
 
 
 def _trained(
     cfg: LinearConfig | KNNRunConfig, opened: Checkpoint | None, data: ClassificationData
 ) -> tuple[nn.Module, Checkpoint, dict[str, Any]]:
-    """The encoder of a checkpoint, whose network `cfg` takes over. Says where `data` shows it images otherwise than it
-    was trained on."""
+    """The encoder of a checkpoint, whose network `cfg` takes over. Warns where it was trained on images shown otherwise
+    than by `data`."""
     if not cfg.pretrained_feature_extractor:
         raise ConfigError("pretrained_feature_extractor is missing (a run folder or checkpoint; or set untrained=true)")
     if opened is None or str(opened.path) != cfg.pretrained_feature_extractor:
@@ -131,11 +130,10 @@ def _trained(
     cfg.branch = "teacher" if cfg.teacher else branch_of(opened.config)
     if opened.config and opened.config.get("backbone"):  # else cfg has said it
         network = network_of(opened.config, plain(cfg.backbone))
-        if cfg.pretrain_method not in (None, network["pretrain_method"]):
-            log.warning(
-                "pretrain_method is %s, but the encoder's is %s", cfg.pretrain_method, network["pretrain_method"]
-            )
-        cfg.backbone, cfg.pretrain_method = build(BackboneConfig, network["backbone"]), network["pretrain_method"]
+        method = network["pretrain_method"]
+        if cfg.pretrain_method not in (None, method):
+            log.warning("pretrain_method is %s, but the encoder's is %s", cfg.pretrain_method, method)
+        cfg.backbone, cfg.pretrain_method = build(BackboneConfig, network["backbone"]), method
     here, trained = _view(data), evaluation_view(opened.config or {})
     if other := [f"{key} {value}, not {here[key]}" for key, value in trained.items() if value != here[key]]:
         log.warning("data.augmentations: the encoder was trained with %s", "; ".join(other))
@@ -191,13 +189,8 @@ def untrained_folder(cfg: Any) -> Path:
     return runs_folder(cfg) / UNTRAINED / name
 
 
-def _place(
-    cfg: LinearConfig | KNNRunConfig, source: Checkpoint | None, results: Path | None
-) -> tuple[Run, dict[str, Any] | None] | None:
-    """The run folder that gets the results, and the args.json that goes with them into another than the encoder's.
-
-    None where there is no run folder: the results are only printed. ConfigError for the folder of another run.
-    """
+def _place(cfg: LinearConfig | KNNRunConfig, source: Checkpoint | None, results: Path | None) -> Place:
+    """Where the results go; ConfigError for the folder of another run."""
     encoder = Run(source.path.parent) if source else None
     if encoder and (results is None or results.resolve() == encoder.dir.resolve()):
         return (encoder, None) if encoder.config else None
