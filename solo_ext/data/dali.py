@@ -1,8 +1,8 @@
 """Format `dali`: NVIDIA DALI decodes, crops and resizes, on a GPU or in threads of the CPU.
 
 DALI receives the bytes of a batch and the boxes to cut out, and keeps no state: order, sharding, resume and random
-numbers are those of the other formats, and `render` makes the colours. DALI's colour operators rotate hues about the
-gray axis, on photographs 4.6 of 255 levels away from Pillow's hue (0.1), which changes 5.5; on a CPU they take longer.
+numbers are those of the other formats, and `render` makes the colours, since DALI rotates hues about the gray axis, on
+photographs 4.6 of 255 levels away from Pillow's hue (0.1), which changes 5.5.
 """
 
 # mypy: disable-error-code="attr-defined, arg-type"
@@ -149,11 +149,8 @@ class DaliLoader(ViewLoader):
 
 
 def frame(transform: Transform, u: np.ndarray, widths: np.ndarray, heights: np.ndarray) -> np.ndarray:
-    """What DALI needs to know about B views: int32 [B, 4].
-
-    The box to cut out: left, top, width, height. Or, if the transform has `shorter`: left and top of the view in the
-    resized image, and that image's width and height (torchvision's Resize and CenterCrop).
-    """
+    """What DALI needs to know about B views, int32 [B, 4]: left, top, width and height of the box to cut out; if the
+    transform has `shorter`, left and top of the view in the resized image, and that image's width and height."""
     if transform.shorter is None:
         return transform.boxes(widths, heights, u).astype(np.int32)
     sizes = np.stack([widths, heights], axis=1)

@@ -99,10 +99,9 @@ class DataConfig(Config, section="data"):
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in ("train_path", "val_path"):
-            self.require(getattr(self, name) != "", name, "a path or null")
-        self.train_path, self.val_path = (
-            path and os.path.expanduser(path) for path in (self.train_path, self.val_path)
-        )
+            path = getattr(self, name)
+            self.require(path != "", name, "a path or null")
+            setattr(self, name, path and os.path.expanduser(path))
         share = 0 < self.fraction < 1
         self.require(share or self.fraction == -1, "fraction", "between 0 and 1, or -1 for the whole set")
         self.require(self.val_fraction < 1, "val_fraction", "below 1")
@@ -149,9 +148,8 @@ def read_images(path: str | os.PathLike, key: str, labels: bool = True, only: tu
 def load_dataset(data: DataConfig, split: str) -> ImageSet:
     """Images and labels of a split: `pretrain`, `train` (labelled; differs for stl10) or `test`.
 
-    Downloads what is missing if the dataset has a download and `data.download` is true. With `data.val_fraction`, the
-    split `test` is a part of the training images, which the others lack. `data.fraction` applies to all splits but
-    `test`. Raises `DataError` with the path of what is missing or damaged.
+    Downloads what is missing if it can and may. With `data.val_fraction`, `test` is a part of the training images,
+    which the others lack; `data.fraction` applies to all but `test`. Raises `DataError` for what is missing or damaged.
     """
     held_out = data.val_fraction > 0
     images = DATASETS[data.dataset].load(data, "train" if held_out and split == "test" else split)
@@ -193,8 +191,8 @@ def _load_mini(data: DataConfig, split: str) -> ImageSet:
 
 def _load_fashion_mnist(data: DataConfig, split: str) -> ImageSet:
     """The idx files, gzipped or not, in the folder itself or where torchvision's FashionMNIST puts them."""
-    root, name = _root(data, split)[0], "test" if split == "test" else "train"
-    prefix = "t10k" if split == "test" else "train"
+    root, _ = _root(data, split)
+    name, prefix, count = ("test", "t10k", 10_000) if split == "test" else ("train", "train", 60_000)
 
     def find(kind: str) -> Path:
         folders = (root, root / "FashionMNIST" / "raw")
@@ -206,7 +204,7 @@ def _load_fashion_mnist(data: DataConfig, split: str) -> ImageSet:
     pixels, labels = read_idx(find("images-idx3")), read_idx(find("labels-idx1"))
     with np.load(MINI, allow_pickle=False) as known:  # drawn from it; MNIST and others have files of the same names
         images, classes, rows = (known[f"{name}_{part}"] for part in ("images", "labels", "rows"))
-        whole = pixels.shape == (10_000 if split == "test" else 60_000, 28, 28) and labels.shape == pixels.shape[:1]
+        whole = pixels.shape == (count, 28, 28) and labels.shape == (count,)
         if not (whole and np.array_equal(pixels[rows], images) and np.array_equal(labels[rows], classes)):
             raise DataError(f"{find('images-idx3')}: not Fashion-MNIST with its labels (shape {pixels.shape})")
     return ImageSet(ArrayImages(pixels), labels.astype(np.int64))
@@ -237,8 +235,8 @@ def _load_stl10(data: DataConfig, split: str) -> ImageSet:
 
 def _load_folder(data: DataConfig, split: str, only: tuple[str, ...] = (), advice: str = "") -> ImageSet:
     """`only`: the dataset's classes; `advice`: what to do about a folder with more."""
-    key = "data.val_path" if split == "test" else "data.train_path"
-    path = data.val_path if split == "test" else data.train_path
+    name = "val_path" if split == "test" else "train_path"
+    key, path = f"data.{name}", getattr(data, name)
     if path is None:
         raise DataError(f"{key}: missing, but dataset '{data.dataset}' is read from the folder named there")
     images, expected = read_images(path, key, not data.no_labels, only), DATASETS[data.dataset].num_classes

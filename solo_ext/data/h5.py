@@ -51,8 +51,8 @@ def read_h5(path: str | os.PathLike, key: str, labels: bool = True, only: Sequen
     """The images of an HDF5 file that `write_h5` or solo-learn's converter made; `key` is the configuration's.
 
     The groups are the classes, in sorted order; without groups, or with `labels` false, the images are unlabelled.
-    If the file has more classes than `only`, the others are left out, as solo-learn does for ImageNet-100. Raises
-    `DataError` for a file that is not HDF5, is cut short or lacks classes.
+    Classes that are not in `only` are left out if there are more. Raises `DataError` for a file that is not HDF5, is
+    cut short or lacks classes.
     """
     path = Path(path)
     with reading(key), open(path, "rb") as start:
@@ -86,10 +86,10 @@ def read_h5(path: str | os.PathLike, key: str, labels: bool = True, only: Sequen
 def write_h5(
     source: str | os.PathLike, destination: str | os.PathLike, progress: Callable[[Sequence[int]], Iterable[int]] = iter
 ) -> ImageSet:
-    """Copies the image files of the folder `source`, byte by byte, into the new HDF5 file `destination`.
+    """Copies the image files of the folder `source` into the new HDF5 file `destination`, whole or not at all.
 
-    It appears when it is complete, or not at all. `progress` wraps the iteration over the images' numbers. Raises
-    `DataError` if `destination` exists or cannot be written, or a file is not an image.
+    `progress` wraps the iteration over the images' numbers. Raises `DataError` if `destination` exists or cannot be
+    written, or a file is not an image.
     """
     destination = Path(destination)
     if destination.exists():
@@ -122,8 +122,7 @@ def _open(path: Path) -> h5py.File:
 
 
 _shared = cache(_open)  # by all readers of this process
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_shared.cache_clear)  # a handle must not be shared with the parent
+os.register_at_fork(after_in_child=_shared.cache_clear)  # a handle must not be shared with the parent
 
 
 def _names(file: h5py.File, key: str) -> list[bytes]:

@@ -52,9 +52,9 @@ def make_loader(data: DataConfig, views: ViewDataset, device: torch.device, **ba
         from solo_ext.data.dali import DaliLoader
 
         return DaliLoader(views, device, threads=max(1, data.num_workers), **batching)
-    workers: dict[str, Any] = {"num_workers": data.num_workers, "persistent_workers": data.num_workers > 0}
-    workers["worker_init_fn"] = finish_first
-    return ViewLoader(views, device, pin_memory=device.type == "cuda", **workers, **batching)
+    count = data.num_workers
+    batching |= {"num_workers": count, "persistent_workers": count > 0, "worker_init_fn": finish_first}
+    return ViewLoader(views, device, pin_memory=device.type == "cuda", **batching)
 
 
 @cache
@@ -98,10 +98,9 @@ class ImageData(pl.LightningDataModule):
         # the folder may lack some of the training set's classes, but takes over their numbers
         unknown = sorted({*images.classes} - {*classes})
         if unknown or not images.classes:
-            what = f"class folder '{unknown[0]}', unlike" if unknown else "no class folders, unlike"
-            raise DataError(
-                f"data.val_path: '{self.data.val_path}' has {what} data.train_path '{self.data.train_path}'"
-            )
+            what = f"class folder '{unknown[0]}'" if unknown else "no class folders"
+            there = f"'{self.data.val_path}' has {what}, unlike data.train_path '{self.data.train_path}'"
+            raise DataError(f"data.val_path: {there}")
         numbers = np.array([classes.index(name) for name in images.classes])
         return replace(images, targets=numbers[images.targets], classes=classes)
 
@@ -125,17 +124,13 @@ class ImageData(pl.LightningDataModule):
         world_size = world_size or self._shard()[0]
         _ = self.format
         size, share = len(self.train_set), len(self.train_set) // world_size
+        there = f"are more than the {size} training images of '{self.data.dataset}'"
         if not share:
-            raise ConfigError(
-                f"devices: {world_size} devices are more than the {size} training images of '{self.data.dataset}'; "
-                f"use at most {size}"
-            )
+            raise ConfigError(f"devices: {world_size} devices {there}; use at most {size}")
         if self.augment and self.batch_size > share:
             devices = f"each of {world_size} devices" if world_size > 1 else "1 device"
-            raise ConfigError(
-                f"optimizer.batch_size: {self.batch_size} images on {devices} are more than the {size} "
-                f"training images of '{self.data.dataset}' allow; use at most {share}"
-            )
+            images = f"{self.batch_size} images on {devices}"
+            raise ConfigError(f"optimizer.batch_size: {images} {there} allow; use at most {share}")
         if self.val_set is None and self.data.val_path and not self.trainer:  # once
             log.warning(
                 "data.val_path and knn_eval: unused, since the training images have no labels; afterwards, solo-ext "
@@ -205,10 +200,8 @@ class PretrainData(ImageData):
                         f"augmentations.0 has {other}; views of one image are normalised alike"
                     )
             if (side := info.image_size) and aug.crop_size > side:
-                raise ConfigError(
-                    f"augmentations.{i}.crop_size: {aug.crop_size} px, but the images of '{self.data.dataset}' have "
-                    f"{side}; use at most {side}"
-                )
+                there = f"the images of '{self.data.dataset}' have {side}; use at most {side}"
+                raise ConfigError(f"augmentations.{i}.crop_size: {aug.crop_size} px, but {there}")
 
     def train_dataloader(self) -> ViewLoader:
         info = dataset_info(self.data)
@@ -222,11 +215,8 @@ class PretrainData(ImageData):
 
 
 class ClassificationData(ImageData):
-    """Labelled images for linear evaluation and kNN.
-
-    With `augment`, training images are cropped, flipped and shuffled; without, they come un-augmented, all and in
-    order, so that features can be extracted once.
-    """
+    """Labelled images for linear evaluation and kNN. With `augment`, training images are cropped, flipped and shuffled;
+    without, they come un-augmented, all and in order."""
 
     train_split = "train"
 
@@ -241,10 +231,8 @@ class ClassificationData(ImageData):
     def check(self, world_size: int | None = None) -> None:
         super().check(world_size)
         if not self.num_classes:
-            raise DataError(
-                f"data.dataset: '{self.data.dataset}' has no labels here (data.train_path "
-                f"'{self.data.train_path}'), but a classifier needs them"
-            )
+            here = f"'{self.data.dataset}' has no labels here (data.train_path '{self.data.train_path}')"
+            raise DataError(f"data.dataset: {here}, but a classifier needs them")
         if self.val_set is None:
             raise DataError("data.val_path: missing, but a classifier is tested on the images there")
 

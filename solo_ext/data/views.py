@@ -1,6 +1,5 @@
-"""What is drawn for a view: plain numbers, the same for every data format.
+"""What is drawn for a view: plain numbers, a function of (seed, epoch, sample, place of the view, place of the number).
 
-The uniform numbers behind a view are a function of (seed, epoch, sample, place of the view, place of the number).
 Nothing has to be restored on a resume, and neither workers, shards nor the format change what is drawn.
 """
 
@@ -68,8 +67,7 @@ def draw_views(aug: AugmentationConfig, u: np.ndarray) -> Views:
 def draw_boxes(rrc: RandomResizedCropConfig, widths: np.ndarray, heights: np.ndarray, u: np.ndarray) -> np.ndarray:
     """Crops of B images from numbers of U[0, 1), [B, DRAWS]: int64 [B, 4], left, top, width, height in pixels.
 
-    torchvision's RandomResizedCrop.get_params: area uniform, aspect ratio log-uniform, up to ten tries; else the
-    largest centred box whose ratio is allowed.
+    As torchvision's RandomResizedCrop.get_params: up to ten tries, else the largest centred box of an allowed ratio.
     """
     widths, heights = (np.asarray(n, np.int64) for n in (widths, heights))
     area = _between(rrc.crop_min_scale, rrc.crop_max_scale, u[:, 14::2])

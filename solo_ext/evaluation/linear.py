@@ -19,8 +19,7 @@ class LinearModel(pl.LightningModule):
 
     The frozen backbone, [B, 3, H, W] -> [B, D] with `num_features` = D, has no gradients and stays in eval mode. Logs
     train_loss, train_acc1 and train_acc5 (not under mixup), val_loss, val_acc1, val_acc5; accuracies in percent.
-    Deviation from solo-learn: `label_smoothing` works without mixup too. Raises `ConfigError` for a value that cannot
-    work.
+    Deviation from solo-learn: `label_smoothing` works without mixup too. `ConfigError` for a value that cannot work.
     """
 
     def __init__(
@@ -126,8 +125,8 @@ def fit_cached_linear(
     sees features of mean 0 and variance 1 (over the training set), so that one lr suits any encoder.
 
     Features are [N, D] and [M, D], on one device; images without label (-1) are left out. `seed`: of their order.
-    Returns acc1, acc5, train_acc1 (percent), val_loss, train_loss, after the last epoch. Raises `DataError` without a
-    labelled image, or if a feature is not finite.
+    Returns acc1, acc5, train_acc1 (percent), val_loss, train_loss, after the last epoch. `DataError` without a labelled
+    image, or if a feature is not finite.
     """
     train_x, train_y = labelled(train_x.float(), train_y, "linear evaluation", "train")
     val_x, val_y = labelled(val_x.float(), val_y, "linear evaluation", "validation")

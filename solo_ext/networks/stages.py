@@ -61,11 +61,8 @@ def kept_outputs(network: nn.Module, stages: Iterable[Stage], prefix: str = "") 
 
 
 def stage_row(parts: Mapping[str, nn.Module], attributes: Mapping[str, str] | None = None) -> list[Stage]:
-    """All stages of a network, in the order of the forward pass.
-
-    parts: name -> module, in that order. attributes: part -> the name of its module on the network, where that is not
-    the part's own name.
-    """
+    """All stages of a network, in the order of the forward pass, which is that of `parts`: name -> module.
+    attributes: part -> the name of its module on the network, where that is not the part's own name."""
     row: list[Stage] = []
     for part, module in parts.items():
         attribute = (attributes or {}).get(part, part)

@@ -78,10 +78,8 @@ class SchedulerConfig(Config, section="scheduler"):
 def effective_lrs(
     lr: float, classifier_lr: float | None, batch_size: int, world_size: int = 1, accumulate: int | None = 1
 ) -> tuple[float, float | None]:
-    """solo-learn's rule: both rates are per 256 images and grow with the images of one optimizer step.
-
-    batch_size: per device. world_size: devices times nodes. accumulate: batches per optimizer step; None: 1.
-    """
+    """solo-learn's rule: both rates are per 256 images and grow with the images of one optimizer step, `batch_size` on
+    each of `world_size` devices, times the batches that are accumulated (None: 1)."""
     scale = batch_size * world_size * (accumulate or 1) / 256
     return lr * scale, None if classifier_lr is None else classifier_lr * scale
 
@@ -115,11 +113,8 @@ def run_length(trainer: Any) -> tuple[float, float]:
 def build_scheduler(
     optimizer: Optimizer, cfg: SchedulerConfig, total_steps: float, max_epochs: float, accumulate: int | None = 1
 ) -> dict[str, Any] | None:
-    """Lightning's entry for the scheduler of `cfg`; None: constant lr.
-
-    total_steps, max_epochs: of the whole run, as `run_length` gives them. accumulate: batches per optimizer step (None:
-    1), by which `min_lr` and `warmup_start_lr` are multiplied.
-    """
+    """Lightning's entry for the scheduler of `cfg`, None for a constant lr, in a run of the length that `run_length`
+    gives. accumulate: batches per optimizer step (None: 1), by which `min_lr` and `warmup_start_lr` are multiplied."""
     if cfg.name == "none":
         return None
     interval = cfg.interval if cfg.name == "warmup_cosine" else "epoch"

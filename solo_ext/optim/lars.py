@@ -21,8 +21,7 @@ class LARS(Optimizer):
 
     If either norm is zero, g stays as it is, without decay; with `exclude_bias_n_norm`, so does that of a 1-D tensor.
     Then momentum, dampening and nesterov as in `torch.optim.SGD`. A step never waits for the device, and leaves the
-    gradients as they are. The state (`momentum_buffer`) is solo-learn's. Raises ConfigError for an option that is
-    negative or not finite.
+    gradients as they are. The state is solo-learn's. ConfigError for an option that is negative or not finite.
     """
 
     def __init__(

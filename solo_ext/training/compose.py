@@ -31,10 +31,7 @@ def compose(config_path: str | Path, config_name: str, overrides: Sequence[str] 
     """The YAML `config_name` in the folder `config_path`, its defaults list and Hydra `overrides`, merged.
 
     The YAML may be a derived recipe, see `solo_ext.training.recipes`. A plain `key=value` also sets a key that the YAML
-    lacks: whether the key exists is for `resolve` to say.
-
-    Raises:
-        ConfigError: no such folder or file, a YAML that cannot be read, an override that makes no sense.
+    lacks, for `resolve` to judge. ConfigError for a file that cannot be read, or an override that makes no sense.
     """
     folder = Path(config_path).expanduser()
     file = folder / (config_name if config_name.endswith((".yaml", ".yml")) else f"{config_name}.yaml")
@@ -82,8 +79,7 @@ def overlay(values: Mapping[str, Any] | DictConfig, overrides: Sequence[str] = (
 
 
 def refuse_resolvers(value: Any, at: str = "") -> None:
-    """Raises ConfigError for a value that calls a resolver, as `${oc.env:HOME}` does: a configuration is data, whoever
-    wrote it. References to other keys are fine."""
+    """Raises ConfigError for a value that calls a resolver, as `${oc.env:HOME}` does; references to keys are fine."""
     if isinstance(value, Mapping | list):
         for key, item in value.items() if isinstance(value, Mapping) else enumerate(value):
             refuse_resolvers(item, join(at, key))

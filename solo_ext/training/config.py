@@ -167,16 +167,9 @@ def _pretraining(*monitors: type[MonitorCallback]) -> type[RunConfig]:
 def resolve(raw: RunConfig | DictConfig | Mapping[str, Any], kind: str = "pretrain") -> Any:
     """The configuration that runs: checked, typed, with defaults filled in and derived keys added.
 
-    Derived are `data.num_classes`, `data.num_large_crops`, `data.num_small_crops` and, by solo-learn's rule,
-    `optimizer.effective_lr` and `optimizer.effective_classifier_lr`. `resolve` of its own result, or of the
-    args.json that holds it, is the same again.
-
-    Args:
-        raw: what `compose` returned, the content of an args.json, or a typed configuration.
-        kind: `pretrain`, `linear` or `knn`, for a `PretrainConfig`, `LinearConfig` or `KNNRunConfig`.
-
-    Raises:
-        ConfigError: an unknown key or method, a wrong type, a value that cannot work; with the full key.
+    raw: what `compose` returned, the content of an args.json, or a typed configuration; `resolve` of its own result is
+    the same again. kind: `pretrain`, `linear` or `knn`, for a `PretrainConfig`, `LinearConfig` or `KNNRunConfig`.
+    Raises ConfigError, with the full key, for an unknown key or method, or a value that cannot work.
     """
     values = _values(raw)
     _drop_unused(values, UNUSED)
@@ -264,16 +257,12 @@ def _derive(cfg: AnyConfig) -> AnyConfig:
 
 
 def run_values(run: str | Path, kind: str, overrides: Sequence[str] = ()) -> DictConfig:
-    """What `resolve` needs for a `linear` or `knn` evaluation of a pre-training, under `overrides`: its encoder and all
-    of its data.
+    """What `resolve` needs to evaluate the encoder of `run`, a folder or checkpoint, ours or solo-learn's, on its data.
 
-    `run` is its folder or checkpoint, ours or solo-learn's. For `linear`, optimizer, schedule and epochs are those of
-    the method's linear recipe for the dataset, or else for ImageNet-100, or else solo-learn's for most methods; with
-    cached features, whose scale does not depend on the method, always the last.
-
-    Raises:
-        CheckpointError: no checkpoint there, or an args.json that is something else.
-        ConfigError: an override that makes no sense.
+    For `linear`, optimizer, schedule and epochs are those of the method's linear recipe for the dataset, or else for
+    ImageNet-100, or else solo-learn's for most methods; with cached features, whose scale does not depend on the
+    method, always the last. Raises CheckpointError without a checkpoint, or for an args.json that is something else,
+    and ConfigError for an override that makes no sense.
     """
     checkpoint = find_checkpoint(run)
     config = Run(checkpoint.parent).config or {}

@@ -47,11 +47,8 @@ def linear(cfg: LinearConfig, results: Path | None = None, encoder: Checkpoint |
     """Trains a linear classifier on the frozen encoder `cfg.pretrained_feature_extractor`, in solo-learn's protocol.
 
     `untrained` takes the encoder that a pre-training of `cfg.seed` starts from instead. The result's `metrics` have
-    val_acc1 and val_acc5, which linear.json gets beside those of other protocols.
-
-    Args:
-        results: the folder that gets linear.json and the encoder's args.json; default: the encoder's own.
-        encoder: the checkpoint that `cfg` names, if it has been read already.
+    val_acc1 and val_acc5, which linear.json gets beside those of other protocols. results: the folder that gets it;
+    default: the encoder's own. encoder: the checkpoint that `cfg` names, if it has been read already.
     """
     cached, base = cfg.cache_features, runs_folder(cfg) / CLASSIFIERS
     data = ClassificationData(cfg.data, cfg.optimizer.batch_size, cfg.seed, augment=not cached)
@@ -73,11 +70,8 @@ def linear(cfg: LinearConfig, results: Path | None = None, encoder: Checkpoint |
 
 
 def knn(cfg: KNNRunConfig, results: Path | None = None, encoder: Checkpoint | None = None) -> list[dict[str, Any]]:
-    """Classifies the test images by their nearest training images, by the features of the frozen encoder.
-
-    Returns {"features", "distance", "k", "T", "acc1", "acc5"} for every combination in `cfg.knn_eval`, which knn.json
-    gets with their whole protocol. `results` and `encoder` are as for `linear`.
-    """
+    """Classifies the test images by their nearest training images: {"features", "distance", "k", "T", "acc1", "acc5"}
+    for every combination in `cfg.knn_eval`, which knn.json gets, too. `results` and `encoder` are as for `linear`."""
     data = ClassificationData(cfg.data, KNN_BATCH, cfg.seed, augment=False)
     cfg = prepare(cfg, data)
     backbone, about, place = _encoder(cfg, encoder, data, results)

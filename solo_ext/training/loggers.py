@@ -31,10 +31,8 @@ class CSVMetrics(Logger):
     """One row per optimizer step in the `folder`'s `metrics.csv`, with a column for every metric ever logged.
 
     Rows are appended, the newest once the next one comes: it may get more values. Whoever saves a checkpoint calls
-    `flush` first, so that a run that continues from there finds all rows before it.
-
-    A resumed run continues the file in the folder `continued`, which Lightning's CSVLogger would delete; rows from the
-    optimizer step `resume_at` on are made again. `row`: the one before it, if its epoch was not over.
+    `flush` first. A resumed run continues the file in the folder `continued`; rows from the optimizer step `resume_at`
+    on are made again. `row`: the one before it, if its epoch was not over.
     """
 
     name = "csv"
@@ -112,9 +110,7 @@ class CSVMetrics(Logger):
             self.flush()
 
 
-def make_loggers(
-    cfg: TrainingConfig, folder: Path, resume_at: int = 0, checkpoint: Checkpoint | None = None
-) -> list[Logger]:
+def make_loggers(cfg: TrainingConfig, folder: Path, resume_at: int, checkpoint: Checkpoint | None) -> list[Logger]:
     """The loggers of the run in `folder`, which continues `checkpoint` at the optimizer step `resume_at`."""
     saved, continued = (checkpoint.content, checkpoint.path.parent) if checkpoint else ({}, None)
     loggers: list[Logger] = [CSVMetrics(folder, resume_at, continued, saved.get("row"))]
@@ -129,10 +125,7 @@ def make_loggers(
 
 
 def wandb_logger(cfg: WandbConfig, name: str, folder: Path) -> WandbLogger | None:
-    """A wandb run with the run folder's name as its id: online if possible, else offline with a warning.
-
-    It never prompts, and no failure of wandb stops a training: at worst there is no logger (None).
-    """
+    """A wandb run with the run folder's name as its id, online or else offline; None if wandb fails. Never prompts."""
     os.environ.setdefault("WANDB_SILENT", "true")  # no prompt, no banner; wandb reads it when it is first set up
     import wandb
 
@@ -185,10 +178,7 @@ def close(loggers: list[Logger]) -> None:
 
 
 class RunProgress(pl.Callback):
-    """One bar for the whole run; one line per epoch where the output is not a terminal.
-
-    Lightning's own bars start again with each epoch and do not know where the run ends.
-    """
+    """One bar for the whole run, where Lightning's have one per epoch; one line per epoch without a terminal."""
 
     bar = Progress(disable=True)
 

@@ -27,10 +27,7 @@ def scripts() -> Path:
 
 
 def find(name: str, kind: str = "pretrain") -> Path:
-    """The YAML of the recipe `<dataset>/<recipe>` for the command `kind`; ConfigError if there is none.
-
-    kind: `pretrain`, `linear`, or `studies` for `<paper>/<table>`.
-    """
+    """The YAML of `<dataset>/<recipe>` for `pretrain` or `linear`, `<paper>/<table>` in `studies`; or ConfigError."""
     entries = _entries(kind)
     for known, file in entries.items():
         if _plain(known) == _plain(name):
@@ -147,11 +144,8 @@ def listing(words: list[str]) -> str:
 
 
 def copy(name: str, to: Path) -> Path:
-    """Copies a recipe and the YAMLs that it is made of to the same places below `to`; returns the copied recipe.
-
-    `name` is `<dataset>/<recipe>`, after `linear/` for a linear evaluation. ConfigError if there is none of that name,
-    or if a file has other content there; then nothing is written.
-    """
+    """Copies `<dataset>/<recipe>` (`linear/` before it for a linear evaluation) and the YAMLs that it is made of to the
+    same places below `to`; returns the copied recipe. ConfigError without one, or if a file has other content there."""
     kind = "linear" if name.startswith("linear/") else "pretrain"
     recipe = find(name.removeprefix(f"{kind}/"), kind)
     texts: dict[Path, str] = {}

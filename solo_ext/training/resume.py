@@ -27,13 +27,11 @@ def place_in(loops: dict[str, Any]) -> tuple[int, int | None, bool]:
 class ExactResume(pl.Callback):
     """Continues a resumed run exactly as if it had not been interrupted.
 
-    The random state of a step becomes a pure function of (seed, epoch, batch, rank). What the data draws is such a
-    function already; with this, so is what the network draws (dropout, drop path, mixing).
+    The random state of a step becomes a pure function of (seed, epoch, batch, rank), as what the data draws is already.
 
     Lightning restarts its loops by guessing where a checkpoint was saved, and so loses a validation here, an epoch's
-    hooks or steps there, and the sums behind the means of the epoch everywhere. Here the loops start as in a new run,
-    at the `place_in` the checkpoint, and the sums are saved with it. Where the configuration has changed, optimizer and
-    schedule follow the new one.
+    hooks or steps there, and the sums behind an epoch's means everywhere. Here the loops start at the `place_in` the
+    checkpoint, which has the sums, too. Optimizer and schedule follow a configuration that has changed.
     """
 
     def __init__(self, seed: int):

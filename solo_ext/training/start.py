@@ -51,11 +51,7 @@ def is_first() -> bool:
 
 def begin(cfg: TrainingConfig, base: Path) -> Start | None:
     """Chooses the folder below `base` for the run of the resolved `cfg`, and prints it; None on the other processes.
-
-    Raises:
-        ConfigError: this machine lacks the hardware.
-        CheckpointError: the checkpoint to resume is damaged or another network's.
-    """
+    CheckpointError if the checkpoint to resume is damaged or another network's, ConfigError for missing hardware."""
     cfg.check_hardware()
     if cfg.processes > 1 and not is_first():
         return None
@@ -95,9 +91,7 @@ def _checkpoint(cfg: TrainingConfig, base: Path) -> Checkpoint | None:
 
 def cluster_environment(cfg: TrainerConfig) -> "ClusterEnvironment | None":
     """Who starts the processes: torchrun, SLURM's srun, or Lightning; None leaves it to Lightning to find out.
-
-    ConfigError if the first two started another number of processes than there are devices.
-    """
+    ConfigError if the first two started another number of processes than there are devices."""
     from lightning.fabric.plugins import environments
 
     launcher: ClusterEnvironment

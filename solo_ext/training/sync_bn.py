@@ -12,9 +12,7 @@ from solo_ext.losses.distributed import gather
 
 class CPUSyncBatchNorm(_BatchNorm):
     """`torch.nn.SyncBatchNorm`, which works on GPUs only, for CPUs; without a process group it is BatchNorm.
-
-    The statistics come from the sums of all ranks, taken in float64.
-    """
+    The statistics come from the sums of all ranks, taken in float64."""
 
     running_mean: Tensor  # where they are tracked
     running_var: Tensor
@@ -55,11 +53,8 @@ class CPUSyncBatchNormAct(CPUSyncBatchNorm):
 
 
 class SyncNorms(LayerSync):
-    """Synchronises the BatchNorms of a network while it is trained, `on_gpu` or not.
-
-    Only the class of a layer changes; it stays the same object, with its tensors, names and hooks. (Lightning's own
-    plugin builds new layers, and drops the activation of timm's.)
-    """
+    """Synchronises the BatchNorms of a network while it is trained. Only the class of a layer changes: Lightning's own
+    plugin builds new layers, and drops the activation of timm's."""
 
     def __init__(self, on_gpu: bool):
         self.plain: type[nn.Module] = nn.SyncBatchNorm if on_gpu else CPUSyncBatchNorm

@@ -70,11 +70,8 @@ def fit(
 ) -> RunResult:
     """Trains `module` on `data`; `start` is None where another process has chosen it.
 
-    Raises:
-        ConfigError: Lightning cannot work with a value.
-        CheckpointError: what is to be resumed is damaged or does not fit, or a checkpoint cannot be written.
-        NonFiniteError: the loss or a weight became NaN or infinite.
-        SystemExit: 128 + its number after a signal; 0 on the other ranks.
+    Raises ConfigError for a value that Lightning cannot work with; CheckpointError for one that cannot be resumed or
+    written; NonFiniteError; after a signal SystemExit, 128 + its number, or 0 on the other ranks.
     """
     if not cfg.performance.disable_channel_last:
         module = module.to(memory_format=torch.channels_last)
@@ -163,10 +160,7 @@ def make_trainer(
 
 def _check_resumable(module: pl.LightningModule, start: Start, cfg: TrainingConfig) -> tuple[int, bool, bool]:
     """The optimizer step at which the checkpoint resumes, whether that is inside an epoch, and whether only the result
-    of the run is missing.
-
-    Raises CheckpointError or ConfigError if it cannot be resumed.
-    """
+    of the run is missing. Raises CheckpointError or ConfigError if it cannot be resumed."""
     checkpoint: Any = start.checkpoint
     try:
         done, batch, _ = place_in(checkpoint.content["loops"]["fit_loop"])
@@ -211,8 +205,7 @@ def _train(
     stops: Checkpointer,
     again: str,
 ) -> bool:
-    """Lightning's fit, and whether it came to its end; what ends it early is raised as the rest of the program knows
-    it, except the end of `max_time`. again: what continues the run."""
+    """Lightning's fit, and whether it came to its end: False after `max_time`. again: what continues the run."""
     trainer.strategy.checkpoint_io.opened = start.checkpoint  # type: ignore[attr-defined]  # ours
     path = start.checkpoint.path if start.checkpoint else None
     trainer.precision_plugin.convert_module(module)  # before it reads weights; Lightning would round those of 64-true
@@ -242,8 +235,7 @@ def _train(
 
 @contextlib.contextmanager
 def explained(*kinds: type[Exception]) -> Iterator[None]:
-    """Turns a full GPU, a worker or process that is lost, and what Lightning or one of `kinds` says about the
-    configuration, into one sentence."""
+    """Makes one sentence of a full GPU, a lost worker or process, and what Lightning or `kinds` say about a value."""
     try:
         yield
     except torch.OutOfMemoryError as error:

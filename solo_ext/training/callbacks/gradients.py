@@ -28,8 +28,6 @@ class GradientMonitor(MonitorCallback):
     The view is the first that the student learns on; the loss is the whole loss of the batch, without the loss scale of
     16-bit precision and not divided by the accumulated batches, of which only the first is monitored. Over several
     devices it is the largest value. Infinite where the scaled gradient overflows: the optimizer skips such a step.
-
-    The values stay on the device until a logging step, and are logged at the step that they belong to.
     """
 
     key = "gradients"

@@ -13,10 +13,9 @@ from solo_ext.training.callbacks import LightningModule, MonitorCallback, Traine
 class OnlineKNN(MonitorCallback):
     """Logs `val_knn1` and `val_knn20` (top-1 in percent; 20 is `knn_eval.k`) every `knn_eval.every` epochs.
 
-    solo-learn's online kNN searches the epoch's augmented views as the network saw them in train mode; here bank and
-    queries are features of images without augmentation, in eval mode, of the same network. With several processes the
-    first computes and the others wait. `loaders` makes the loaders of labelled train and validation images, not split
-    over processes, when they are first needed; batches are `(indexes, [view], targets)`.
+    Unlike solo-learn's, its bank and queries are features of images without augmentation, in eval mode. Of several
+    processes the first computes and the others wait. `loaders` makes the loaders of labelled train and validation
+    images, not split over processes, when they are first needed; batches are `(indexes, [view], targets)`.
     """
 
     key = "knn_eval"
@@ -36,11 +35,10 @@ class OnlineKNN(MonitorCallback):
         epoch = trainer.current_epoch + 1
         if trainer.sanity_checking or (epoch % self.cfg.every and epoch != trainer.max_epochs):
             return
-        scores = self._scores(trainer, module) if trainer.is_global_zero else {}
+        scores = {}
+        if trainer.is_global_zero:
+            backbone = module.get_submodule("backbone")
+            sets = features_of_sets(backbone, self.loaders(), module.device, trainer.precision, self.channels_last)
+            results = knn_accuracy(*sets, [*{1, self.cfg.k}], self.cfg.distance_func)
+            scores = {f"val_knn{k}": result["acc1"] for k, result in results.items()}
         module.log_dict(trainer.strategy.broadcast(scores), sync_dist=True)
-
-    def _scores(self, trainer: Trainer, module: LightningModule) -> dict[str, float]:
-        backbone = module.get_submodule("backbone")
-        sets = features_of_sets(backbone, self.loaders(), module.device, trainer.precision, self.channels_last)
-        results = knn_accuracy(*sets, [*{1, self.cfg.k}], self.cfg.distance_func)
-        return {f"val_knn{k}": result["acc1"] for k, result in results.items()}

@@ -10,12 +10,10 @@ from solo_ext.training.callbacks import LightningModule, MonitorCallback, Traine
 
 
 class Throughput(MonitorCallback):
-    """Logs `images_per_s` for each epoch, `lr` (of the backbone, as the step used it) at the logging steps, and what
-    the module `measured` in single steps, at these.
+    """Logs `images_per_s` of each epoch, `lr` of the backbone at the logging steps, and what the module `measured`.
 
     Images are samples of all ranks, whatever the number of views. Validation does not count, nor do the first steps of
-    an epoch (five, but at most a fifth), in which loader workers start and kernels are selected. The device is
-    synchronised twice an epoch, not each step.
+    an epoch (five, but at most a fifth), in which loader workers start. The device is synchronised twice an epoch.
     """
 
     metrics = (
