@@ -241,10 +241,8 @@ def _load_folder(data: DataConfig, split: str, only: tuple[str, ...] = (), advic
         raise DataError(f"{key}: missing, but dataset '{data.dataset}' is read from the folder named there")
     images, expected = read_images(path, key, not data.no_labels, only), DATASETS[data.dataset].num_classes
     if expected is not None and len(images.classes) > expected:
-        raise DataError(
-            f"{key}: '{path}' has {len(images.classes)} class folders, but '{data.dataset}' has {expected} "
-            f"classes; {advice}data.dataset=custom takes another set"
-        )
+        found = f"'{path}' has {len(images.classes)} class folders, but '{data.dataset}' has {expected} classes"
+        raise DataError(f"{key}: {found}; {advice}data.dataset=custom takes another set")
     if other := sorted({*images.classes} - {*(only or images.classes)}):
         log.warning("%s: '%s' is no class of %s's, so its figures compare with nobody's", key, other[0], data.dataset)
     elif expected and 0 < len(images.classes) < expected:

@@ -49,9 +49,8 @@ def to_rgb(image: Image.Image, how: DecodeConfig = AS_STORED) -> Image.Image:
         values = np.asarray(image, dtype=np.float64)
         low, high = values.min(), values.max()
         if not (low >= 0 and high <= white):  # NaN neither
-            raise ValueError(
-                f"gray values from {low:g} to {high:g}, outside 0 to {white:g}; data.decode.white says which is white"
-            )
+            found = f"gray values from {low:g} to {high:g}, outside 0 to {white:g}"
+            raise ValueError(f"{found}; data.decode.white says which is white")
         values = np.rint((white - values if inverted else values) * (255 / white))
         image = Image.fromarray(values.astype(np.uint8))
     if how.alpha != "drop" and ("A" in image.getbands() or "transparency" in image.info):

@@ -251,10 +251,8 @@ def by_class_folder(images: FileImages, key: str, labels: bool) -> ImageSet:
     if not classes:
         return ImageSet(images, np.full(len(images), -1))
     if b"" in folders:
-        raise DataError(
-            f"{key}: '{images.path(folders.index(b''))}' lies beside the class folders and has no label "
-            "(data.no_labels=true reads all images without labels)"
-        )
+        problem = "lies beside the class folders and has no label (data.no_labels=true reads all images without labels)"
+        raise DataError(f"{key}: '{images.path(folders.index(b''))}' {problem}")
     numbers = {name: i for i, name in enumerate(classes)}
     return ImageSet(images, np.array([numbers[name] for name in folders]), tuple(map(os.fsdecode, classes)))
 

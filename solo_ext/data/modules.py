@@ -31,10 +31,8 @@ def pick_format(data: DataConfig, images: ArrayImages | FileImages, device: torc
         on_gpu = device.type == "cuda"
         return next(name for name in images.formats if name != "dali" or (on_gpu and not _without_dali()))
     if data.format not in images.formats:
-        raise ConfigError(
-            f"data.format: '{data.format}' does not read {images.kind}, which '{data.dataset}' has here "
-            f"(one of {', '.join(images.formats)}, auto)"
-        )
+        here = f"which '{data.dataset}' has here (one of {', '.join(images.formats)}, auto)"
+        raise ConfigError(f"data.format: '{data.format}' does not read {images.kind}, {here}")
     if data.format == "dali" and (why := _without_dali()):
         raise ConfigError(f"data.format: 'dali' needs NVIDIA DALI, which {why}, or use image_folder")
     return data.format

@@ -3,8 +3,8 @@
 import copy
 import difflib
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -43,24 +43,17 @@ def compose(config_path: str | Path, config_name: str, overrides: Sequence[str] 
         kind, missing = ("file", file) if folder.is_dir() else ("folder", folder)
         raise ConfigError(f"there is no {kind} '{missing}'{_neighbour(missing)}")
     keys = {text: parse(text).key_or_group for text in overrides}
+    OmegaConf.clear_resolver("oc.env")  # Hydra would look environment variables up for the defaults lists of all files
     try:
-        with _without_environment(), initialize_config_dir(str(root.absolute()), version_base="1.2"):
+        with initialize_config_dir(str(root.absolute()), version_base="1.2"):
             is_group = GlobalHydra.instance().config_loader().repository.group_exists  # type: ignore[attr-defined]
             groups = [text for text, key in keys.items() if "@" in key or is_group(key)]
             cfg = hydra_compose(name, groups)
     except (HydraException, OmegaConfBaseException, YAMLError, ValueError, OSError) as error:
         raise ConfigError(f"{file}: {sentence(error)}") from error
-    return overlay(cfg, [text for text in overrides if text not in groups])
-
-
-@contextmanager
-def _without_environment() -> Iterator[None]:
-    """Keeps Hydra, which resolves the defaults lists of all files, from looking environment variables up for them."""
-    OmegaConf.clear_resolver("oc.env")
-    try:
-        yield
     finally:
         OmegaConf.register_new_resolver("oc.env", resolvers.oc.env)
+    return overlay(cfg, [text for text in overrides if text not in groups])
 
 
 def overlay(values: Mapping[str, Any] | DictConfig, overrides: Sequence[str] = ()) -> DictConfig:

@@ -97,9 +97,8 @@ class PretrainConfig(TrainingConfig, MethodConfig):  # type: ignore[misc]  # her
         if not self.augmentations:
             raise ConfigError("augmentations: empty, but at least two views are needed")
         if self.optimizer.batch_size == 1 and not (self.processes > 1 and self.sync_batchnorm):
-            raise ConfigError(
-                "optimizer.batch_size: one image is too few for BatchNorm and for a contrastive loss; use at least 2"
-            )
+            problem = "one image is too few for BatchNorm and for a contrastive loss; use at least 2"
+            raise ConfigError(f"optimizer.batch_size: {problem}")
         sizes = [view.crop_size for view in self.augmentations]
         for i, size in enumerate(sizes):
             if size == max(sizes) > min(sizes[: i + 1]):
@@ -133,9 +132,8 @@ class LinearConfig(LinearOptions, TrainingConfig, EvaluationConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        plainly = not (self.finetune or self.mixup or self.cutmix or self.label_smoothing)
-        expected = "false with finetune, mixup, cutmix or label_smoothing"
-        self.require(plainly or not self.cache_features, "cache_features", expected)
+        trains_more = self.cache_features and (self.finetune or self.mixup or self.cutmix or self.label_smoothing)
+        self.require(not trains_more, "cache_features", "false with finetune, mixup, cutmix or label_smoothing")
 
 
 @dataclass
@@ -245,14 +243,12 @@ def _derive(cfg: AnyConfig) -> AnyConfig:
             cfg.gap.place = None  # until the network is there
             cfg.data.num_large_crops, cfg.data.num_small_crops = count_crops(cfg.augmentations)
             if cfg.data.num_classes != 0 and o.classifier_lr is None:
-                raise ConfigError(
-                    "optimizer.classifier_lr is null, but the data has labels (data.no_labels=True ignores them)"
-                )
+                problem = "is null, but the data has labels (data.no_labels=True ignores them)"
+                raise ConfigError(f"optimizer.classifier_lr {problem}")
         else:
             o.classifier_lr = None  # only the classifier is trained
-        o.effective_lr, o.effective_classifier_lr = effective_lrs(
-            o.lr, o.classifier_lr, o.batch_size, processes, accumulate
-        )
+        effective = effective_lrs(o.lr, o.classifier_lr, o.batch_size, processes, accumulate)
+        o.effective_lr, o.effective_classifier_lr = effective
     return cfg
 
 

@@ -80,22 +80,22 @@ class CSVMetrics(Logger):
     @rank_zero_only
     def save(self) -> None:
         """Writes all rows but the newest; Lightning calls it after each."""
-        newest = max(self.rows, default=0)
-        self._write({step: self.rows[step] for step in sorted(self.rows) if step != newest})
+        self._write(sorted(self.rows)[:-1])
 
     @rank_zero_only
     def flush(self) -> None:
         """Writes all rows, to the disk."""
         if self.rows:
-            self._write(dict(sorted(self.rows.items())))
+            self._write(sorted(self.rows))
             sync(self.path)
 
-    def _write(self, rows: dict[int, dict[str, Any]]) -> None:
-        if rows:
-            write_table(self.path, self.columns, rows.values(), append=not self.anew)
-            self.rows = {step: row for step, row in self.rows.items() if step not in rows}
-            self.written |= rows.keys()
-            self.last, self.anew = rows, False
+    def _write(self, steps: list[int]) -> None:
+        if steps:
+            self.last = {step: self.rows[step] for step in steps}
+            write_table(self.path, self.columns, self.last.values(), append=not self.anew)
+            self.rows = {step: row for step, row in self.rows.items() if step not in self.last}
+            self.written |= self.last.keys()
+            self.anew = False
 
     def _read(self) -> None:
         """Takes all rows up again: one of them changes, or all get another column."""

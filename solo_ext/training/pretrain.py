@@ -61,8 +61,11 @@ def pretrain(
             encoder, _ = load_encoder(cfg.pretrained_feature_extractor, network)
             module.backbone.load_state_dict(encoder.state_dict())
             module.teacher.restart()
-    own = _monitors(cfg, data if isinstance(data, ImageData) else None)
-    result = fit(cfg, module, data, start, [*own, *callbacks])
+    sections = [(monitor, getattr(cfg, key)) for key, monitor in MONITORS.items()]
+    images = data if isinstance(data, ImageData) else None
+    monitors = [monitor.make(section, cfg, images) for monitor, section in sections if section.enabled]
+    watch = [CollapseWatch(cfg.collapse)] if cfg.collapse != "off" else []
+    result = fit(cfg, module, data, start, [*filter(None, monitors), *watch, *callbacks])
     print_result(result, ("val_acc1", "val_knn1", "val_knn20", "gap_sim"))
     return result
 
@@ -74,10 +77,3 @@ def _named(method: "AnyMethod") -> tuple[str, type]:
     cls = method if isinstance(method, type) else type(method)
     known = METHODS.declared.items()
     return next((name for name, declared in known if cls in (declared, METHODS[name])), cls.__name__), cls
-
-
-def _monitors(cfg: PretrainConfig, data: Any) -> "list[Callback]":
-    """The monitors that `cfg` switches on, which may need `data` (None: not ours)."""
-    sections = [(monitor, getattr(cfg, key)) for key, monitor in MONITORS.items()]
-    made = [monitor.make(section, cfg, data) for monitor, section in sections if section.enabled]
-    return [*filter(None, made), *([CollapseWatch(cfg.collapse)] if cfg.collapse != "off" else [])]

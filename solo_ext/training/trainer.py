@@ -166,19 +166,16 @@ def _check_resumable(module: pl.LightningModule, start: Start, cfg: TrainingConf
         done, batch, _ = place_in(checkpoint.content["loops"]["fit_loop"])
         step = checkpoint.content["global_step"]
     except (KeyError, TypeError):
-        raise CheckpointError(
-            f"{checkpoint.path} holds weights only, so it cannot be resumed; pretrained_feature_extractor="
-            f"{checkpoint.path} begins a pre-training with them"
-        ) from None
+        instead = f"pretrained_feature_extractor={checkpoint.path} begins a pre-training with them"
+        raise CheckpointError(f"{checkpoint.path} holds weights only, so it cannot be resumed; {instead}") from None
     if difference := explain_mismatch(checkpoint.state, module.state_dict()):
         raise CheckpointError(f"{checkpoint.path} does not fit this configuration's network: {difference}")
     limits = {"max_epochs": (done, cfg.max_epochs or -1), "max_steps": (step, cfg.max_steps or -1)}
-    for key, (number, limit) in limits.items():
-        if 0 < limit <= number:
-            if start.run.finished or checkpoint.path.parent != start.run.dir:
-                raise ConfigError(f"{key} is {limit}, but {checkpoint.path} already has {number} {key[4:]}")
-            return step, batch is not None, batch is None
-    return step, batch is not None, False
+    reached = [(key, number, limit) for key, (number, limit) in limits.items() if 0 < limit <= number]
+    if reached and (start.run.finished or checkpoint.path.parent != start.run.dir):
+        key, number, limit = reached[0]
+        raise ConfigError(f"{key} is {limit}, but {checkpoint.path} already has {number} {key[4:]}")
+    return step, batch is not None, bool(reached) and batch is None
 
 
 def _check_unchanged(cfg: TrainingConfig, checkpoint: Checkpoint | None) -> None:
