@@ -1,8 +1,8 @@
 """Format `h5`: encoded images in one HDF5 file.
 
 The layout is solo-learn's: a group for each class folder, in it an HDF5 dataset for each image with the bytes of its
-file. Files that `write_h5` made also list their images, in order, in the root's attribute `solo_ext_index`: a
-million names are then read at once instead of from all over the file. Whoever changes such a file has to remove it.
+file. Files that `write_h5` made also list their images, in order, in the root's attribute `solo_ext_index`, which is
+read at once; whoever changes such a file has to remove it.
 """
 
 import os
@@ -73,10 +73,9 @@ def read_h5(path: str | os.PathLike, key: str, labels: bool = True, only: Sequen
     if len(classes) > len(only) > 0:
         selection = {*map(os.fsencode, only)}
         if missing := sorted(selection - classes):
-            raise DataError(
-                f"{key}: '{path}' has {len(classes)} classes, but {len(missing)} of the {len(only)} that the dataset "
-                f"takes are not among them (first: {os.fsdecode(missing[0])})"
-            )
+            lost = f"{len(missing)} of the {len(only)} that the dataset takes are not among them"
+            first = os.fsdecode(missing[0])
+            raise DataError(f"{key}: '{path}' has {len(classes)} classes, but {lost} (first: {first})")
         names = [name for name in names if class_folder(name) in selection]
     if not names:
         raise DataError(f"{key}: no image in '{path}'")
@@ -141,10 +140,8 @@ def _names(file: h5py.File, key: str) -> list[bytes]:
         whole = isinstance(item, h5py.Dataset) and item.ndim < 2 and (item.dtype == np.uint8 or item.dtype.kind == "V")
         if not whole:
             kind = f"an array of {item.dtype} {item.shape}" if isinstance(item, h5py.Dataset) else "a group in a class"
-            raise DataError(
-                f"{key}: '{file.filename}: {name}' is {kind}, not the bytes of an image file; "
-                "solo-ext data to-h5 makes a file with one group for each class and one dataset for each image"
-            )
+            right = "solo-ext data to-h5 makes a file with one group for each class and one dataset for each image"
+            raise DataError(f"{key}: '{file.filename}: {name}' is {kind}, not the bytes of an image file; {right}")
     return [os.fsencode(name) for name in names]
 
 

@@ -25,9 +25,9 @@ def build_imagenet100(source: str | os.PathLike, destination: str | os.PathLike)
             raise DataError(f"there is no folder '{folder}'; SRC holds ImageNet's train/ and val/")
         names = class_folders(folder)
         if not names:
+            flat = "images that lie beside each other, as in the download of ImageNet's validation set,"
             raise DataError(
-                f"'{folder}' has no class folders; images that lie beside each other, as in the download of ImageNet's "
-                "validation set, have to be sorted into one folder for each class first"
+                f"'{folder}' has no class folders; {flat} have to be sorted into one folder for each class first"
             )
         if missing := sorted({*CLASSES} - {*names}):
             raise DataError(f"'{folder}' lacks {len(missing)} of the {len(CLASSES)} classes: {', '.join(missing)}")

@@ -99,18 +99,14 @@ def fit(
             in_use.enter_context(checkpointer.listening())
             if not over:
                 trainer.loggers = make_loggers(cfg, start.run.dir, step, start.checkpoint)
-            again = "the same command" if cfg.auto_resume.enabled else "auto_resume.enabled=true"
-            began, finished = time.perf_counter(), over or _train(trainer, module, data, start, checkpointer, again)
+            began, finished = time.perf_counter(), over or _train(cfg, trainer, module, data, start)
             if trainer.global_step == step and finished and not (inside or over):
                 raise ConfigError(f"max_epochs={cfg.max_epochs} and the limits on batches leave no step to train")
             metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
-            result = RunResult(
-                dir=start.run.dir,
-                checkpoint=next(iter(start.run.checkpoints), None),
-                metrics=start.run.last_metrics if over else metrics,
-                seconds=time.perf_counter() - began,
-                images_per_s=statistics.median(throughput.epochs) if throughput.epochs else None,
-            )
+            metrics = start.run.last_metrics if over else metrics
+            newest, seconds = next(iter(start.run.checkpoints), None), time.perf_counter() - began
+            speed = statistics.median(throughput.epochs) if throughput.epochs else None
+            result = RunResult(start.run.dir, newest, metrics, seconds, speed)
             if trainer.is_global_zero and finished:
                 start.run.finish(result)
     return result
@@ -195,14 +191,10 @@ def _check_unchanged(cfg: TrainingConfig, checkpoint: Checkpoint | None) -> None
 
 
 def _train(
-    trainer: pl.Trainer,
-    module: pl.LightningModule,
-    data: pl.LightningDataModule,
-    start: Start,
-    stops: Checkpointer,
-    again: str,
+    cfg: TrainingConfig, trainer: pl.Trainer, module: pl.LightningModule, data: pl.LightningDataModule, start: Start
 ) -> bool:
-    """Lightning's fit, and whether it came to its end: False after `max_time`. again: what continues the run."""
+    """Lightning's fit, and whether it came to its end: False after `max_time`."""
+    again = "the same command" if cfg.auto_resume.enabled else "auto_resume.enabled=true"
     trainer.strategy.checkpoint_io.opened = start.checkpoint  # type: ignore[attr-defined]  # ours
     path = start.checkpoint.path if start.checkpoint else None
     trainer.precision_plugin.convert_module(module)  # before it reads weights; Lightning would round those of 64-true
@@ -211,7 +203,7 @@ def _train(
             trainer.fit(module, datamodule=data, ckpt_path=path, weights_only=True)
     except Stopped as stopped:
         if trainer.is_global_zero:
-            saved = stops.cfg.enabled and bool(start.run.checkpoints)
+            saved = cfg.checkpoint.enabled and bool(start.run.checkpoints)
             log.warning("%s; %s", stopped, f"{again} continues {start.run.dir}" if saved else "nothing is saved")
         if stopped.signal is None:
             return False
