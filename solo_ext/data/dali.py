@@ -34,8 +34,6 @@ AHEAD = 2  # batches in the making while one is used
 SCAN, END = b"\xff\xda", b"\xff\xd9"  # markers of a JPEG file
 MARKER = re.compile(b"\xff[^\x00\xff\xd0-\xd7]")  # no stuffing, fill or restart
 INTERPOLATION = {"bicubic": types.INTERP_CUBIC, "bilinear": types.INTERP_LINEAR}
-
-
 Encoded = tuple[bytes, int, int]  # of a file: its content, and width and height of the image
 
 
@@ -165,8 +163,7 @@ def build(transforms: Sequence[Transform], batch_size: int, threads: int, device
     pipeline = Pipeline(batch_size, threads, device.index if cuda else None, prefetch_queue_depth=1)
     with pipeline:
         encoded = fn.external_source(name="encoded", dtype=types.UINT8, ndim=1)
-        # One whole decode for all views: on CPUs as fast as a decode of each view's region (two views of 500 x 375
-        # pixels), on GPUs the least work for the hardware decoder. Orientation and chroma as in Pillow.
+        # One whole decode for all views, as fast as one of each view's region. Orientation and chroma as in Pillow.
         images = fn.decoders.image(
             encoded, device="mixed" if cuda else "cpu", adjust_orientation=False, jpeg_fancy_upsampling=True
         )

@@ -79,9 +79,7 @@ class DataConfig(Config, section="data"):
     num_workers: Annotated[int, Bounds(0)] = 4  # processes of image_folder and h5, threads of dali; tensor has none
     no_labels: bool = False
     fraction: float = -1.0  # of the training set, stratified by class; -1: all of it
-    # of the labelled training images: kept out of training and evaluated on, in place of the test images, so that a
-    # recipe can be chosen without a look at those; 0: none
-    val_fraction: Share = 0.0
+    val_fraction: Share = 0.0  # of the labelled training images: evaluated on instead of the test images; 0: none
     download: bool = True
     corrupt: Literal["error", "skip"] = "error"  # an unreadable image: error, or skip (the next one takes its place)
     corrupt_limit: Share = 0.01  # of the images may be skipped

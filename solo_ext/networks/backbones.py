@@ -1,7 +1,5 @@
-"""Backbones: torchvision's ResNets, a small one for CPUs, ViTs, and any timm model as `timm/<name>`.
-
-torchvision and timm are imported when a network is built: a configuration is checked without them.
-"""
+"""Backbones: torchvision's ResNets, a small one for CPUs, ViTs, and any timm model as `timm/<name>`. torchvision and
+timm are imported when a network is built."""
 
 import pkgutil
 from collections.abc import Callable, Iterable, Mapping

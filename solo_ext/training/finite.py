@@ -18,10 +18,9 @@ def check_finite(module: nn.Module, step: int) -> None:
     named = list(module.named_parameters()) + [b for b in module.named_buffers() if "running_" in b[0]]
     finite = torch.stack([x.isfinite().all() for _, x in named]).tolist() if named else []
     if not all(finite):
-        raise NonFiniteError(
-            f"after {step} steps {finite.count(False)} of {len(finite)} tensors of the network are not finite (first: "
-            f"{named[finite.index(False)][0]}), so it is not saved; a lower learning rate or precision 32 may help"
-        )
+        bad = f"{finite.count(False)} of {len(finite)} tensors of the network are not finite"
+        saved = f"(first: {named[finite.index(False)][0]}), so it is not saved"
+        raise NonFiniteError(f"after {step} steps {bad} {saved}; a lower learning rate or precision 32 may help")
 
 
 class FiniteSteps(pl.Callback):
@@ -87,10 +86,8 @@ class FiniteSteps(pl.Callback):
                 self.skipped += 1
                 said = _description(step, group)
                 if self.skipped > self.skip:
-                    raise NonFiniteError(
-                        f"{said}; no weight is changed by it, and the checkpoints are finite: a lower learning rate, a "
-                        "longer warm-up or precision 32 may help"
-                    )
+                    helps = "a lower learning rate, a longer warm-up or precision 32 may help"
+                    raise NonFiniteError(f"{said}; no weight is changed by it, and the checkpoints are finite: {helps}")
                 log.warning("%s; the step is left out (%d of at most %d)", said, self.skipped, self.skip)
         self.steps = []
 

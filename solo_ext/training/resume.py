@@ -40,22 +40,17 @@ class ExactResume(pl.Callback):
         self.sums: dict[str, list] = {}  # what was logged in the epoch -> its weighted sum, the weight, whether forked
 
     def on_save_checkpoint(self, trainer: pl.Trainer, module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
-        loop = trainer.fit_loop.epoch_loop
         checkpoint["wandb_step"] = max([0, *(x.experiment.step for x in trainer.loggers if isinstance(x, WandbLogger))])
         if trainer.validating:  # it is not over, and will be made again
             checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]["completed"] -= 1
         if place_in(checkpoint["loops"]["fit_loop"])[1] is not None:
             [table] = [logger for logger in trainer.loggers if isinstance(logger, CSVMetrics)]
             checkpoint["row"] = table.row(trainer.global_step - 1)  # as it is before the epoch's means
-            means = {key: item for key, item in loop._results.items() if item.is_tensor and item.meta.is_mean_reduction}
-            checkpoint["epoch_sums"] = self.sums | {
-                key: [
-                    *(item.meta.sync(x.clone()).cpu() for x in (item.value, item.cumulated_batch_size)),
-                    item.meta.on_step,
-                ]
-                for key, item in means.items()
-                if item.meta.on_epoch and not item.has_reset
-            }
+            sums = checkpoint["epoch_sums"] = dict(self.sums)
+            for key, item in trainer.fit_loop.epoch_loop._results.items():
+                if item.is_tensor and item.meta.is_mean_reduction and item.meta.on_epoch and not item.has_reset:
+                    both = (item.meta.sync(x.clone()).cpu() for x in (item.value, item.cumulated_batch_size))
+                    sums[key] = [*both, item.meta.on_step]
 
     def on_load_checkpoint(self, trainer: pl.Trainer, module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
         self.loops, self.sums = checkpoint.pop("loops")["fit_loop"], checkpoint.get("epoch_sums", {})

@@ -1,7 +1,5 @@
-"""How a run starts: its folder, what it continues, its first line, and the processes that have to agree on them.
-
-Lightning is imported only where it is needed: the first line comes before anything slow.
-"""
+"""How a run starts: its folder, what it continues, its first line, which comes before anything slow is imported, and
+the processes that have to agree on them."""
 
 import contextlib
 import ctypes

@@ -183,11 +183,9 @@ def _check_unchanged(cfg: TrainingConfig, checkpoint: Checkpoint | None) -> None
         changed = [pair for pair in pairs if None not in pair and pair[1] != pair[2]]  # null: nobody looked
         if changed:
             what, was, here = (str(part)[:16] for part in changed[0])
-            raise DataError(
-                f"data: the {split} images are not those that {checkpoint and checkpoint.path.parent} began with "
-                f"(first difference: {what} {was} -> {here}); data.accept_changes=true goes on with them, "
-                "auto_resume.enabled=false begins a new run"
-            )
+            others = f"not those that {checkpoint and checkpoint.path.parent} began with"
+            ways = "data.accept_changes=true goes on with them, auto_resume.enabled=false begins a new run"
+            raise DataError(f"data: the {split} images are {others} (first difference: {what} {was} -> {here}); {ways}")
 
 
 def _train(

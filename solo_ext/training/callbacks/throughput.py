@@ -54,8 +54,7 @@ class Throughput(MonitorCallback):
         measured.clear()
 
     def on_validation_start(self, trainer: Trainer, module: LightningModule) -> None:
-        if not trainer.sanity_checking:
-            self._pause(module)
+        self._pause(module)
 
     def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
         self._pause(module)
