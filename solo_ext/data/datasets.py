@@ -70,8 +70,6 @@ DATASETS: dict[str, DatasetInfo] = {}  # filled at the end of this file
 
 @dataclass
 class DataConfig(Config, section="data"):
-    """`data`: which images, from where."""
-
     dataset: Annotated[str, OneOf(DATASETS)]
     train_path: str | None = None
     val_path: str | None = None
@@ -146,8 +144,8 @@ def read_images(path: str | os.PathLike, key: str, labels: bool = True, only: tu
 def load_dataset(data: DataConfig, split: str) -> ImageSet:
     """Images and labels of a split: `pretrain`, `train` (labelled; differs for stl10) or `test`.
 
-    Downloads what is missing if it can and may. With `data.val_fraction`, `test` is a part of the training images,
-    which the others lack; `data.fraction` applies to all but `test`. Raises `DataError` for what is missing or damaged.
+    With `data.val_fraction`, `test` is a part of the training images, which the others lack; `data.fraction` applies to
+    all but `test`. Raises `DataError` for what is missing, and cannot or may not be downloaded, or damaged.
     """
     held_out = data.val_fraction > 0
     images = DATASETS[data.dataset].load(data, "train" if held_out and split == "test" else split)

@@ -20,8 +20,8 @@ ORIENTATION, PHOTOMETRIC = 0x112, 262  # tags of EXIF and of TIFF
 
 @dataclass
 class DecodeConfig(Config, section="data.decode"):
-    """`data.decode`: what becomes of that which 8-bit RGB cannot hold. By default as in torchvision and solo-learn,
-    but for gray values of more than 8 bits, which Pillow clips at 255."""
+    """`data.decode`: what becomes of that which 8-bit RGB cannot hold; by default as in torchvision and solo-learn, but
+    for gray values of more than 8 bits, which Pillow clips at 255."""
 
     orientation: Literal["stored", "exif"] = "stored"  # exif: turned as the camera has noted
     alpha: Literal["drop", "black", "white"] = "drop"  # drop: the colours below it; else laid on that background

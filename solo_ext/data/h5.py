@@ -86,10 +86,8 @@ def write_h5(
     source: str | os.PathLike, destination: str | os.PathLike, progress: Callable[[Sequence[int]], Iterable[int]] = iter
 ) -> ImageSet:
     """Copies the image files of the folder `source` into the new HDF5 file `destination`, whole or not at all.
-
-    `progress` wraps the iteration over the images' numbers. Raises `DataError` if `destination` exists or cannot be
-    written, or a file is not an image.
-    """
+    `progress` wraps the iteration over the images. `DataError` if `destination` exists or cannot be written, or a file
+    is not an image."""
     destination = Path(destination)
     if destination.exists():
         raise DataError(f"'{destination}' exists; remove it, or give another name")

@@ -59,10 +59,8 @@ class ArrayImages:
 
 
 class FileImages:
-    """Image files under `root`, each read as RGB when it is needed; `DataError` with the path of one that cannot be.
-
-    Paths, with `/`, are one byte array: the reference counts of a million `str` would be copied into every worker.
-    """
+    """Image files under `root`, each read as RGB when it is needed, or `DataError` with its path. Paths, with `/`, are
+    one byte array: the reference counts of a million `str` would be copied into every worker."""
 
     kind, formats = "image files", ("dali", "image_folder", "tensor")
 
@@ -76,7 +74,7 @@ class FileImages:
         return os.path.join(self.root, os.fsdecode(bytes(self.paths[i])))
 
     def read(self, i: int) -> bytes:
-        """The encoded file."""
+
         at_once = getattr(os, "O_NONBLOCK", 0)  # a named pipe would wait for who writes into it
         with open(self.path(i), "rb", opener=lambda path, flags: os.open(path, flags | at_once)) as file:
             return file.read()
@@ -160,8 +158,7 @@ class ImageSet:
         return {"sizes": of_sizes, "bytes": digest.hexdigest()}
 
     def record(self) -> dict[str, Any]:
-        """Number of images, number of classes that occur, fingerprint."""
-        classes = len(np.unique(self.targets[self.targets >= 0]))
+        classes = len(np.unique(self.targets[self.targets >= 0]))  # those that occur
         return {"images": len(self), "classes": classes, "fingerprint": self.fingerprint()}
 
 

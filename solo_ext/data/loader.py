@@ -112,10 +112,9 @@ def _share(tensors: Iterable[Tensor]) -> None:
         for tensor in tensors:
             tensor.share_memory_()
     except RuntimeError as error:
-        raise DataError(
-            f"data.num_workers: no shared memory (/dev/shm) is left for a batch ({reason(error)}); give it more, as "
-            "with docker run --shm-size=8g, or use fewer workers (0: none) or smaller batches"
-        ) from None
+        full = f"no shared memory (/dev/shm) is left for a batch ({reason(error)})"
+        ways = "give it more, as with docker run --shm-size=8g, or use fewer workers (0: none) or smaller batches"
+        raise DataError(f"data.num_workers: {full}; {ways}") from None
 
 
 class EpochSampler(DistributedSampler):
@@ -143,10 +142,8 @@ def finish_first(_: int) -> None:
 
 
 class ViewLoader(DataLoader):
-    """Batches of a `ViewDataset` for `device`, which worker processes make. Lightning saves and restores its state.
-
-    A subclass that makes its batches elsewhere overrides `_batches`, one pass over `batch_sampler`; `threads` is its.
-    """
+    """Batches of a `ViewDataset` for `device`, made by worker processes; Lightning saves and restores its state. One
+    that makes them elsewhere overrides `_batches`, one pass over `batch_sampler`, and may have `threads`."""
 
     dataset: ViewDataset
     sampler: Any

@@ -21,10 +21,8 @@ TRAPEZOIDS = np.array([[1 / 2, 1 / 3, 2 / 3], [6, -6, -6], [-2, 1, 1]])
 LUMA = (0.299, 0.587, 0.114)  # ITU-R 601, Pillow's gray
 SUPPORT = {"bicubic": 2.0, "bilinear": 1.0}  # half-widths of Pillow's resampling filters, in source pixels
 MARGIN = math.ceil(BLUR_RADIUS[1])  # reach of the boxes that a blur is made of, in pixels
-CHUNK, GPU_CHUNK = (
-    2**19,
-    2**22,
-)  # elements rendered at once: what the cache holds, per thread; enough for a GPU's kernels
+# elements of a view that are rendered at once: what a CPU's cache holds, per thread, and what keeps a GPU busy
+CHUNK, GPU_CHUNK = 2**19, 2**22
 
 
 def resize(images: Tensor, size: tuple[int, int], mode: str) -> Tensor:

@@ -44,10 +44,8 @@ class Normalize(nn.Module):
 
 
 class WeightNormLinear(nn.Module):
-    """A linear layer [B, D] -> [B, K] without bias whose rows are g * v / ||v|| (Salimans & Kingma, 2016).
-
-    Keys of the deprecated `torch.nn.utils.weight_norm`: `weight_g` [K, 1], here 1 at first, and `weight_v` [K, D].
-    """
+    """A linear layer [B, D] -> [B, K] without bias whose rows are g * v / ||v|| (Salimans & Kingma, 2016), with the
+    keys of the deprecated `torch.nn.utils.weight_norm`: `weight_g` [K, 1], here 1 at first, and `weight_v` [K, D]."""
 
     def __init__(self, width_in: int, width_out: int):
         super().__init__()

@@ -37,11 +37,10 @@ class Stage:
         return not self.owns or any(path == own or path.startswith(f"{own}.") for own in self.owns)
 
     def parameters(self, part: nn.Module) -> list[nn.Parameter]:
-        """This stage's parameters in `part`, in an order that the student and its copies share."""
+        """This stage's parameters in `part`, in an order that the student and its copies share, as of its buffers."""
         return [tensor for path, tensor in part.named_parameters() if self.holds(path)]
 
     def buffers(self, part: nn.Module) -> list[Tensor]:
-        """This stage's buffers in `part`, likewise."""
         return [tensor for path, tensor in part.named_buffers() if self.holds(path)]
 
 
@@ -73,11 +72,8 @@ def stage_row(parts: Mapping[str, nn.Module], attributes: Mapping[str, str] | No
 
 
 def backbone_stages(attribute: str, steps: Mapping[str, Sequence[str]], part: str = "backbone") -> list[Stage]:
-    """Stages that run modules one after the other, for a family of backbones.
-
-    attribute: the name of the backbone on the network. steps: name of the stage -> paths, inside the backbone, of the
-    modules that it runs; together the stages do what the backbone's `forward` does.
-    """
+    """Stages that run modules one after the other, together as the `forward` of a family of backbones. attribute: the
+    name of the backbone on the network. steps: stage -> paths, inside the backbone, of the modules that it runs."""
     *_, last = steps
     outputs = {name: attribute if name == last else f"{attribute}.{paths[-1]}" for name, paths in steps.items()}
     return [Stage(name, part, attribute, (*steps[name],), outputs[name], (*steps[name],)) for name in steps]

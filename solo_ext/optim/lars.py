@@ -49,7 +49,7 @@ class LARS(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One update of all parameters; returns the closure's loss, if one is given."""
+
         with torch.enable_grad():
             loss = None if closure is None else closure()
         for group in self.param_groups:

@@ -33,10 +33,8 @@ def multi_step_lr(epoch: int, base: float, milestones: Sequence[int], gamma: flo
 
 
 class ClosedFormLR(LRScheduler):
-    """Sets each group's lr to `schedule(step, base lr)`; groups with `"static_lr": True` keep theirs.
-
-    The state is the step alone: a resumed run follows the schedule that it was configured with.
-    """
+    """Sets each group's lr to `schedule(step, base lr)`; groups with `"static_lr": True` keep theirs. The state is the
+    step alone: a resumed run follows the schedule that it was configured with."""
 
     def __init__(self, optimizer: Optimizer, schedule: Callable[[int, float], float]):
         self.schedule = schedule
@@ -45,10 +43,8 @@ class ClosedFormLR(LRScheduler):
         super().__init__(optimizer)
 
     def get_lr(self) -> list[float | Tensor]:
-        return [
-            base if static else self.schedule(self.last_epoch, float(base))
-            for base, static in zip(self.base_lrs, self.static, strict=True)
-        ]
+        groups = zip(self.base_lrs, self.static, strict=True)
+        return [base if static else self.schedule(self.last_epoch, float(base)) for base, static in groups]
 
     def state_dict(self) -> dict:
         return {"last_epoch": self.last_epoch}

@@ -25,7 +25,7 @@ from solo_ext.files import log
 from solo_ext.methods import METHODS, Method
 from solo_ext.methods.base import MethodConfig, PerformanceConfig
 from solo_ext.networks import BackboneConfig
-from solo_ext.optim import OptimizerConfig, SchedulerConfig, effective_lrs
+from solo_ext.optim.config import OptimizerConfig, SchedulerConfig, effective_lrs
 from solo_ext.runs.checkpoints import AutoResumeConfig, CheckpointConfig, find_checkpoint, foreign_config
 from solo_ext.runs.encoder import evaluation_view, network_of
 from solo_ext.runs.run import Run
@@ -52,8 +52,6 @@ UNUSED = ("auto_umap", "dali", "debug_augmentations", "augmentations_cfg", "wand
 
 @dataclass(kw_only=True)
 class RunConfig(TrainerConfig):
-    """What the configurations of all runs have."""
-
     name: str = "solo-ext"
     data: DataConfig
     seed: Annotated[int, Bounds(0, 2**32 - 1)] = 5
@@ -68,8 +66,6 @@ class RunConfig(TrainerConfig):
 
 @dataclass(kw_only=True)
 class TrainingConfig(RunConfig):
-    """A run that trains."""
-
     max_epochs: Count = MISSING  # type: ignore[assignment]  # no default
     backbone: BackboneConfig
     optimizer: OptimizerConfig
@@ -112,8 +108,6 @@ class PretrainConfig(TrainingConfig, MethodConfig):  # type: ignore[misc]  # her
 
 @dataclass(kw_only=True)
 class EvaluationConfig(RunConfig):
-    """An evaluation of an encoder."""
-
     pretrained_feature_extractor: str | None = None  # its run folder or checkpoint, ours or solo-learn's
     pretrain_method: str | None = None
     untrained: bool = False  # true: a freshly initialised encoder instead
@@ -147,9 +141,7 @@ class OfflineKNNConfig(Config, section="knn_eval"):
 
 @dataclass(kw_only=True)
 class KNNRunConfig(EvaluationConfig):
-    """An offline kNN evaluation. backbone: only for a checkpoint without args.json."""
-
-    backbone: BackboneConfig | None = None
+    backbone: BackboneConfig | None = None  # only for a checkpoint without args.json
     knn_eval: OfflineKNNConfig = field(default_factory=OfflineKNNConfig)
 
 

@@ -56,7 +56,15 @@ def linear(cfg: LinearConfig, results: Path | None = None, encoder: Checkpoint |
     backbone, about, place = _encoder(cfg, encoder, data, results)
     cfg.recipe = recipe_taken(cfg)
     if cached:
-        result = _fit_cached(cfg, backbone, data, Run.new(base))
+        began, run = time.perf_counter(), Run.new(base)
+        features = _features(cfg, backbone, data)
+        reached = fit_cached_linear(
+            *features, optimizer=cfg.optimizer, scheduler=cfg.scheduler, epochs=cfg.max_epochs, seed=cfg.seed
+        )
+        metrics = {name if "_" in name else f"val_{name}": value for name, value in reached.items()}
+        with run.in_use(plain(cfg), {**environment(), "data": data.record(data.device)}):
+            result = RunResult(run.dir, None, metrics, time.perf_counter() - began, None)
+            run.finish(result)
     else:
         layout = not cfg.performance.disable_channel_last
         model = LinearModel(backbone, data.num_classes, cfg.optimizer, cfg.scheduler, cfg, layout)
@@ -161,19 +169,6 @@ def _features(cfg: RunConfig, backbone: nn.Module, data: ClassificationData) -> 
     backbone = backbone.to(device).to(memory_format=torch.channels_last if layout else torch.preserve_format)
     with explained():
         return features_of_sets(backbone, (data.train_dataloader(), data.val_dataloader()), device, precision, layout)
-
-
-def _fit_cached(cfg: LinearConfig, backbone: nn.Module, data: ClassificationData, run: Run) -> RunResult:
-    began = time.perf_counter()
-    features = _features(cfg, backbone, data)
-    scores = fit_cached_linear(
-        *features, optimizer=cfg.optimizer, scheduler=cfg.scheduler, epochs=cfg.max_epochs, seed=cfg.seed
-    )
-    metrics = {name if "_" in name else f"val_{name}": value for name, value in scores.items()}
-    with run.in_use(plain(cfg), {**environment(), "data": data.record(data.device)}):
-        result = RunResult(run.dir, None, metrics, time.perf_counter() - began, None)
-        run.finish(result)
-    return result
 
 
 def untrained_folder(cfg: Any) -> Path:

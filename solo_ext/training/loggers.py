@@ -28,11 +28,11 @@ from solo_ext.training.trainer_config import WandbConfig
 
 
 class CSVMetrics(Logger):
-    """One row per optimizer step in the `folder`'s `metrics.csv`, with a column for every metric ever logged.
+    """One row per optimizer step in the `folder`'s `metrics.csv`, with a column for every metric ever logged. Rows are
+    appended, the newest once the next one comes: it may get more values. `flush` comes before a checkpoint.
 
-    Rows are appended, the newest once the next one comes: it may get more values. Whoever saves a checkpoint calls
-    `flush` first. A resumed run continues the file in the folder `continued`; rows from the optimizer step `resume_at`
-    on are made again. `row`: the one before it, if its epoch was not over.
+    A resumed run continues the file in the folder `continued`; rows from the optimizer step `resume_at` on are made
+    again. `row`: the one before it, if its epoch was not over.
     """
 
     name = "csv"

@@ -102,7 +102,7 @@ def _method(file: Path) -> dict[str, str]:
 
 
 def _bases(file: Path) -> list[Path]:
-    """The YAMLs in the defaults list of a recipe."""
+
     listed = [entry for entry in _read(file).get("defaults", ()) if isinstance(entry, str) and entry != "_self_"]
     return [Path(os.path.normpath(file.parent / f"{entry.partition('@')[0]}.yaml")) for entry in listed]
 

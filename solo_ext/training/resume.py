@@ -25,9 +25,8 @@ def place_in(loops: dict[str, Any]) -> tuple[int, int | None, bool]:
 
 
 class ExactResume(pl.Callback):
-    """Continues a resumed run exactly as if it had not been interrupted.
-
-    The random state of a step becomes a pure function of (seed, epoch, batch, rank), as what the data draws is already.
+    """Continues a resumed run exactly as if it had not been interrupted. The random state of a step becomes a pure
+    function of (seed, epoch, batch, rank), as what the data draws is already.
 
     Lightning restarts its loops by guessing where a checkpoint was saved, and so loses a validation here, an epoch's
     hooks or steps there, and the sums behind an epoch's means everywhere. Here the loops start at the `place_in` the

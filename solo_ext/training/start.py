@@ -30,14 +30,11 @@ _CHOICE = "SOLO_EXT_START"  # how the processes that Lightning starts learn what
 
 
 class Start(NamedTuple):
-    """The folder of a run and the checkpoint that it continues."""
-
     run: Run
-    checkpoint: Checkpoint | None = None
+    checkpoint: Checkpoint | None = None  # that it continues
 
 
 def runs_folder(cfg: RunConfig) -> Path:
-    """The folder of all runs."""
     return Path(cfg.checkpoint.dir).expanduser()
 
 
@@ -68,7 +65,6 @@ def begin(cfg: TrainingConfig, base: Path) -> Start | None:
 
 
 def _checkpoint(cfg: TrainingConfig, base: Path) -> Checkpoint | None:
-    """What the run continues."""
     if not cfg.resume_from_checkpoint:
         return find_resumable(cfg, base) if cfg.auto_resume.enabled else None
     checkpoint = open_checkpoint(cfg.resume_from_checkpoint)

@@ -116,10 +116,8 @@ def make_trainer(
     cfg: TrainerConfig, callbacks: Sequence[pl.Callback], batches: int | None, folder: Path | None = None
 ) -> pl.Trainer:
     """Lightning's Trainer for the resolved `cfg`, without logger; ConfigError if Lightning cannot work with a value.
-
-    batches: in an epoch of our own data, whose samplers split it; None: the data is the caller's.
-    folder: where Lightning writes, such as a profiler's output; default: the current one.
-    """
+    batches: in an epoch of our own data, whose samplers split it; None: the data is the caller's. folder: where
+    Lightning writes, such as a profiler's output; default: the current one."""
     alone = cfg.processes == 1
     strategy: Any = "auto" if alone else cfg.strategy  # a process group of one only costs time
     if strategy in ("auto", "ddp") and not alone:
@@ -142,16 +140,13 @@ def make_trainer(
         "precision": cfg.pick_precision(),
         "devices": cfg.trainer_devices,
         "strategy": strategy,
-        "sync_batchnorm": False,  # the plugin does it
         "plugins": plugins,
         "callbacks": list(callbacks),
-        "enable_progress_bar": False,  # Lightning's own
-        "logger": False,
-        "enable_checkpointing": False,
         "default_root_dir": folder,
     }
+    replaced = ("sync_batchnorm", "enable_progress_bar", "logger", "enable_checkpointing")  # by plugins and callbacks
     with explained(ValueError, TypeError):  # about the arguments, which are the user's
-        return pl.Trainer(**{**defaults, **configured, **ours})
+        return pl.Trainer(**{**defaults, **configured, **ours, **dict.fromkeys(replaced, False)})
 
 
 def _check_resumable(module: pl.LightningModule, start: Start, cfg: TrainingConfig) -> tuple[int, bool, bool]:

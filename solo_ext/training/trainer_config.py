@@ -202,9 +202,7 @@ class WandbConfig(Config, section="wandb"):
 
 @dataclass
 class TensorboardConfig(Config, section="tensorboard"):
-    """The YAML's `tensorboard`: event files in `<run folder>/tensorboard`."""
-
-    enabled: bool = False
+    enabled: bool = False  # true: event files in `<run folder>/tensorboard`
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -22,10 +22,8 @@ def is_logging_step(trainer: Any) -> bool:
 
 
 class MonitorCallback(Callback):
-    """Lightning's callback; subclass it in a file of this folder, or in a module of your own that `--import` names.
-
-    Its file should not import Lightning at the top: the configuration reads `key` and `Config` of every monitor.
-    """
+    """Lightning's callback; subclass it in a file of this folder, or in a module of your own that `--import` names. It
+    should not import Lightning at the top: the configuration reads `key` and `Config` of every monitor."""
 
     key: ClassVar[str]  # its section in the YAML of a pre-training; without one, the YAML does not switch it on
     Config: ClassVar[type[Config]]  # the dataclass of that section; it has `enabled`

@@ -16,8 +16,6 @@ from solo_ext.training.callbacks import LightningModule, MonitorCallback, Traine
 
 @dataclass
 class GradientsConfig(Config, section="gradients"):
-    """The YAML's `gradients`."""
-
     enabled: bool = False
     every: Count = 50  # optimizer steps
 
