@@ -47,9 +47,7 @@ DEFAULT_FOLDER = "datasets"  # of the sets that have a download, when data.train
 @dataclass(frozen=True)
 class DatasetInfo:
     """Everything known about a dataset. Another one is one entry of `DATASETS`, made here or in a module of your own:
-
-    DATASETS["mine"] = DatasetInfo(10, (0.5,) * 3, (0.25,) * 3, load_mine, image_size=64)
-    """
+    DATASETS["mine"] = DatasetInfo(10, (0.5,) * 3, (0.25,) * 3, load_mine, image_size=64)"""
 
     num_classes: int | None  # 0: no labels; None: the classes are the folders at `data.train_path`
     mean: Triple  # per channel, of pixels in [0, 1]
@@ -142,11 +140,9 @@ def read_images(path: str | os.PathLike, key: str, labels: bool = True, only: tu
 
 
 def load_dataset(data: DataConfig, split: str) -> ImageSet:
-    """Images and labels of a split: `pretrain`, `train` (labelled; differs for stl10) or `test`.
-
-    With `data.val_fraction`, `test` is a part of the training images, which the others lack; `data.fraction` applies to
-    all but `test`. Raises `DataError` for what is missing, and cannot or may not be downloaded, or damaged.
-    """
+    """Images and labels of a split: `pretrain`, `train` (labelled; differs for stl10) or `test`. With
+    `data.val_fraction`, `test` is a part of the training images, which the others lack; `data.fraction` applies to all
+    but `test`. Raises `DataError` for what is missing, and cannot or may not be downloaded, or damaged."""
     held_out = data.val_fraction > 0
     images = DATASETS[data.dataset].load(data, "train" if held_out and split == "test" else split)
     if isinstance(images.images, FileImages):

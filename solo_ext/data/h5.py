@@ -50,9 +50,8 @@ class H5Images(FileImages):
 def read_h5(path: str | os.PathLike, key: str, labels: bool = True, only: Sequence[str] = ()) -> ImageSet:
     """The images of an HDF5 file that `write_h5` or solo-learn's converter made; `key` is the configuration's.
 
-    The groups are the classes, in sorted order; without groups, or with `labels` false, the images are unlabelled.
-    Classes that are not in `only` are left out if there are more. Raises `DataError` for a file that is not HDF5, is
-    cut short or lacks classes.
+    The groups are the classes; without groups, or with `labels` false, the images are unlabelled. Classes that are not
+    in `only` are left out if there are more. `DataError` for a file that is not HDF5, is cut short or lacks classes.
     """
     path = Path(path)
     with reading(key), open(path, "rb") as start:
@@ -92,8 +91,7 @@ def write_h5(
     if destination.exists():
         raise DataError(f"'{destination}' exists; remove it, or give another name")
     images = read_folder(source, "SRC")
-    files = images.images
-    assert isinstance(files, FileImages)
+    files: Any = images.images
     with replacing(destination, DataError, partial(_Output, mode="w+")) as file:
         assert isinstance(file, _Output)
         with h5py.File(file, "w") as h5:

@@ -1,7 +1,6 @@
 """From images to batches `(indexes, [view_1, ..., view_n], targets)`, reproducibly.
 
-A view is a pure function of (seed, epoch, index, number of the view): the sampler yields (epoch, index) pairs, and
-`views.uniforms` turns each into random numbers. Torch's global generator is left alone.
+A view is a pure function of (seed, epoch, index, number of the view); torch's global generator is left alone.
 """
 
 import math

@@ -202,8 +202,7 @@ class PretrainData(ImageData):
                 raise ConfigError(f"augmentations.{i}.crop_size: {aug.crop_size} px, but {there}")
 
     def train_dataloader(self) -> ViewLoader:
-        info = dataset_info(self.data)
-        views = [aug for aug in self.augmentations for _ in range(aug.num_crops)]
+        info, views = self.info, [aug for aug in self.augmentations for _ in range(aug.num_crops)]
         return self._shuffled([Transform.random(aug, aug.mean or info.mean, aug.std or info.std) for aug in views])
 
     def probe_dataloaders(self) -> tuple[ViewLoader, ViewLoader]:

@@ -1,7 +1,6 @@
 """Drawn views rendered on tensors, in batches with per-sample parameters, on any device.
 
-Between the operations, values are floats from 0 to 255. Each operation is Pillow's, as torchvision and solo-learn use
-it, before it rounds to 8 bits (`benchmarks/certificate/reference.py`).
+Each operation is Pillow's, of floats from 0 to 255 before they are rounded (`benchmarks/certificate/reference.py`).
 """
 
 import math

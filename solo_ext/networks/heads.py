@@ -20,10 +20,8 @@ def mlp(
     activation: Callable[[], nn.Module] = RELU,
 ) -> nn.Sequential:
     """Linear layers [B, dims[0]] -> ... -> [B, dims[-1]], between them BatchNorm (if `norm`) and an activation.
-
     bias: of all linear layers, or of each. last_norm: end with a BatchNorm without affine parameters, as SimCLR,
-    SimSiam and MoCo v3 do; `affine`: with them (BN2 of ProjectorEMA, Table D.9). The keys are solo-learn's.
-    """
+    SimSiam and MoCo v3 do; `affine`: with them (BN2 of ProjectorEMA, Table D.9). The keys are solo-learn's."""
     biases = [bias] * (len(dims) - 1) if isinstance(bias, bool) else bias
     layers: list[nn.Module] = []
     for depth, (width_in, width_out) in enumerate(pairwise(dims), start=1):

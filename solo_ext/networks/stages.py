@@ -95,9 +95,8 @@ def _vit(attribute: str, backbone: nn.Module) -> list[Stage]:
     from timm.models.vision_transformer import VisionTransformer
 
     methods = ("forward", "forward_features")
-    if not isinstance(backbone, VisionTransformer) or len(backbone.blocks) < 4:
-        return []
-    if any(getattr(type(backbone), method) is not getattr(VisionTransformer, method) for method in methods):
+    plain = all(getattr(type(backbone), name, None) is getattr(VisionTransformer, name) for name in methods)
+    if not (isinstance(backbone, VisionTransformer) and plain and len(backbone.blocks) >= 4):
         return []
     stem = ("patch_embed", "_pos_embed", "patch_drop", "norm_pre")
     tensors = [name for name, _ in (*backbone.named_parameters(recurse=False), *backbone.named_buffers(recurse=False))]

@@ -16,10 +16,8 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, OverrideType
 from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf, resolvers
+from omegaconf import DictConfig, OmegaConf, grammar_parser, resolvers
 from omegaconf.errors import GrammarParseError, OmegaConfBaseException
-from omegaconf.grammar_parser import OmegaConfGrammarParser
-from omegaconf.grammar_parser import parse as parse_value
 from yaml import YAMLError
 
 from solo_ext.errors import ConfigError
@@ -28,11 +26,9 @@ from solo_ext.training import recipes
 
 
 def compose(config_path: str | Path, config_name: str, overrides: Sequence[str] = ()) -> DictConfig:
-    """The YAML `config_name` in the folder `config_path`, its defaults list and Hydra `overrides`, merged.
-
-    The YAML may be a derived recipe, see `solo_ext.training.recipes`. A plain `key=value` also sets a key that the YAML
-    lacks, for `resolve` to judge. ConfigError for a file that cannot be read, or an override that makes no sense.
-    """
+    """The YAML `config_name` in the folder `config_path`, its defaults list and Hydra `overrides`, merged. The YAML may
+    be a derived recipe, see `solo_ext.training.recipes`. A plain `key=value` also sets a key that the YAML lacks, for
+    `resolve` to judge. ConfigError for a file that cannot be read, or an override that makes no sense."""
     folder = Path(config_path).expanduser()
     file = folder / (config_name if config_name.endswith((".yaml", ".yml")) else f"{config_name}.yaml")
     root, name = folder, str(file.relative_to(folder))
@@ -78,10 +74,10 @@ def refuse_resolvers(value: Any, at: str = "") -> None:
             refuse_resolvers(item, join(at, key))
     elif isinstance(value, str) and "${" in value:
         with suppress(GrammarParseError):  # for OmegaConf to explain
-            nodes: list[Any] = [parse_value(value)]
+            nodes: list[Any] = [grammar_parser.parse(value)]
             while nodes:
                 node = nodes.pop()
-                if isinstance(node, OmegaConfGrammarParser.InterpolationResolverContext):
+                if isinstance(node, grammar_parser.OmegaConfGrammarParser.InterpolationResolverContext):
                     raise ConfigError(f"{at}: {node.getText()} is not looked up; write what it stands for")
                 nodes += getattr(node, "children", None) or ()
 
@@ -111,9 +107,8 @@ def parse(text: str) -> Override:
     except (HydraException, ValueError) as error:
         if not is_text:
             exact = f', "{quoted}"' if bare and value and "'" not in value else ""
-            raise ConfigError(
-                f"'{text}' is not an override such as key=value (lists are [1,2], odd characters need quotes{exact})"
-            ) from error
+            rules = f"(lists are [1,2], odd characters need quotes{exact})"
+            raise ConfigError(f"'{text}' is not an override such as key=value {rules}") from error
         [override] = read([quoted])
     if override.is_sweep_override() and is_text and (key.endswith("_path") or "/" in value):
         [override] = read([quoted])

@@ -31,8 +31,7 @@ from solo_ext.training.start import begin, is_first, runs_folder
 from solo_ext.training.trainer import explained, fit, prepare, print_result
 
 KNN_BATCH = 256  # images per forward pass; it does not change a result
-# the run folder that gets the results, and the args.json that goes with them into another than the encoder's; None
-# where there is no run folder, and they are only printed
+# the run folder that gets the results, and the args.json that goes into a new one; None: they are only printed
 Place = tuple[Run, dict[str, Any] | None] | None
 
 # no part of a protocol: places, what is shown, and what `protocol_of` has more exactly
@@ -121,8 +120,7 @@ def _encoder(
 def _trained(
     cfg: LinearConfig | KNNRunConfig, opened: Checkpoint | None, data: ClassificationData
 ) -> tuple[nn.Module, Checkpoint, dict[str, Any]]:
-    """The encoder of a checkpoint, whose network `cfg` takes over. Warns where it was trained on images shown otherwise
-    than by `data`."""
+    """The encoder of a checkpoint, whose network `cfg` takes over. Warns where `data` shows it images otherwise."""
     if not cfg.pretrained_feature_extractor:
         raise ConfigError("pretrained_feature_extractor is missing (a run folder or checkpoint; or set untrained=true)")
     if opened is None or str(opened.path) != cfg.pretrained_feature_extractor:

@@ -20,13 +20,11 @@ def metrics() -> dict[str, Metric]:
     losses = [Metric(name, f"Framework loss: {title}", section="losses") for name, title in named.items()]
     monitors: tuple = (Gap, Spread, CollapseWatch, *MONITORS.values(), Throughput)
     monitored = [metric for monitor in monitors for metric in monitor.metrics]
-    known = (TOTAL, *losses, *METRICS, *monitored, *OTHER_LOSSES)
-    return {metric.name: metric for metric in known}
+    return {metric.name: metric for metric in (TOTAL, *losses, *METRICS, *monitored, *OTHER_LOSSES)}
 
 
 def metric_of(column: str) -> Metric:
-    """The metric in that column of `metrics.csv`, with what its pattern's `*` stands for in title and label; one that
-    nobody has declared has no title."""
+    """The metric in that column of `metrics.csv`, with what its pattern's `*` stands for in title and label."""
     known = metrics()
     metric = known.get(column) or next((m for pattern, m in known.items() if fnmatchcase(column, pattern)), None)
     if metric is None:

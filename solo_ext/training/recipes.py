@@ -60,9 +60,6 @@ def _plain(name: str) -> str:
     return name.replace("-", "")  # the recipes of the dataset imagenet100 are in imagenet-100, as solo-learn's are
 
 
-# Recipes without a file.
-
-
 def names(folder: Path) -> list[str]:
     """The recipes in the folder of a dataset: those with a file, then those that are derived."""
     return list(_made_of(folder))
@@ -114,9 +111,6 @@ def _read(file: Path) -> dict[str, Any]:
     with naming(f"{file} cannot be read as YAML", yaml.YAMLError, OSError, UnicodeDecodeError):
         content = yaml.safe_load(file.read_text(encoding="utf-8"))
     return content if isinstance(content, dict) else {}
-
-
-# Listing and copying.
 
 
 def summary(file: Path) -> str:

@@ -101,8 +101,6 @@ class Checkpointer(CheckpointCallback):
         self.answer = torch.zeros(1)  # on the CPU
         self.arrived: torch.cuda.Event | None = None  # after which it is there
 
-    # Being told to stop.
-
     @contextmanager
     def listening(self) -> Iterator[None]:
         """Receives signals, except those that somebody else handles or ignores."""
@@ -158,8 +156,6 @@ class Checkpointer(CheckpointCallback):
             self.training = False  # from now on a signal ends it at once
             raise Stopped(None if agreed == TIME else int(agreed))
         return agreed == SAVE
-
-    # When.
 
     def setup(self, trainer: pl.Trainer, module: pl.LightningModule, stage: str) -> None:
         trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
@@ -226,8 +222,6 @@ class Checkpointer(CheckpointCallback):
             elif batches.ready == batches.processed and not trainer.fit_loop._should_accumulate():
                 self._save(trainer, module, epochs.processed, batches.processed)
         self.io.wait()
-
-    # What.
 
     def _save(self, trainer: pl.Trainer, module: pl.LightningModule, epoch: int, batch: int | None = None) -> None:
         if not self.cfg.enabled or self.last == (epoch, batch):

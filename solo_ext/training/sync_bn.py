@@ -11,8 +11,7 @@ from solo_ext.losses.distributed import gather
 
 
 class CPUSyncBatchNorm(_BatchNorm):
-    """`torch.nn.SyncBatchNorm`, which works on GPUs only, for CPUs; without a process group it is BatchNorm.
-    The statistics come from the sums of all ranks, taken in float64."""
+    """`torch.nn.SyncBatchNorm`, which works on GPUs only, for CPUs; without a process group it is BatchNorm."""
 
     running_mean: Tensor  # where they are tracked
     running_var: Tensor
@@ -26,7 +25,7 @@ class CPUSyncBatchNorm(_BatchNorm):
         if not (self.training and dist.is_available() and dist.is_initialized()):
             return super().forward(x)
         dims, channels = [0, *range(2, x.dim())], x.size(1)
-        wide = x.double()
+        wide = x.double()  # for the sums of all ranks
         count = wide.new_tensor([x.numel() // channels])
         sums = torch.cat([wide.sum(dims), wide.square().sum(dims), count])
         total, squares, count = gather(sums[None]).sum(0).split([channels, channels, 1])

@@ -68,11 +68,9 @@ def fit(
     start: Start | None,
     callbacks: Sequence[pl.Callback] = (),
 ) -> RunResult:
-    """Trains `module` on `data`; `start` is None where another process has chosen it.
-
-    Raises ConfigError for a value that Lightning cannot work with; CheckpointError for one that cannot be resumed or
-    written; NonFiniteError; after a signal SystemExit, 128 + its number, or 0 on the other ranks.
-    """
+    """Trains `module` on `data`; `start` is None where another process has chosen it. Raises ConfigError for a value
+    that Lightning cannot work with; CheckpointError for one that cannot be resumed or written; NonFiniteError; after a
+    signal SystemExit, 128 + its number, or 0 on the other ranks."""
     if not cfg.performance.disable_channel_last:
         module = module.to(memory_format=torch.channels_last)
     named = [_imported(*item) for item in (cfg.callbacks or {}).items()]
@@ -103,10 +101,9 @@ def fit(
             if trainer.global_step == step and finished and not (inside or over):
                 raise ConfigError(f"max_epochs={cfg.max_epochs} and the limits on batches leave no step to train")
             metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
-            metrics = start.run.last_metrics if over else metrics
             newest, seconds = next(iter(start.run.checkpoints), None), time.perf_counter() - began
             speed = statistics.median(throughput.epochs) if throughput.epochs else None
-            result = RunResult(start.run.dir, newest, metrics, seconds, speed)
+            result = RunResult(start.run.dir, newest, start.run.last_metrics if over else metrics, seconds, speed)
             if trainer.is_global_zero and finished:
                 start.run.finish(result)
     return result

@@ -41,8 +41,7 @@ class MonitorCallback(Callback):
 
     @classmethod
     def make(cls, section: Any, cfg: Any, data: Any) -> "MonitorCallback | None":
-        """The callback for its `section` of the pre-training `cfg`, or None if it has nothing to do. data: a
-        `PretrainData`, or None if the images are the caller's own."""
+        """The callback for its `section` of `cfg`, or None if it has nothing to do. data: None if the caller's own."""
         return cls(section)  # type: ignore[call-arg]  # which a subclass takes
 
     def flush(self, trainer: Any, module: Any) -> None:

@@ -12,8 +12,7 @@ LEAST_RANK = 1.3  # mean of an epoch; tests/faults/test_collapsing.py holds that
 
 
 class CollapseWatch(MonitorCallback):
-    """Says once, at the end of an epoch, that the projector's outputs have collapsed; `stop` ends the run with it.
-    Logs `train_rankme`, see `Rank`."""
+    """Says once, at the end of an epoch, that the projector's outputs have collapsed; `stop` ends the run with it."""
 
     metrics = Rank.metrics
 

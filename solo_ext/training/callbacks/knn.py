@@ -13,9 +13,8 @@ from solo_ext.training.callbacks import LightningModule, MonitorCallback, Traine
 class OnlineKNN(MonitorCallback):
     """Logs `val_knn1` and `val_knn20` (top-1 in percent; 20 is `knn_eval.k`) every `knn_eval.every` epochs.
 
-    Unlike solo-learn's, its bank and queries are features of images without augmentation, in eval mode. Of several
-    processes the first computes and the others wait. `loaders` makes the loaders of labelled train and validation
-    images, not split over processes, when they are first needed; batches are `(indexes, [view], targets)`.
+    Unlike solo-learn's, its bank and queries are features of images without augmentation, in eval mode. `loaders` makes
+    the loaders of labelled train and validation images for the first process; batches are `(indexes, [view], targets)`.
     """
 
     key = "knn_eval"

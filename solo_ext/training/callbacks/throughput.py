@@ -11,10 +11,8 @@ from solo_ext.training.callbacks import LightningModule, MonitorCallback, Traine
 
 class Throughput(MonitorCallback):
     """Logs `images_per_s` of each epoch, `lr` of the backbone at the logging steps, and what the module `measured`.
-
     Images are samples of all ranks, whatever the number of views. Validation does not count, nor do the first steps of
-    an epoch (five, but at most a fifth), in which loader workers start. The device is synchronised twice an epoch.
-    """
+    an epoch (five, but at most a fifth), in which loader workers start. The device is synchronised twice an epoch."""
 
     metrics = (
         Metric("lr", "Learning rate of the backbone", section="schedules"),
@@ -39,8 +37,7 @@ class Throughput(MonitorCallback):
         self.step += 1
         if self.since is not None:
             self.images += len(batch[0]) * trainer.world_size
-        stepped = not trainer.fit_loop._should_accumulate()
-        if stepped and is_logging_step(trainer):
+        if is_logging_step(trainer) and not trainer.fit_loop._should_accumulate():
             for logger in trainer.loggers:
                 logger.log_metrics({"lr": float(self.lr)}, step=max(trainer.global_step - 1, 0))
             self.flush(trainer, module)
