@@ -13,9 +13,9 @@ SIZES = {"train": 126_689, "val": 5_000}
 
 
 def build_imagenet100(source: str | os.PathLike, destination: str | os.PathLike) -> dict[str, ImageSet]:
-    """Makes `destination`/{train,val}/<class>, whole or not at all: relative links to the class folders in
-    `source`/{train,val}. Returns the training and the validation images. `DataError` if `source` has no such folders or
-    lacks classes, or if `destination` is something else or cannot be written."""
+    """Makes `destination`/{train,val}/<class>, whole or not at all, unless it is there: relative links to the class
+    folders in `source`/{train,val}. Returns the training and the validation images. `DataError` if `source` has no such
+    folders or lacks classes, or if `destination` is something else or cannot be written."""
     source, destination = Path(source), Path(destination)
     for split in SIZES:
         folder = source / split
@@ -23,9 +23,9 @@ def build_imagenet100(source: str | os.PathLike, destination: str | os.PathLike)
             raise DataError(f"there is no folder '{folder}'; SRC holds ImageNet's train/ and val/")
         names = class_folders(folder)
         if not names:
-            flat = "images that lie beside each other, as in the download of ImageNet's validation set,"
             raise DataError(
-                f"'{folder}' has no class folders; {flat} have to be sorted into one folder for each class first"
+                f"'{folder}' has no class folders; images that lie beside each other, as in the download of ImageNet's "
+                "validation set, have to be sorted into one folder for each class first"
             )
         if missing := sorted({*CLASSES} - {*names}):
             raise DataError(f"'{folder}' lacks {len(missing)} of the {len(CLASSES)} classes: {', '.join(missing)}")

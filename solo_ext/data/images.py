@@ -74,7 +74,6 @@ class FileImages:
         return os.path.join(self.root, os.fsdecode(bytes(self.paths[i])))
 
     def read(self, i: int) -> bytes:
-
         at_once = getattr(os, "O_NONBLOCK", 0)  # a named pipe would wait for who writes into it
         with open(self.path(i), "rb", opener=lambda path, flags: os.open(path, flags | at_once)) as file:
             return file.read()

@@ -158,7 +158,8 @@ class ViewLoader(DataLoader):
         super().__init__(dataset, **{**own, **options})
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]  # nothing is prefetched before the first `next`
-        # A generator: on a resume Lightning calls iter() before it sets the sampler's epoch.
+        # A generator: on a resume Lightning calls iter() before it sets the sampler's epoch, and workers that start
+        # at once would start on the wrong one.
         epoch = getattr(self.sampler, "epoch", 0)  # Trainer(overfit_batches=...) puts in its own sampler
         start = self._resume[1] if self._resume and self._resume[0] == epoch else 0
         self._resume = None

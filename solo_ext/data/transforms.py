@@ -37,7 +37,6 @@ class Transform:
 
     @classmethod
     def random(cls, aug: AugmentationConfig, mean: Values, std: Values, mode: str = "bicubic") -> "Transform":
-
         return cls(aug.crop_size, None if aug.rrc.enabled else aug.crop_size, mean, std, mode, aug)
 
     def crop(self, image: Tensor, u: np.ndarray) -> Tensor:

@@ -96,7 +96,8 @@ class LinearModel(pl.LightningModule):
 
 
 def classify(classifier: nn.Linear, features: Tensor) -> Tensor:
-    """The logits [B, classes] of features [B, D] in the precision of the classifier's weights: bfloat16 would tie."""
+    """The logits [B, classes] of features [B, D] in the precision of the classifier's weights, also under autocast: in
+    bfloat16, classes tie."""
     with torch.autocast(features.device.type, enabled=False):
         return classifier(features.to(classifier.weight.dtype))
 

@@ -49,7 +49,6 @@ class LARS(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-
         with torch.enable_grad():
             loss = None if closure is None else closure()
         for group in self.param_groups:

@@ -26,9 +26,9 @@ def check_finite(module: nn.Module, step: int) -> None:
 class FiniteSteps(pl.Callback):
     """Ends the run, with a sentence, before a loss or gradient that is NaN or infinite touches a weight.
 
-    A GPU would have to be waited for: there the device takes a bad step back, and the run ends at the next logging
-    step. In 16-mixed the loss alone counts: its scaler leaves out the steps of infinite gradients itself.
-    skip: how many bad steps are passed over, with a warning.
+    On a CPU it looks before the optimizer's step. A GPU would have to be waited for: there the device takes a bad step
+    back, and the run ends at the next logging step. In 16-mixed the loss alone counts: its scaler leaves out the steps
+    of infinite gradients itself. skip: how many bad steps are passed over, with a warning.
     """
 
     def __init__(self, skip: int = 0):

@@ -99,7 +99,6 @@ def _method(file: Path) -> dict[str, str]:
 
 
 def _bases(file: Path) -> list[Path]:
-
     listed = [entry for entry in _read(file).get("defaults", ()) if isinstance(entry, str) and entry != "_self_"]
     return [Path(os.path.normpath(file.parent / f"{entry.partition('@')[0]}.yaml")) for entry in listed]
 
