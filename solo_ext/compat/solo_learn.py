@@ -7,7 +7,6 @@ import functools
 import importlib.machinery
 import inspect
 import json
-import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -23,13 +22,12 @@ from torch import Tensor, nn
 
 from solo_ext.errors import ConfigError, must_have
 from solo_ext.evaluation.linear import image_and_target
+from solo_ext.files import log
 from solo_ext.methods import METHODS
 from solo_ext.methods.module import LightningMethod
 from solo_ext.methods.step import Monitor, Step
 from solo_ext.networks.backbones import BACKBONES, MOCO_VITS, BackboneConfig, build_backbone
 from solo_ext.runs.layouts import PLACEHOLDERS
-
-log = logging.getLogger("solo_ext")
 
 _RUN = "_SOLO_EXT_WITH_SOLO_LEARN"  # the checkout and script, for the processes that Lightning starts
 _PACKAGES = {  # module -> package, where the names differ

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import logging
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -14,8 +13,7 @@ import numpy as np
 
 from solo_ext.data.images import FileImages, ImageSet, reading
 from solo_ext.errors import DataError, naming
-
-log = logging.getLogger("solo_ext")
+from solo_ext.files import log
 
 SHOWN = 3  # images without an annotation that a message names
 

@@ -1,8 +1,8 @@
 """Format `dali`: NVIDIA DALI decodes, crops and resizes, on a GPU or in threads of the CPU.
 
 DALI receives the bytes of a batch and the boxes to cut out, and keeps no state: order, sharding, resume and random
-numbers are those of the other formats, and `render` makes the colours. DALI's colour operators rotate hues about the
-gray axis, on photographs 4.6 of 255 levels away from Pillow's hue (0.1), which changes 5.5; on a CPU they take longer.
+numbers are those of the other formats, and `render` makes the colours, since DALI rotates hues about the gray axis, on
+photographs 4.6 of 255 levels away from Pillow's hue (0.1), which changes 5.5.
 """
 
 # mypy: disable-error-code="attr-defined, arg-type"
@@ -34,8 +34,6 @@ AHEAD = 2  # batches in the making while one is used
 SCAN, END = b"\xff\xda", b"\xff\xd9"  # markers of a JPEG file
 MARKER = re.compile(b"\xff[^\x00\xff\xd0-\xd7]")  # no stuffing, fill or restart
 INTERPOLATION = {"bicubic": types.INTERP_CUBIC, "bilinear": types.INTERP_LINEAR}
-
-
 Encoded = tuple[bytes, int, int]  # of a file: its content, and width and height of the image
 
 
@@ -149,11 +147,8 @@ class DaliLoader(ViewLoader):
 
 
 def frame(transform: Transform, u: np.ndarray, widths: np.ndarray, heights: np.ndarray) -> np.ndarray:
-    """What DALI needs to know about B views: int32 [B, 4].
-
-    The box to cut out: left, top, width, height. Or, if the transform has `shorter`: left and top of the view in the
-    resized image, and that image's width and height (torchvision's Resize and CenterCrop).
-    """
+    """What DALI needs to know about B views, int32 [B, 4]: left, top, width and height of the box to cut out; if the
+    transform has `shorter`, left and top of the view in the resized image, and that image's width and height."""
     if transform.shorter is None:
         return transform.boxes(widths, heights, u).astype(np.int32)
     sizes = np.stack([widths, heights], axis=1)
@@ -168,8 +163,7 @@ def build(transforms: Sequence[Transform], batch_size: int, threads: int, device
     pipeline = Pipeline(batch_size, threads, device.index if cuda else None, prefetch_queue_depth=1)
     with pipeline:
         encoded = fn.external_source(name="encoded", dtype=types.UINT8, ndim=1)
-        # One whole decode for all views: on CPUs as fast as a decode of each view's region (two views of 500 x 375
-        # pixels), on GPUs the least work for the hardware decoder. Orientation and chroma as in Pillow.
+        # One whole decode for all views, as fast as one of each view's region. Orientation and chroma as in Pillow.
         images = fn.decoders.image(
             encoded, device="mixed" if cuda else "cpu", adjust_orientation=False, jpeg_fancy_upsampling=True
         )

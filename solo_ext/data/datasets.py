@@ -1,7 +1,6 @@
 """The `data` section of a configuration, and the datasets by name: what is known of each, and how it is read."""
 
 import gzip
-import logging
 import os
 import zlib
 from collections.abc import Callable, Mapping
@@ -26,10 +25,8 @@ from solo_ext.data.images import (
     stratified_rows,
 )
 from solo_ext.errors import ConfigError, DataError, SoloExtError, naming, require
-from solo_ext.files import sha256
+from solo_ext.files import log, sha256
 from solo_ext.schema import Bounds, Config, OneOf, Share
-
-log = logging.getLogger("solo_ext")
 
 # auto: the fastest that works for the images and the device, see `modules.pick_format`
 Format = Literal["auto", "image_folder", "h5", "tensor", "dali"]
@@ -50,9 +47,7 @@ DEFAULT_FOLDER = "datasets"  # of the sets that have a download, when data.train
 @dataclass(frozen=True)
 class DatasetInfo:
     """Everything known about a dataset. Another one is one entry of `DATASETS`, made here or in a module of your own:
-
-    DATASETS["mine"] = DatasetInfo(10, (0.5,) * 3, (0.25,) * 3, load_mine, image_size=64)
-    """
+    DATASETS["mine"] = DatasetInfo(10, (0.5,) * 3, (0.25,) * 3, load_mine, image_size=64)"""
 
     num_classes: int | None  # 0: no labels; None: the classes are the folders at `data.train_path`
     mean: Triple  # per channel, of pixels in [0, 1]
@@ -73,8 +68,6 @@ DATASETS: dict[str, DatasetInfo] = {}  # filled at the end of this file
 
 @dataclass
 class DataConfig(Config, section="data"):
-    """`data`: which images, from where."""
-
     dataset: Annotated[str, OneOf(DATASETS)]
     train_path: str | None = None
     val_path: str | None = None
@@ -82,9 +75,7 @@ class DataConfig(Config, section="data"):
     num_workers: Annotated[int, Bounds(0)] = 4  # processes of image_folder and h5, threads of dali; tensor has none
     no_labels: bool = False
     fraction: float = -1.0  # of the training set, stratified by class; -1: all of it
-    # of the labelled training images: kept out of training and evaluated on, in place of the test images, so that a
-    # recipe can be chosen without a look at those; 0: none
-    val_fraction: Share = 0.0
+    val_fraction: Share = 0.0  # of the labelled training images: evaluated on instead of the test images; 0: none
     download: bool = True
     corrupt: Literal["error", "skip"] = "error"  # an unreadable image: error, or skip (the next one takes its place)
     corrupt_limit: Share = 0.01  # of the images may be skipped
@@ -102,10 +93,9 @@ class DataConfig(Config, section="data"):
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in ("train_path", "val_path"):
-            self.require(getattr(self, name) != "", name, "a path or null")
-        self.train_path, self.val_path = (
-            path and os.path.expanduser(path) for path in (self.train_path, self.val_path)
-        )
+            path = getattr(self, name)
+            self.require(path != "", name, "a path or null")
+            setattr(self, name, path and os.path.expanduser(path))
         share = 0 < self.fraction < 1
         self.require(share or self.fraction == -1, "fraction", "between 0 and 1, or -1 for the whole set")
         self.require(self.val_fraction < 1, "val_fraction", "below 1")
@@ -150,12 +140,9 @@ def read_images(path: str | os.PathLike, key: str, labels: bool = True, only: tu
 
 
 def load_dataset(data: DataConfig, split: str) -> ImageSet:
-    """Images and labels of a split: `pretrain`, `train` (labelled; differs for stl10) or `test`.
-
-    Downloads what is missing if the dataset has a download and `data.download` is true. With `data.val_fraction`, the
-    split `test` is a part of the training images, which the others lack. `data.fraction` applies to all splits but
-    `test`. Raises `DataError` with the path of what is missing or damaged.
-    """
+    """Images and labels of a split: `pretrain`, `train` (labelled; differs for stl10) or `test`. With
+    `data.val_fraction`, `test` is a part of the training images, which the others lack; `data.fraction` applies to all
+    but `test`. Raises `DataError` for what is missing, and cannot or may not be downloaded, or damaged."""
     held_out = data.val_fraction > 0
     images = DATASETS[data.dataset].load(data, "train" if held_out and split == "test" else split)
     if isinstance(images.images, FileImages):
@@ -196,8 +183,8 @@ def _load_mini(data: DataConfig, split: str) -> ImageSet:
 
 def _load_fashion_mnist(data: DataConfig, split: str) -> ImageSet:
     """The idx files, gzipped or not, in the folder itself or where torchvision's FashionMNIST puts them."""
-    root, name = _root(data, split)[0], "test" if split == "test" else "train"
-    prefix = "t10k" if split == "test" else "train"
+    root, _ = _root(data, split)
+    name, prefix, count = ("test", "t10k", 10_000) if split == "test" else ("train", "train", 60_000)
 
     def find(kind: str) -> Path:
         folders = (root, root / "FashionMNIST" / "raw")
@@ -209,7 +196,7 @@ def _load_fashion_mnist(data: DataConfig, split: str) -> ImageSet:
     pixels, labels = read_idx(find("images-idx3")), read_idx(find("labels-idx1"))
     with np.load(MINI, allow_pickle=False) as known:  # drawn from it; MNIST and others have files of the same names
         images, classes, rows = (known[f"{name}_{part}"] for part in ("images", "labels", "rows"))
-        whole = pixels.shape == (10_000 if split == "test" else 60_000, 28, 28) and labels.shape == pixels.shape[:1]
+        whole = pixels.shape == (count, 28, 28) and labels.shape == (count,)
         if not (whole and np.array_equal(pixels[rows], images) and np.array_equal(labels[rows], classes)):
             raise DataError(f"{find('images-idx3')}: not Fashion-MNIST with its labels (shape {pixels.shape})")
     return ImageSet(ArrayImages(pixels), labels.astype(np.int64))
@@ -240,16 +227,14 @@ def _load_stl10(data: DataConfig, split: str) -> ImageSet:
 
 def _load_folder(data: DataConfig, split: str, only: tuple[str, ...] = (), advice: str = "") -> ImageSet:
     """`only`: the dataset's classes; `advice`: what to do about a folder with more."""
-    key = "data.val_path" if split == "test" else "data.train_path"
-    path = data.val_path if split == "test" else data.train_path
+    name = "val_path" if split == "test" else "train_path"
+    key, path = f"data.{name}", getattr(data, name)
     if path is None:
         raise DataError(f"{key}: missing, but dataset '{data.dataset}' is read from the folder named there")
     images, expected = read_images(path, key, not data.no_labels, only), DATASETS[data.dataset].num_classes
     if expected is not None and len(images.classes) > expected:
-        raise DataError(
-            f"{key}: '{path}' has {len(images.classes)} class folders, but '{data.dataset}' has {expected} "
-            f"classes; {advice}data.dataset=custom takes another set"
-        )
+        found = f"'{path}' has {len(images.classes)} class folders, but '{data.dataset}' has {expected} classes"
+        raise DataError(f"{key}: {found}; {advice}data.dataset=custom takes another set")
     if other := sorted({*images.classes} - {*(only or images.classes)}):
         log.warning("%s: '%s' is no class of %s's, so its figures compare with nobody's", key, other[0], data.dataset)
     elif expected and 0 < len(images.classes) < expected:

@@ -1,7 +1,6 @@
 """From an encoded image to 8-bit RGB, as `data.decode` says."""
 
 import io
-import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -13,17 +12,16 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from solo_ext.errors import reason
+from solo_ext.files import log
 from solo_ext.schema import Config, Positive
-
-log = logging.getLogger("solo_ext")
 
 ORIENTATION, PHOTOMETRIC = 0x112, 262  # tags of EXIF and of TIFF
 
 
 @dataclass
 class DecodeConfig(Config, section="data.decode"):
-    """`data.decode`: what becomes of that which 8-bit RGB cannot hold. By default as in torchvision and solo-learn,
-    but for gray values of more than 8 bits, which Pillow clips at 255."""
+    """`data.decode`: what becomes of that which 8-bit RGB cannot hold; by default as in torchvision and solo-learn, but
+    for gray values of more than 8 bits, which Pillow clips at 255."""
 
     orientation: Literal["stored", "exif"] = "stored"  # exif: turned as the camera has noted
     alpha: Literal["drop", "black", "white"] = "drop"  # drop: the colours below it; else laid on that background
@@ -51,9 +49,8 @@ def to_rgb(image: Image.Image, how: DecodeConfig = AS_STORED) -> Image.Image:
         values = np.asarray(image, dtype=np.float64)
         low, high = values.min(), values.max()
         if not (low >= 0 and high <= white):  # NaN neither
-            raise ValueError(
-                f"gray values from {low:g} to {high:g}, outside 0 to {white:g}; data.decode.white says which is white"
-            )
+            found = f"gray values from {low:g} to {high:g}, outside 0 to {white:g}"
+            raise ValueError(f"{found}; data.decode.white says which is white")
         values = np.rint((white - values if inverted else values) * (255 / white))
         image = Image.fromarray(values.astype(np.uint8))
     if how.alpha != "drop" and ("A" in image.getbands() or "transparency" in image.info):

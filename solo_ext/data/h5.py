@@ -1,8 +1,8 @@
 """Format `h5`: encoded images in one HDF5 file.
 
 The layout is solo-learn's: a group for each class folder, in it an HDF5 dataset for each image with the bytes of its
-file. Files that `write_h5` made also list their images, in order, in the root's attribute `solo_ext_index`: a
-million names are then read at once instead of from all over the file. Whoever changes such a file has to remove it.
+file. Files that `write_h5` made also list their images, in order, in the root's attribute `solo_ext_index`, which is
+read at once; whoever changes such a file has to remove it.
 """
 
 import os
@@ -50,9 +50,8 @@ class H5Images(FileImages):
 def read_h5(path: str | os.PathLike, key: str, labels: bool = True, only: Sequence[str] = ()) -> ImageSet:
     """The images of an HDF5 file that `write_h5` or solo-learn's converter made; `key` is the configuration's.
 
-    The groups are the classes, in sorted order; without groups, or with `labels` false, the images are unlabelled.
-    If the file has more classes than `only`, the others are left out, as solo-learn does for ImageNet-100. Raises
-    `DataError` for a file that is not HDF5, is cut short or lacks classes.
+    The groups are the classes; without groups, or with `labels` false, the images are unlabelled. Classes that are not
+    in `only` are left out if there are more. `DataError` for a file that is not HDF5, is cut short or lacks classes.
     """
     path = Path(path)
     with reading(key), open(path, "rb") as start:
@@ -73,10 +72,9 @@ def read_h5(path: str | os.PathLike, key: str, labels: bool = True, only: Sequen
     if len(classes) > len(only) > 0:
         selection = {*map(os.fsencode, only)}
         if missing := sorted(selection - classes):
-            raise DataError(
-                f"{key}: '{path}' has {len(classes)} classes, but {len(missing)} of the {len(only)} that the dataset "
-                f"takes are not among them (first: {os.fsdecode(missing[0])})"
-            )
+            lost = f"{len(missing)} of the {len(only)} that the dataset takes are not among them"
+            first = os.fsdecode(missing[0])
+            raise DataError(f"{key}: '{path}' has {len(classes)} classes, but {lost} (first: {first})")
         names = [name for name in names if class_folder(name) in selection]
     if not names:
         raise DataError(f"{key}: no image in '{path}'")
@@ -86,17 +84,14 @@ def read_h5(path: str | os.PathLike, key: str, labels: bool = True, only: Sequen
 def write_h5(
     source: str | os.PathLike, destination: str | os.PathLike, progress: Callable[[Sequence[int]], Iterable[int]] = iter
 ) -> ImageSet:
-    """Copies the image files of the folder `source`, byte by byte, into the new HDF5 file `destination`.
-
-    It appears when it is complete, or not at all. `progress` wraps the iteration over the images' numbers. Raises
-    `DataError` if `destination` exists or cannot be written, or a file is not an image.
-    """
+    """Copies the image files of the folder `source` into the new HDF5 file `destination`, whole or not at all.
+    `progress` wraps the iteration over the images. `DataError` if `destination` exists or cannot be written, or a file
+    is not an image."""
     destination = Path(destination)
     if destination.exists():
         raise DataError(f"'{destination}' exists; remove it, or give another name")
     images = read_folder(source, "SRC")
-    files = images.images
-    assert isinstance(files, FileImages)
+    files: Any = images.images
     with replacing(destination, DataError, partial(_Output, mode="w+")) as file:
         assert isinstance(file, _Output)
         with h5py.File(file, "w") as h5:
@@ -122,8 +117,7 @@ def _open(path: Path) -> h5py.File:
 
 
 _shared = cache(_open)  # by all readers of this process
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_shared.cache_clear)  # a handle must not be shared with the parent
+os.register_at_fork(after_in_child=_shared.cache_clear)  # a handle must not be shared with the parent
 
 
 def _names(file: h5py.File, key: str) -> list[bytes]:
@@ -142,10 +136,8 @@ def _names(file: h5py.File, key: str) -> list[bytes]:
         whole = isinstance(item, h5py.Dataset) and item.ndim < 2 and (item.dtype == np.uint8 or item.dtype.kind == "V")
         if not whole:
             kind = f"an array of {item.dtype} {item.shape}" if isinstance(item, h5py.Dataset) else "a group in a class"
-            raise DataError(
-                f"{key}: '{file.filename}: {name}' is {kind}, not the bytes of an image file; "
-                "solo-ext data to-h5 makes a file with one group for each class and one dataset for each image"
-            )
+            right = "solo-ext data to-h5 makes a file with one group for each class and one dataset for each image"
+            raise DataError(f"{key}: '{file.filename}: {name}' is {kind}, not the bytes of an image file; {right}")
     return [os.fsencode(name) for name in names]
 
 

@@ -13,12 +13,9 @@ SIZES = {"train": 126_689, "val": 5_000}
 
 
 def build_imagenet100(source: str | os.PathLike, destination: str | os.PathLike) -> dict[str, ImageSet]:
-    """Makes `destination`/{train,val}/<class>, relative links to the class folders in `source`/{train,val}.
-
-    A `destination` that is already this is left as it is; a new one appears when it is complete, or not at all.
-    Returns the training and the validation images. Raises `DataError` if `source` has no such folders or lacks
-    classes, or if `destination` is something else or cannot be written.
-    """
+    """Makes `destination`/{train,val}/<class>, whole or not at all, unless it is there: relative links to the class
+    folders in `source`/{train,val}. Returns the training and the validation images. `DataError` if `source` has no such
+    folders or lacks classes, or if `destination` is something else or cannot be written."""
     source, destination = Path(source), Path(destination)
     for split in SIZES:
         folder = source / split

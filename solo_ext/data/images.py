@@ -2,7 +2,6 @@
 
 import codecs
 import hashlib
-import logging
 import os
 import posixpath
 import re
@@ -22,8 +21,7 @@ from torch import Tensor
 
 from solo_ext.data.decode import AS_STORED, DecodeConfig, channels_first, decode
 from solo_ext.errors import DataError, reason
-
-log = logging.getLogger("solo_ext")
+from solo_ext.files import log
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 # folders that file servers and systems put among the images: thumbnails, snapshots, what was deleted
@@ -31,7 +29,7 @@ FOREIGN = {
     *("@eadir", "#recycle", "#snapshot", "@recycle", "@recently-snapshot", "@tmp"),
     *("__macosx", "$recycle.bin", "system volume information", "lost+found"),
 }
-_LABEL = re.compile(rb"-1|\d+")
+_ROW = re.compile(rb"(?!#)(?:(.*\S)\s+(-1|\d+)|.+)", re.DOTALL)  # of a list: a path and its label, or only a path
 FEW, SOME = 1 << 26, 64  # bytes that are read at the start of a run; files of a larger set
 SPLITS = {"train", "training", "val", "valid", "validation", "test", "testing", "dev", "unlabeled", "unlabelled"}
 
@@ -60,16 +58,9 @@ class ArrayImages:
         return ArrayImages(self.pixels[rows])
 
 
-def _at_once(path: str, flags: int) -> int:
-    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))  # a named pipe would wait for who writes into it
-
-
 class FileImages:
-    """Image files under `root`, each read as RGB when it is needed.
-
-    Paths, with `/`, are kept in one byte array: the reference counts of a million `str` would be copied into every
-    worker. Raises `DataError` with the path of a file that cannot be decoded.
-    """
+    """Image files under `root`, each read as RGB when it is needed, or `DataError` with its path. Paths, with `/`, are
+    one byte array: the reference counts of a million `str` would be copied into every worker."""
 
     kind, formats = "image files", ("dali", "image_folder", "tensor")
 
@@ -83,8 +74,8 @@ class FileImages:
         return os.path.join(self.root, os.fsdecode(bytes(self.paths[i])))
 
     def read(self, i: int) -> bytes:
-        """The encoded file."""
-        with open(self.path(i), "rb", opener=_at_once) as file:
+        at_once = getattr(os, "O_NONBLOCK", 0)  # a named pipe would wait for who writes into it
+        with open(self.path(i), "rb", opener=lambda path, flags: os.open(path, flags | at_once)) as file:
             return file.read()
 
     def sizes(self) -> np.ndarray | None:
@@ -110,8 +101,7 @@ class FileImages:
         try:
             yield
         except Exception as error:  # on damaged files Pillow raises more types than it documents
-            unknown = isinstance(error, UnidentifiedImageError)
-            why = "of no format that Pillow knows" if unknown else reason(error)
+            why = "of no format that Pillow knows" if isinstance(error, UnidentifiedImageError) else reason(error)
             raise DataError(f"{self.path(i)}: not a readable image ({why})") from None
 
     def subset(self, rows: np.ndarray) -> "FileImages":
@@ -163,20 +153,16 @@ class ImageSet:
         for i in range(len(self)) if few else np.linspace(0, len(self) - 1, SOME).astype(int).tolist():
             with suppress(OSError):  # whether that ends the run is for data.corrupt to say
                 digest.update(self.images.read(i) or b"")
-        return {
-            "sizes": None if sizes is None else hashlib.sha256(sizes.tobytes()).hexdigest(),
-            "bytes": digest.hexdigest(),
-        }
+        of_sizes = None if sizes is None else hashlib.sha256(sizes.tobytes()).hexdigest()
+        return {"sizes": of_sizes, "bytes": digest.hexdigest()}
 
     def record(self) -> dict[str, Any]:
-        """Number of images, number of classes that occur, fingerprint."""
-        classes = len(np.unique(self.targets[self.targets >= 0]))
+        classes = len(np.unique(self.targets[self.targets >= 0]))  # those that occur
         return {"images": len(self), "classes": classes, "fingerprint": self.fingerprint()}
 
 
 def stratified_rows(labels: np.ndarray, size: int) -> np.ndarray:
-    """`size` rows with the classes' shares, in solo-learn's order: scikit-learn's
-    `train_test_split(train_size=size, stratify=labels, random_state=42)`, without scikit-learn."""
+    """`size` rows with the classes' shares: scikit-learn's `train_test_split(stratify=labels, random_state=42)`."""
     rng = np.random.RandomState(42)
     _, numbers, counts = np.unique(labels, return_inverse=True, return_counts=True)
     drawn = _shares(counts, size, rng)
@@ -222,9 +208,9 @@ def read_folder(root: str | os.PathLike, key: str, labels: bool = True) -> Image
     """The images in the folder `root`; `key` is the configuration's that names it.
 
     Each sub-folder is a class, in sorted order, searched at any depth (as torchvision's ImageFolder does). Without
-    sub-folders, or with `labels` false, all images are unlabelled. Hidden files and folders, those of file servers,
-    and files of other endings are passed over, which is logged. Raises `DataError` for a folder that cannot be used or
-    would be read twice, and for images beside the class folders, which have no label.
+    sub-folders, or with `labels` false, all images are unlabelled. What is hidden, a file server's or of another ending
+    is passed over, which is logged. Raises `DataError` for a folder that cannot be used or would be read twice, and for
+    images beside the class folders, which have no label.
     """
     root = Path(root)
     if not root.is_dir():
@@ -261,10 +247,8 @@ def by_class_folder(images: FileImages, key: str, labels: bool) -> ImageSet:
     if not classes:
         return ImageSet(images, np.full(len(images), -1))
     if b"" in folders:
-        raise DataError(
-            f"{key}: '{images.path(folders.index(b''))}' lies beside the class folders and has no label "
-            "(data.no_labels=true reads all images without labels)"
-        )
+        problem = "lies beside the class folders and has no label (data.no_labels=true reads all images without labels)"
+        raise DataError(f"{key}: '{images.path(folders.index(b''))}' {problem}")
     numbers = {name: i for i, name in enumerate(classes)}
     return ImageSet(images, np.array([numbers[name] for name in folders]), tuple(map(os.fsdecode, classes)))
 
@@ -274,8 +258,7 @@ def read_list(path: str | os.PathLike, key: str, labels: bool = True) -> ImageSe
 
     Paths are relative to the list's folder and may hold spaces. A label, a number from 0, or -1 for none, is the last
     word of every line or of none; the classes are the labels that occur, in order. Blank lines and those that begin
-    with # are skipped. Raises `DataError` with the first line whose file is missing, or that lacks a label where others
-    have one, or has something else.
+    with # are skipped. Raises `DataError` with the first line that is something else, or whose file is missing.
     """
     path = Path(path)
     with reading(key):
@@ -284,16 +267,10 @@ def read_list(path: str | os.PathLike, key: str, labels: bool = True) -> ImageSe
             text = os.fsencode(text.decode("utf-16", "replace"))
     if b"\0" in text:
         raise DataError(f"{key}: '{path}' is no list of paths in UTF-8")
-    lines = [(number, line.strip()) for number, line in enumerate(text.split(b"\n"), 1)]
-    lines = [(number, line) for number, line in lines if line and not line.startswith(b"#")]
-    if not lines:
+    lines = enumerate(map(bytes.strip, text.split(b"\n")), 1)
+    rows = [(number, row) for number, line in lines if (row := _ROW.fullmatch(line))]
+    if not rows:
         raise DataError(f"{key}: no image in the list '{path}'")
-    split = [line.rsplit(None, 1) for _, line in lines]
-    rows = [
-        words if words[1:] and _LABEL.fullmatch(words[1]) else [line]
-        for words, (_, line) in zip(split, lines, strict=True)
-    ]
-    bare = [number for (number, _), row in zip(lines, rows, strict=True) if not row[1:]]
 
     @cache
     def names(folder: bytes) -> set[bytes]:  # a million single look-ups would take minutes on a network disk
@@ -306,22 +283,23 @@ def read_list(path: str | os.PathLike, key: str, labels: bool = True) -> ImageSe
         folder, base = os.path.split(name)
         return base in names(folder)
 
-    for (number, line), [name, *_] in zip(lines, rows, strict=True):
-        if not there(name):
+    for number, row in rows:
+        if not there(name := row[1] or row[0]):
             where = f"{key}: line {number} of the list '{path}'"
-            for gap in re.finditer(rb"[\s,;]+", line):
-                if there(line[: gap.start()]):
-                    what = os.fsdecode(line[gap.end() :])
+            for gap in re.finditer(rb"[\s,;]+", row[0]):
+                if there(row[0][: gap.start()]):
+                    what = os.fsdecode(row[0][gap.end() :])
                     raise DataError(f"{where}: '{what}' is no label, which is one number from 0, or -1 for none")
             raise DataError(f"{where}: there is no file '{os.fsdecode(name)}'")
-    if labels and 0 < len(bare) < len(lines):
+    bare = [number for number, row in rows if row[2] is None]
+    if labels and 0 < len(bare) < len(rows):
         raise DataError(f"{key}: line {bare[0]} of the list '{path}' has no label, unlike others")
-    images = FileImages(path.parent, np.array([row[0] for row in rows]))
+    images = FileImages(path.parent, np.array([row[1] or row[0] for _, row in rows]))
     if bare or not labels:
         return ImageSet(images, np.full(len(images), -1))
-    given = np.array([int(row[1]) for row in rows])
-    numbers = np.unique(given[given >= 0])
-    return ImageSet(images, np.where(given < 0, -1, np.searchsorted(numbers, given)), tuple(map(str, numbers.tolist())))
+    classes, targets = np.unique([int(row[2]) for _, row in rows], return_inverse=True)
+    unlabelled = int(classes[0] < 0)  # -1, which is no class, comes first
+    return ImageSet(images, targets - unlabelled, tuple(map(str, classes[unlabelled:].tolist())))
 
 
 def _image_files(root: Path, key: str) -> list[bytes]:

@@ -1,11 +1,8 @@
 """From images to batches `(indexes, [view_1, ..., view_n], targets)`, reproducibly.
 
-A view is a pure function of (seed, epoch, index, number of the view): the sampler yields (epoch, index) pairs, and
-`views.uniforms` turns each into random numbers. So neither the number of workers nor the step at which a run resumes
-changes an image, and torch's global generator is left alone.
+A view is a pure function of (seed, epoch, index, number of the view); torch's global generator is left alone.
 """
 
-import logging
 import math
 import signal
 import zlib
@@ -27,8 +24,7 @@ from solo_ext.data.render import CHUNK, GPU_CHUNK
 from solo_ext.data.transforms import Transform
 from solo_ext.data.views import uniforms
 from solo_ext.errors import DataError, reason
-
-log = logging.getLogger("solo_ext")
+from solo_ext.files import log
 
 Batch = tuple[Tensor, list[Tensor], Tensor]
 Key = tuple[int, int] | int  # (epoch, index), or an index of epoch 0
@@ -52,7 +48,7 @@ class Skipped:
         self.policy, self.size, self.limit = policy, size, limit
         self.seen: set[int] = set()
 
-    def add(self, unreadable: Iterable[tuple[int, str]]) -> None:
+    def add(self, unreadable: Unreadable) -> None:
         """Logs those that are new; a `DataError` under the policy `error`, or if they are more than the limit."""
         for index, message in unreadable:
             if self.policy == "error":
@@ -60,13 +56,11 @@ class Skipped:
             if index in self.seen:
                 continue
             self.seen.add(index)
-            if len(self.seen) > max(1, int(self.limit * self.size)):
-                raise DataError(
-                    f"data.corrupt_limit: {len(self.seen)} of {self.size} images cannot be read, more than "
-                    f"{self.limit:g} of them; the last: {message}"
-                )
-            # as an error, which every process of a run reports
-            log.error("skipped image %d: %s", len(self.seen), message)
+            count = len(self.seen)
+            if count > max(1, int(self.limit * self.size)):
+                many = f"{count} of {self.size} images cannot be read, more than {self.limit:g} of them"
+                raise DataError(f"data.corrupt_limit: {many}; the last: {message}")
+            log.error("skipped image %d: %s", count, message)  # an error, which every process of a run reports
 
 
 def read(get: Callable[[int], T], index: int, count: int, unreadable: Unreadable) -> tuple[int, T]:
@@ -117,10 +111,9 @@ def share(tensors: Iterable[Tensor]) -> None:
         for tensor in tensors:
             tensor.share_memory_()
     except RuntimeError as error:
-        raise DataError(
-            f"data.num_workers: no shared memory (/dev/shm) is left for a batch ({reason(error)}); give it more, as "
-            "with docker run --shm-size=8g, or use fewer workers (0: none) or smaller batches"
-        ) from None
+        full = f"no shared memory (/dev/shm) is left for a batch ({reason(error)})"
+        ways = "give it more, as with docker run --shm-size=8g, or use fewer workers (0: none) or smaller batches"
+        raise DataError(f"data.num_workers: {full}; {ways}") from None
 
 
 class EpochSampler(DistributedSampler):
@@ -138,8 +131,7 @@ class EpochSampler(DistributedSampler):
 
 
 def finish_first(_: int) -> None:
-    """Keeps a worker for `GRACE` seconds after a SIGTERM, which clusters send to all processes: the run makes its step,
-    and saves, before it ends its workers."""
+    """Keeps a worker for `GRACE` seconds after a SIGTERM, which clusters send to all: the run makes its step first."""
 
     def end_later(number: int, _: Any) -> None:
         signal.signal(number, signal.SIG_DFL)
@@ -149,11 +141,8 @@ def finish_first(_: int) -> None:
 
 
 class ViewLoader(DataLoader):
-    """Batches of a `ViewDataset` for `device`, which worker processes make; a subclass may have `threads`.
-
-    It resumes in the middle of an epoch: Lightning saves and restores its state. A subclass that makes its batches
-    elsewhere overrides `_batches`, one pass over `batch_sampler`.
-    """
+    """Batches of a `ViewDataset` for `device`, made by worker processes; Lightning saves and restores its state. One
+    that makes them elsewhere overrides `_batches`, one pass over `batch_sampler`, and may have `threads`."""
 
     dataset: ViewDataset
     sampler: Any
@@ -183,8 +172,7 @@ class ViewLoader(DataLoader):
         new = self._iterator is None
         batches: Any = super().__iter__()
         if new and self.num_workers:
-            # Before their queues: a garbage collection ends these first, and then waits 5 s for each worker; the end
-            # of the program would wait for GRACE.
+            # before their queues: a garbage collection would wait 5 s for each worker, the program's end for GRACE
             finalize(self, batches._shutdown_workers)
         for batch, unreadable in batches:
             self.skipped.add(unreadable)
@@ -199,9 +187,7 @@ class ViewLoader(DataLoader):
 
 class ResidentLoader(ViewLoader):
     """Format `tensor`: the whole set lies on `device`, loaded once, where the calling process makes the batches.
-
-    Raises `DataError` if they differ in size or do not fit into the free memory, or if one cannot be read.
-    """
+    Raises `DataError` if they differ in size or do not fit into the free memory, or if one cannot be read."""
 
     def __init__(self, dataset: ViewDataset, device: torch.device, **options: Any):
         super().__init__(dataset, device, **options)
@@ -242,20 +228,16 @@ def _load(images: ImageSet, device: torch.device, skipped: Skipped) -> tuple[Ten
             pixels = torch.empty((len(images), *image.shape), dtype=torch.uint8)
         if image.shape != pixels.shape[1:]:
             first, other = (f"{shape[-1]} x {shape[-2]} px" for shape in (pixels.shape, image.shape))
-            raise DataError(
-                f"data.format: 'tensor' needs images of one size, but there are {first} (image 0) and {other} (image "
-                f"{index}); use image_folder"
-            )
+            sizes = f"there are {first} (image 0) and {other} (image {index})"
+            raise DataError(f"data.format: 'tensor' needs images of one size, but {sizes}; use image_folder")
         pixels[index] = image
     return pixels.to(device), source
 
 
 def _check_memory(needed: int, device: torch.device) -> None:
     if needed > SHARE * (free := free_memory(device)):
-        raise DataError(
-            f"data.format: 'tensor' would take {needed / 2**30:.1f} GiB of the {free / 2**30:.1f} GiB that are free on "
-            f"{device.type}; use image_folder"
-        )
+        part = f"{needed / 2**30:.1f} GiB of the {free / 2**30:.1f} GiB that are free on {device.type}"
+        raise DataError(f"data.format: 'tensor' would take {part}; use image_folder")
 
 
 def free_memory(device: torch.device) -> float:

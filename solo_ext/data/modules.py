@@ -1,6 +1,5 @@
 """The data of a run as Lightning data modules, which refuse what a user can get wrong, and the formats that read it."""
 
-import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache, cached_property
@@ -20,9 +19,8 @@ from solo_ext.data.images import ArrayImages, FileImages, ImageSet
 from solo_ext.data.loader import EpochSampler, ResidentLoader, Skipped, ViewDataset, ViewLoader, finish_first
 from solo_ext.data.transforms import Transform, build_eval_transform
 from solo_ext.errors import ConfigError, DataError, reason
+from solo_ext.files import log
 from solo_ext.schema import build, fit
-
-log = logging.getLogger("solo_ext")
 
 DEFAULT_CROP = 224  # of sets whose images have no common size
 
@@ -33,10 +31,8 @@ def pick_format(data: DataConfig, images: ArrayImages | FileImages, device: torc
         on_gpu = device.type == "cuda"
         return next(name for name in images.formats if name != "dali" or (on_gpu and not _without_dali()))
     if data.format not in images.formats:
-        raise ConfigError(
-            f"data.format: '{data.format}' does not read {images.kind}, which '{data.dataset}' has here "
-            f"(one of {', '.join(images.formats)}, auto)"
-        )
+        here = f"which '{data.dataset}' has here (one of {', '.join(images.formats)}, auto)"
+        raise ConfigError(f"data.format: '{data.format}' does not read {images.kind}, {here}")
     if data.format == "dali" and (why := _without_dali()):
         raise ConfigError(f"data.format: 'dali' needs NVIDIA DALI, which {why}, or use image_folder")
     return data.format
@@ -54,9 +50,9 @@ def make_loader(data: DataConfig, views: ViewDataset, device: torch.device, **ba
         from solo_ext.data.dali import DaliLoader
 
         return DaliLoader(views, device, threads=max(1, data.num_workers), **batching)
-    workers: dict[str, Any] = {"num_workers": data.num_workers, "persistent_workers": data.num_workers > 0}
-    workers["worker_init_fn"] = finish_first
-    return ViewLoader(views, device, pin_memory=device.type == "cuda", **workers, **batching)
+    count = data.num_workers
+    batching |= {"num_workers": count, "persistent_workers": count > 0, "worker_init_fn": finish_first}
+    return ViewLoader(views, device, pin_memory=device.type == "cuda", **batching)
 
 
 @cache
@@ -100,10 +96,9 @@ class ImageData(pl.LightningDataModule):
         # the folder may lack some of the training set's classes, but takes over their numbers
         unknown = sorted({*images.classes} - {*classes})
         if unknown or not images.classes:
-            what = f"class folder '{unknown[0]}', unlike" if unknown else "no class folders, unlike"
-            raise DataError(
-                f"data.val_path: '{self.data.val_path}' has {what} data.train_path '{self.data.train_path}'"
-            )
+            what = f"class folder '{unknown[0]}'" if unknown else "no class folders"
+            there = f"'{self.data.val_path}' has {what}, unlike data.train_path '{self.data.train_path}'"
+            raise DataError(f"data.val_path: {there}")
         numbers = np.array([classes.index(name) for name in images.classes])
         return replace(images, targets=numbers[images.targets], classes=classes)
 
@@ -127,17 +122,13 @@ class ImageData(pl.LightningDataModule):
         world_size = world_size or self._shard()[0]
         _ = self.format
         size, share = len(self.train_set), len(self.train_set) // world_size
+        there = f"are more than the {size} training images of '{self.data.dataset}'"
         if not share:
-            raise ConfigError(
-                f"devices: {world_size} devices are more than the {size} training images of '{self.data.dataset}'; "
-                f"use at most {size}"
-            )
+            raise ConfigError(f"devices: {world_size} devices {there}; use at most {size}")
         if self.augment and self.batch_size > share:
             devices = f"each of {world_size} devices" if world_size > 1 else "1 device"
-            raise ConfigError(
-                f"optimizer.batch_size: {self.batch_size} images on {devices} are more than the {size} "
-                f"training images of '{self.data.dataset}' allow; use at most {share}"
-            )
+            images = f"{self.batch_size} images on {devices}"
+            raise ConfigError(f"optimizer.batch_size: {images} {there} allow; use at most {share}")
         if self.val_set is None and self.data.val_path and not self.trainer:  # once
             log.warning(
                 "data.val_path and knn_eval: unused, since the training images have no labels; afterwards, solo-ext "
@@ -207,14 +198,11 @@ class PretrainData(ImageData):
                         f"augmentations.0 has {other}; views of one image are normalised alike"
                     )
             if (side := info.image_size) and aug.crop_size > side:
-                raise ConfigError(
-                    f"augmentations.{i}.crop_size: {aug.crop_size} px, but the images of '{self.data.dataset}' have "
-                    f"{side}; use at most {side}"
-                )
+                there = f"the images of '{self.data.dataset}' have {side}; use at most {side}"
+                raise ConfigError(f"augmentations.{i}.crop_size: {aug.crop_size} px, but {there}")
 
     def train_dataloader(self) -> ViewLoader:
-        info = dataset_info(self.data)
-        views = [aug for aug in self.augmentations for _ in range(aug.num_crops)]
+        info, views = self.info, [aug for aug in self.augmentations for _ in range(aug.num_crops)]
         return self._shuffled([Transform.random(aug, aug.mean or info.mean, aug.std or info.std) for aug in views])
 
     def probe_dataloaders(self) -> tuple[ViewLoader, ViewLoader]:
@@ -224,11 +212,8 @@ class PretrainData(ImageData):
 
 
 class ClassificationData(ImageData):
-    """Labelled images for linear evaluation and kNN.
-
-    With `augment`, training images are cropped, flipped and shuffled; without, they come un-augmented, all and in
-    order, so that features can be extracted once.
-    """
+    """Labelled images for linear evaluation and kNN. With `augment`, training images are cropped, flipped and shuffled;
+    without, they come un-augmented, all and in order."""
 
     train_split = "train"
 
@@ -243,10 +228,8 @@ class ClassificationData(ImageData):
     def check(self, world_size: int | None = None) -> None:
         super().check(world_size)
         if not self.num_classes:
-            raise DataError(
-                f"data.dataset: '{self.data.dataset}' has no labels here (data.train_path "
-                f"'{self.data.train_path}'), but a classifier needs them"
-            )
+            here = f"'{self.data.dataset}' has no labels here (data.train_path '{self.data.train_path}')"
+            raise DataError(f"data.dataset: {here}, but a classifier needs them")
         if self.val_set is None:
             raise DataError("data.val_path: missing, but a classifier is tested on the images there")
 

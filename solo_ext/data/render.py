@@ -1,7 +1,6 @@
 """Drawn views rendered on tensors, in batches with per-sample parameters, on any device.
 
-Between the operations, values are floats from 0 to 255. Each operation is Pillow's, as torchvision and solo-learn use
-it, before it rounds to 8 bits (`benchmarks/certificate/reference.py`).
+Each operation is Pillow's, of floats from 0 to 255 before they are rounded (`benchmarks/certificate/reference.py`).
 """
 
 import math
@@ -21,8 +20,7 @@ TRAPEZOIDS = np.array([[1 / 2, 1 / 3, 2 / 3], [6, -6, -6], [-2, 1, 1]])
 LUMA = (0.299, 0.587, 0.114)  # ITU-R 601, Pillow's gray
 SUPPORT = {"bicubic": 2.0, "bilinear": 1.0}  # half-widths of Pillow's resampling filters, in source pixels
 MARGIN = math.ceil(BLUR_RADIUS[1])  # reach of the boxes that a blur is made of, in pixels
-# Elements of a view that are rendered at once: for each thread of a CPU, as many as its cache holds; on a GPU, enough
-# that launching its kernels is not what takes the time.
+# elements of a view that are rendered at once: what a CPU's cache holds, per thread, and what keeps a GPU busy
 CHUNK, GPU_CHUNK = 2**19, 2**22
 
 
@@ -36,10 +34,7 @@ def resize(images: Tensor, size: tuple[int, int], mode: str) -> Tensor:
 
 
 def resize_center(images: Tensor, shorter: int, size: int, mode: str) -> Tensor:
-    """torchvision's Resize of the shorter side to `shorter`, and CenterCrop: [B, C, size, size].
-
-    solo-learn only resizes for pre-training, which cannot batch images that are not square.
-    """
+    """torchvision's Resize of the shorter side to `shorter`, and CenterCrop: [B, C, size, size]."""
     height, width = images.shape[2:]
     short = min(height, width)
     images = resize(images, (int(shorter * height / short), int(shorter * width / short)), mode)
@@ -53,11 +48,8 @@ def crop_resize(image: Tensor, box: tuple[int, int, int, int], size: int, mode: 
 
 
 def crop_resize_batch(images: Tensor, boxes: Tensor, size: int, mode: str) -> Tensor:
-    """`crop_resize` for images of one size, uint8 [B, C, H, W], with a box each, [B, 4]: float [B, C, size, size].
-
-    Resampling is linear and separable: two matrix products per image. Each is rounded to 8 bits, as by Pillow:
-    equalization depends on it.
-    """
+    """`crop_resize` for images of one size, uint8 [B, C, H, W], with a box each, [B, 4]: float [B, C, size, size]. Two
+    matrix products per image, each rounded to 8 bits, as by Pillow: equalization depends on it."""
     count, channels, height, width = images.shape
     left, top, w, h = boxes.to(torch.float32).unbind(1)
     if width == height:
@@ -77,10 +69,8 @@ def parts(images: Tensor) -> Iterator[slice]:
 
 
 def finish(crops: Tensor, views: Views, mean: Tensor, std: Tensor, out: Tensor | None = None) -> Tensor:
-    """What follows the crop: colour, blur, flip, normalisation, by the `views` of these B images.
-
-    uint8 or float [B, C, S, S], 0 to 255, C 1 for gray images, to float32 [B, 3, S, S], in `out` if there is one.
-    """
+    """What follows the crop: colour, blur, flip, normalisation, by the `views` of these B images. uint8 or float
+    [B, C, S, S], 0 to 255, C 1 for gray images, to float32 [B, 3, S, S], in `out` if there is one."""
     if out is None:
         out = torch.empty((len(crops), 3, *crops.shape[2:]), device=crops.device)
     for rows in parts(crops):
@@ -178,11 +168,8 @@ def _blur(x: Tensor, taps: Tensor) -> Tensor:
 
 
 def _blur_taps(sigma: np.ndarray) -> np.ndarray:
-    """Pillow's Gaussians of standard deviation `sigma` [B], from the middle on: [B, radius + 1].
-
-    Three boxes of variance sigma^2 / 3, whose outermost pixels count in part. A sampled Gaussian blurs less
-    where sigma is small: at 0.3, a tenth of that variance.
-    """
+    """Pillow's Gaussians of standard deviation `sigma` [B], from the middle on: [B, radius + 1]. Three boxes of
+    variance sigma^2 / 3, whose outermost pixels count in part; a sampled Gaussian would blur less."""
     variance = np.square(sigma)
     whole = np.floor((np.sqrt(4 * variance + 1) - 1) / 2)
     part = (2 * whole + 1) * (whole * (whole + 1) - variance) / (2 * variance - 6 * (whole + 1) ** 2)

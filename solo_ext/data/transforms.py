@@ -20,10 +20,8 @@ Values = Sequence[float]  # per channel, of pixels in [0, 1]
 
 class Transform:
     """Images to normalised views, by numbers of U[0, 1): random ones, as `aug` says, or without it, the same each time.
-
-    size: of a view, in pixels. mode: bicubic or bilinear.
-    shorter: side to which the whole image is resized before its centre is cut out; None: a box of `boxes` is resized.
-    """
+    size: of a view, in pixels. mode: bicubic or bilinear. shorter: side to which the whole image is resized before its
+    centre is cut out; None: a box of `boxes` is resized."""
 
     def __init__(
         self,
@@ -39,7 +37,6 @@ class Transform:
 
     @classmethod
     def random(cls, aug: AugmentationConfig, mean: Values, std: Values, mode: str = "bicubic") -> "Transform":
-        """Random views as `aug` says."""
         return cls(aug.crop_size, None if aug.rrc.enabled else aug.crop_size, mean, std, mode, aug)
 
     def crop(self, image: Tensor, u: np.ndarray) -> Tensor:
@@ -91,11 +88,9 @@ class Transform:
 def build_eval_transform(
     info: DatasetInfo, crop_size: int, mean: Values | None = None, std: Values | None = None, augment: bool = False
 ) -> Transform:
-    """What an evaluation sees of an image, bilinear: float tensor [3, crop_size, crop_size].
-
-    All of it, resized, if the images of the dataset have one size; else the centre, after the shorter side became
-    256/224 of `crop_size`. `augment`, to train a linear classifier: a crop of 8 to 100% of the area, flipped at random.
-    """
+    """What an evaluation sees of an image, bilinear, float tensor [3, crop_size, crop_size]: all of it, resized, if the
+    images of the dataset have one size; else the centre, after the shorter side became 256/224 of `crop_size`.
+    `augment`, to train a linear classifier: a crop of 8 to 100% of the area, flipped at random."""
     mean, std = mean or info.eval_mean or info.mean, std or info.eval_std or info.std
     if augment:
         aug = AugmentationConfig(horizontal_flip=ProbConfig(0.5), crop_size=crop_size)

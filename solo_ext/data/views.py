@@ -1,8 +1,5 @@
-"""What is drawn for a view: plain numbers, the same for every data format.
-
-The uniform numbers behind a view are a function of (seed, epoch, sample, place of the view, place of the number).
-Nothing has to be restored on a resume, and neither workers, shards nor the format change what is drawn.
-"""
+"""What is drawn for a view: plain numbers, a function of (seed, epoch, sample, place of the view, place of the number),
+so that nothing has to be restored on a resume, and neither workers, shards nor the format change what is drawn."""
 
 from itertools import permutations
 from typing import NamedTuple
@@ -34,10 +31,8 @@ class Views(NamedTuple):
 
 
 def uniforms(seed: int, epochs: np.ndarray, indexes: np.ndarray, views: int) -> np.ndarray:
-    """Numbers of U[0, 1) for `views` views of B samples: float64 [B, views, DRAWS].
-
-    Each number is a hash of its place (SplitMix64's finaliser, Steele et al. 2014), computed for a batch at once.
-    """
+    """Numbers of U[0, 1) for `views` views of B samples, float64 [B, views, DRAWS]: each is a hash of its place
+    (SplitMix64's finaliser, Steele et al. 2014)."""
     with np.errstate(over="ignore"):
         key = _mix(np.array(seed, np.int64).astype(np.uint64) + _GAMMA)
         key = _mix(key + np.asarray(epochs, np.int64).astype(np.uint64) * _GAMMA)
@@ -66,11 +61,8 @@ def draw_views(aug: AugmentationConfig, u: np.ndarray) -> Views:
 
 
 def draw_boxes(rrc: RandomResizedCropConfig, widths: np.ndarray, heights: np.ndarray, u: np.ndarray) -> np.ndarray:
-    """Crops of B images from numbers of U[0, 1), [B, DRAWS]: int64 [B, 4], left, top, width, height in pixels.
-
-    torchvision's RandomResizedCrop.get_params: area uniform, aspect ratio log-uniform, up to ten tries; else the
-    largest centred box whose ratio is allowed.
-    """
+    """Crops of B images from numbers of U[0, 1), [B, DRAWS]: int64 [B, 4], left, top, width, height in pixels. As by
+    torchvision's RandomResizedCrop: up to ten tries, else the largest centred box of an allowed ratio."""
     widths, heights = (np.asarray(n, np.int64) for n in (widths, heights))
     area = _between(rrc.crop_min_scale, rrc.crop_max_scale, u[:, 14::2])
     low, high = np.log(CROP_RATIO)

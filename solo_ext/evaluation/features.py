@@ -1,6 +1,7 @@
 """The features of the images of a dataset, and their labels."""
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -27,9 +28,8 @@ def extract_features(
     """Features [N, D], float32, and labels [N] of all images of `loader`, in its order, on the CPU.
 
     `backbone`, on `device`, turns images [B, 3, H, W] into features [B, D]; it runs in eval mode. Batches are
-    `(indexes, [view], targets)`. Afterwards its modes and the CPU's random state are what they were, so that an
-    evaluation during training does not change the training. `precision` is one of Lightning's; the mixed ones run under
-    autocast. Raises `DataError` if the loader is empty, and `SoloExtError` if a feature is NaN or infinite.
+    `(indexes, [view], targets)`. Afterwards its modes and the CPU's random state are what they were. `precision` is one
+    of Lightning's. Raises `DataError` if the loader is empty, and `SoloExtError` if a feature is NaN or infinite.
     """
     device = torch.device(device)
     layout = torch.channels_last if channels_last else torch.preserve_format
@@ -59,9 +59,5 @@ def features_of_sets(
     backbone: nn.Module, loaders: Iterable[Iterable], device: torch.device, precision: str | int, channels_last: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Features and labels of the bank, then of the queries, on the device, by `extract_features`."""
-    bank, bank_labels, queries, labels = (
-        part.to(device)
-        for loader in loaders
-        for part in extract_features(backbone, loader, device, precision, channels_last)
-    )
-    return bank, bank_labels, queries, labels
+    sets: Any = (extract_features(backbone, loader, device, precision, channels_last) for loader in loaders)
+    return tuple(part.to(device) for found in sets for part in found)

@@ -38,10 +38,9 @@ def knn_accuracy(
     """Accuracy of a weighted vote of the k nearest features of the bank: {k: {"acc1": percent, "acc5": percent}}.
 
     A neighbour's weight is exp(cosine / temperature), or 1 / (euclidean distance + 1e-5). Ties go to the lower class.
-    All k come from one pass over the distances, in blocks, so that memory stays bounded. A k above the size of the bank
-    counts as that size; acc5 counts the min(5, k) best classes. `bank` [N, D] and `query` [M, D] are on one device;
-    images without label (-1) are left out. Raises `DataError` if none is left, and `ConfigError` for an unknown
-    distance, a k below 1 or a temperature that is not above 0.
+    A k above the size of the bank counts as that size; acc5 counts the min(5, k) best classes. `bank` [N, D] and
+    `query` [M, D] are on one device; images without label (-1) are left out. Raises `DataError` if none is left, and
+    `ConfigError` for an unknown distance, a k below 1 or a temperature that is not above 0.
     """
     ks: list[int] = list(dict.fromkeys(fit(list[Count], [k] if isinstance(k, int) else k, "k")))
     fit(Distance, distance, "distance")

@@ -17,11 +17,9 @@ from solo_ext.optim import OptimizerConfig, SchedulerConfig, build_optimizer, bu
 class LinearModel(pl.LightningModule):
     """A new linear classifier on a frozen encoder, in solo-learn's protocol and with its keys.
 
-    The frozen backbone has no gradients and stays in eval mode, BatchNorm statistics included. Logs train_loss,
-    train_acc1 and train_acc5 (not under mixup), val_loss, val_acc1, val_acc5; accuracies in percent.
-
-    `backbone`: [B, 3, H, W] -> [B, D], with `num_features` = D. Raises `ConfigError` for a value that cannot work.
-    Deviation from solo-learn: `label_smoothing` works without mixup too.
+    The frozen backbone, [B, 3, H, W] -> [B, D] with `num_features` = D, has no gradients and stays in eval mode. Logs
+    train_loss, train_acc1 and train_acc5 (not under mixup), val_loss, val_acc1, val_acc5; accuracies in percent.
+    Deviation from solo-learn: `label_smoothing` works without mixup too. `ConfigError` for a value that cannot work.
     """
 
     def __init__(
@@ -63,12 +61,12 @@ class LinearModel(pl.LightningModule):
     def training_step(self, batch: Sequence[Any], batch_idx: int) -> Tensor:
         """The loss on `(indexes, [view], targets)`, or solo-learn's `(images, targets)`."""
         x, targets = image_and_target(batch)
-        if self.mixing is not None:
-            x, soft_targets = self.mixing(x.clone(), targets)  # in place
-            loss = F.cross_entropy(self(x)["logits"], soft_targets)
-            self._log("train", len(x), loss=loss)
-            return loss
-        return self._step("train", x, targets, self.options.label_smoothing)
+        if self.mixing is None:
+            return self._step("train", x, targets, self.options.label_smoothing)
+        x, soft_targets = self.mixing(x.clone(), targets)  # in place
+        loss = F.cross_entropy(self(x)["logits"], soft_targets)
+        self._log("train", len(x), loss=loss)
+        return loss
 
     def validation_step(self, batch: Sequence[Any], batch_idx: int) -> None:
         self._step("val", *image_and_target(batch))
@@ -126,9 +124,9 @@ def fit_cached_linear(
     A quick look, not the protocol of the tables: the head never sees an augmented image. It also starts at zero and
     sees features of mean 0 and variance 1 (over the training set), so that one lr suits any encoder.
 
-    Features are [N, D] and [M, D], without augmentation, on one device; images without label (-1) are left out. `seed`
-    is that of the order of the images. Returns acc1, acc5, train_acc1 (percent), val_loss, train_loss, after the last
-    epoch. Raises `DataError` without a labelled image, or if a feature is not finite.
+    Features are [N, D] and [M, D], on one device; images without label (-1) are left out. `seed`: of their order.
+    Returns acc1, acc5, train_acc1 (percent), val_loss, train_loss, after the last epoch. `DataError` without a labelled
+    image, or if a feature is not finite.
     """
     train_x, train_y = labelled(train_x.float(), train_y, "linear evaluation", "train")
     val_x, val_y = labelled(val_x.float(), val_y, "linear evaluation", "validation")
@@ -139,8 +137,8 @@ def fit_cached_linear(
 
     classes = int(max(train_y.max(), val_y.max())) + 1
     head = nn.utils.skip_init(nn.Linear, train_x.size(1), classes, device=train_x.device)
-    nn.init.zeros_(head.weight)
-    nn.init.zeros_(head.bias)
+    for parameter in head.parameters():
+        nn.init.zeros_(parameter)
     batch = min(optimizer.batch_size, len(train_x))
     steps = len(train_x) // batch
     groups = [{"name": "classifier", "params": list(head.parameters())}]
@@ -162,23 +160,17 @@ def fit_cached_linear(
         train_logits, val_logits = head(train_x), head(val_x)
     if not train_logits.isfinite().all():
         raise NonFiniteError("the linear classifier became NaN or infinite: a lower optimizer.lr may help")
-    acc1, acc5 = accuracy_at_k(val_logits, val_y)
-    return {
-        "acc1": acc1.item(),
-        "acc5": acc5.item(),
-        "train_acc1": accuracy_at_k(train_logits, train_y, (1,))[0].item(),
-        "val_loss": F.cross_entropy(val_logits, val_y).item(),
-        "train_loss": F.cross_entropy(train_logits, train_y).item(),
-    }
+    scores = dict(zip(("acc1", "acc5"), accuracy_at_k(val_logits, val_y), strict=True))
+    scores["train_acc1"] = accuracy_at_k(train_logits, train_y, (1,))[0]
+    scores["val_loss"] = F.cross_entropy(val_logits, val_y)
+    scores["train_loss"] = F.cross_entropy(train_logits, train_y)
+    return {name: score.item() for name, score in scores.items()}
 
 
 @torch.no_grad()
 def accuracy_at_k(logits: Tensor, targets: Tensor, ks: Sequence[int] = (1, 5)) -> list[Tensor]:
-    """For each of `ks`, the percentage of targets among the k largest logits, a scalar tensor; 0 without any label.
-
-    logits: [B, classes]. targets: [B], class indices; -1 = no label, not counted. A k above the number of classes
-    counts as that number.
-    """
+    """For each of `ks`, the percentage of targets [B] among the k largest logits [B, classes], a scalar tensor; images
+    without label (-1) are left out, and a k above the number of classes counts as that number."""
     ranked = logits.topk(min(max(ks), logits.size(1)), dim=1).indices
     hits = ranked == targets[:, None]  # -1 is no index
     labelled = (targets != -1).sum().clamp(min=1)

@@ -1,7 +1,5 @@
-"""Backbones: torchvision's ResNets, a small one for CPUs, ViTs, and any timm model as `timm/<name>`.
-
-torchvision and timm are imported when a network is built: a configuration is checked without them.
-"""
+"""Backbones: torchvision's ResNets, a small one for CPUs, ViTs, and any timm model as `timm/<name>`. torchvision and
+timm are imported when a network is built."""
 
 import pkgutil
 from collections.abc import Callable, Iterable, Mapping
@@ -24,15 +22,13 @@ SMALL_STEM = {"kernel_size": 3, "stride": 1, "padding": 2}
 class BackboneConfig(Config, section="backbone"):
     """The YAML's `backbone`.
 
-    name: a key of `BACKBONES`, or `timm/<name>`.
-    kwargs: further arguments of the constructor, e.g. `zero_init_residual`.
     stem: `small` (3x3 convolution, no max-pool) for images of about 32 px, `imagenet`, or `auto`: by the dataset. It
         may stand in kwargs, too, since solo-learn's scripts hand on nothing else.
     last_norm: end a ResNet with a BatchNorm on its pooled features (ProjectorEMA's BN1, Table C.8).
     """
 
-    name: str = "???"
-    kwargs: dict[str, Any] = field(default_factory=dict)
+    name: str = "???"  # a key of `BACKBONES`, or `timm/<name>`
+    kwargs: dict[str, Any] = field(default_factory=dict)  # further arguments of the constructor
     stem: Literal["auto", "small", "imagenet"] = "auto"
     last_norm: bool = False
 
@@ -120,9 +116,7 @@ def build_backbone(
     """A randomly initialised backbone [B, 3, H, W] -> [B, `num_features`], without its classification layer.
 
     small_images: what the stem `auto` is for. own: constructors that go before `BACKBONES`, such as `MOCO_VITS`.
-
-    Raises:
-        ConfigError: arguments that the constructor refuses, or `last_norm` without a ResNet.
+    Raises ConfigError for arguments that the constructor refuses, or `last_norm` without a ResNet.
     """
     from torchvision.models.resnet import ResNet
 

@@ -20,11 +20,8 @@ def mlp(
     activation: Callable[[], nn.Module] = RELU,
 ) -> nn.Sequential:
     """Linear layers [B, dims[0]] -> ... -> [B, dims[-1]], between them BatchNorm (if `norm`) and an activation.
-
-    bias: whether the linear layers have one; for all, or for each. last_norm: end with a BatchNorm without affine
-    parameters, as SimCLR, SimSiam and MoCo v3 do; `affine`: with them (BN2 of ProjectorEMA, Table D.9). The keys of the
-    `Sequential` are solo-learn's.
-    """
+    bias: of all linear layers, or of each. last_norm: end with a BatchNorm without affine parameters, as SimCLR,
+    SimSiam and MoCo v3 do; `affine`: with them (BN2 of ProjectorEMA, Table D.9). The keys are solo-learn's."""
     biases = [bias] * (len(dims) - 1) if isinstance(bias, bool) else bias
     layers: list[nn.Module] = []
     for depth, (width_in, width_out) in enumerate(pairwise(dims), start=1):
@@ -45,11 +42,8 @@ class Normalize(nn.Module):
 
 
 class WeightNormLinear(nn.Module):
-    """A linear layer [B, D] -> [B, K] without bias whose rows are g * v / ||v|| (Salimans & Kingma, 2016).
-
-    Its keys are those of `torch.nn.utils.weight_norm`, which PyTorch has deprecated: `weight_g` [K, 1], here 1 at
-    first, and `weight_v` [K, D], initialised as `nn.Linear` does.
-    """
+    """A linear layer [B, D] -> [B, K] without bias whose rows are g * v / ||v|| (Salimans & Kingma, 2016), with the
+    keys of the deprecated `torch.nn.utils.weight_norm`: `weight_g` [K, 1], here 1 at first, and `weight_v` [K, D]."""
 
     def __init__(self, width_in: int, width_out: int):
         super().__init__()
@@ -63,9 +57,8 @@ class WeightNormLinear(nn.Module):
 class DINOHead(nn.Module):
     """DINO's projector and prototypes: a three-layer MLP, an L2 normalisation, K weight-normed prototypes.
 
-    Features [B, features] become `bottleneck` normalised numbers and then scores [B, prototypes]. norm: BatchNorm after
-    the hidden layers. norm_last_layer: keep the prototypes at norm 1; false makes their norms trainable. Source: Caron
-    et al., 2021, Appendix C; keys and initialisation are solo-learn's.
+    Features [B, features] become scores [B, prototypes]. norm: BatchNorm after the hidden layers. norm_last_layer: keep
+    the prototypes at norm 1. Source: Caron et al., 2021, Appendix C; keys and initialisation are solo-learn's.
     """
 
     def __init__(

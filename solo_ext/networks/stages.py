@@ -44,11 +44,10 @@ class Stage:
         return not self.owns or any(path == own or path.startswith(f"{own}.") for own in self.owns)
 
     def parameters(self, part: nn.Module) -> list[nn.Parameter]:
-        """This stage's parameters in `part`, in an order that the student and its copies share."""
+        """This stage's parameters in `part`, in an order that the student and its copies share, as of its buffers."""
         return [tensor for path, tensor in part.named_parameters() if self.holds(path)]
 
     def buffers(self, part: nn.Module) -> list[Tensor]:
-        """This stage's buffers in `part`, likewise."""
         return [tensor for path, tensor in part.named_buffers() if self.holds(path)]
 
 
@@ -68,11 +67,8 @@ def kept_outputs(network: nn.Module, stages: Iterable[Stage], prefix: str = "") 
 
 
 def stage_row(parts: Mapping[str, nn.Module], attributes: Mapping[str, str] | None = None) -> list[Stage]:
-    """All stages of a network, in the order of the forward pass.
-
-    parts: name -> module, in that order. attributes: part -> the name of its module on the network, where that is not
-    the part's own name.
-    """
+    """All stages of a network, in the order of the forward pass, which is that of `parts`: name -> module.
+    attributes: part -> the name of its module on the network, where that is not the part's own name."""
     row: list[Stage] = []
     for part, module in parts.items():
         attribute = (attributes or {}).get(part, part)
@@ -83,11 +79,8 @@ def stage_row(parts: Mapping[str, nn.Module], attributes: Mapping[str, str] | No
 
 
 def backbone_stages(attribute: str, steps: Mapping[str, Sequence[str]], part: str = "backbone") -> list[Stage]:
-    """Stages that run modules one after the other, for a family of backbones.
-
-    attribute: the name of the backbone on the network. steps: name of the stage -> paths, inside the backbone, of the
-    modules that it runs; together the stages do what the backbone's `forward` does.
-    """
+    """Stages that run modules one after the other, together as the `forward` of a family of backbones. attribute: the
+    name of the backbone on the network. steps: stage -> paths, inside the backbone, of the modules that it runs."""
     *_, last = steps
     outputs = {name: attribute if name == last else f"{attribute}.{paths[-1]}" for name, paths in steps.items()}
     return [Stage(name, part, attribute, (*steps[name],), outputs[name], (*steps[name],)) for name in steps]
@@ -109,9 +102,8 @@ def _vit(attribute: str, backbone: nn.Module) -> list[Stage]:
     from timm.models.vision_transformer import VisionTransformer
 
     methods = ("forward", "forward_features")
-    if not isinstance(backbone, VisionTransformer) or len(backbone.blocks) < 4:
-        return []
-    if any(getattr(type(backbone), method) is not getattr(VisionTransformer, method) for method in methods):
+    plain = all(getattr(type(backbone), name, None) is getattr(VisionTransformer, name) for name in methods)
+    if not (isinstance(backbone, VisionTransformer) and plain and len(backbone.blocks) >= 4):
         return []
     stem = ("patch_embed", "_pos_embed", "patch_drop", "norm_pre")
     tensors = [name for name, _ in (*backbone.named_parameters(recurse=False), *backbone.named_buffers(recurse=False))]

@@ -9,9 +9,7 @@ from torch import Tensor, nn
 
 class MoCoViT(VisionTransformer):
     """timm's ViT with fixed 2-D sine-cosine positions and MoCo v3's initialisation (Chen et al., 2021, Sec. 4.2).
-
-    stop_grad_conv1: freeze the patch embedding at its random values, which stabilises training (Sec. 4.1).
-    """
+    stop_grad_conv1: freeze the patch embedding at its random values, which stabilises training (Sec. 4.1)."""
 
     def __init__(self, *, stop_grad_conv1: bool = False, **kwargs):
         super().__init__(**kwargs)

@@ -1,21 +1,6 @@
 """Optimizers, learning-rate schedules and parameter groups."""
 
-from solo_ext.optim.config import (
-    OptimizerConfig,
-    SchedulerConfig,
-    build_optimizer,
-    build_scheduler,
-    effective_lrs,
-    run_length,
-)
+from solo_ext.optim.config import OptimizerConfig, SchedulerConfig, build_optimizer, build_scheduler, run_length
 from solo_ext.optim.lars import LARS
 
-__all__ = [
-    "LARS",
-    "OptimizerConfig",
-    "SchedulerConfig",
-    "build_optimizer",
-    "build_scheduler",
-    "effective_lrs",
-    "run_length",
-]
+__all__ = ["LARS", "OptimizerConfig", "SchedulerConfig", "build_optimizer", "build_scheduler", "run_length"]

@@ -22,21 +22,16 @@ DEFAULTS = {"sgd": {"momentum": 0.9}, "lars": {"momentum": 0.9}}  # where solo-l
 
 @dataclass
 class OptimizerConfig(Config, section="optimizer"):
-    """`optimizer`: solo-learn's keys. `lr` and `classifier_lr` are per 256 images and are never overwritten.
-
-    effective_lr, effective_classifier_lr: what the run uses (see `effective_lrs`), set by the runtime.
-    layer_decay: lr factor from one layer to the one before it, for fine-tuning; 0 switches it off.
-    kwargs: further options of the optimizer's class, by their names.
-    """
+    """`optimizer`: solo-learn's keys. The effective rates are derived (`effective_lrs`)."""
 
     name: Annotated[str, OneOf(OPTIMIZERS)]
     batch_size: Count  # per device
-    lr: NonNegative
+    lr: NonNegative  # per 256 images, as is classifier_lr
     classifier_lr: NonNegative | None = 0.1
     weight_decay: NonNegative = 0.0
     exclude_bias_n_norm_wd: bool = False
-    layer_decay: Share = 0.0
-    kwargs: dict[str, Any] = field(default_factory=dict)
+    layer_decay: Share = 0.0  # lr factor from one layer to the one before it, for fine-tuning; 0 switches it off
+    kwargs: dict[str, Any] = field(default_factory=dict)  # further options of the optimizer's class
     effective_lr: NonNegative | None = None
     effective_classifier_lr: NonNegative | None = None
 
@@ -65,21 +60,15 @@ class OptimizerConfig(Config, section="optimizer"):
 
 @dataclass
 class SchedulerConfig(Config, section="scheduler"):
-    """`scheduler`: solo-learn's keys.
-
-    min_lr, warmup_start_lr: the same for all groups; grow with accumulation as lr does (`build_scheduler`).
-    warmup_epochs, lr_decay_steps: in epochs; warmup_steps: in steps of the optimizer, and with warmup_step, which is
-        a linear warm-up from warmup_start_lr and then the step schedule, lr_decay_steps as well.
-    interval: `step` or `epoch`, how often warmup_cosine moves; the step schedule always moves per epoch.
-    """
+    """`scheduler`: solo-learn's keys. Its rates are the same for all groups, and grow with accumulation as lr does."""
 
     name: Literal["warmup_cosine", "step", "warmup_step", "none"] = "warmup_cosine"
     min_lr: NonNegative = 0.0
     warmup_start_lr: NonNegative = 3e-5
     warmup_epochs: NonNegative = 10.0
-    warmup_steps: Annotated[int, Bounds(0)] = 0
-    lr_decay_steps: list[Count] | None = None
-    interval: Literal["step", "epoch"] = "step"
+    warmup_steps: Annotated[int, Bounds(0)] = 0  # of warmup_step
+    lr_decay_steps: list[Count] | None = None  # epochs; of warmup_step: steps
+    interval: Literal["step", "epoch"] = "step"  # how often warmup_cosine moves; `step` always moves per epoch
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -91,10 +80,8 @@ class SchedulerConfig(Config, section="scheduler"):
 def effective_lrs(
     lr: float, classifier_lr: float | None, batch_size: int, world_size: int = 1, accumulate: int | None = 1
 ) -> tuple[float, float | None]:
-    """solo-learn's rule: both rates are per 256 images and grow with the images of one optimizer step.
-
-    batch_size: per device. world_size: devices times nodes. accumulate: batches per optimizer step; None: 1.
-    """
+    """solo-learn's rule: both rates are per 256 images and grow with the images of one optimizer step, `batch_size` on
+    each of `world_size` devices, times the batches that are accumulated (None: 1)."""
     scale = batch_size * world_size * (accumulate or 1) / 256
     return lr * scale, None if classifier_lr is None else classifier_lr * scale
 
@@ -111,11 +98,8 @@ def split_no_decay(groups: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def build_optimizer(groups: Iterable[dict[str, Any]], cfg: OptimizerConfig, lr: float) -> Optimizer:
-    """The optimizer that the section `optimizer` describes.
-
-    groups: dicts with `params` and, where they differ from the section, `lr` and `weight_decay`; `static_lr: True`
-    keeps the lr constant (see `ClosedFormLR`). lr: the effective rate of the groups that do not set their own.
-    """
+    """The optimizer of `cfg` for `groups`, dicts with `params` and, where they differ from it, `lr` and `weight_decay`;
+    `static_lr: True` keeps the lr constant. lr: the effective rate of the groups that do not set their own."""
     groups = split_no_decay(groups) if cfg.exclude_bias_n_norm_wd else list(groups)
     return OPTIMIZERS[cfg.name](groups, lr=lr, weight_decay=cfg.weight_decay, **DEFAULTS.get(cfg.name, {}) | cfg.kwargs)
 
@@ -131,11 +115,8 @@ def run_length(trainer: Any) -> tuple[float, float]:
 def build_scheduler(
     optimizer: Optimizer, cfg: SchedulerConfig, total_steps: float, max_epochs: float, accumulate: int | None = 1
 ) -> dict[str, Any] | None:
-    """Lightning's entry for the scheduler that the section `scheduler` describes; None: constant lr.
-
-    total_steps, max_epochs: of the whole run, as it will be (`run_length`). accumulate: batches per optimizer step
-    (None: 1), by which `min_lr` and `warmup_start_lr` are multiplied, as `effective_lrs` does with `lr`.
-    """
+    """Lightning's entry for the scheduler of `cfg`, None for a constant lr, in a run of the length that `run_length`
+    gives. accumulate: batches per optimizer step (None: 1), by which `min_lr` and `warmup_start_lr` are multiplied."""
     if cfg.name == "none":
         return None
     interval = {"warmup_cosine": cfg.interval, "warmup_step": "step", "step": "epoch"}[cfg.name]
@@ -159,8 +140,8 @@ def build_scheduler(
 
 def _kind(default: Any) -> Any:
     """The type of an optimizer's option with that default."""
-    if default is None or isinstance(default, bool):
-        return bool if default is not None else bool | None
+    if default is None:
+        return bool | None
     if isinstance(default, tuple):
         return Annotated[list[NonNegative], Length(len(default))]
-    return NonNegative
+    return bool if isinstance(default, bool) else NonNegative

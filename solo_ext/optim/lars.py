@@ -20,10 +20,8 @@ class LARS(Optimizer):
         g    := trust (g + weight_decay w)
 
     If either norm is zero, g stays as it is, without decay; with `exclude_bias_n_norm`, so does that of a 1-D tensor.
-    Then momentum, dampening and nesterov as in `torch.optim.SGD`.
-
-    A step never waits for the device and leaves the gradients unchanged; parameters without one are skipped. The state
-    (`momentum_buffer`) is solo-learn's. An option that is negative or not finite raises ConfigError.
+    Then momentum, dampening and nesterov as in `torch.optim.SGD`. A step never waits for the device, and leaves the
+    gradients as they are. The state is solo-learn's. ConfigError for an option that is negative or not finite.
     """
 
     def __init__(
@@ -39,17 +37,9 @@ class LARS(Optimizer):
         clip_lr: bool = False,
         exclude_bias_n_norm: bool = False,
     ):
-        defaults = {
-            "lr": lr,
-            "momentum": momentum,
-            "dampening": dampening,
-            "weight_decay": weight_decay,
-            "nesterov": nesterov,
-            "eta": eta,
-            "eps": eps,
-            "clip_lr": clip_lr,
-            "exclude_bias_n_norm": exclude_bias_n_norm,
-        }
+        as_in_sgd = {"momentum": momentum, "dampening": dampening, "weight_decay": weight_decay, "nesterov": nesterov}
+        own = {"eta": eta, "eps": eps, "clip_lr": clip_lr, "exclude_bias_n_norm": exclude_bias_n_norm}
+        defaults = {"lr": lr, **as_in_sgd, **own}
         _check(defaults)
         super().__init__(params, defaults)
 
@@ -59,7 +49,6 @@ class LARS(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One update of all parameters; returns the closure's loss, if one is given."""
         with torch.enable_grad():
             loss = None if closure is None else closure()
         for group in self.param_groups:
@@ -97,7 +86,7 @@ def _check(options: dict[str, Any]) -> None:
 
 def _adapted_gradients(params: list[Tensor], group: dict) -> list[Tensor]:
     """The gradients, scaled and decayed by the group's rules: new tensors, or the gradients themselves."""
-    out = [p.grad for p in params if p.grad is not None]  # all of them: `step` leaves out the others
+    out = [p.grad for p in params if p.grad is not None]  # all of them
     adapted = [i for i, p in enumerate(params) if p.ndim != 1 or not group["exclude_bias_n_norm"]]
     if not adapted:
         return out

@@ -10,12 +10,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 
 def warmup_cosine_lr(
-    step: float,
-    base: float,
-    warmup_steps: float,
-    total_steps: float,
-    start_lr: float = 0.0,
-    min_lr: float = 0.0,
+    step: float, base: float, warmup_steps: float, total_steps: float, start_lr: float = 0.0, min_lr: float = 0.0
 ) -> float:
     """Linear from `start_lr` at step 0 to `base`, then half a cosine to `min_lr` at `total_steps` and after it.
 
@@ -43,10 +38,8 @@ def multi_step_lr(
 
 
 class ClosedFormLR(LRScheduler):
-    """Sets each group's lr to `schedule(step, base lr)`; groups with `"static_lr": True` keep theirs.
-
-    The state is the step alone: a resumed run follows the schedule that it was configured with.
-    """
+    """Sets each group's lr to `schedule(step, base lr)`; groups with `"static_lr": True` keep theirs. The state is the
+    step alone: a resumed run follows the schedule that it was configured with."""
 
     def __init__(self, optimizer: Optimizer, schedule: Callable[[int, float], float]):
         self.schedule = schedule
@@ -55,10 +48,8 @@ class ClosedFormLR(LRScheduler):
         super().__init__(optimizer)
 
     def get_lr(self) -> list[float | Tensor]:
-        return [
-            base if static else self.schedule(self.last_epoch, float(base))
-            for base, static in zip(self.base_lrs, self.static, strict=True)
-        ]
+        groups = zip(self.base_lrs, self.static, strict=True)
+        return [base if static else self.schedule(self.last_epoch, float(base)) for base, static in groups]
 
     def state_dict(self) -> dict:
         return {"last_epoch": self.last_epoch}

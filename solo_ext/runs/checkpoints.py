@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import logging
 import os
 import re
 import time
@@ -18,15 +17,13 @@ import torch
 from torch import Tensor
 
 from solo_ext.errors import CheckpointError, naming
-from solo_ext.files import replacing, sha256
+from solo_ext.files import log, replacing, sha256
 from solo_ext.runs.comparison import differences
 from solo_ext.runs.foreign import tensors_of
 from solo_ext.runs.layouts import PLACEHOLDERS, current_names
 from solo_ext.runs.run import ARGS, RECORDS, WEIGHTS, Run, place_of, saved_at
 from solo_ext.schema import Config, Count, Positive, plain
 from solo_ext.text import nearest
-
-log = logging.getLogger("solo_ext")
 
 SUFFIXES = (".ckpt", ".pth", ".pt", ".safetensors")
 

@@ -1,7 +1,6 @@
 """A trained encoder: the network that a run's configuration names, with the weights of its checkpoint."""
 
 import hashlib
-import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 
 from solo_ext.data.datasets import recorded_info
 from solo_ext.errors import CheckpointError
+from solo_ext.files import log
 from solo_ext.methods import backbone_of
 from solo_ext.methods.base import DECLARED, Method
 from solo_ext.networks import BackboneConfig
@@ -19,8 +19,6 @@ from solo_ext.runs.checkpoints import Checkpoint, foreign_config, open_checkpoin
 from solo_ext.runs.foreign import find_backbones, tensors_of
 from solo_ext.schema import plain
 from solo_ext.text import nearest
-
-log = logging.getLogger("solo_ext")
 
 # the backbone.kwargs by which timm and torchvision fetch initial weights
 FETCHING = {"pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir", "weights"}

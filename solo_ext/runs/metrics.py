@@ -2,16 +2,13 @@
 
 import csv
 import io
-import logging
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeGuard
 
 from solo_ext.errors import CheckpointError, naming
-from solo_ext.files import read_bytes, write_text
-
-log = logging.getLogger("solo_ext")
+from solo_ext.files import log, read_bytes, write_text
 
 
 def read_table(path: Path) -> tuple[list[str], list[dict[str, Any]]]:

@@ -1,6 +1,5 @@
 """The run folder, `<dir>/<method>/<run id>`: its files, reading and writing them. Imports no torch."""
 
-import logging
 import os
 import re
 import secrets
@@ -16,15 +15,13 @@ from typing import Any
 import numpy as np
 
 from solo_ext.errors import CheckpointError, SoloExtError, naming
-from solo_ext.files import read_json, sha256, write_json
+from solo_ext.files import log, read_json, sha256, write_json
 from solo_ext.runs.comparison import flatten
 from solo_ext.runs.evaluations import Result, departures, read_results
 from solo_ext.runs.layouts import current_config
 from solo_ext.runs.locks import RunLock, held, one_at_a_time
 from solo_ext.runs.metrics import Metrics, is_number
 from solo_ext.text import nearest
-
-log = logging.getLogger("solo_ext")
 
 ARGS, METRICS, RESULT, ENVIRONMENT = "args.json", "metrics.csv", "result.json", "environment.json"
 EVALUATIONS = LINEAR, KNN, DETECTION = "linear.json", "knn.json", "detection.json"

@@ -3,8 +3,8 @@
 import copy
 import difflib
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,8 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, OverrideType
 from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf, resolvers
+from omegaconf import DictConfig, OmegaConf, grammar_parser, resolvers
 from omegaconf.errors import GrammarParseError, OmegaConfBaseException
-from omegaconf.grammar_parser import OmegaConfGrammarParser
-from omegaconf.grammar_parser import parse as parse_value
 from yaml import YAMLError
 
 from solo_ext.errors import ConfigError
@@ -28,14 +26,9 @@ from solo_ext.training import recipes
 
 
 def compose(config_path: str | Path, config_name: str, overrides: Sequence[str] = ()) -> DictConfig:
-    """The YAML `config_name` in the folder `config_path`, its defaults list and Hydra `overrides`, merged.
-
-    The YAML may be a derived recipe, see `solo_ext.training.recipes`. A plain `key=value` also sets a key that the YAML
-    lacks: whether the key exists is for `resolve` to say.
-
-    Raises:
-        ConfigError: no such folder or file, a YAML that cannot be read, an override that makes no sense.
-    """
+    """The YAML `config_name` in the folder `config_path`, its defaults list and Hydra `overrides`, merged. The YAML may
+    be a derived recipe, see `solo_ext.training.recipes`. A plain `key=value` also sets a key that the YAML lacks, for
+    `resolve` to judge. ConfigError for a file that cannot be read, or an override that makes no sense."""
     folder = Path(config_path).expanduser()
     file = folder / (config_name if config_name.endswith((".yaml", ".yml")) else f"{config_name}.yaml")
     root, name = folder, str(file.relative_to(folder))
@@ -46,24 +39,17 @@ def compose(config_path: str | Path, config_name: str, overrides: Sequence[str] 
         kind, missing = ("file", file) if folder.is_dir() else ("folder", folder)
         raise ConfigError(f"there is no {kind} '{missing}'{_neighbour(missing)}")
     keys = {text: parse(text).key_or_group for text in overrides}
+    OmegaConf.clear_resolver("oc.env")  # Hydra would look environment variables up for the defaults lists of all files
     try:
-        with _without_environment(), initialize_config_dir(str(root.absolute()), version_base="1.2"):
+        with initialize_config_dir(str(root.absolute()), version_base="1.2"):
             is_group = GlobalHydra.instance().config_loader().repository.group_exists  # type: ignore[attr-defined]
             groups = [text for text, key in keys.items() if "@" in key or is_group(key)]
             cfg = hydra_compose(name, groups)
     except (HydraException, OmegaConfBaseException, YAMLError, ValueError, OSError) as error:
         raise ConfigError(f"{file}: {sentence(error)}") from error
-    return overlay(cfg, [text for text in overrides if text not in groups])
-
-
-@contextmanager
-def _without_environment() -> Iterator[None]:
-    """Keeps Hydra, which resolves the defaults lists of all files, from looking environment variables up for them."""
-    OmegaConf.clear_resolver("oc.env")
-    try:
-        yield
     finally:
         OmegaConf.register_new_resolver("oc.env", resolvers.oc.env)
+    return overlay(cfg, [text for text in overrides if text not in groups])
 
 
 def overlay(values: Mapping[str, Any] | DictConfig, overrides: Sequence[str] = ()) -> DictConfig:
@@ -82,17 +68,16 @@ def overlay(values: Mapping[str, Any] | DictConfig, overrides: Sequence[str] = (
 
 
 def refuse_resolvers(value: Any, at: str = "") -> None:
-    """Raises ConfigError for a value that calls a resolver, as `${oc.env:HOME}` does: a configuration is data, whoever
-    wrote it. References to other keys are fine."""
+    """Raises ConfigError for a value that calls a resolver, as `${oc.env:HOME}` does; references to keys are fine."""
     if isinstance(value, Mapping | list):
         for key, item in value.items() if isinstance(value, Mapping) else enumerate(value):
             refuse_resolvers(item, join(at, key))
     elif isinstance(value, str) and "${" in value:
         with suppress(GrammarParseError):  # for OmegaConf to explain
-            nodes: list[Any] = [parse_value(value)]
+            nodes: list[Any] = [grammar_parser.parse(value)]
             while nodes:
                 node = nodes.pop()
-                if isinstance(node, OmegaConfGrammarParser.InterpolationResolverContext):
+                if isinstance(node, grammar_parser.OmegaConfGrammarParser.InterpolationResolverContext):
                     raise ConfigError(f"{at}: {node.getText()} is not looked up; write what it stands for")
                 nodes += getattr(node, "children", None) or ()
 
@@ -122,9 +107,8 @@ def parse(text: str) -> Override:
     except (HydraException, ValueError) as error:
         if not is_text:
             exact = f', "{quoted}"' if bare and value and "'" not in value else ""
-            raise ConfigError(
-                f"'{text}' is not an override such as key=value (lists are [1,2], odd characters need quotes{exact})"
-            ) from error
+            rules = f"(lists are [1,2], odd characters need quotes{exact})"
+            raise ConfigError(f"'{text}' is not an override such as key=value {rules}") from error
         [override] = read([quoted])
     if override.is_sweep_override() and is_text and (key.endswith("_path") or "/" in value):
         [override] = read([quoted])

@@ -4,7 +4,6 @@ The keys are solo-learn's; each section's dataclass is beside its owner. Nothing
 image, and configured values are never overwritten: what is derived has keys of its own.
 """
 
-import logging
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -22,10 +21,11 @@ from solo_ext.data.datasets import FACTS, LINEAR_REFERENCE, DataConfig, dataset_
 from solo_ext.errors import ConfigError, must_have
 from solo_ext.evaluation.finetune import DetectorConfig, LinearOptions
 from solo_ext.evaluation.knn import Distance
+from solo_ext.files import log
 from solo_ext.methods import METHODS, Method
 from solo_ext.methods.base import MethodConfig, PerformanceConfig
 from solo_ext.networks import BackboneConfig
-from solo_ext.optim import OptimizerConfig, SchedulerConfig, effective_lrs
+from solo_ext.optim.config import OptimizerConfig, SchedulerConfig, effective_lrs
 from solo_ext.runs.checkpoints import AutoResumeConfig, CheckpointConfig, find_checkpoint, foreign_config
 from solo_ext.runs.encoder import evaluation_view, network_of
 from solo_ext.runs.run import Run
@@ -36,8 +36,6 @@ from solo_ext.training.callbacks.collapse import Action
 from solo_ext.training.compose import compose, key_of, overlay, refuse_resolvers, sentence
 from solo_ext.training.trainer_config import NO_LOOP, OWN, TensorboardConfig, TrainerConfig, WandbConfig
 from solo_ext.training.unread import ONE_PROCESS, UNREAD, reset, without_derived
-
-log = logging.getLogger("solo_ext")
 
 EVALUATION_DATA = (  # what an evaluation takes over from the run
     *("dataset", "train_path", "val_path", "val_fraction"),
@@ -54,8 +52,6 @@ UNUSED = ("auto_umap", "dali", "debug_augmentations", "augmentations_cfg", "wand
 
 @dataclass(kw_only=True)
 class RunConfig(TrainerConfig):
-    """What the configurations of all runs have."""
-
     name: str = "solo-ext"
     data: DataConfig
     seed: Annotated[int, Bounds(0, 2**32 - 1)] = 5
@@ -70,8 +66,6 @@ class RunConfig(TrainerConfig):
 
 @dataclass(kw_only=True)
 class TrainingConfig(RunConfig):
-    """A run that trains."""
-
     max_epochs: Count = MISSING  # type: ignore[assignment]  # no default
     backbone: BackboneConfig
     optimizer: OptimizerConfig
@@ -99,9 +93,8 @@ class PretrainConfig(TrainingConfig, MethodConfig):  # type: ignore[misc]  # her
         if not self.augmentations:
             raise ConfigError("augmentations: empty, but at least two views are needed")
         if self.optimizer.batch_size == 1 and not (self.processes > 1 and self.sync_batchnorm):
-            raise ConfigError(
-                "optimizer.batch_size: one image is too few for BatchNorm and for a contrastive loss; use at least 2"
-            )
+            problem = "one image is too few for BatchNorm and for a contrastive loss; use at least 2"
+            raise ConfigError(f"optimizer.batch_size: {problem}")
         sizes = [view.crop_size for view in self.augmentations]
         for i, size in enumerate(sizes):
             if size == max(sizes) > min(sizes[: i + 1]):
@@ -115,8 +108,6 @@ class PretrainConfig(TrainingConfig, MethodConfig):  # type: ignore[misc]  # her
 
 @dataclass(kw_only=True)
 class EvaluationConfig(RunConfig):
-    """An evaluation of an encoder."""
-
     pretrained_feature_extractor: str | None = None  # its run folder or checkpoint, ours or solo-learn's
     pretrain_method: str | None = None
     untrained: bool = False  # true: a freshly initialised encoder instead
@@ -135,9 +126,8 @@ class LinearConfig(LinearOptions, TrainingConfig, EvaluationConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        plainly = not (self.finetune or self.mixup or self.cutmix or self.label_smoothing)
-        expected = "false with finetune, mixup, cutmix or label_smoothing"
-        self.require(plainly or not self.cache_features, "cache_features", expected)
+        trains_more = self.cache_features and (self.finetune or self.mixup or self.cutmix or self.label_smoothing)
+        self.require(not trains_more, "cache_features", "false with finetune, mixup, cutmix or label_smoothing")
 
 
 @dataclass(kw_only=True)
@@ -159,9 +149,7 @@ class OfflineKNNConfig(Config, section="knn_eval"):
 
 @dataclass(kw_only=True)
 class KNNRunConfig(EvaluationConfig):
-    """An offline kNN evaluation. backbone: only for a checkpoint without args.json."""
-
-    backbone: BackboneConfig | None = None
+    backbone: BackboneConfig | None = None  # only for a checkpoint without args.json
     knn_eval: OfflineKNNConfig = field(default_factory=OfflineKNNConfig)
 
 
@@ -177,16 +165,9 @@ def _pretraining(*monitors: type[MonitorCallback]) -> type[RunConfig]:
 def resolve(raw: RunConfig | DictConfig | Mapping[str, Any], kind: str = "pretrain") -> Any:
     """The configuration that runs: checked, typed, with defaults filled in and derived keys added.
 
-    Derived are `data.num_classes`, `data.num_large_crops`, `data.num_small_crops` and, by solo-learn's rule,
-    `optimizer.effective_lr` and `optimizer.effective_classifier_lr`. `resolve` of its own result, or of the
-    args.json that holds it, is the same again.
-
-    Args:
-        raw: what `compose` returned, the content of an args.json, or a typed configuration.
-        kind: `pretrain`, `linear` or `knn`, for a `PretrainConfig`, `LinearConfig` or `KNNRunConfig`.
-
-    Raises:
-        ConfigError: an unknown key or method, a wrong type, a value that cannot work; with the full key.
+    raw: what `compose` returned, the content of an args.json, or a typed configuration; `resolve` of its own result is
+    the same again. kind: `pretrain`, `linear` or `knn`, for a `PretrainConfig`, `LinearConfig` or `KNNRunConfig`.
+    Raises ConfigError, with the full key, for an unknown key or method, or a value that cannot work.
     """
     values = _values(raw)
     _drop_unused(values, UNUSED)
@@ -263,28 +244,22 @@ def _derive(cfg: AnyConfig) -> AnyConfig:
             cfg.gap.place = None  # until the network is there
             cfg.data.num_large_crops, cfg.data.num_small_crops = count_crops(cfg.augmentations)
             if cfg.data.num_classes != 0 and o.classifier_lr is None:
-                raise ConfigError(
-                    "optimizer.classifier_lr is null, but the data has labels (data.no_labels=True ignores them)"
-                )
+                problem = "is null, but the data has labels (data.no_labels=True ignores them)"
+                raise ConfigError(f"optimizer.classifier_lr {problem}")
         else:
             o.classifier_lr = None  # only the classifier is trained
-        o.effective_lr, o.effective_classifier_lr = effective_lrs(
-            o.lr, o.classifier_lr, o.batch_size, processes, accumulate
-        )
+        effective = effective_lrs(o.lr, o.classifier_lr, o.batch_size, processes, accumulate)
+        o.effective_lr, o.effective_classifier_lr = effective
     return cfg
 
 
 def run_values(run: str | Path, kind: str, overrides: Sequence[str] = ()) -> DictConfig:
-    """What `resolve` needs for a `linear` or `knn` evaluation of a pre-training, under `overrides`: its encoder and all
-    of its data.
+    """What `resolve` needs to evaluate the encoder of `run`, a folder or checkpoint, ours or solo-learn's, on its data.
 
-    `run` is its folder or checkpoint, ours or solo-learn's. For `linear`, optimizer, schedule and epochs are those of
-    the method's linear recipe for the dataset, or else for ImageNet-100, or else solo-learn's for most methods; with
-    cached features, whose scale does not depend on the method, always the last.
-
-    Raises:
-        CheckpointError: no checkpoint there, or an args.json that is something else.
-        ConfigError: an override that makes no sense.
+    For `linear`, optimizer, schedule and epochs are those of the method's linear recipe for the dataset, or else for
+    ImageNet-100, or else solo-learn's for most methods; with cached features, whose scale does not depend on the
+    method, always the last. Raises CheckpointError without a checkpoint, or for an args.json that is something else,
+    and ConfigError for an override that makes no sense.
     """
     checkpoint = find_checkpoint(run)
     config = Run(checkpoint.parent).config or {}
@@ -334,8 +309,7 @@ def recipe_taken(cfg: LinearConfig) -> str | None:
     values = {} if cfg.cache_features else _linear_recipe(cfg.data.dataset, str(cfg.pretrain_method))
     if not values:
         return None
-    derived = ("classifier_lr", "effective_lr", "effective_classifier_lr")
-    own = {key: getattr(cfg.optimizer, key) for key in derived}
+    own = {key: getattr(cfg.optimizer, key) for key in ("classifier_lr", "effective_lr", "effective_classifier_lr")}
     optimizer = replace(build(OptimizerConfig, values["optimizer"], "optimizer"), **own)
     scheduler = build(SchedulerConfig, values["scheduler"], "scheduler")
     same = (optimizer, scheduler, values["max_epochs"]) == (cfg.optimizer, cfg.scheduler, cfg.max_epochs)

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import logging
 import re
 import time
 from pathlib import Path
@@ -19,6 +18,7 @@ from solo_ext.evaluation.detection import DetectionModel
 from solo_ext.evaluation.features import features_of_sets
 from solo_ext.evaluation.knn import knn_accuracy
 from solo_ext.evaluation.linear import LinearModel, fit_cached_linear
+from solo_ext.files import log
 from solo_ext.methods import backbone_of
 from solo_ext.networks import BackboneConfig
 from solo_ext.networks.backbones import check_sizes
@@ -39,11 +39,10 @@ from solo_ext.training.config import (
 from solo_ext.training.start import begin, is_first, runs_folder
 from solo_ext.training.trainer import explained, fit, prepare, print_result
 
-log = logging.getLogger("solo_ext")
-
 AnyEvaluation = DetectionConfig | KNNRunConfig | LinearConfig
 KNN_BATCH = 256  # images per forward pass; it does not change a result
-
+# the run folder that gets the results, and the args.json that goes into a new one; None: they are only printed
+Place = tuple[Run, dict[str, Any] | None] | None
 
 # no part of a protocol: places, what is shown, and what `protocol_of` has more exactly
 LEFT_OUT = (
@@ -56,21 +55,25 @@ LEFT_OUT = (
 def linear(cfg: LinearConfig, results: Path | None = None, encoder: Checkpoint | None = None) -> RunResult:
     """Trains a linear classifier on the frozen encoder `cfg.pretrained_feature_extractor`, in solo-learn's protocol.
 
-    `untrained` takes a freshly initialised encoder of `cfg.seed` instead: the one that a pre-training of that seed
-    starts from. The result's `metrics` have val_acc1 and val_acc5, which linear.json gets beside those of other
-    protocols.
-
-    Args:
-        results: the folder that gets linear.json and the encoder's args.json; default: the encoder's own.
-        encoder: the checkpoint that `cfg` names, if it has been read already.
+    `untrained` takes the encoder that a pre-training of `cfg.seed` starts from instead. The result's `metrics` have
+    val_acc1 and val_acc5, which linear.json gets beside those of other protocols. results: the folder that gets it;
+    default: the encoder's own. encoder: the checkpoint that `cfg` names, if it has been read already.
     """
     cached, base = cfg.cache_features, runs_folder(cfg) / CLASSIFIERS
     data = ClassificationData(cfg.data, cfg.optimizer.batch_size, cfg.seed, augment=not cached)
     cfg = prepare(cfg, data)
-    backbone, source, about = _encoder(cfg, encoder, data)
-    place, cfg.recipe = _place(cfg, source, results), recipe_taken(cfg)
+    backbone, about, place = _encoder(cfg, encoder, data, results)
+    cfg.recipe = recipe_taken(cfg)
     if cached:
-        result = _fit_cached(cfg, backbone, data, Run.new(base))
+        began, run = time.perf_counter(), Run.new(base)
+        features = _features(cfg, backbone, data)
+        reached = fit_cached_linear(
+            *features, optimizer=cfg.optimizer, scheduler=cfg.scheduler, epochs=cfg.max_epochs, seed=cfg.seed
+        )
+        metrics = {name if "_" in name else f"val_{name}": value for name, value in reached.items()}
+        with run.in_use(plain(cfg), {**environment(), "data": data.record(data.device)}):
+            result = RunResult(run.dir, None, metrics, time.perf_counter() - began, None)
+            run.finish(result)
     else:
         layout = not cfg.performance.disable_channel_last
         model = LinearModel(backbone, data.num_classes, cfg.optimizer, cfg.scheduler, cfg, layout)
@@ -98,8 +101,8 @@ def detect(cfg: DetectionConfig, results: Path | None = None, encoder: Checkpoin
     side, masks = cfg.detector.min_size[-1], cfg.detector.masks
     data = DetectionData(cfg.data, cfg.optimizer.batch_size, cfg.seed, side, masks)
     cfg = prepare(cfg, data)
-    backbone, source, about = _encoder(cfg, encoder, data)
-    place, view = _place(cfg, source, results), _view(data)
+    backbone, about, place = _encoder(cfg, encoder, data, results)
+    view = _view(data)
     model = DetectionModel(
         backbone, data.num_classes, cfg.optimizer, cfg.scheduler, cfg.detector, view["mean"], view["std"], cfg.finetune
     )
@@ -113,37 +116,32 @@ def detect(cfg: DetectionConfig, results: Path | None = None, encoder: Checkpoin
 
 
 def knn(cfg: KNNRunConfig, results: Path | None = None, encoder: Checkpoint | None = None) -> list[dict[str, Any]]:
-    """Classifies the test images by their nearest training images, by the features of the frozen encoder.
-
-    Returns {"features", "distance", "k", "T", "acc1", "acc5"} for every combination in `cfg.knn_eval`, which knn.json
-    gets with their whole protocol. `results` and `encoder` are as for `linear`.
-    """
+    """Classifies the test images by their nearest training images: {"features", "distance", "k", "T", "acc1", "acc5"}
+    for every combination in `cfg.knn_eval`, which knn.json gets, too. `results` and `encoder` are as for `linear`."""
     data = ClassificationData(cfg.data, KNN_BATCH, cfg.seed, augment=False)
     cfg = prepare(cfg, data)
-    backbone, source, about = _encoder(cfg, encoder, data)
-    place = _place(cfg, source, results)
+    backbone, about, place = _encoder(cfg, encoder, data, results)
     features = _features(cfg, backbone, data)
     options, rows, recorded = cfg.knn_eval, [], []
     about = protocol_of(cfg, data) | about
     for distance in dict.fromkeys(options.distance_func):
         for temperature in dict.fromkeys(options.T) if distance == "cosine" else [None]:
+            votes = "" if temperature is None else f"  T {temperature}"
             found = knn_accuracy(*features, k=options.k, distance=distance, temperature=temperature or 0.07)
             for k, scores in found.items():
                 vote = {"features": "backbone", "distance": distance, "k": k, "T": temperature}
                 rows.append({**vote, **scores})
                 recorded.append({"protocol": about | vote, **scores})
-    for row in rows:
-        votes = "" if row["T"] is None else f"  T {row['T']}"
-        print(f"{row['distance']:9}  k {row['k']:<4}{votes}  acc@1 {row['acc1']:.2f}  acc@5 {row['acc5']:.2f}")
+                print(f"{distance:9}  k {k:<4}{votes}  acc@1 {scores['acc1']:.2f}  acc@5 {scores['acc5']:.2f}")
     if place and is_first():
         _record(KNN, recorded, *place)
     return rows
 
 
 def _encoder(
-    cfg: AnyEvaluation, opened: Checkpoint | None, data: ImageData
-) -> tuple[nn.Module, Checkpoint | None, dict[str, Any]]:
-    """The frozen encoder to evaluate, its checkpoint (None if it is untrained), and what a protocol says of it."""
+    cfg: AnyEvaluation, opened: Checkpoint | None, data: ImageData, results: Path | None
+) -> tuple[nn.Module, dict[str, Any], Place]:
+    """The frozen encoder to evaluate, what a protocol says of it, and where the results go."""
     if cfg.untrained:
         if cfg.backbone is None:
             raise ConfigError("backbone is missing: which network untrained=true is about")
@@ -155,14 +153,13 @@ def _encoder(
     assert cfg.backbone is not None  # or the checkpoint would not have been read
     check_sizes(backbone, cfg.backbone.name, data.eval_view[:1], built=True)
     cfg.encoder = weights_sum(backbone)
-    return backbone, source, about
+    return backbone, about, _place(cfg, source, results)
 
 
 def _trained(
     cfg: AnyEvaluation, opened: Checkpoint | None, data: ImageData
 ) -> tuple[nn.Module, Checkpoint, dict[str, Any]]:
-    """The encoder of a checkpoint, whose network `cfg` takes over. Says where `data` shows it images otherwise than it
-    was trained on."""
+    """The encoder of a checkpoint, whose network `cfg` takes over. Warns where `data` shows it images otherwise."""
     if not cfg.pretrained_feature_extractor:
         raise ConfigError("pretrained_feature_extractor is missing (a run folder or checkpoint; or set untrained=true)")
     if opened is None or str(opened.path) != cfg.pretrained_feature_extractor:
@@ -172,11 +169,10 @@ def _trained(
     cfg.branch = "teacher" if cfg.teacher else branch_of(opened.config)
     if opened.config and opened.config.get("backbone"):  # else cfg has said it
         network = network_of(opened.config, plain(cfg.backbone))
-        if cfg.pretrain_method not in (None, network["pretrain_method"]):
-            log.warning(
-                "pretrain_method is %s, but the encoder's is %s", cfg.pretrain_method, network["pretrain_method"]
-            )
-        cfg.backbone, cfg.pretrain_method = build(BackboneConfig, network["backbone"]), network["pretrain_method"]
+        method = network["pretrain_method"]
+        if cfg.pretrain_method not in (None, method):
+            log.warning("pretrain_method is %s, but the encoder's is %s", cfg.pretrain_method, method)
+        cfg.backbone, cfg.pretrain_method = build(BackboneConfig, network["backbone"]), method
     here, trained = _view(data), evaluation_view(opened.config or {})
     if other := [f"{key} {value}, not {here[key]}" for key, value in trained.items() if value != here[key]]:
         log.warning("data.augmentations: the encoder was trained with %s", "; ".join(other))
@@ -212,19 +208,6 @@ def _features(cfg: RunConfig, backbone: nn.Module, data: ClassificationData) -> 
         return features_of_sets(backbone, (data.train_dataloader(), data.val_dataloader()), device, precision, layout)
 
 
-def _fit_cached(cfg: LinearConfig, backbone: nn.Module, data: ClassificationData, run: Run) -> RunResult:
-    began = time.perf_counter()
-    features = _features(cfg, backbone, data)
-    scores = fit_cached_linear(
-        *features, optimizer=cfg.optimizer, scheduler=cfg.scheduler, epochs=cfg.max_epochs, seed=cfg.seed
-    )
-    metrics = {name if "_" in name else f"val_{name}": value for name, value in scores.items()}
-    with run.in_use(plain(cfg), {**environment(), "data": data.record(data.device)}):
-        result = RunResult(run.dir, None, metrics, time.perf_counter() - began, None)
-        run.finish(result)
-    return result
-
-
 def untrained_folder(cfg: Any) -> Path:
     """The folder of the evaluations of the untrained encoder of `cfg`: of its very network and seed."""
     network = json.dumps(network_of(plain(cfg))["backbone"], sort_keys=True)
@@ -232,13 +215,8 @@ def untrained_folder(cfg: Any) -> Path:
     return runs_folder(cfg) / UNTRAINED / name
 
 
-def _place(
-    cfg: AnyEvaluation, source: Checkpoint | None, results: Path | None
-) -> tuple[Run, dict[str, Any] | None] | None:
-    """The run folder that gets the results, and the args.json that goes with them into another than the encoder's.
-
-    None where there is no run folder: the results are only printed. ConfigError for the folder of another run.
-    """
+def _place(cfg: AnyEvaluation, source: Checkpoint | None, results: Path | None) -> Place:
+    """Where the results go; ConfigError for the folder of another run."""
     encoder = Run(source.path.parent) if source else None
     if encoder and (results is None or results.resolve() == encoder.dir.resolve()):
         return (encoder, None) if encoder.config else None

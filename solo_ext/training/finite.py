@@ -1,6 +1,5 @@
 """Bad numbers: no loss or gradient that is NaN or infinite touches a weight."""
 
-import logging
 from typing import Any
 
 import lightning.pytorch as pl
@@ -9,9 +8,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from solo_ext.errors import NonFiniteError
+from solo_ext.files import log
 from solo_ext.training.callbacks import is_logging_step
-
-log = logging.getLogger("solo_ext")
 
 
 @torch.no_grad()
@@ -20,20 +18,17 @@ def check_finite(module: nn.Module, step: int) -> None:
     named = list(module.named_parameters()) + [b for b in module.named_buffers() if "running_" in b[0]]
     finite = torch.stack([x.isfinite().all() for _, x in named]).tolist() if named else []
     if not all(finite):
-        raise NonFiniteError(
-            f"after {step} steps {finite.count(False)} of {len(finite)} tensors of the network are not finite (first: "
-            f"{named[finite.index(False)][0]}), so it is not saved; a lower learning rate or precision 32 may help"
-        )
+        bad = f"{finite.count(False)} of {len(finite)} tensors of the network are not finite"
+        saved = f"(first: {named[finite.index(False)][0]}), so it is not saved"
+        raise NonFiniteError(f"after {step} steps {bad} {saved}; a lower learning rate or precision 32 may help")
 
 
 class FiniteSteps(pl.Callback):
     """Ends the run, with a sentence, before a loss or gradient that is NaN or infinite touches a weight.
 
     On a CPU it looks before the optimizer's step. A GPU would have to be waited for: there the device takes a bad step
-    back, and the run ends at the next logging step. In 16-mixed the loss alone counts: its scaler meets infinite
-    gradients, and leaves out their steps itself.
-
-    skip: how many bad steps are passed over, with a warning.
+    back, and the run ends at the next logging step. In 16-mixed the loss alone counts: its scaler leaves out the steps
+    of infinite gradients itself. skip: how many bad steps are passed over, with a warning.
     """
 
     def __init__(self, skip: int = 0):
@@ -91,10 +86,8 @@ class FiniteSteps(pl.Callback):
                 self.skipped += 1
                 said = _description(step, group)
                 if self.skipped > self.skip:
-                    raise NonFiniteError(
-                        f"{said}; no weight is changed by it, and the checkpoints are finite: a lower learning rate, a "
-                        "longer warm-up or precision 32 may help"
-                    )
+                    helps = "a lower learning rate, a longer warm-up or precision 32 may help"
+                    raise NonFiniteError(f"{said}; no weight is changed by it, and the checkpoints are finite: {helps}")
                 log.warning("%s; the step is left out (%d of at most %d)", said, self.skipped, self.skip)
         self.steps = []
 

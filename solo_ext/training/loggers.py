@@ -1,7 +1,6 @@
 """Where metrics go: to `metrics.csv`, to wandb and TensorBoard if the YAML says so, and to a line on the terminal."""
 
 import contextlib
-import logging
 import os
 import sys
 import time
@@ -17,7 +16,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from rich.progress import BarColumn, Progress, TaskProgressColumn
 
 from solo_ext.errors import reason
-from solo_ext.files import sync
+from solo_ext.files import log, sync
 from solo_ext.runs.checkpoints import Checkpoint
 from solo_ext.runs.metrics import read_table, write_table
 from solo_ext.runs.run import METRICS
@@ -27,17 +26,13 @@ from solo_ext.training.metrics import metric_of, metrics
 from solo_ext.training.start import is_first
 from solo_ext.training.trainer_config import WandbConfig
 
-log = logging.getLogger("solo_ext")
-
 
 class CSVMetrics(Logger):
-    """One row per optimizer step in the `folder`'s `metrics.csv`, with a column for every metric ever logged.
+    """One row per optimizer step in the `folder`'s `metrics.csv`, with a column for every metric ever logged. Rows are
+    appended, the newest once the next one comes: it may get more values. `flush` comes before a checkpoint.
 
-    Rows are appended, the newest once the next one comes: it may get more values. Whoever saves a checkpoint calls
-    `flush` first, so that a run that continues from there finds all rows before it.
-
-    A resumed run continues the file in the folder `continued`, which Lightning's CSVLogger would delete; rows from the
-    optimizer step `resume_at` on are made again. `row`: the one before it, if its epoch was not over.
+    A resumed run continues the file in the folder `continued`; rows from the optimizer step `resume_at` on are made
+    again. `row`: the one before it, if its epoch was not over.
     """
 
     name = "csv"
@@ -85,22 +80,22 @@ class CSVMetrics(Logger):
     @rank_zero_only
     def save(self) -> None:
         """Writes all rows but the newest; Lightning calls it after each."""
-        newest = max(self.rows, default=0)
-        self._write({step: self.rows[step] for step in sorted(self.rows) if step != newest})
+        self._write(sorted(self.rows)[:-1])
 
     @rank_zero_only
     def flush(self) -> None:
         """Writes all rows, to the disk."""
         if self.rows:
-            self._write(dict(sorted(self.rows.items())))
+            self._write(sorted(self.rows))
             sync(self.path)
 
-    def _write(self, rows: dict[int, dict[str, Any]]) -> None:
-        if rows:
-            write_table(self.path, self.columns, rows.values(), append=not self.anew)
-            self.rows = {step: row for step, row in self.rows.items() if step not in rows}
-            self.written |= rows.keys()
-            self.last, self.anew = rows, False
+    def _write(self, steps: list[int]) -> None:
+        if steps:
+            self.last = {step: self.rows[step] for step in steps}
+            write_table(self.path, self.columns, self.last.values(), append=not self.anew)
+            self.rows = {step: row for step, row in self.rows.items() if step not in self.last}
+            self.written |= self.last.keys()
+            self.anew = False
 
     def _read(self) -> None:
         """Takes all rows up again: one of them changes, or all get another column."""
@@ -115,9 +110,7 @@ class CSVMetrics(Logger):
             self.flush()
 
 
-def make_loggers(
-    cfg: TrainingConfig, folder: Path, resume_at: int = 0, checkpoint: Checkpoint | None = None
-) -> list[Logger]:
+def make_loggers(cfg: TrainingConfig, folder: Path, resume_at: int, checkpoint: Checkpoint | None) -> list[Logger]:
     """The loggers of the run in `folder`, which continues `checkpoint` at the optimizer step `resume_at`."""
     saved, continued = (checkpoint.content, checkpoint.path.parent) if checkpoint else ({}, None)
     loggers: list[Logger] = [CSVMetrics(folder, resume_at, continued, saved.get("row"))]
@@ -132,10 +125,7 @@ def make_loggers(
 
 
 def wandb_logger(cfg: WandbConfig, name: str, folder: Path) -> WandbLogger | None:
-    """A wandb run with the run folder's name as its id: online if possible, else offline with a warning.
-
-    It never prompts, and no failure of wandb stops a training: at worst there is no logger (None).
-    """
+    """A wandb run with the run folder's name as its id, online or else offline; None if wandb fails. Never prompts."""
     os.environ.setdefault("WANDB_SILENT", "true")  # no prompt, no banner; wandb reads it when it is first set up
     import wandb
 
@@ -188,10 +178,7 @@ def close(loggers: list[Logger]) -> None:
 
 
 class RunProgress(pl.Callback):
-    """One bar for the whole run; one line per epoch where the output is not a terminal.
-
-    Lightning's own bars start again with each epoch and do not know where the run ends.
-    """
+    """One bar for the whole run, where Lightning's have one per epoch; one line per epoch without a terminal."""
 
     bar = Progress(disable=True)
 

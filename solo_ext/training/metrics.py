@@ -1,7 +1,4 @@
-"""The metrics that a run logs, and how each is shown: in figures, tables, and on the progress line.
-
-What a metric is stands in the file that computes it; here they are gathered.
-"""
+"""The metrics that a run logs, gathered from the files that compute them, and how each is shown."""
 
 import dataclasses
 from fnmatch import fnmatchcase
@@ -23,15 +20,11 @@ def metrics() -> dict[str, Metric]:
     losses = [Metric(name, f"Framework loss: {title}", section="losses") for name, title in named.items()]
     monitors: tuple = (Gap, Spread, CollapseWatch, *MONITORS.values(), Throughput)
     monitored = [metric for monitor in monitors for metric in monitor.metrics]
-    known = (TOTAL, *losses, *METRICS, *monitored, *OTHER_LOSSES)
-    return {metric.name: metric for metric in known}
+    return {metric.name: metric for metric in (TOTAL, *losses, *METRICS, *monitored, *OTHER_LOSSES)}
 
 
 def metric_of(column: str) -> Metric:
-    """The metric that the column of `metrics.csv` holds, with what its pattern's `*` stands for in title and label.
-
-    Its name remains the pattern. A column that nobody has declared belongs to the section `other`, without a title.
-    """
+    """The metric in that column of `metrics.csv`, with what its pattern's `*` stands for in title and label."""
     known = metrics()
     metric = known.get(column) or next((m for pattern, m in known.items() if fnmatchcase(column, pattern)), None)
     if metric is None:

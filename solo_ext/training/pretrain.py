@@ -1,7 +1,4 @@
-"""Pre-training: trains an encoder without labels.
-
-What takes seconds to import is imported after the first line about the run is out.
-"""
+"""Pre-training. What takes seconds to import is imported after the first line about the run is out."""
 
 import copy
 from collections.abc import Sequence
@@ -32,17 +29,12 @@ def pretrain(
 ) -> RunResult:
     """Trains an encoder without labels, as the resolved `cfg` says.
 
-    Args:
-        method: in place of the one in `cfg`: a registered name, a class that is built from `cfg`, or a built module.
-            Its name appears in args.json and in the path of the run folder.
-        data: in place of the images in `cfg`, without checks or a kNN probe; batches are `(indexes, [view, ...],
-            targets)`.
-        callbacks: beside those that follow from `cfg`.
+    method: in place of the one in `cfg`: a registered name, a class that is built from `cfg`, or a built module. Its
+    name appears in args.json and in the path of the run folder. data: in place of the images in `cfg`, without checks
+    or a kNN probe; batches are `(indexes, [view, ...], targets)`. callbacks: beside those that follow from `cfg`.
 
-    Raises:
-        SoloExtError: something in the configuration, the data or the checkpoint to resume; nothing is written then.
-        NonFiniteError: the loss or a weight became NaN or infinite.
-        CollapseError: the outputs collapsed, and `cfg.collapse` is `stop`.
+    Raises SoloExtError for the configuration, the data or the checkpoint to resume, before anything is written;
+    NonFiniteError for a loss or weight that is NaN or infinite; CollapseError if `cfg.collapse` is `stop`.
     """
     if method is not None:
         cfg = copy.deepcopy(cfg)
@@ -61,22 +53,21 @@ def pretrain(
         method = METHODS[cfg.method]
     module: Any = method(cfg) if isinstance(method, type) else method
     cfg.gap.place = getattr(module, "gap_at", None)
-    if isinstance(module, Method):
+    ours = isinstance(module, Method)
+    if ours:
         check_sizes(module.backbone, cfg.backbone.name, [view.crop_size for view in cfg.augmentations])
         if cfg.pretrained_feature_extractor and not (start and start.checkpoint):
-            _begin_with(cfg.pretrained_feature_extractor, module, cfg)
-    own = _monitors(cfg, data if isinstance(data, ImageData) else None)
-    result = fit(cfg, module, data, start, [*own, *callbacks])
+            network = {"backbone": plain(cfg.backbone), "data": plain(cfg.data), "pretrain_method": cfg.method}
+            encoder, _ = load_encoder(cfg.pretrained_feature_extractor, network)
+            module.backbone.load_state_dict(encoder.state_dict())
+            module.teacher.restart()
+    sections = [(monitor, getattr(cfg, key)) for key, monitor in MONITORS.items()]
+    images = data if isinstance(data, ImageData) else None
+    monitors = [monitor.make(section, cfg, images) for monitor, section in sections if section.enabled]
+    watch = [CollapseWatch(cfg.collapse)] if cfg.collapse != "off" else []
+    result = fit(cfg, module, data, start, [*filter(None, monitors), *watch, *callbacks])
     print_result(result, ("val_acc1", "val_knn1", "val_knn20", "gap_sim"))
     return result
-
-
-def _begin_with(source: str, module: Any, cfg: PretrainConfig) -> None:
-    """Gives the backbone, and its copy in the teacher, the weights of a run or of any program's file."""
-    network = {"backbone": plain(cfg.backbone), "data": plain(cfg.data), "pretrain_method": cfg.method}
-    encoder, _ = load_encoder(source, network)
-    module.backbone.load_state_dict(encoder.state_dict())
-    module.teacher.restart()
 
 
 def _named(method: "AnyMethod") -> tuple[str, type]:
@@ -86,10 +77,3 @@ def _named(method: "AnyMethod") -> tuple[str, type]:
     cls = method if isinstance(method, type) else type(method)
     known = METHODS.declared.items()
     return next((name for name, declared in known if cls in (declared, METHODS[name])), cls.__name__), cls
-
-
-def _monitors(cfg: PretrainConfig, data: Any) -> "list[Callback]":
-    """The monitors that `cfg` switches on, which may need `data` (None: not ours)."""
-    sections = [(monitor, getattr(cfg, key)) for key, monitor in MONITORS.items()]
-    made = [monitor.make(section, cfg, data) for monitor, section in sections if section.enabled]
-    return [*filter(None, made), *([CollapseWatch(cfg.collapse)] if cfg.collapse != "off" else [])]

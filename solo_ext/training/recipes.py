@@ -27,10 +27,7 @@ def scripts() -> Path:
 
 
 def find(name: str, kind: str = "pretrain") -> Path:
-    """The YAML of the recipe `<dataset>/<recipe>` for the command `kind`; ConfigError if there is none.
-
-    kind: `pretrain`, `linear`, or `studies` for `<paper>/<table>`.
-    """
+    """The YAML of `<dataset>/<recipe>` for `pretrain` or `linear`, `<paper>/<table>` in `studies`; or ConfigError."""
     entries = _entries(kind)
     for known, file in entries.items():
         if _plain(known) == _plain(name):
@@ -61,9 +58,6 @@ def _entries(kind: str) -> dict[str, Path]:
 
 def _plain(name: str) -> str:
     return name.replace("-", "")  # the recipes of the dataset imagenet100 are in imagenet-100, as solo-learn's are
-
-
-# Recipes without a file.
 
 
 def names(folder: Path) -> list[str]:
@@ -105,7 +99,6 @@ def _method(file: Path) -> dict[str, str]:
 
 
 def _bases(file: Path) -> list[Path]:
-    """The YAMLs in the defaults list of a recipe."""
     listed = [entry for entry in _read(file).get("defaults", ()) if isinstance(entry, str) and entry != "_self_"]
     return [Path(os.path.normpath(file.parent / f"{entry.partition('@')[0]}.yaml")) for entry in listed]
 
@@ -117,9 +110,6 @@ def _read(file: Path) -> dict[str, Any]:
     with naming(f"{file} cannot be read as YAML", yaml.YAMLError, OSError, UnicodeDecodeError):
         content = yaml.safe_load(file.read_text(encoding="utf-8"))
     return content if isinstance(content, dict) else {}
-
-
-# Listing and copying.
 
 
 def summary(file: Path) -> str:
@@ -147,11 +137,8 @@ def listing(words: list[str]) -> str:
 
 
 def copy(name: str, to: Path) -> Path:
-    """Copies a recipe and the YAMLs that it is made of to the same places below `to`; returns the copied recipe.
-
-    `name` is `<dataset>/<recipe>`, after `linear/` for a linear evaluation. ConfigError if there is none of that name,
-    or if a file has other content there; then nothing is written.
-    """
+    """Copies `<dataset>/<recipe>` (`linear/` before it for a linear evaluation) and the YAMLs that it is made of to the
+    same places below `to`; returns the copied recipe. ConfigError without one, or if a file has other content there."""
     kind = "linear" if name.startswith("linear/") else "pretrain"
     recipe = find(name.removeprefix(f"{kind}/"), kind)
     texts: dict[Path, str] = {}

@@ -1,6 +1,5 @@
 """Going on exactly where a checkpoint was saved."""
 
-import logging
 import random
 from typing import Any
 
@@ -11,10 +10,9 @@ from lightning.pytorch.core.optimizer import _init_optimizers_and_lr_schedulers
 from lightning.pytorch.loggers import WandbLogger
 
 from solo_ext.data.loader import derive_seed
+from solo_ext.files import log
 from solo_ext.optim.schedules import ClosedFormLR
 from solo_ext.training.loggers import CSVMetrics
-
-log = logging.getLogger("solo_ext")
 
 
 def place_in(loops: dict[str, Any]) -> tuple[int, int | None, bool]:
@@ -27,15 +25,12 @@ def place_in(loops: dict[str, Any]) -> tuple[int, int | None, bool]:
 
 
 class ExactResume(pl.Callback):
-    """Continues a resumed run exactly as if it had not been interrupted.
-
-    The random state of a step becomes a pure function of (seed, epoch, batch, rank). What the data draws is such a
-    function already; with this, so is what the network draws (dropout, drop path, mixing).
+    """Continues a resumed run exactly as if it had not been interrupted. The random state of a step becomes a pure
+    function of (seed, epoch, batch, rank), as what the data draws is already.
 
     Lightning restarts its loops by guessing where a checkpoint was saved, and so loses a validation here, an epoch's
-    hooks or steps there, and the sums behind the means of the epoch everywhere. Here the loops start as in a new run,
-    at the `place_in` the checkpoint, and the sums are saved with it. Where the configuration has changed, optimizer and
-    schedule follow the new one.
+    hooks or steps there, and the sums behind an epoch's means everywhere. Here the loops start at the `place_in` the
+    checkpoint, which has the sums, too. Optimizer and schedule follow a configuration that has changed.
     """
 
     def __init__(self, seed: int):
@@ -44,22 +39,17 @@ class ExactResume(pl.Callback):
         self.sums: dict[str, list] = {}  # what was logged in the epoch -> its weighted sum, the weight, whether forked
 
     def on_save_checkpoint(self, trainer: pl.Trainer, module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
-        loop = trainer.fit_loop.epoch_loop
         checkpoint["wandb_step"] = max([0, *(x.experiment.step for x in trainer.loggers if isinstance(x, WandbLogger))])
         if trainer.validating:  # it is not over, and will be made again
             checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]["completed"] -= 1
         if place_in(checkpoint["loops"]["fit_loop"])[1] is not None:
             [table] = [logger for logger in trainer.loggers if isinstance(logger, CSVMetrics)]
             checkpoint["row"] = table.row(trainer.global_step - 1)  # as it is before the epoch's means
-            means = {key: item for key, item in loop._results.items() if item.is_tensor and item.meta.is_mean_reduction}
-            checkpoint["epoch_sums"] = self.sums | {
-                key: [
-                    *(item.meta.sync(x.clone()).cpu() for x in (item.value, item.cumulated_batch_size)),
-                    item.meta.on_step,
-                ]
-                for key, item in means.items()
-                if item.meta.on_epoch and not item.has_reset
-            }
+            sums = checkpoint["epoch_sums"] = dict(self.sums)
+            for key, item in trainer.fit_loop.epoch_loop._results.items():
+                if item.is_tensor and item.meta.is_mean_reduction and item.meta.on_epoch and not item.has_reset:
+                    both = (item.meta.sync(x.clone()).cpu() for x in (item.value, item.cumulated_batch_size))
+                    sums[key] = [*both, item.meta.on_step]
 
     def on_load_checkpoint(self, trainer: pl.Trainer, module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
         self.loops, self.sums = checkpoint.pop("loops")["fit_loop"], checkpoint.get("epoch_sums", {})

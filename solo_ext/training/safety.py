@@ -74,11 +74,8 @@ class Stopped(Exception):
         self.signal = number
 
 
-SIGNALS = [
-    getattr(signal, f"SIG{name}")
-    for name in ("TERM", "INT", "HUP", "USR1", "USR2", "XCPU")
-    if hasattr(signal, f"SIG{name}")
-]
+_NAMES = ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU")
+SIGNALS = [getattr(signal, name) for name in _NAMES if hasattr(signal, name)]
 SAVE, TIME = 0.5, 1000.0  # what a process may wish for at a step, beside the number of a signal
 
 
@@ -91,9 +88,7 @@ class Checkpointer(CheckpointCallback):
 
     Lightning alone broadcasts from its signal handler, while the processes may be exchanging something else, and hangs;
     and before each step it waits for the device to ask rank 0. Here each step starts an all-reduce of what each process
-    wishes, whose result is read one step later, when the device has it already.
-
-    Lightning calls a `Checkpoint` last, when optimizer, schedulers and teacher have made their step.
+    wishes, whose result is read one step later. A `Checkpoint` is called last, after optimizer, schedulers and teacher.
     """
 
     def __init__(self, run: Run, name: str, cfg: CheckpointConfig, max_time: float = math.inf):
@@ -105,8 +100,6 @@ class Checkpointer(CheckpointCallback):
         self.score: float | None = None  # of the checkpoint that is being saved
         self.answer = torch.zeros(1)  # on the CPU
         self.arrived: torch.cuda.Event | None = None  # after which it is there
-
-    # Being told to stop.
 
     @contextmanager
     def listening(self) -> Iterator[None]:
@@ -163,8 +156,6 @@ class Checkpointer(CheckpointCallback):
             self.training = False  # from now on a signal ends it at once
             raise Stopped(None if agreed == TIME else int(agreed))
         return agreed == SAVE
-
-    # When.
 
     def setup(self, trainer: pl.Trainer, module: pl.LightningModule, stage: str) -> None:
         trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
@@ -232,8 +223,6 @@ class Checkpointer(CheckpointCallback):
                 self._save(trainer, module, epochs.processed, batches.processed)
         self.io.wait()
 
-    # What.
-
     def _save(self, trainer: pl.Trainer, module: pl.LightningModule, epoch: int, batch: int | None = None) -> None:
         if not self.cfg.enabled or self.last == (epoch, batch):
             return
@@ -272,10 +261,8 @@ class Checkpointer(CheckpointCallback):
             kept.append(self.run.dir / (min if lower else max)(scores, key=scores.__getitem__))
         for older in self.run.checkpoints:
             epoch, step = place_of(older)
-            whole = epoch >= 0 and step == math.inf
-            for_good = whole and (
-                self.cfg.keep_prev or (self.cfg.keep_every and (epoch + 1) % self.cfg.keep_every == 0)
-            )
+            kept_epoch = self.cfg.keep_prev or (self.cfg.keep_every and (epoch + 1) % self.cfg.keep_every == 0)
+            for_good = step == math.inf and kept_epoch
             if epoch >= 0 and older not in (*kept, newest) and not for_good:
                 remove(older)
         self.run.records = self.run.records

@@ -1,18 +1,16 @@
-"""How a run starts: its folder, what it continues, its first line, and the processes that have to agree on them.
-
-Lightning is imported only where it is needed: the first line comes before anything slow.
-"""
+"""How a run starts: its folder, what it continues, its first line, which comes before anything slow is imported, and
+the processes that have to agree on them."""
 
 import contextlib
 import ctypes
 import json
-import logging
 import os
 import signal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from solo_ext.errors import CheckpointError, ConfigError, naming
+from solo_ext.files import log
 from solo_ext.runs.checkpoints import Checkpoint, find_resumable, find_unsaved, foreign_config, open_checkpoint
 from solo_ext.runs.comparison import differences, flatten
 from solo_ext.runs.encoder import is_neutral, network_of
@@ -25,8 +23,6 @@ if TYPE_CHECKING:
     import lightning.pytorch as pl
     from lightning.fabric.plugins.environments import ClusterEnvironment
 
-log = logging.getLogger("solo_ext")
-
 # what a run that is continued cannot change: its network, and the parts of its optimizer's state
 NETWORK = ("method", "backbone.name", "encoder")
 OPTIMIZER = ("optimizer.name", "optimizer.exclude_bias_n_norm_wd", "optimizer.layer_decay")
@@ -34,14 +30,11 @@ _CHOICE = "SOLO_EXT_START"  # how the processes that Lightning starts learn what
 
 
 class Start(NamedTuple):
-    """The folder of a run and the checkpoint that it continues."""
-
     run: Run
-    checkpoint: Checkpoint | None = None
+    checkpoint: Checkpoint | None = None  # that it continues
 
 
 def runs_folder(cfg: RunConfig) -> Path:
-    """The folder of all runs."""
     return Path(cfg.checkpoint.dir).expanduser()
 
 
@@ -53,11 +46,7 @@ def is_first() -> bool:
 
 def begin(cfg: TrainingConfig, base: Path) -> Start | None:
     """Chooses the folder below `base` for the run of the resolved `cfg`, and prints it; None on the other processes.
-
-    Raises:
-        ConfigError: this machine lacks the hardware.
-        CheckpointError: the checkpoint to resume is damaged or another network's.
-    """
+    CheckpointError if the checkpoint to resume is damaged or another network's, ConfigError for missing hardware."""
     cfg.check_hardware()
     if cfg.processes > 1 and not is_first():
         return None
@@ -76,7 +65,6 @@ def begin(cfg: TrainingConfig, base: Path) -> Start | None:
 
 
 def _checkpoint(cfg: TrainingConfig, base: Path) -> Checkpoint | None:
-    """What the run continues."""
     if not cfg.resume_from_checkpoint:
         return find_resumable(cfg, base) if cfg.auto_resume.enabled else None
     checkpoint = open_checkpoint(cfg.resume_from_checkpoint)
@@ -97,9 +85,7 @@ def _checkpoint(cfg: TrainingConfig, base: Path) -> Checkpoint | None:
 
 def cluster_environment(cfg: TrainerConfig) -> "ClusterEnvironment | None":
     """Who starts the processes: torchrun, SLURM's srun, or Lightning; None leaves it to Lightning to find out.
-
-    ConfigError if the first two started another number of processes than there are devices.
-    """
+    ConfigError if the first two started another number of processes than there are devices."""
     from lightning.fabric.plugins import environments
 
     launcher: ClusterEnvironment

@@ -11,10 +11,7 @@ from solo_ext.losses.distributed import gather
 
 
 class CPUSyncBatchNorm(_BatchNorm):
-    """`torch.nn.SyncBatchNorm`, which works on GPUs only, for CPUs; without a process group it is BatchNorm.
-
-    The statistics come from the sums of all ranks, taken in float64.
-    """
+    """`torch.nn.SyncBatchNorm`, which works on GPUs only, for CPUs; without a process group it is BatchNorm."""
 
     running_mean: Tensor  # where they are tracked
     running_var: Tensor
@@ -28,7 +25,7 @@ class CPUSyncBatchNorm(_BatchNorm):
         if not (self.training and dist.is_available() and dist.is_initialized()):
             return super().forward(x)
         dims, channels = [0, *range(2, x.dim())], x.size(1)
-        wide = x.double()
+        wide = x.double()  # for the sums of all ranks
         count = wide.new_tensor([x.numel() // channels])
         sums = torch.cat([wide.sum(dims), wide.square().sum(dims), count])
         total, squares, count = gather(sums[None]).sum(0).split([channels, channels, 1])
@@ -55,11 +52,8 @@ class CPUSyncBatchNormAct(CPUSyncBatchNorm):
 
 
 class SyncNorms(LayerSync):
-    """Synchronises the BatchNorms of a network while it is trained, `on_gpu` or not.
-
-    Only the class of a layer changes; it stays the same object, with its tensors, names and hooks. (Lightning's own
-    plugin builds new layers, and drops the activation of timm's.)
-    """
+    """Synchronises the BatchNorms of a network while it is trained. Only the class of a layer changes: Lightning's own
+    plugin builds new layers, and drops the activation of timm's."""
 
     def __init__(self, on_gpu: bool):
         self.plain: type[nn.Module] = nn.SyncBatchNorm if on_gpu else CPUSyncBatchNorm

@@ -21,6 +21,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from solo_ext.data.modules import ImageData
 from solo_ext.errors import CheckpointError, ConfigError, DataError, FailedRun, SoloExtError, naming, reason
+from solo_ext.files import log
 from solo_ext.runs.checkpoints import Checkpoint
 from solo_ext.runs.encoder import explain_mismatch
 from solo_ext.runs.environment import environment
@@ -34,8 +35,6 @@ from solo_ext.training.resume import ExactResume, place_in
 from solo_ext.training.safety import Checkpointer, CheckpointIO, Stopped
 from solo_ext.training.start import Start, agree, cluster_environment, is_first, runs_folder
 from solo_ext.training.trainer_config import TrainerConfig
-
-log = logging.getLogger("solo_ext")
 
 _CONTENT = {"images": "images", "classes": "classes", "fingerprint": "names and labels"}
 _CONTENT |= {"sizes": "file sizes", "bytes": "file contents"}
@@ -69,14 +68,9 @@ def fit(
     start: Start | None,
     callbacks: Sequence[pl.Callback] = (),
 ) -> RunResult:
-    """Trains `module` on `data`; `start` is None where another process has chosen it.
-
-    Raises:
-        ConfigError: Lightning cannot work with a value.
-        CheckpointError: what is to be resumed is damaged or does not fit, or a checkpoint cannot be written.
-        NonFiniteError: the loss or a weight became NaN or infinite.
-        SystemExit: 128 + its number after a signal; 0 on the other ranks.
-    """
+    """Trains `module` on `data`; `start` is None where another process has chosen it. Raises ConfigError for a value
+    that Lightning cannot work with; CheckpointError for one that cannot be resumed or written; NonFiniteError; after a
+    signal SystemExit, 128 + its number, or 0 on the other ranks."""
     if not cfg.performance.disable_channel_last:
         module = module.to(memory_format=torch.channels_last)
     named = [_imported(*item) for item in (cfg.callbacks or {}).items()]
@@ -103,18 +97,13 @@ def fit(
             in_use.enter_context(checkpointer.listening())
             if not over:
                 trainer.loggers = make_loggers(cfg, start.run.dir, step, start.checkpoint)
-            again = "the same command" if cfg.auto_resume.enabled else "auto_resume.enabled=true"
-            began, finished = time.perf_counter(), over or _train(trainer, module, data, start, checkpointer, again)
+            began, finished = time.perf_counter(), over or _train(cfg, trainer, module, data, start)
             if trainer.global_step == step and finished and not (inside or over):
                 raise ConfigError(f"max_epochs={cfg.max_epochs} and the limits on batches leave no step to train")
             metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
-            result = RunResult(
-                dir=start.run.dir,
-                checkpoint=next(iter(start.run.checkpoints), None),
-                metrics=start.run.last_metrics if over else metrics,
-                seconds=time.perf_counter() - began,
-                images_per_s=statistics.median(throughput.epochs) if throughput.epochs else None,
-            )
+            newest, seconds = next(iter(start.run.checkpoints), None), time.perf_counter() - began
+            speed = statistics.median(throughput.epochs) if throughput.epochs else None
+            result = RunResult(start.run.dir, newest, start.run.last_metrics if over else metrics, seconds, speed)
             if trainer.is_global_zero and finished:
                 start.run.finish(result)
     return result
@@ -124,10 +113,8 @@ def make_trainer(
     cfg: TrainerConfig, callbacks: Sequence[pl.Callback], batches: int | None, folder: Path | None = None
 ) -> pl.Trainer:
     """Lightning's Trainer for the resolved `cfg`, without logger; ConfigError if Lightning cannot work with a value.
-
-    batches: in an epoch of our own data, whose samplers split it; None: the data is the caller's.
-    folder: where Lightning writes, such as a profiler's output; default: the current one.
-    """
+    batches: in an epoch of our own data, whose samplers split it; None: the data is the caller's. folder: where
+    Lightning writes, such as a profiler's output; default: the current one."""
     alone = cfg.processes == 1
     strategy: Any = "auto" if alone else cfg.strategy  # a process group of one only costs time
     if strategy in ("auto", "ddp") and not alone:
@@ -150,42 +137,33 @@ def make_trainer(
         "precision": cfg.pick_precision(),
         "devices": cfg.trainer_devices,
         "strategy": strategy,
-        "sync_batchnorm": False,  # the plugin does it
         "plugins": plugins,
         "callbacks": list(callbacks),
-        "enable_progress_bar": False,  # Lightning's own
-        "logger": False,
-        "enable_checkpointing": False,
         "default_root_dir": folder,
     }
+    replaced = ("sync_batchnorm", "enable_progress_bar", "logger", "enable_checkpointing")  # by plugins and callbacks
     with explained(ValueError, TypeError):  # about the arguments, which are the user's
-        return pl.Trainer(**{**defaults, **configured, **ours})
+        return pl.Trainer(**{**defaults, **configured, **ours, **dict.fromkeys(replaced, False)})
 
 
 def _check_resumable(module: pl.LightningModule, start: Start, cfg: TrainingConfig) -> tuple[int, bool, bool]:
     """The optimizer step at which the checkpoint resumes, whether that is inside an epoch, and whether only the result
-    of the run is missing.
-
-    Raises CheckpointError or ConfigError if it cannot be resumed.
-    """
+    of the run is missing. Raises CheckpointError or ConfigError if it cannot be resumed."""
     checkpoint: Any = start.checkpoint
     try:
         done, batch, _ = place_in(checkpoint.content["loops"]["fit_loop"])
         step = checkpoint.content["global_step"]
     except (KeyError, TypeError):
-        raise CheckpointError(
-            f"{checkpoint.path} holds weights only, so it cannot be resumed; pretrained_feature_extractor="
-            f"{checkpoint.path} begins a pre-training with them"
-        ) from None
+        instead = f"pretrained_feature_extractor={checkpoint.path} begins a pre-training with them"
+        raise CheckpointError(f"{checkpoint.path} holds weights only, so it cannot be resumed; {instead}") from None
     if difference := explain_mismatch(checkpoint.state, module.state_dict()):
         raise CheckpointError(f"{checkpoint.path} does not fit this configuration's network: {difference}")
     limits = {"max_epochs": (done, cfg.max_epochs or -1), "max_steps": (step, cfg.max_steps or -1)}
-    for key, (number, limit) in limits.items():
-        if 0 < limit <= number:
-            if start.run.finished or checkpoint.path.parent != start.run.dir:
-                raise ConfigError(f"{key} is {limit}, but {checkpoint.path} already has {number} {key[4:]}")
-            return step, batch is not None, batch is None
-    return step, batch is not None, False
+    reached = [(key, number, limit) for key, (number, limit) in limits.items() if 0 < limit <= number]
+    if reached and (start.run.finished or checkpoint.path.parent != start.run.dir):
+        key, number, limit = reached[0]
+        raise ConfigError(f"{key} is {limit}, but {checkpoint.path} already has {number} {key[4:]}")
+    return step, batch is not None, bool(reached) and batch is None
 
 
 def _check_unchanged(cfg: TrainingConfig, checkpoint: Checkpoint | None) -> None:
@@ -197,23 +175,16 @@ def _check_unchanged(cfg: TrainingConfig, checkpoint: Checkpoint | None) -> None
         changed = [pair for pair in pairs if None not in pair and pair[1] != pair[2]]  # null: nobody looked
         if changed:
             what, was, here = (str(part)[:16] for part in changed[0])
-            raise DataError(
-                f"data: the {split} images are not those that {checkpoint and checkpoint.path.parent} began with "
-                f"(first difference: {what} {was} -> {here}); data.accept_changes=true goes on with them, "
-                "auto_resume.enabled=false begins a new run"
-            )
+            others = f"not those that {checkpoint and checkpoint.path.parent} began with"
+            ways = "data.accept_changes=true goes on with them, auto_resume.enabled=false begins a new run"
+            raise DataError(f"data: the {split} images are {others} (first difference: {what} {was} -> {here}); {ways}")
 
 
 def _train(
-    trainer: pl.Trainer,
-    module: pl.LightningModule,
-    data: pl.LightningDataModule,
-    start: Start,
-    stops: Checkpointer,
-    again: str,
+    cfg: TrainingConfig, trainer: pl.Trainer, module: pl.LightningModule, data: pl.LightningDataModule, start: Start
 ) -> bool:
-    """Lightning's fit, and whether it came to its end; what ends it early is raised as the rest of the program knows
-    it, except the end of `max_time`. again: what continues the run."""
+    """Lightning's fit, and whether it came to its end: False after `max_time`."""
+    again = "the same command" if cfg.auto_resume.enabled else "auto_resume.enabled=true"
     trainer.strategy.checkpoint_io.opened = start.checkpoint  # type: ignore[attr-defined]  # ours
     path = start.checkpoint.path if start.checkpoint else None
     trainer.precision_plugin.convert_module(module)  # before it reads weights; Lightning would round those of 64-true
@@ -222,7 +193,7 @@ def _train(
             trainer.fit(module, datamodule=data, ckpt_path=path, weights_only=True)
     except Stopped as stopped:
         if trainer.is_global_zero:
-            saved = stops.cfg.enabled and bool(start.run.checkpoints)
+            saved = cfg.checkpoint.enabled and bool(start.run.checkpoints)
             log.warning("%s; %s", stopped, f"{again} continues {start.run.dir}" if saved else "nothing is saved")
         if stopped.signal is None:
             return False
@@ -243,8 +214,7 @@ def _train(
 
 @contextlib.contextmanager
 def explained(*kinds: type[Exception]) -> Iterator[None]:
-    """Turns a full GPU, a worker or process that is lost, and what Lightning or one of `kinds` says about the
-    configuration, into one sentence."""
+    """Makes one sentence of a full GPU, a lost worker or process, and what Lightning or `kinds` say about a value."""
     try:
         yield
     except torch.OutOfMemoryError as error:

@@ -1,6 +1,5 @@
 """Lightning's Trainer arguments, which a YAML has at its top level, and its loggers', checked without Lightning."""
 
-import logging
 import math
 import pkgutil
 import re
@@ -12,10 +11,9 @@ from typing import Annotated, Literal
 import torch
 
 from solo_ext.errors import ConfigError, must_have, naming, require
+from solo_ext.files import log
 from solo_ext.losses.precision import check_precision
 from solo_ext.schema import Bounds, Config, Count, Positive, Share
-
-log = logging.getLogger("solo_ext")
 
 OWN = {  # arguments that follow from other keys
     "logger": "use wandb.enabled",
@@ -166,28 +164,22 @@ class TrainerConfig(Config):
         gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
         mps = torch.backends.mps.is_available()
         if not {"gpu": gpus or mps, "cuda": gpus, "mps": mps}.get(self.accelerator, True):
-            raise ConfigError(
-                f"accelerator={self.accelerator} asks for a GPU, but PyTorch {torch.__version__} finds none here; "
-                "use accelerator=cpu"
-            )
+            found = f"PyTorch {torch.__version__} finds none here; use accelerator=cpu"
+            raise ConfigError(f"accelerator={self.accelerator} asks for a GPU, but {found}")
         most = max(self.device_indices or [0]) + 1
         if most > gpus and (self.accelerator == "cuda" or (self.accelerator in ("auto", "gpu") and gpus)):
             raise ConfigError(f"devices={self.devices} asks for {most} GPUs, but there are {gpus}; use devices={gpus}")
 
     def pick_precision(self, warn: bool = True) -> str:
-        """Lightning's name of `precision`, or of the nearest one that the hardware has; with `warn`, a warning says so.
-
-        solo-learn's 16 is 16-mixed. Mixed precision on a CPU becomes bf16-mixed if it has bfloat16 instructions, else
-        32; bf16-mixed on a GPU without bfloat16 becomes 16-mixed.
-        """
+        """Lightning's name of `precision` (solo-learn's 16 is 16-mixed), or of the nearest one that the hardware has:
+        instead of mixed ones bf16-mixed or 32 on a CPU, and 16-mixed on a GPU. `warn`: with a warning that says so."""
         precision = {"16": "16-mixed", "bf16": "bf16-mixed"}.get(str(self.precision), str(self.precision))
         nearest, why = precision, ""
         gpu_there = torch.cuda.is_available() or torch.backends.mps.is_available()
         on_cpu = self.accelerator == "cpu" or (self.accelerator == "auto" and not gpu_there)
         if on_cpu and precision in ("16-mixed", "bf16-mixed"):
-            nearest, why = "32", "this CPU has no 16-bit instructions"
-            if cpu_has_bf16():
-                nearest, why = "bf16-mixed", "this CPU has bfloat16, not float16"
+            has_16 = "bf16-mixed", "this CPU has bfloat16, not float16"
+            nearest, why = has_16 if cpu_has_bf16() else ("32", "this CPU has no 16-bit instructions")
         elif precision == "bf16-mixed" and torch.cuda.is_available() and not torch.cuda.is_bf16_supported(False):
             nearest, why = "16-mixed", "this GPU has no bfloat16"
         if nearest != precision and warn:
@@ -210,9 +202,7 @@ class WandbConfig(Config, section="wandb"):
 
 @dataclass
 class TensorboardConfig(Config, section="tensorboard"):
-    """The YAML's `tensorboard`: event files in `<run folder>/tensorboard`."""
-
-    enabled: bool = False
+    enabled: bool = False  # true: event files in `<run folder>/tensorboard`
 
     def __post_init__(self) -> None:
         super().__post_init__()

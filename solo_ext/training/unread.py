@@ -1,11 +1,10 @@
 """Keys that a run takes and does not read are named, so that nobody waits for their effect."""
 
-import dataclasses
-import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from solo_ext.data.datasets import BUNDLED
+from solo_ext.files import log
 from solo_ext.methods import METHODS
 from solo_ext.networks.backbones import VITS
 from solo_ext.runs.checkpoints import CheckpointConfig
@@ -13,8 +12,6 @@ from solo_ext.runs.comparison import flatten
 from solo_ext.schema import Config
 from solo_ext.training.compose import key_of, parse
 from solo_ext.training.trainer_config import TrainerConfig
-
-log = logging.getLogger("solo_ext")
 
 PLACE = ("accelerator", "devices", "num_nodes", "precision")
 NO_TRAINER = tuple(key for key in TrainerConfig.__dataclass_fields__ if key not in (*PLACE, "max_epochs"))
@@ -32,8 +29,7 @@ UNREAD = {  # by the kind of run
 }
 DERIVED = (
     *("data.num_classes", "data.num_large_crops", "data.num_small_crops", "data.info", "data.content"),
-    *("optimizer.effective_lr", "optimizer.effective_classifier_lr", "recipe", "encoder", "branch"),
-    "gap.place",
+    *("optimizer.effective_lr", "optimizer.effective_classifier_lr", "recipe", "encoder", "branch", "gap.place"),
 )
 ONE_PROCESS = ("linear with cache_features", "knn")
 READ_BY = {  # scheduler.name -> keys of its section that it reads
@@ -73,18 +69,19 @@ def warn_of_idle(cfg: Any, overrides: Sequence[str]) -> None:
 
 def idle(cfg: Any) -> dict[str, str]:
     """Full key -> the key that has switched it off, and its value."""
-    sections = {f.name: getattr(cfg, f.name) for f in dataclasses.fields(cfg)}
-    sections = {name: section for name, section in sections.items() if isinstance(section, Config)}
+    sections: dict[str, Any] = {name: section for name, section in vars(cfg).items() if isinstance(section, Config)}
     off = {}
 
-    def switch(name: str, by: str, keys: Sequence[str] = ()) -> None:
-        section = sections[name]
-        for key in keys or [f.name for f in dataclasses.fields(section) if f.name != by]:
-            off[f"{name}.{key}"] = f"{name}.{by} is {str(getattr(section, by)).lower()}"
+    def switch(by: str, is_off: Any, *keys: str) -> None:
+        """Notes `keys` of the section of the key `by`, by default all others, if `is_off`."""
+        name, _, switching = by.partition(".")
+        if is_off:
+            section = sections[name]
+            reason = f"{by} is {str(getattr(section, switching)).lower()}"
+            off.update({f"{name}.{key}": reason for key in keys or vars(section).keys() - {switching}})
 
     for name, section in sections.items():
-        if getattr(section, "enabled", True) is False:
-            switch(name, "enabled")
+        switch(f"{name}.enabled", getattr(section, "enabled", True) is False)
     off.pop("checkpoint.dir", None)  # where the run's folder is
     off |= dict.fromkeys(DERIVED, "it follows from other keys")
     if cfg.processes == 1:
@@ -92,19 +89,15 @@ def idle(cfg: Any) -> dict[str, str]:
     if cfg.gradient_clip_val is None:
         off["gradient_clip_algorithm"] = "gradient_clip_val is null"
     data = sections["data"]
-    if data.corrupt == "error":
-        switch("data", "corrupt", ["corrupt_limit"])
-    if data.format == "tensor":
-        switch("data", "format", ["num_workers"])
+    switch("data.corrupt", data.corrupt == "error", "corrupt_limit")
+    switch("data.format", data.format == "tensor", "num_workers")
+    bundled = data.dataset == BUNDLED
+    switch("data.dataset", bundled, "train_path", "val_path", "download", "accept_changes")
+    switch("data.val_fraction", data.val_fraction and not bundled, "val_path")
     if not cfg.checkpoint.enabled:
         off |= dict.fromkeys(["auto_resume.enabled", "auto_resume.max_hours"], "checkpoint.enabled is false")
-    if data.dataset == BUNDLED:
-        switch("data", "dataset", ["train_path", "val_path", "download", "accept_changes"])
-    elif data.val_fraction:
-        switch("data", "val_fraction", ["val_path"])
     backbone = sections.get("backbone")
-    if backbone and (backbone.name in VITS or backbone.name.startswith("timm/")):
-        switch("backbone", "name", ["stem"])
+    switch("backbone.name", backbone and (backbone.name in VITS or backbone.name.startswith("timm/")), "stem")
     for i, view in enumerate(getattr(cfg, "augmentations", ())):
         for name, op in vars(view).items():
             for by, value in (("enabled", False), ("prob", 0)):
@@ -114,7 +107,7 @@ def idle(cfg: Any) -> dict[str, str]:
     if "scheduler" in sections:
         read = READ_BY[sections["scheduler"].name]
         rest = [key for keys in READ_BY.values() for key in keys if key not in read]
-        switch("scheduler", "name", rest)
+        switch("scheduler.name", True, *rest)
     if "intra" not in sections and not getattr(cfg, "finetune", False):
         drops = [f"backbone.kwargs.{key}" for key in getattr(backbone, "kwargs", ()) if "drop" in key]
         off |= dict.fromkeys(drops, "the encoder is frozen")
@@ -123,16 +116,13 @@ def idle(cfg: Any) -> dict[str, str]:
             keys = ["optimizer.classifier_lr", *(f"knn_eval.{key}" for key in vars(sections["knn_eval"]))]
             off |= dict.fromkeys(keys, "data.no_labels is true")
         intra, momentum, method = sections["intra"], sections["momentum"], METHODS.declared[cfg.method]
-        if not intra.weight:
-            switch("intra", "weight")
-        elif intra.distance != "ce":
-            switch("intra", "distance", ["temperature"])
-        if momentum.preset == "none":
-            target = ["target"] if method.own_targets else []
-            switch("momentum", "stages", ["base_tau", "final_tau", "schedule", "buffers", "inter", *target])
+        switch("intra.weight", not intra.weight)
+        switch("intra.distance", intra.weight and intra.distance != "ce", "temperature")
+        no_teacher, target = momentum.preset == "none", ["target"] if method.own_targets else []
+        switch("momentum.stages", no_teacher, "base_tau", "final_tau", "schedule", "buffers", "inter", *target)
+        switch("momentum.schedule", not no_teacher and momentum.schedule == "constant", "final_tau")
+        if no_teacher:
             off |= {f"gap.{key}": "momentum.stages is none" for key in vars(sections["gap"])}
-        elif momentum.schedule == "constant":
-            switch("momentum", "schedule", ["final_tau"])
         if isinstance(momentum.stages, Mapping):
             off["momentum.base_tau"] = "momentum.stages gives each its own"
         if method.loss_scale is None:
@@ -141,6 +131,6 @@ def idle(cfg: Any) -> dict[str, str]:
             section, _, name = by.rpartition(".")
             if getattr(getattr(cfg, section), name) == value:
                 off[f"method_kwargs.{key}"] = f"{by} is {value}"
-    if (knn := sections.get("knn_eval")) and "T" in vars(knn) and "cosine" not in knn.distance_func:
-        switch("knn_eval", "distance_func", ["T"])
+    knn = sections.get("knn_eval")
+    switch("knn_eval.distance_func", knn and "T" in vars(knn) and "cosine" not in knn.distance_func, "T")
     return off

@@ -3,7 +3,6 @@
 The Hub's cache, resume, proxies, token and offline mode are huggingface_hub's.
 """
 
-import logging
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -16,12 +15,10 @@ from huggingface_hub import utils
 
 import solo_ext
 from solo_ext.errors import CheckpointError, ConfigError
-from solo_ext.files import read_json
+from solo_ext.files import log, read_json
 from solo_ext.runs.run import ARGS, RECORDS, WEIGHTS, Run
 from solo_ext.text import nearest
 from solo_ext.zoo.index import INDEX, REPOSITORY, Entry, ZooFile, read_index
-
-log = logging.getLogger("solo_ext")
 
 ZOO = "SOLO_EXT_ZOO"  # environment variable
 CONFIG = "config.json"  # timm's

@@ -112,6 +112,6 @@ def test_a_worker_that_is_killed(folder, tmp_path, monkeypatch):
     images = {"dataset": "custom", "train_path": str(folder), "format": "image_folder", "num_workers": 2}
     cfg = config(tmp_path / "runs", data=images | {"no_labels": True, "fraction": -1}, optimizer__batch_size=2)
     began = time.time()
-    with pytest.raises(FailedRun, match=r"^a process of data\.num_workers was killed[^\n]*signal: Killed[^\n]*$"):
+    with pytest.raises(FailedRun, match=r"^a process of data\.num_workers was killed[^\n]*$"):
         pretrain(cfg)
     assert time.time() - began < 60

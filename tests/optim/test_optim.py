@@ -12,8 +12,8 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from solo_ext.errors import ConfigError
-from solo_ext.optim import LARS, OptimizerConfig, SchedulerConfig, build_optimizer, build_scheduler, effective_lrs
-from solo_ext.optim.config import split_no_decay
+from solo_ext.optim import LARS, OptimizerConfig, SchedulerConfig, build_optimizer, build_scheduler
+from solo_ext.optim.config import effective_lrs, split_no_decay
 from solo_ext.optim.schedules import ClosedFormLR, multi_step_lr, warmup_cosine_lr
 from solo_ext.schema import build
 

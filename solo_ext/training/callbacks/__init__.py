@@ -9,9 +9,9 @@ from solo_ext.schema import Config
 from solo_ext.text import Metric
 
 if TYPE_CHECKING:
-    from lightning.pytorch import Callback
+    from lightning.pytorch import Callback, LightningModule, Trainer
 else:
-    Callback = object  # until a monitor is built: Lightning takes seconds to import
+    Callback = LightningModule = Trainer = object  # until a monitor is built: Lightning takes seconds to import
 
 MONITORS: dict[str, type["MonitorCallback"]] = {}
 
@@ -22,10 +22,8 @@ def is_logging_step(trainer: Any) -> bool:
 
 
 class MonitorCallback(Callback):
-    """Lightning's callback; subclass it in a file of this folder, or in a module of your own that `--import` names.
-
-    Its file should not import Lightning at the top: the configuration reads `key` and `Config` of every monitor.
-    """
+    """Lightning's callback; subclass it in a file of this folder, or in a module of your own that `--import` names. It
+    should not import Lightning at the top: the configuration reads `key` and `Config` of every monitor."""
 
     key: ClassVar[str]  # its section in the YAML of a pre-training; without one, the YAML does not switch it on
     Config: ClassVar[type[Config]]  # the dataclass of that section; it has `enabled`
@@ -43,10 +41,7 @@ class MonitorCallback(Callback):
 
     @classmethod
     def make(cls, section: Any, cfg: Any, data: Any) -> "MonitorCallback | None":
-        """The callback for its `section` of the pre-training `cfg` on `data`, or None if it has nothing to do.
-
-        `data` is None, and no `PretrainData`, if the images are the caller's own.
-        """
+        """The callback for its `section` of `cfg`, or None if it has nothing to do. data: None if the caller's own."""
         return cls(section)  # type: ignore[call-arg]  # which a subclass takes
 
     def flush(self, trainer: Any, module: Any) -> None:

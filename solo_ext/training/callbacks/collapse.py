@@ -1,37 +1,29 @@
 """Collapse: outputs that hardly tell images apart any more, told while the run can still be stopped."""
 
-import logging
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from solo_ext.errors import CollapseError
+from solo_ext.files import log
 from solo_ext.methods.step import Rank
-from solo_ext.training.callbacks import MonitorCallback
-
-if TYPE_CHECKING:
-    from lightning.pytorch import LightningModule, Trainer
-
-log = logging.getLogger("solo_ext")
+from solo_ext.training.callbacks import LightningModule, MonitorCallback, Trainer
 
 Action = Literal["warn", "stop", "off"]
 LEAST_RANK = 1.3  # mean of an epoch; tests/faults/test_collapsing.py holds that runs that learn stay above it
 
 
 class CollapseWatch(MonitorCallback):
-    """Says once, at the end of an epoch, that the projector's outputs have collapsed; `stop` ends the run with it.
-
-    Logs `train_rankme` of every 50th step, see `Rank`.
-    """
+    """Says once, at the end of an epoch, that the projector's outputs have collapsed; `stop` ends the run with it."""
 
     metrics = Rank.metrics
 
     def __init__(self, action: Action = "warn"):
         self.action, self.told = action, False
 
-    def on_fit_start(self, trainer: "Trainer", module: Any) -> None:
+    def on_fit_start(self, trainer: Trainer, module: Any) -> None:
         if hasattr(module, "monitors"):  # of our methods
             module.monitors.append(Rank())
 
-    def on_train_epoch_end(self, trainer: "Trainer", module: "LightningModule") -> None:
+    def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
         means = trainer.callback_metrics
         if self.told or not means.get("train_rankme", LEAST_RANK) < LEAST_RANK:
             return

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,16 +11,11 @@ from solo_ext.errors import ConfigError
 from solo_ext.methods import Method
 from solo_ext.schema import Config, Count
 from solo_ext.text import Metric
-from solo_ext.training.callbacks import MonitorCallback, is_logging_step
-
-if TYPE_CHECKING:
-    from lightning.pytorch import LightningModule, Trainer
+from solo_ext.training.callbacks import LightningModule, MonitorCallback, Trainer, is_logging_step
 
 
 @dataclass
 class GradientsConfig(Config, section="gradients"):
-    """The YAML's `gradients`."""
-
     enabled: bool = False
     every: Count = 50  # optimizer steps
 
@@ -31,8 +26,6 @@ class GradientMonitor(MonitorCallback):
     The view is the first that the student learns on; the loss is the whole loss of the batch, without the loss scale of
     16-bit precision and not divided by the accumulated batches, of which only the first is monitored. Over several
     devices it is the largest value. Infinite where the scaled gradient overflows: the optimizer skips such a step.
-
-    The values stay on the device until a logging step, and are logged at the step that they belong to.
     """
 
     key = "gradients"
@@ -46,7 +39,7 @@ class GradientMonitor(MonitorCallback):
         self.pending: dict[int, dict[str, Tensor]] = {}  # step -> norms, to be logged
         self.hooks: list[Any] = []
 
-    def on_train_start(self, trainer: "Trainer", module: "LightningModule") -> None:
+    def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         method: Any = module
         if not isinstance(module, Method):
             raise ConfigError(f"gradients.enabled: {type(module).__name__} is not one of our methods and has no stages")
@@ -55,7 +48,7 @@ class GradientMonitor(MonitorCallback):
         self.modules = {stage.name: method.get_submodule(stage.output) for stage in stages} | heads
         self.hooks = [m.register_forward_hook(partial(self._watch, name)) for name, m in self.modules.items()]
 
-    def on_train_batch_start(self, trainer: "Trainer", module: "LightningModule", batch: Any, i: int) -> None:
+    def on_train_batch_start(self, trainer: Trainer, module: LightningModule, batch: Any, i: int) -> None:
         due = trainer.global_step % self.every == 0 and i % trainer.accumulate_grad_batches == 0
         self.waiting, self.norms = set(self.modules if due else ()), {}
 
@@ -64,7 +57,7 @@ class GradientMonitor(MonitorCallback):
             self.waiting.remove(name)
             output.register_hook(lambda gradient: self.norms.update({name: gradient.detach().abs().amax()}))
 
-    def on_after_backward(self, trainer: "Trainer", module: "LightningModule") -> None:
+    def on_after_backward(self, trainer: Trainer, module: LightningModule) -> None:
         if self.norms:
             scaler = getattr(trainer.precision_plugin, "scaler", None)
             one = torch.ones((), device=module.device)
@@ -72,7 +65,7 @@ class GradientMonitor(MonitorCallback):
             norms = {name: self.norms[name] / scale for name in self.modules if name in self.norms}
             self.pending[trainer.global_step] = norms
 
-    def on_train_batch_end(self, trainer: "Trainer", module: "LightningModule", out: Any, batch: Any, i: int) -> None:
+    def on_train_batch_end(self, trainer: Trainer, module: LightningModule, out: Any, batch: Any, i: int) -> None:
         if is_logging_step(trainer):
             self.flush(trainer, module)
 
@@ -84,7 +77,7 @@ class GradientMonitor(MonitorCallback):
                 logger.log_metrics(row, step=step)
         self.pending = {}
 
-    def teardown(self, trainer: "Trainer", module: "LightningModule", stage: str) -> None:
+    def teardown(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
         for hook in self.hooks:
             hook.remove()
         self.hooks = []

@@ -2,24 +2,19 @@
 
 from collections.abc import Callable, Iterable
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from solo_ext.evaluation.features import features_of_sets
 from solo_ext.evaluation.knn import KNNConfig, knn_accuracy
 from solo_ext.text import Metric
-from solo_ext.training.callbacks import MonitorCallback
-
-if TYPE_CHECKING:
-    from lightning.pytorch import LightningModule, Trainer
+from solo_ext.training.callbacks import LightningModule, MonitorCallback, Trainer
 
 
 class OnlineKNN(MonitorCallback):
     """Logs `val_knn1` and `val_knn20` (top-1 in percent; 20 is `knn_eval.k`) every `knn_eval.every` epochs.
 
-    solo-learn's online kNN searches the epoch's augmented views as the network saw them in train mode; here bank and
-    queries are features of images without augmentation, in eval mode, of the same network. With several processes the
-    first computes and the others wait. `loaders` makes the loaders of labelled train and validation images, not split
-    over processes, when they are first needed; batches are `(indexes, [view], targets)`.
+    Unlike solo-learn's, its bank and queries are features of images without augmentation, in eval mode. `loaders` makes
+    the loaders of labelled train and validation images for the first process; batches are `(indexes, [view], targets)`.
     """
 
     key = "knn_eval"
@@ -35,15 +30,14 @@ class OnlineKNN(MonitorCallback):
     def __init__(self, loaders: Callable[[], tuple[Iterable, Iterable]], cfg: KNNConfig, channels_last: bool = True):
         self.loaders, self.cfg, self.channels_last = cache(loaders), cfg, channels_last
 
-    def on_validation_epoch_end(self, trainer: "Trainer", module: "LightningModule") -> None:
+    def on_validation_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
         epoch = trainer.current_epoch + 1
         if trainer.sanity_checking or (epoch % self.cfg.every and epoch != trainer.max_epochs):
             return
-        scores = self._scores(trainer, module) if trainer.is_global_zero else {}
+        scores = {}
+        if trainer.is_global_zero:
+            backbone = module.get_submodule("backbone")
+            sets = features_of_sets(backbone, self.loaders(), module.device, trainer.precision, self.channels_last)
+            results = knn_accuracy(*sets, [*{1, self.cfg.k}], self.cfg.distance_func)
+            scores = {f"val_knn{k}": result["acc1"] for k, result in results.items()}
         module.log_dict(trainer.strategy.broadcast(scores), sync_dist=True)
-
-    def _scores(self, trainer: "Trainer", module: "LightningModule") -> dict[str, float]:
-        backbone = module.get_submodule("backbone")
-        sets = features_of_sets(backbone, self.loaders(), module.device, trainer.precision, self.channels_last)
-        results = knn_accuracy(*sets, [*{1, self.cfg.k}], self.cfg.distance_func)
-        return {f"val_knn{k}": result["acc1"] for k, result in results.items()}

@@ -1,25 +1,18 @@
 """How fast: images per second, and the learning rate, as metrics."""
 
 import time
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from solo_ext.text import Metric
-from solo_ext.training.callbacks import MonitorCallback, is_logging_step
-
-if TYPE_CHECKING:
-    from lightning.pytorch import LightningModule, Trainer
+from solo_ext.training.callbacks import LightningModule, MonitorCallback, Trainer, is_logging_step
 
 
 class Throughput(MonitorCallback):
-    """Logs `images_per_s` for each epoch, `lr` (of the backbone, as the step used it) at the logging steps, and what
-    the module `measured` in single steps, at these.
-
+    """Logs `images_per_s` of each epoch, `lr` of the backbone at the logging steps, and what the module `measured`.
     Images are samples of all ranks, whatever the number of views. Validation does not count, nor do the first steps of
-    an epoch (five, but at most a fifth), in which loader workers start and kernels are selected. The device is
-    synchronised twice an epoch, not each step.
-    """
+    an epoch (five, but at most a fifth), in which loader workers start. The device is synchronised twice an epoch."""
 
     metrics = (
         Metric("lr", "Learning rate of the backbone", section="schedules"),
@@ -31,21 +24,20 @@ class Throughput(MonitorCallback):
         self.epochs: list[float] = []  # images per second
         self.since: float | None = None
 
-    def on_train_epoch_start(self, trainer: "Trainer", module: "LightningModule") -> None:
+    def on_train_epoch_start(self, trainer: Trainer, module: LightningModule) -> None:
         self.skip = int(min(trainer.num_training_batches, 25)) // 5
         self.images, self.seconds, self.since, self.step = 0, 0.0, None, 0
 
-    def on_train_batch_start(self, trainer: "Trainer", module: "LightningModule", batch: Any, i: int) -> None:
+    def on_train_batch_start(self, trainer: Trainer, module: LightningModule, batch: Any, i: int) -> None:
         self.lr = trainer.optimizers[0].param_groups[0]["lr"]  # before the scheduler moves it
         if self.since is None and self.step >= self.skip:
             self.since = now(module.device)
 
-    def on_train_batch_end(self, trainer: "Trainer", module: "LightningModule", out: Any, batch: Any, i: int) -> None:
+    def on_train_batch_end(self, trainer: Trainer, module: LightningModule, out: Any, batch: Any, i: int) -> None:
         self.step += 1
         if self.since is not None:
             self.images += len(batch[0]) * trainer.world_size
-        stepped = not trainer.fit_loop._should_accumulate()
-        if stepped and is_logging_step(trainer):
+        if is_logging_step(trainer) and not trainer.fit_loop._should_accumulate():
             for logger in trainer.loggers:
                 logger.log_metrics({"lr": float(self.lr)}, step=max(trainer.global_step - 1, 0))
             self.flush(trainer, module)
@@ -58,17 +50,16 @@ class Throughput(MonitorCallback):
                 logger.log_metrics({f"{name}_step": x for name, x in zip(values, means, strict=True)}, step=step)
         measured.clear()
 
-    def on_validation_start(self, trainer: "Trainer", module: "LightningModule") -> None:
-        if not trainer.sanity_checking:
-            self._pause(module)
+    def on_validation_start(self, trainer: Trainer, module: LightningModule) -> None:
+        self._pause(module)
 
-    def on_train_epoch_end(self, trainer: "Trainer", module: "LightningModule") -> None:
+    def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
         self._pause(module)
         if self.seconds:
             self.epochs.append(self.images / self.seconds)
             module.log("images_per_s", self.epochs[-1])
 
-    def _pause(self, module: "LightningModule") -> None:
+    def _pause(self, module: LightningModule) -> None:
         if self.since is not None:
             self.seconds += now(module.device) - self.since
             self.since = None
