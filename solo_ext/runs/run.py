@@ -172,6 +172,12 @@ class Run:
 
         return max((x for x in reversed(self.evaluations[name]) if stands(x["protocol"])), key=rank, default={})
 
+    def evaluated(self, name: str) -> Result:
+        """The latest result of the evaluation `name` of the newest checkpoint; {} if there is none."""
+        rows = [row for rows in self.evaluations.values() for row in rows if row.get("name") == name]
+        newest = self.checkpoints[0].name if self.checkpoints else WEIGHTS
+        return next((row for row in reversed(rows) if row["protocol"].get("checkpoint") == newest), {})
+
     def knn_result(self, k: int, distance: str = "cosine") -> Result:
         """The standard result for k neighbours."""
         return self.standard(KNN, {"k": k}, distance)
@@ -273,7 +279,8 @@ def find_runs(path: str | Path) -> list[Run]:
     """The run in the folder `path`, else those below it, by name, without linear classifiers; if there are none, a
     CheckpointError names the nearest."""
     path = Path(path)
-    if folders := [folder for folder in _walk(path) if folder == path or folder.parent.name != CLASSIFIERS]:
+    heads = CLASSIFIERS, DETECTORS
+    if folders := [folder for folder in _walk(path) if folder == path or folder.parent.name not in heads]:
         return [Run(folder) for folder in folders]
     if path.is_file():
         problem = "is a file, not a run folder"

@@ -4,6 +4,7 @@ A job of submitit imports this file, so it must not import torch or Hydra at the
 """
 
 import contextlib
+import json
 import os
 import shlex
 import shutil
@@ -12,7 +13,7 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -53,7 +54,7 @@ class LocalPool:
                 yield slot[0], code
             if self.slots[i] is None and self.waiting:
                 job = self.waiting.popleft()
-                process = start(job.words, job.log, env=self._environment(i), pass_fds=[self.lock.file.fileno()])
+                process = start(job.command, job.log, env=self._environment(i), pass_fds=[self.lock.file.fileno()])
                 self.slots[i] = job, process
                 yield job, None
 
@@ -92,9 +93,9 @@ class SubmititPool:
         shutil.rmtree(folder, ignore_errors=True)
         with naming(f"--launcher {launcher}", RuntimeError, OSError):
             executor = self._executor(folder, settings)
-            words, logs = [job.words for job in jobs], [str(job.log.absolute()) for job in jobs]
+            commands, logs = [job.command for job in jobs], [str(job.log.absolute()) for job in jobs]
             with handling(signal.SIG_IGN, signal.SIGINT):  # local jobs inherit it: Ctrl-C means `stop` for them too
-                submitted = executor.map_array(Command(), words, logs)
+                submitted = executor.map_array(Command(), commands, logs)
         self.jobs = list(zip(submitted, jobs, strict=True))
         self.started: set[str] = set()
 
@@ -166,12 +167,13 @@ def refuse_orphans(out: Path) -> None:
             raise ConfigError(f"--out: {out} is in use by submitit's job {name}, which has not ended")
 
 
-def start(words: Sequence[str], log: str | Path, **options: Any) -> subprocess.Popen:
-    """`solo-ext` with `words` in a process and session of its own, whose output is added to the file `log`."""
+def start(command: Mapping[str, Any], log: str | Path, **options: Any) -> subprocess.Popen:
+    """`solo_ext.cli.job` in a process and session of its own, whose output is added to the file `log`."""
     with open(log, "a", encoding="utf-8") as file:
-        print(f"$ {shlex.join(['solo-ext', *words])}    # {time.strftime('%Y-%m-%d %H:%M:%S')}", file=file, flush=True)
+        words = shlex.join(["solo-ext", *command["pretrain"]])
+        print(f"$ {words}    # {time.strftime('%Y-%m-%d %H:%M:%S')}", file=file, flush=True)
         options |= {"stdin": subprocess.DEVNULL, "stdout": file, "stderr": subprocess.STDOUT, "start_new_session": True}
-        return subprocess.Popen([sys.executable, "-m", "solo_ext", *words], **options)
+        return subprocess.Popen([sys.executable, "-m", "solo_ext.cli.job", json.dumps(command)], **options)
 
 
 class Command:
@@ -180,7 +182,7 @@ class Command:
 
     process: subprocess.Popen | None = None
 
-    def __call__(self, words: Sequence[str], log: str) -> int:
+    def __call__(self, command: Mapping[str, Any], log: str) -> int:
         """The exit status of the run."""
         stops: list[int] = []
 
@@ -195,10 +197,10 @@ class Command:
         signal.signal(signal.SIGTERM, stop)
         # SLURM sends this to all processes of a job whose time is nearly over; the run inherits that it is ignored
         with handling(signal.SIG_IGN, signal.SIGUSR2):
-            self.process = start(words, log)
+            self.process = start(command, log)
         return self.process.wait()
 
-    def checkpoint(self, words: Sequence[str], log: str) -> Any:
+    def checkpoint(self, command: Mapping[str, Any], log: str) -> Any:
         """What submitit queues: the same command, once the run has saved."""
         from submitit.helpers import DelayedSubmission
 
@@ -206,7 +208,7 @@ class Command:
             self.process.terminate()
             with contextlib.suppress(ChildProcessError):  # not `wait`, whose lock the interrupted `wait` holds
                 os.waitid(os.P_PID, self.process.pid, os.WEXITED | os.WNOWAIT)
-        return DelayedSubmission(Command(), words, log)
+        return DelayedSubmission(Command(), command, log)
 
 
 @contextlib.contextmanager

@@ -109,6 +109,7 @@ class Cell(Row):
     epoch: int | None  # at which the paper reads the run out; None: the last
     as_printed: tuple[Path, list[str]]  # recipe and overrides of the paper's setting, without the user's changes
     resolved: Callable[..., PretrainConfig] = field(repr=False)  # its results are shared: nobody may change them
+    evaluations: dict[str, list[str]] = field(default_factory=dict)  # name -> command and words
 
     def config(self, seed: int) -> PretrainConfig:
         """The configuration of the run with this seed."""
@@ -147,10 +148,12 @@ class Job:
         self.log = self.out / "logs" / f"{self.name}.log"
 
     @property
-    def words(self) -> list[str]:
-        """What follows `solo-ext`."""
+    def command(self) -> dict[str, Any]:
+        """What `solo_ext.cli.job` runs."""
         own = [assign("checkpoint.dir", self.folder), f"seed={self.seed}", *SETTINGS]
-        return ["pretrain", str(self.cell.recipe), *self.cell.overrides, *own]
+        words = ["pretrain", str(self.cell.recipe), *self.cell.overrides, *own]
+        others = [run.id for run in self.tries() if differences(run.args, self.config)]
+        return {"folder": str(self.folder), "others": others, "pretrain": words, "evaluations": self.cell.evaluations}
 
     @cached_property
     def config(self) -> dict[str, Any]:
@@ -171,15 +174,16 @@ class Job:
     def state(self) -> str:
         """`done`, `running` (in another process), `begun` or `missing`."""
         runs = list(self.runs())
-        if any(run.finished for run in runs):
+        if self.result():
             return "done"
         if any(run.running for run in runs):
             return "running"
-        return "begun" if any(run.checkpoints for run in runs) else "missing"
+        return "begun" if any(run.checkpoints or run.finished for run in runs) else "missing"
 
     def result(self) -> Run | None:
-        """The finished run, if there is one."""
-        return next((run for run in self.runs() if run.finished), None)
+        """The finished and evaluated run, if there is one."""
+        finished = (run for run in self.runs() if run.finished)
+        return next((run for run in finished if all(map(run.evaluated, self.cell.evaluations))), None)
 
 
 @dataclass(kw_only=True)

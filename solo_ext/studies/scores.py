@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from solo_ext.runs.comparison import flatten, value_text
+from solo_ext.runs.metrics import is_number
 from solo_ext.runs.run import Run
 from solo_ext.schema import plain
 from solo_ext.studies.rows import Cell, Job, Row
@@ -82,7 +83,7 @@ def scores(study: Study, results: Results, failed: Mapping[str, str] | None = No
     """The study's rows, each with {column: Score}; a cited row has no values of ours. `failed`: jobs that failed."""
 
     def score(row: Row, column: str, reading: Reading) -> Score:
-        paper = row.values.get(column)
+        paper = row.values.get(reading.printed or column)
         if not isinstance(row, Cell):
             return Score(paper=paper)
         if reading.metric in FACTS:
@@ -97,7 +98,11 @@ def scores(study: Study, results: Results, failed: Mapping[str, str] | None = No
 
 
 def read(run: Run, reading: Reading, cell: Cell) -> float | None:
-    """The value at the end of the run, or at the cell's epoch, scaled; None if it was not logged until then."""
+    """The value at the end of the run, or at the cell's epoch, or of its evaluation, scaled; None if there is none."""
+    name, _, figure = reading.metric.partition(".")
+    if name in cell.evaluations:
+        value = run.evaluated(name).get(figure)
+        return reading.times * float(value) if is_number(value) else None
     if reading.metric == MINUTES:
         seconds = run.summary.get("seconds")
         if seconds is None or run.resumed:
@@ -139,6 +144,8 @@ def remarks(study: Study, results: Results) -> Iterator[str]:
     runs = {name: run for by_job in results.values() for name, run in by_job.items()}
     logged = dict.fromkeys(column for run in runs.values() for column in run.columns)
     for metric in dict.fromkeys(reading.metric for reading in study.metrics.values()):
+        if metric.partition(".")[0] in study.spec.evaluate:
+            continue
         without = [name for name, run in runs.items() if metric not in run.columns]
         if metric == MINUTES:
             if any(run.resumed for run in runs.values()):

@@ -21,6 +21,7 @@ from solo_ext.training.compose import compose, key_of, overlay
 from solo_ext.training.config import PretrainConfig, resolve
 
 RESULTS = "paper_results.yaml"
+EVALUATIONS = ("linear", "knn", "detect")  # the commands
 READING = "Reading"  # a column that tables do not print: how a cell reads what its paper leaves open
 OWN = {  # what `solo-ext study` sets in every run -> what to do instead
     "seed": "use seeds=[0,1,2]",
@@ -37,6 +38,7 @@ class Reading:
 
     metric: str
     times: float = 1.0
+    printed: str | None = None  # the table's column beside which it stands; default: the one of its own name
 
 
 @dataclass(kw_only=True)
@@ -65,7 +67,10 @@ class StudyFile:
     dataset: str | None = None
     overrides: list[str] = field(default_factory=list)  # Hydra's, for all cells
     seeds: list[int] = field(default_factory=lambda: [5])  # one run of each cell per seed
-    metrics: dict[str, str | Reading] = field(default_factory=dict)  # column -> logged metric
+    # name -> command and words, such as [detect, voc/c4], by which each run is evaluated once it has ended
+    evaluate: dict[str, list[str]] = field(default_factory=dict)
+    # column -> logged metric, or figure of an evaluation: `linear.acc1` of the one named linear
+    metrics: dict[str, str | Reading] = field(default_factory=dict)
     readout: str | None = None  # the key column that says at which epoch a run is read out
     curves: list[str] = field(default_factory=list)  # metrics over epochs
     plot: Literal["bars", "lines"] = "bars"  # the paper's form
@@ -82,6 +87,9 @@ class StudyFile:
             raise ConfigError("plot is lines, but curves names no metric to draw")
         if self.plot == "bars" and not self.metrics:
             raise ConfigError("metrics is empty, so there is nothing to compare")
+        for name, words in self.evaluate.items():
+            if not words or words[0] not in EVALUATIONS:
+                raise ConfigError(f"evaluate.{name} must begin with one of {', '.join(EVALUATIONS)}, not {words}")
         for key in ("readout", "cited"):
             if getattr(self, key) and not self.table:
                 raise ConfigError(f"{key} is about the rows of a printed table, and this study names no table")
@@ -167,8 +175,9 @@ def _study(path: Path, spec: StudyFile, overrides: Sequence[str]) -> Study:
     if spec.table:
         near = folder if (folder / RESULTS).is_file() else folder.parent
         table = load_table(folder / spec.results if spec.results else near / RESULTS, spec.table)
-        for column in spec.metrics:
-            must_have(column, table.values, f"metrics: {spec.table} has no column")
+        for column, metric in spec.metrics.items():
+            printed = (metric.printed if isinstance(metric, Reading) else None) or column
+            must_have(printed, table.values, f"metrics: {spec.table} has no column")
         if spec.readout:
             must_have(spec.readout, table.keys, f"readout: {spec.table} has no key column")
         _cover(table, spec, specs, blank)
@@ -225,7 +234,9 @@ def _cells(study: StudyFile, specs: list[CellSpec], here: Path, dataset: str | N
         overrides, as_printed = [both[i] for i in sorted(last.values())], (find(recipe), base)
         for row in spec.covers:
             epoch = fit(Count, row.labels[study.readout], f"readout {study.readout}") if study.readout else None
-            cells.append(Cell(row.labels, row.values, file, overrides, name, epoch, as_printed, resolved))
+            cells.append(
+                Cell(row.labels, row.values, file, overrides, name, epoch, as_printed, resolved, study.evaluate)
+            )
     return cells
 
 

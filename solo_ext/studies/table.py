@@ -94,7 +94,7 @@ def _words(study: Study, jobs: Sequence[Job], results: Results, failed: Mapping[
 def _numbers(study: Study, rows: Scores, by_cell: Mapping[str, Style]) -> dict[str, Any]:
     """The table: its columns, its rows for HTML, and the whole in Markdown. Printed numbers have two decimals."""
     keys = list(study.rows[0].labels)
-    both = [column for column in study.metrics if any(row.values.get(column) is not None for row in study.rows)]
+    both = [column for column in study.metrics if any(scores[column].paper is not None for _, scores in rows)]
     columns = list(keys)
     for column in study.metrics:
         columns += [f"{column}, ours", f"{column}, paper", "ours - paper"] if column in both else [column]

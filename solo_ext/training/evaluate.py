@@ -82,6 +82,7 @@ def linear(cfg: LinearConfig, results: Path | None = None, encoder: Checkpoint |
     if place and is_first():
         scores = {name: result.metrics.get(f"val_{name}") for name in ("acc1", "acc5")}
         row = {"protocol": protocol_of(cfg, data) | about, **scores, "seconds": result.seconds, "run": str(result.dir)}
+        row["name"] = cfg.name
         _record(LINEAR, [row], *place)
     return result
 
@@ -111,6 +112,7 @@ def detect(cfg: DetectionConfig, results: Path | None = None, encoder: Checkpoin
     if place and is_first():
         scores = {name[4:]: value for name, value in result.metrics.items() if name.startswith("val_")}
         row = {"protocol": protocol_of(cfg, data) | about, **scores, "seconds": result.seconds, "run": str(result.dir)}
+        row["name"] = cfg.name
         _record(DETECTION, [row], *place)
     return result
 
@@ -131,7 +133,7 @@ def knn(cfg: KNNRunConfig, results: Path | None = None, encoder: Checkpoint | No
             for k, scores in found.items():
                 vote = {"features": "backbone", "distance": distance, "k": k, "T": temperature}
                 rows.append({**vote, **scores})
-                recorded.append({"protocol": about | vote, **scores})
+                recorded.append({"protocol": about | vote, **scores, "name": cfg.name})
                 print(f"{distance:9}  k {k:<4}{votes}  acc@1 {scores['acc1']:.2f}  acc@5 {scores['acc5']:.2f}")
     if place and is_first():
         _record(KNN, recorded, *place)

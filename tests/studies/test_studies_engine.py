@@ -519,6 +519,36 @@ def test_stopped_runs_continue_and_failed_ones_stop_no_others(file, command, tmp
 ONE = {"grid": None, "cells": CELLS[1:], "cited": [*CITED, {"Method": "MoCo v3"}]}
 
 
+def test_runs_are_evaluated_and_only_once(file, command, tmp_path):
+    metrics = {"Acc": "val_acc1", "Offline": {"metric": "linear.acc1", "printed": "Acc"}}
+    metrics |= {"Near": {"metric": "near.acc1", "printed": "Acc"}}
+    cached = ["linear", "cache_features=true", "max_epochs=1", "scheduler.name=none"]
+    evaluate = {"linear": cached, "near": ["knn", "--k", "5", "--distance", "cosine"]}
+    cited = [*CITED, {"Method": "MoCo v3"}]
+    path = file(grid=None, cells=CELLS[1:], cited=cited, overrides=["max_epochs=1"], metrics=metrics, evaluate=evaluate)
+    words = [path, *TINY, "--out", "out"]
+    status, out, _ = command(*words)
+    assert status == 0, out
+    study = load_study(path, TINY)
+    [job] = study.jobs(tmp_path / "out")
+    run = job.result()
+    assert {name: len(run.evaluations[name]) for name in ("linear.json", "knn.json")} == {
+        "linear.json": 1,
+        "knn.json": 1,
+    }
+    [(_, row)] = [pair for pair in scores(study, results_of(study, [job])) if getattr(pair[0], "name", "")]
+    for column, name in (("Offline", "linear"), ("Near", "near")):
+        assert row[column].values == {5: run.evaluated(name)["acc1"]} and row[column].paper == row["Acc"].paper
+    before = run.evaluated("near")
+    (run.dir / "linear.json").unlink()  # as where it was stopped between the two
+    [job] = study.jobs(tmp_path / "out")
+    assert job.state() == "begun"
+    status, out, _ = command(*words)
+    assert status == 0 and len([*job.folder.glob("byol/*")]) == 1, out
+    [again] = study.jobs(tmp_path / "out")
+    assert again.result().evaluated("near") == before and again.result().evaluated("linear")["acc1"] >= 0
+
+
 def test_submitit_runs_the_cells(file, command, tmp_path):
     path = file(**ONE, overrides=["max_epochs=1"])
     launcher = ["--launcher", "submitit_local", "hydra.launcher.timeout_min=30"]

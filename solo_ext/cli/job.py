@@ -1,0 +1,31 @@
+"""A run of a study in a process of its own: its pre-training, then what it is evaluated by and has no result of yet."""
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from solo_ext.cli.main import main
+from solo_ext.runs.run import CLASSIFIERS, DETECTORS, RESULT, Run, saved_at
+
+
+def run(folder: str, others: Sequence[str], pretrain: list[str], evaluations: dict[str, list[str]]) -> int:
+    """The exit status of the first command that fails, or 0.
+
+    The run is the newest finished one below `folder` but for those with the ids `others`, of another configuration.
+    """
+
+    def finished() -> list[Path]:
+        runs = [file.parent for file in sorted(Path(folder).glob(f"*/*/{RESULT}"), key=saved_at)]
+        return [run for run in runs if run.name not in others and run.parent.name not in (CLASSIFIERS, DETECTORS)]
+
+    code = 0 if finished() else main(pretrain)
+    for name, words in evaluations.items() if not code else ():
+        newest = finished()[-1]
+        if not Run(newest).evaluated(name):
+            code = code or main([*words, "--run", str(newest), f"name={name}", f"checkpoint.dir={folder}"])
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(run(**json.loads(sys.argv[1])))
