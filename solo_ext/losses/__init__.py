@@ -8,7 +8,13 @@ from torch import Tensor
 
 from solo_ext.losses.contrastive import enqueue, info_nce, nt_xent, queue_nce, relational
 from solo_ext.losses.dino import Center, dino
-from solo_ext.losses.distances import cosine_distance, negative_cosine, soft_cross_entropy, softmax_mse
+from solo_ext.losses.distances import (
+    cosine_distance,
+    negative_cosine,
+    printed_cross_entropy,
+    soft_cross_entropy,
+    softmax_mse,
+)
 
 __all__ = [
     "Center",
@@ -19,6 +25,7 @@ __all__ = [
     "mean",
     "negative_cosine",
     "nt_xent",
+    "printed_cross_entropy",
     "queue_nce",
     "relational",
     "soft_cross_entropy",

@@ -1,5 +1,7 @@
 """Distances between paired outputs: the cosine on two scales, and two others (residual momentum, Table 7)."""
 
+from typing import Literal
+
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -38,10 +40,18 @@ def soft_cross_entropy(student: Tensor, teacher: Tensor, temperature: float = 4.
 
 
 @in_float32
-def softmax_mse(student: Tensor, teacher: Tensor) -> Tensor:
+def printed_cross_entropy(student: Tensor, teacher: Tensor, temperature: float = 4.0) -> Tensor:
+    """-sum P(student) log P(teacher), as Eq. 6 of residual momentum prints it, else as `soft_cross_entropy`."""
+    target = (teacher.detach() / temperature).log_softmax(-1)
+    return -((student / temperature).softmax(-1) * target).sum(-1).mean()
+
+
+@in_float32
+def softmax_mse(student: Tensor, teacher: Tensor, over: Literal["sum", "mean"] = "sum") -> Tensor:
     """1/2 ||softmax(student) - softmax(teacher)||^2, averaged over the batch (residual momentum, Eq. 7).
 
     student, teacher: [B, D], not normalised. teacher carries no gradient. In [0, 1]. The paper leaves open whether
-    dimensions are summed or averaged: they are summed, at temperature 1.
+    dimensions are summed or averaged (`over`), and the temperature, here 1.
     """
-    return 0.5 * (student.softmax(-1) - teacher.detach().softmax(-1)).square().sum(-1).mean()
+    squares = (student.softmax(-1) - teacher.detach().softmax(-1)).square()
+    return 0.5 * (squares.sum(-1) if over == "sum" else squares).mean()

@@ -29,6 +29,7 @@ from solo_ext.text import Metric
 TOTAL = Metric("train_loss", "Total loss", "loss", "{:.4f}", "losses", progress=True)
 METRICS = (
     Metric("train_intra_loss", "Intra-momentum loss, unweighted", section="losses"),
+    Metric("intra_on", "Intra-momentum on (share of the epoch)", section="losses"),
     Metric("train_class_loss", "Online classifier, cross-entropy", section="losses"),
     Metric("val_acc1", "Online classifier, top-1 (%)", "val acc", "{:.2f}", "accuracies", progress=True),
     Metric("momentum_val_acc1", "Teacher's online classifier, top-1 (%)", form="{:.2f}", section="accuracies"),

@@ -139,6 +139,8 @@ class LightningMethod(pl.LightningModule, Method):  # type: ignore[override]  # 
         log = partial(self.log_dict, on_epoch=True, sync_dist=True, batch_size=len(step.labels))
         log({"train_loss": loss}, on_step=True)
         log({**values, **step.metrics}, on_step=False)
+        if self.intra.every:
+            log({"intra_on": float(self.intra.active(step.number))}, on_step=False)
         with torch.no_grad():
             for monitor in self.monitors:
                 if monitor.due(step.number):

@@ -120,8 +120,8 @@ class GapConfig(Config, section="gap"):
 
 @dataclass(frozen=True)
 class Gap(Monitor):
-    """Mean cosine similarity of student and teacher on the same view, over samples and views (residual momentum,
-    Fig. 6-8); the paper's gap is 2 - 2 times this."""
+    """Mean cosine similarity of student and teacher on the same view, over samples and the views that targets are made
+    of: all large ones, in ReSSL the weak one (residual momentum, Fig. 6-8); the paper's gap is 2 - 2 times this."""
 
     on_step: bool = True
     metrics = (
@@ -130,8 +130,12 @@ class Gap(Monitor):
     )
 
     def __call__(self, step: Step) -> dict[str, Tensor]:
+        both = [i for i in step.teachers if i in step.students]
+        # where a framework has targets of some views only, these: with and without intra-momentum the same
+        views = [i for i in both if i in step.passes.targets] or both
+
         def similarity(part: str) -> Tensor:
-            pairs = [(step.students[i][part], out[part]) for i, out in step.teachers.items() if i in step.students]
+            pairs = [(step.students[i][part], step.teachers[i][part]) for i in views]
             return torch.stack([F.cosine_similarity(s.float(), t.float(), dim=-1).mean() for s, t in pairs]).mean()
 
         return {"gap_sim": similarity(self.at or "projector"), "gap_sim_feats": similarity("backbone")}

@@ -7,7 +7,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from solo_ext.losses import cosine_distance, mean, soft_cross_entropy, softmax_mse
+from solo_ext.losses import cosine_distance, mean, printed_cross_entropy, soft_cross_entropy, softmax_mse
 from solo_ext.schema import Config, Count, NonNegative, Positive
 
 
@@ -16,15 +16,16 @@ class IntraMomentum(Config, section="intra"):
     """weight * 1/2 (D(q_1, q_1m) + D(q_2, q_2m)), added to any framework's loss (residual momentum, Eq. 8 and 9).
 
     weight: 0 is off; the paper uses 1.
-    distance: cosine (Eq. 5), ce (Eq. 6) or mse (Eq. 7).
+    distance: cosine (Eq. 5), ce (Eq. 6, towards the teacher's distribution; ce_printed: in the order of its print) or
+        mse (Eq. 7, summed over dimensions; mse_mean: averaged).
     target: predictor (q_m) or projector (g_m, the asymmetric ablation of Sec. 3.3), both compared with the
         student's last head; or a stage, compared with the student's own.
     every: optimizer steps after which the term is switched off, and on again (Fig. 12); None: always on.
-    temperature: of the softmax of `ce`; the paper names 3, 4, 5 without choosing.
+    temperature: of the softmax of `ce` and `ce_printed`; the paper names 3, 4, 5 without choosing.
     """
 
     weight: NonNegative = 0.0
-    distance: Literal["cosine", "ce", "mse"] = "cosine"
+    distance: Literal["cosine", "ce", "ce_printed", "mse", "mse_mean"] = "cosine"
     target: str = "predictor"
     every: Count | None = None
     temperature: Positive = 4.0
@@ -38,7 +39,9 @@ class IntraMomentum(Config, section="intra"):
         distances: dict[str, Callable[..., Tensor]] = {
             "cosine": cosine_distance,
             "ce": partial(soft_cross_entropy, temperature=self.temperature),
+            "ce_printed": partial(printed_cross_entropy, temperature=self.temperature),
             "mse": softmax_mse,
+            "mse_mean": partial(softmax_mse, over="mean"),
         }
         distance = distances[self.distance]
         return mean([distance(student, teacher) for student, teacher in zip(students, teachers, strict=True)])

@@ -117,7 +117,7 @@ def idle(cfg: Any) -> dict[str, str]:
             off |= dict.fromkeys(keys, "data.no_labels is true")
         intra, momentum, method = sections["intra"], sections["momentum"], METHODS.declared[cfg.method]
         switch("intra.weight", not intra.weight)
-        switch("intra.distance", intra.weight and intra.distance != "ce", "temperature")
+        switch("intra.distance", intra.weight and not intra.distance.startswith("ce"), "temperature")
         no_teacher, target = momentum.preset == "none", ["target"] if method.own_targets else []
         switch("momentum.stages", no_teacher, "base_tau", "final_tau", "schedule", "buffers", "inter", *target)
         switch("momentum.schedule", not no_teacher and momentum.schedule == "constant", "final_tau")

@@ -19,6 +19,7 @@ from solo_ext.losses import (
     info_nce,
     negative_cosine,
     nt_xent,
+    printed_cross_entropy,
     queue_nce,
     relational,
     soft_cross_entropy,
@@ -65,6 +66,18 @@ LOSSES = {
         lambda d, s, t: batch_mean(lambda a, b: cross_entropy(probabilities(b, d.t1), probabilities(a, d.t1)))(
             s[0], t[0]
         ),
+    ),
+    "printed_cross_entropy": (
+        lambda d, s, t: printed_cross_entropy(s[0], t[0], d.t1),
+        lambda d, s, t: batch_mean(lambda a, b: cross_entropy(probabilities(a, d.t1), probabilities(b, d.t1)))(
+            s[0], t[0]
+        ),
+    ),
+    "softmax_mse, mean": (
+        lambda d, s, t: softmax_mse(s[0], t[0], over="mean"),
+        lambda d, s, t: batch_mean(
+            lambda a, b: squared_distance(probabilities(a), probabilities(b)) / (2 * s.shape[-1])
+        )(s[0], t[0]),
     ),
     "softmax_mse": (
         lambda d, s, t: softmax_mse(s[0], t[0]),

@@ -59,6 +59,19 @@ def test_the_gap_is_of_the_same_view_at_the_named_part(at):
     assert abs(row["gap_sim"] - row["gap_sim_feats"]) > 1e-3
 
 
+def test_the_gap_of_ressl_is_of_the_weak_view_with_the_term_and_without():
+    """The only one that the baseline's teacher sees (residual momentum, Fig. 11)."""
+    _, views, _ = batch = random_batches(1)[0]
+    rows = {}
+    for method in ("ressl", "res_ressl"):
+        model = half_taught(method, momentum__classifier=False)
+        weak = views[model.target_views[0]]
+        ours, theirs = (outputs(model, weak, prefix)[1] for prefix in ("", "momentum_"))
+        rows[method] = logged(model, batch)["gap_sim"]
+        assert rows[method] == pytest.approx(-float(formulas.negative_cosine(ours, theirs)), rel=1e-5)
+    assert rows["ressl"] == pytest.approx(rows["res_ressl"], rel=1e-5)
+
+
 def test_the_gap_is_read_every_so_many_steps():
     model, seen = half_taught(), []
     model.log_dict = lambda metrics, **how: seen.append("gap_sim" in metrics)

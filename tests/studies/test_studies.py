@@ -31,7 +31,8 @@ TOGETHER = {
     "A": "table1 table2 table3 table4 table5 table6 table7 tableC8 tableD9 "
     "figure3 figure4 figure5 figure6 figureC7 figureC8",
     "B": "table1 table2 table3 table4 table5 table6 table7 table13 table14 table15 table16 "
-    "figure2 figure4 figure6_cifar10 figure6_cifar100 figure7_imagenet figure7_imagenet100 figure8 figure11 figure12",
+    "figure2 figure4 figure6_cifar10 figure6_cifar100 figure7_imagenet figure7_imagenet100 figure8 figure11 figure12 "
+    "section33",
 }
 FOLDER = {"A": "projector_ema", "B": "residual"}
 
@@ -171,7 +172,7 @@ def introduction(file: Path) -> tuple[str, str, str]:
     """Paper, table or figure, and what it shows: the first line of a study."""
     first = file.read_text().splitlines()[0]
     return re.fullmatch(
-        r"# (ProjectorEMA|Residual momentum), ((?:Table|Fig\.) [\w.]+)(?: and Fig\. 5)?: (.+)\.", first
+        r"# (ProjectorEMA|Residual momentum), ((?:Table|Fig\.|Sec\.) [\w.]+)(?: and Fig\. 5)?: (.+)\.", first
     ).groups()
 
 
@@ -180,8 +181,9 @@ def test_name_id_and_first_line_agree(file):
     paper, what, _ = introduction(file)
     kind, number = what.split()
     assert FOLDER[LETTERS[paper]] == file.parent.name
-    assert file.stem.split("_")[0] == {"Table": "table", "Fig.": "figure"}[kind] + number.replace(".", "")
-    assert item(file) == f"{LETTERS[paper]}-{'' if kind == 'Table' else 'Fig'}{number}"
+    names, ids = {"Table": "table", "Fig.": "figure", "Sec.": "section"}, {"Table": "", "Fig.": "Fig", "Sec.": "Sec"}
+    assert file.stem.split("_")[0] == names[kind] + number.replace(".", "")
+    assert item(file) == f"{LETTERS[paper]}-{ids[kind]}{number}"
     if study(file).table:
         assert study(file).table.source.startswith(f"{paper}, {what}")
 
@@ -319,8 +321,9 @@ def labelled_config(file: Path, labels: dict[str, str]) -> dict:
             "momentum.inter": inter or stages == "none",
             "momentum.stages": stages,
             "momentum.classifier": file.stem == "figure4",
-            "intra.distance": "mse" if "MSE" in method else "ce" if "CE" in method else "cosine",
-            "intra.target": "predictor",
+            "intra.distance": ("mse" if "MSE" in method else "ce" if "CE" in method else "cosine")
+            + {"mean": "_mean", "as printed": "_printed"}.get(labels.get("Reading"), ""),
+            "intra.target": "projector" if "asymmetric" in method else "predictor",
             "intra.every": 8000 if "on and off" in method else None,
         }
         cfg["method"] = f"res_{cfg['method']}" if intra or cfg["method"] == "byol" else cfg["method"]

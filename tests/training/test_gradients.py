@@ -42,7 +42,7 @@ def double(batches):
     return [(indexes, [view.double() for view in views], targets) for indexes, views, targets in batches]
 
 
-def watched(model, batches, folder, every=1, **trainer) -> dict[int, dict[str, float]]:
+def watched(model, batches, folder, every=1, views="first", **trainer) -> dict[int, dict[str, float]]:
     """{step: {column without its prefix: value}} of a training on `batches`."""
     logger = CSVMetrics(folder)
     loader = torch.utils.data.DataLoader(batches, batch_size=None, collate_fn=lambda batch: batch)
@@ -52,7 +52,7 @@ def watched(model, batches, folder, every=1, **trainer) -> dict[int, dict[str, f
         accelerator="cpu",
         devices=1,
         logger=logger,
-        callbacks=[GradientMonitor(GradientsConfig(every=every))],
+        callbacks=[GradientMonitor(GradientsConfig(every=every, views=views))],
         **quiet,
         **trainer,
     ).fit(model, loader)
@@ -63,29 +63,34 @@ def watched(model, batches, folder, every=1, **trainer) -> dict[int, dict[str, f
     return found
 
 
-def expected(model, batch) -> dict[str, float]:
-    """By hand: the outputs that a resnet and the heads give on the first view, then the loss's gradient there."""
+def expected(model, batch, views="first") -> dict[str, float]:
+    """By hand: the outputs of a resnet's layers and of the heads on the views, then the loss's gradient there."""
     model, outputs = copy.deepcopy(model).train(), {}
     backbone = model.backbone
-    places = {"conv1": backbone.maxpool, "block4": backbone, "projector": model.projector}
-    places |= {f"block{i}": getattr(backbone, f"layer{i}") for i in (1, 2, 3)}
+    places = {"conv1": backbone.maxpool, "projector": model.projector}
+    places |= {f"block{i}": getattr(backbone, f"layer{i}") for i in (1, 2, 3, 4)}
     places |= {"predictor": model.predictor} if hasattr(model, "predictor") else {}
     for name, module in places.items():
-        module.register_forward_hook(lambda m, i, out, name=name: outputs.update({name: outputs.get(name, out)}))
+        module.register_forward_hook(lambda m, i, out, name=name: outputs.setdefault(name, []).append(out))
     model.log = model.log_dict = lambda *_, **__: None
     loss = model.training_step(batch, 0)
-    gradients = torch.autograd.grad(loss, list(outputs.values()))
-    return {name: gradient.abs().max().item() for name, gradient in zip(outputs, gradients, strict=True)}
+    kept = {name: outs[:1] if views == "first" else outs for name, outs in outputs.items()}
+    return {
+        name: max(gradient.abs().max().item() for gradient in torch.autograd.grad(loss, outs, retain_graph=True))
+        for name, outs in kept.items()
+    }
 
 
 @pytest.mark.parametrize(
     "method, changes",
     [("byol", {}), ("res_mocov3", {}), ("projector_ema_byol", {"data__num_classes": 0}), ("simclr", {})],
 )
-def test_norms_equal_autograd(method, changes, tmp_path):
+@pytest.mark.parametrize("views", ["first", "all"])
+def test_norms_equal_autograd(method, changes, views, tmp_path):
+    """Of the last block at its map, before the average over places."""
     model, batches = build(method, **changes), double(random_batches(1))
-    by_hand = expected(model, batches[0])
-    assert watched(model, batches, tmp_path) == {0: pytest.approx(by_hand, rel=1e-9)}
+    by_hand = expected(model, batches[0], views)
+    assert watched(model, batches, tmp_path, views=views) == {0: pytest.approx(by_hand, rel=1e-9)}
     assert set(by_hand) == {*BLOCKS, *(["predictor"] if hasattr(model, "predictor") else [])}
 
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -18,12 +18,14 @@ from solo_ext.training.callbacks import LightningModule, MonitorCallback, Traine
 class GradientsConfig(Config, section="gradients"):
     enabled: bool = False
     every: Count = 50  # optimizer steps
+    views: Literal["first", "all"] = "first"  # that the student learns on
 
 
 class GradientMonitor(MonitorCallback):
-    """Logs `grad_linf/<stage>`: the l-infinity norm of d(loss) / d(output of the stage), over a batch of one view.
+    """Logs `grad_linf/<stage>`: the l-infinity norm of d(loss) / d(output of the stage), over a batch of one view or of
+    all. Of the backbone's last stage it is the map before the pooling.
 
-    The view is the first that the student learns on; the loss is the whole loss of the batch, without the loss scale of
+    The loss is the whole loss of the batch, without the loss scale of
     16-bit precision and not divided by the accumulated batches, of which only the first is monitored. Over several
     devices it is the largest value. Infinite where the scaled gradient overflows: the optimizer skips such a step.
     """
@@ -33,7 +35,7 @@ class GradientMonitor(MonitorCallback):
     metrics = (Metric("grad_linf/*", "Largest gradient at *"),)
 
     def __init__(self, cfg: GradientsConfig):
-        self.every = cfg.every
+        self.every, self.views = cfg.every, cfg.views
         self.waiting: set[str] = set()  # modules that have not run in this step
         self.norms: dict[str, Tensor] = {}  # of this step
         self.pending: dict[int, dict[str, Tensor]] = {}  # step -> norms, to be logged
@@ -45,7 +47,8 @@ class GradientMonitor(MonitorCallback):
             raise ConfigError(f"gradients.enabled: {type(module).__name__} is not one of our methods and has no stages")
         stages = [stage for stage in method.row if stage.part == "backbone"]
         heads = {name: method.part(name) for name in method.parts if name != "backbone"}
-        self.modules = {stage.name: method.get_submodule(stage.output) for stage in stages} | heads
+        maps = {stage.name: method.backbone.get_submodule(stage.places) for stage in stages if stage.steps}
+        self.modules = (maps or {"backbone": method.backbone}) | heads
         self.hooks = [m.register_forward_hook(partial(self._watch, name)) for name, m in self.modules.items()]
 
     def on_train_batch_start(self, trainer: Trainer, module: LightningModule, batch: Any, i: int) -> None:
@@ -54,8 +57,13 @@ class GradientMonitor(MonitorCallback):
 
     def _watch(self, name: str, module: nn.Module, inputs: tuple, output: Tensor) -> None:
         if name in self.waiting and output.requires_grad:
-            self.waiting.remove(name)
-            output.register_hook(lambda gradient: self.norms.update({name: gradient.detach().abs().amax()}))
+            if self.views == "first":
+                self.waiting.remove(name)
+            output.register_hook(partial(self._keep, name))
+
+    def _keep(self, name: str, gradient: Tensor) -> None:
+        norm = gradient.detach().abs().amax()
+        self.norms[name] = torch.maximum(norm, self.norms.get(name, norm))
 
     def on_after_backward(self, trainer: Trainer, module: LightningModule) -> None:
         if self.norms:
