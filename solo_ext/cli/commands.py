@@ -243,6 +243,28 @@ def pictures(args: Namespace) -> None:
 
 
 @SOLO_EXT.command(
+    option("runs RUN", "run folders; several are drawn into the same panels", nargs="+"),
+    option("--out FILE", "where it goes: .png or .pdf", required=True),
+    option("--filters N", "which of the recorded ones (default: 0 to 3)", nargs="+", type=int, default=[0, 1, 2, 3]),
+    option("--flat", "in two dimensions, without the steps"),
+)
+def trajectories(args: Namespace) -> None:
+    """Draw the paths of single filters over training.
+
+    A run with filters.enabled=true records the rows of a layer's weight, the student's and the teacher's, in each step.
+    Drawn are two weights of each filter over the steps, or --flat against each other (ProjectorEMA, Fig. 2, App. E).
+
+      solo-ext trajectories trained_models/byol/A trained_models/byol/B --out filters.png
+      solo-ext trajectories trained_models/byol/A --filters 0 133 --flat --out flat.pdf
+    """
+    from solo_ext.analysis.trajectories import draw_trajectories
+    from solo_ext.runs.run import find_runs
+
+    runs = [run for folder in args.runs for run in find_runs(folder)]
+    print(draw_trajectories(runs, args.out, args.filters, 2 if args.flat else 3))
+
+
+@SOLO_EXT.command(
     option("runs RUN", "run folders; several are drawn into the same plots", nargs="+"),
     option("--out FOLDER", "output folder (default: %(default)s)", default="report"),
 )

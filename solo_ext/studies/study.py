@@ -73,7 +73,9 @@ class StudyFile:
     metrics: dict[str, str | Reading] = field(default_factory=dict)
     readout: str | None = None  # the key column that says at which epoch a run is read out
     curves: list[str] = field(default_factory=list)  # metrics over epochs
-    plot: Literal["bars", "lines"] = "bars"  # the paper's form
+    # the paper's form; filters: paths of weights, which the runs record (filters.enabled)
+    plot: Literal["bars", "lines", "filters"] = "bars"
+    filters: list[int] = field(default_factory=lambda: [0, 1, 2, 3])  # which ones are drawn
     # axis (one or several columns) -> label -> overrides; all combinations are run
     grid: dict[str, dict[str, list[str] | None]] = field(default_factory=dict)
     cells: list[CellSpec] = field(default_factory=list)  # further ones

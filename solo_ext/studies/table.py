@@ -12,6 +12,7 @@ import numpy as np
 from solo_ext.analysis import pages
 from solo_ext.analysis.figures import PLACE, Curve, Panel, Section, Style, by_value, panel_of, styles, thin
 from solo_ext.analysis.report import machine
+from solo_ext.analysis.trajectories import trajectories
 from solo_ext.files import write_text
 from solo_ext.runs.comparison import compare
 from solo_ext.runs.environment import environment
@@ -41,6 +42,9 @@ def write_tables(study: Study, jobs: Sequence[Job], out: Path, failed: Mapping[s
         figure = plot = bars(study, rows, by_cell) if study.metrics else None
         if study.plot == "lines":
             figure = pages.grid(section.panels, section.legend, section.last_epoch) if section.panels else None
+        elif study.plot == "filters":
+            shown = [(run, by_cell[name]) for name, by_job in results.items() for run in list(by_job.values())[:1]]
+            figure = trajectories(shown, study.spec.filters) if shown else None
         for suffix in ("png", "svg") if figure else ():
             pages.save(figure, temporary := out / f".study.tmp.{suffix}")
             os.replace(temporary, out / f"study.{suffix}")

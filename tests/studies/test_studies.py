@@ -29,7 +29,7 @@ every_table = pytest.mark.parametrize("table", TABLES)
 
 TOGETHER = {
     "A": "table1 table2 table3 table4 table5 table6 table7 tableC8 tableD9 "
-    "figure3 figure4 figure5 figure6 figureC7 figureC8",
+    "figure2 figure3 figure4 figure5 figure6 figureC7 figureC8",
     "B": "table1 table2 table3 table4 table5 table6 table7 table13 table14 table15 table16 "
     "figure2 figure4 figure6_cifar10 figure6_cifar100 figure7_imagenet figure7_imagenet100 figure8 figure11 figure12 "
     "section33",
