@@ -18,7 +18,7 @@ from solo_ext.errors import ConfigError, naming, require
 from solo_ext.runs.comparison import compare, flatten, value_text, within
 from solo_ext.runs.evaluations import OFF, departures
 from solo_ext.runs.metrics import is_number
-from solo_ext.runs.run import ARGS, DETECTION, ENVIRONMENT, EVALUATIONS, KNN, LINEAR, METRICS, Run, find_runs
+from solo_ext.runs.run import ARGS, DETECTION, ENVIRONMENT, EVALUATIONS, KNN, LINEAR, METRICS, QUALITY, Run, find_runs
 from solo_ext.text import Metric
 from solo_ext.training.callbacks.collapse import LEAST_RANK
 from solo_ext.training.metrics import metric_of
@@ -37,6 +37,7 @@ UNSAID = (
     *("data.format", "data.train", "data.val", "data.corrupt", "data.corrupt_limit", "data.num_classes"),
 )
 TELLING = ("checkpoint", "data.dataset", "distance", "k", "T")  # of an evaluation that is not in the table
+FIGURES = {DETECTION: "ap", QUALITY: "rankme"}  # of an evaluation that has no accuracy
 HASHES = ("sha256", "fingerprint")
 ONLINE = "*"  # marks an accuracy of the online kNN, where there is no offline one
 
@@ -160,7 +161,7 @@ def _linear_protocol(run: Run) -> dict[str, Any]:
 
 def _others(run: Run, label: str) -> Iterator[dict[str, Any]]:
     """Rows of the evaluations that the table does not show: what they reached, and by which protocol."""
-    table = {LINEAR: [run.standard(LINEAR)], KNN: [run.knn_result(1), run.knn_result(20)], DETECTION: []}
+    table = {LINEAR: [run.standard(LINEAR)], KNN: [run.knn_result(1), run.knn_result(20)], DETECTION: [], QUALITY: []}
     for name in EVALUATIONS:
         usual = next(filter(None, table[name]), {}).get("protocol", {})
         for result in run.evaluations[name]:
@@ -172,7 +173,7 @@ def _others(run: Run, label: str) -> Iterator[dict[str, Any]]:
             texts = [
                 f"{key} {value_text(value)[: 12 if key.endswith(HASHES) else None]}" for key, value in told.items()
             ]
-            figure = result.get("ap" if name == DETECTION else "acc1")
+            figure = result.get(FIGURES.get(name, "acc1"))
             cells = [name.removesuffix(".json"), f"{figure:.2f}" if is_number(figure) else "-", ", ".join(texts)]
             yield {"label": label, "cells": cells}
 

@@ -186,100 +186,26 @@ def knn(args: Namespace) -> None:
 
 
 @SOLO_EXT.command(
-    option("run PATH", SOURCE),
-    option("images IMAGES", "folder, list of files (.txt) or HDF5 file"),
-    option("--out FILE", "where they go: .npz, .parquet or .h5", required=True),
+    option("--run PATH", SOURCE, required=True),
+    option("words key=value", OVERRIDES, nargs="*"),
     TEACHER,
-    option("--half", "in float16"),
-    option("--workers N", "processes that read images (default: %(default)s)", type=int, default=4),
+    RESULTS,
+    CFG,
 )
-def features(args: Namespace) -> None:
-    """Write an encoder's features of any images to a file.
+def quality(args: Namespace) -> None:
+    """Measure an encoder's features without labels.
 
-    One row for each image: features, name (its path below IMAGES) and label (the number of its class folder, or -1).
-    Images are cropped and normalised as the run's evaluations do it, and not augmented. A .parquet needs
-    pip install 'solo-ext[features]', an .h5 'solo-ext[h5]'.
+    rankme (directions that the features fill), lidar (those that tell images apart), alignment of views, uniformity and
+    spread, of images=1000 training images of the run in views=10 of its first augmentation each. quality.json in the
+    run folder keeps every result with its protocol.
 
-      solo-ext features trained_models/res_mocov3/RUN /data/photos --out photos.parquet
-      solo-ext features res_mocov3-fashion_mnist_mini-r10w16 images.txt --out features.npz --teacher --half
+      solo-ext quality --run trained_models/byol/RUN
+      solo-ext quality --run trained_models/byol/RUN images=5000 views=4 --teacher
     """
-    from solo_ext.analysis.features import write_features
-    from solo_ext.zoo.model import open_source
-
-    count, width = write_features(
-        open_source(args.run), args.images, args.out, args.teacher, args.half, max(0, args.workers)
-    )
-    print(f"{args.out}: {count:,} images x {width:,} features")
-
-
-@SOLO_EXT.command(
-    option("runs RUN", f"{SOURCE}; several are drawn below each other", nargs="+"),
-    option("--images PATH", "folder, list of files (.txt) or HDF5 file, of which the first are drawn", required=True),
-    option(
-        "--kind KIND", "features, gradcam or neighbours", choices=("features", "gradcam", "neighbours"), required=True
-    ),
-    option("--out FILE", "where it goes: .png or .pdf", required=True),
-    option("--count N", "how many images (default: %(default)s)", type=int, default=8),
-    option("--bank PATH", "the images among which the neighbours are"),
-    TEACHER,
-)
-def pictures(args: Namespace) -> None:
-    """Draw what encoders see in the same images.
-
-    features: maps of the first block (residual momentum, Fig. 9). gradcam (Fig. 10): where the linear classifier of
-    each run looks, that of its newest linear evaluation, or its online probe; pip install 'solo-ext[pictures]'.
-    neighbours: for each image, the nearest of --bank.
-
-      solo-ext pictures trained_models/mocov3/A trained_models/res_mocov3/B --images photos --kind gradcam --out cam.png
-      solo-ext pictures trained_models/byol/RUN --images query --kind neighbours --bank /data/val --out near.pdf
-    """
-    from solo_ext.analysis.pictures import draw_pictures
-    from solo_ext.zoo.model import open_source
-
-    if args.count < 1:
-        raise ConfigError(f"--count must be at least 1, not {args.count}")
-    sources = [(Path(run).name, open_source(run)) for run in args.runs]
-    print(draw_pictures(sources, args.images, args.kind, args.out, args.teacher, args.count, args.bank))
-
-
-@SOLO_EXT.command(
-    option("runs RUN", "run folders; several are drawn into the same panels", nargs="+"),
-    option("--out FILE", "where it goes: .png or .pdf", required=True),
-    option("--filters N", "which of the recorded ones (default: 0 to 3)", nargs="+", type=int, default=[0, 1, 2, 3]),
-    option("--flat", "in two dimensions, without the steps"),
-)
-def trajectories(args: Namespace) -> None:
-    """Draw the paths of single filters over training.
-
-    A run with filters.enabled=true records the rows of a layer's weight, the student's and the teacher's, in each step.
-    Drawn are two weights of each filter over the steps, or --flat against each other (ProjectorEMA, Fig. 2, App. E).
-
-      solo-ext trajectories trained_models/byol/A trained_models/byol/B --out filters.png
-      solo-ext trajectories trained_models/byol/A --filters 0 133 --flat --out flat.pdf
-    """
-    from solo_ext.analysis.trajectories import draw_trajectories
-    from solo_ext.runs.run import find_runs
-
-    runs = [run for folder in args.runs for run in find_runs(folder)]
-    print(draw_trajectories(runs, args.out, args.filters, 2 if args.flat else 3))
-
-
-@SOLO_EXT.command(
-    option("runs RUN", "run folders; several are drawn into the same plots", nargs="+"),
-    option("--out FOLDER", "output folder (default: %(default)s)", default="report"),
-)
-def report(args: Namespace) -> None:
-    """Draw the curves of one or several runs into a page.
-
-    Writes one self-contained HTML page, and its plots as PNG: losses, accuracies, gap between student and teacher,
-    tau, learning rate, throughput.
-
-      solo-ext report trained_models/byol/RUN
-      solo-ext report trained_models/mocov3/RUN trained_models/res_mocov3/RUN --out gap
-    """
-    from solo_ext.analysis.report import main_report
-
-    print(main_report(args.runs, args.out))
+    file, overrides = yaml_and_overrides(args)
+    if file:
+        raise ConfigError(f"quality takes its data from --run, not from a YAML such as '{file}'")
+    _evaluate(args, "quality", None, overrides)
 
 
 @SOLO_EXT.command(
@@ -367,46 +293,3 @@ def with_solo_learn(args: Namespace) -> None:
     from solo_ext.compat.solo_learn import run_script
 
     run_script(args.path, args.script, args.others)
-
-
-@SOLO_EXT.command(
-    option("checkpoint CKPT", SOURCE),
-    option("--to TARGET", "torchvision, timm, detectron2, huggingface, onnx or safetensors", required=True),
-    TEACHER,
-    option("--dtype TYPE", "of the matrices: float32, float16 or bfloat16 (default: see above)"),
-    option("--out FOLDER", "the folder to make (default: exports/<name of the run>-TARGET)"),
-    option("--push OWNER/NAME", "upload it to this repository of the Hugging Face Hub"),
-)
-def export(args: Namespace) -> None:
-    """Write an encoder in the format of torchvision, timm, detectron2, the Hugging Face Hub or ONNX.
-
-    export.json in the output folder says how to load it. TARGET's own network is loaded from the folder, and its
-    features of random images are compared with ours: if they differ by more than 1e-5 of the largest (onnx: 1e-4),
-    nothing is left behind.
-
-      torchvision  a .pth for torchvision.models.resnet*.load_state_dict
-      timm         a .safetensors for timm.create_model
-      detectron2   a .pth that detectron2's detectors start from, and the YAML for it
-      huggingface  a folder of the Hub, with model card, which timm.create_model("local-dir:...") loads
-      onnx         a graph with weights, for any batch size; needs pip install 'solo-ext[onnx]'
-      safetensors  a run folder again, which all commands with --run take, without anything private
-
-    In float16 and bfloat16 only matrices and convolutions are rounded; how far that moves the features is printed.
-    The default is float16 for safetensors and float32 for the others; onnx and detectron2 have float32 only.
-
-      solo-ext export trained_models/res_mocov3/RUN --to torchvision --teacher --out encoder
-      solo-ext export trained_models/byol/RUN --to huggingface --push jane/byol-cifar10
-    """
-    if args.push and args.to != "huggingface":
-        raise ConfigError(f"--push goes with --to huggingface, not --to {args.to}")
-    from solo_ext.zoo.export import export
-
-    if args.push:
-        from solo_ext.zoo.export.huggingface import push
-        from solo_ext.zoo.store import check_upload
-
-        check_upload("--push", args.push)
-    report = export(args.checkpoint, args.to, args.out, args.teacher, args.dtype)
-    print(report)
-    if args.push:
-        print(f"  {push(report.folder, args.push)}")

@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 
 from solo_ext import __version__, plugins
-from solo_ext.cli import commands, data, demo, zoo  # noqa: F401, they register themselves
+from solo_ext.cli import commands, data, demo, showing, zoo  # noqa: F401, they register themselves
 from solo_ext.cli.command import SOLO_EXT
 from solo_ext.errors import FailedRun, SoloExtError
 

@@ -202,8 +202,15 @@ class PretrainData(ImageData):
                 raise ConfigError(f"augmentations.{i}.crop_size: {aug.crop_size} px, but {there}")
 
     def train_dataloader(self) -> ViewLoader:
-        info, views = self.info, [aug for aug in self.augmentations for _ in range(aug.num_crops)]
-        return self._shuffled([Transform.random(aug, aug.mean or info.mean, aug.std or info.std) for aug in views])
+        return self._shuffled(self._views())
+
+    def view_dataloader(self) -> ViewLoader:
+        """The views of all training images, in order."""
+        return self._loader(self.train_set, self._views())
+
+    def _views(self) -> list[Transform]:
+        info, views = dataset_info(self.data), [aug for aug in self.augmentations for _ in range(aug.num_crops)]
+        return [Transform.random(aug, aug.mean or info.mean, aug.std or info.std) for aug in views]
 
     def probe_dataloaders(self) -> tuple[ViewLoader, ViewLoader]:
         """All labelled training and all validation images, un-augmented, in order: for a kNN probe."""

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from solo_ext.evaluation.quality import rankme
 from solo_ext.schema import Config, Count
 from solo_ext.text import Metric
 
@@ -89,17 +90,13 @@ class Spread(Monitor):
 
 @dataclass(frozen=True)
 class Rank(Monitor):
-    """How many directions the projector's outputs of the student fill, on up to 256 images of the first view: RankMe
-    (Garrido et al., 2023, Eq. 1), from min(B, D) down to 1, where all are on one line or in one point."""
+    """How many directions the projector's outputs of the student fill, on up to 256 images of the first view."""
 
     every: int = 50
     metrics = (Metric("train_rankme", "Effective rank (RankMe) of the projector's outputs"),)
 
     def __call__(self, step: Step) -> dict[str, Tensor]:
-        z = step.students[min(step.students)]["projector"][:256].double()
-        # singular values from the smaller of the two products, for which float32 is too short
-        values = torch.linalg.eigvalsh(z @ z.T if len(z) < z.shape[1] else z.T @ z).clamp(min=0).sqrt()
-        return {"train_rankme": torch.special.entr(values / values.sum()).sum().exp()}
+        return {"train_rankme": rankme(step.students[min(step.students)]["projector"][:256])}
 
 
 @dataclass

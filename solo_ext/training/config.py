@@ -153,6 +153,17 @@ class KNNRunConfig(EvaluationConfig):
     knn_eval: OfflineKNNConfig = field(default_factory=OfflineKNNConfig)
 
 
+@dataclass(kw_only=True)
+class QualityConfig(EvaluationConfig):
+    """Measures of features without labels, on `images` training images in `views` views each: the first augmentation of
+    a pre-training, or crops and flips where there is none."""
+
+    backbone: BackboneConfig | None = None
+    images: Annotated[int, Bounds(2)] = 1000
+    views: Annotated[int, Bounds(2)] = 10
+    augmentations: list[AugmentationConfig] = field(default_factory=list)
+
+
 AnyConfig = TypeVar("AnyConfig", bound=RunConfig)
 
 
@@ -175,6 +186,7 @@ def resolve(raw: RunConfig | DictConfig | Mapping[str, Any], kind: str = "pretra
         raise ConfigError(f"{own[0]} is set by solo-ext itself; {OWN[own[0]]}")
     pretraining = _pretraining(*MONITORS.values())  # type: ignore[arg-type]  # classes can be hashed
     kinds = {"pretrain": pretraining, "linear": LinearConfig, "detect": DetectionConfig, "knn": KNNRunConfig}
+    kinds["quality"] = QualityConfig
     cls: type[RunConfig] = kinds[kind]
     try:
         if unknown := [key for key in values if key not in cls.__dataclass_fields__]:
@@ -281,6 +293,7 @@ def run_values(run: str | Path, kind: str, overrides: Sequence[str] = ()) -> Dic
             "devices": 1,
             "checkpoint": {"enabled": kind == "linear", "dir": place if here else CheckpointConfig.dir},
             **({"precision": config["precision"]} if "precision" in config else {}),
+            **({"augmentations": config.get("augmentations", [])[:1]} if kind == "quality" else {}),
             **(network_of(config) if config.get("backbone") else {"pretrain_method": method}),
         }
         (values.get("backbone", {}).get("kwargs") or {}).pop("cache_dir", None)

@@ -4,20 +4,24 @@ import hashlib
 import json
 import re
 import time
+from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from solo_ext.data.augmentations import ClassificationAugmentationConfig
+from solo_ext.data.augmentations import AugmentationConfig, ClassificationAugmentationConfig, ProbConfig
 from solo_ext.data.detection import DetectionData
-from solo_ext.data.modules import ClassificationData, ImageData
+from solo_ext.data.modules import ClassificationData, ImageData, PretrainData
 from solo_ext.errors import CheckpointError, ConfigError
 from solo_ext.evaluation.detection import DetectionModel
-from solo_ext.evaluation.features import features_of_sets
+from solo_ext.evaluation.features import extract_features
 from solo_ext.evaluation.knn import knn_accuracy
 from solo_ext.evaluation.linear import LinearModel, fit_cached_linear
+from solo_ext.evaluation.quality import quality as measured
 from solo_ext.files import log
 from solo_ext.methods import backbone_of
 from solo_ext.networks import BackboneConfig
@@ -27,19 +31,20 @@ from solo_ext.runs.comparison import IGNORED, flatten, within
 from solo_ext.runs.encoder import branch_of, check_heads, evaluation_view, load_encoder, network_of, weights_sum
 from solo_ext.runs.environment import environment
 from solo_ext.runs.evaluations import Result
-from solo_ext.runs.run import CLASSIFIERS, DETECTION, DETECTORS, KNN, LINEAR, UNTRAINED, Run, RunResult
+from solo_ext.runs.run import CLASSIFIERS, DETECTION, DETECTORS, KNN, LINEAR, QUALITY, UNTRAINED, Run, RunResult
 from solo_ext.schema import build, plain
 from solo_ext.training.config import (
     DetectionConfig,
     KNNRunConfig,
     LinearConfig,
+    QualityConfig,
     RunConfig,
     recipe_taken,
 )
 from solo_ext.training.start import begin, is_first, runs_folder
 from solo_ext.training.trainer import explained, fit, prepare, print_result
 
-AnyEvaluation = DetectionConfig | KNNRunConfig | LinearConfig
+AnyEvaluation = DetectionConfig | KNNRunConfig | LinearConfig | QualityConfig
 KNN_BATCH = 256  # images per forward pass; it does not change a result
 # the run folder that gets the results, and the args.json that goes into a new one; None: they are only printed
 Place = tuple[Run, dict[str, Any] | None] | None
@@ -140,6 +145,25 @@ def knn(cfg: KNNRunConfig, results: Path | None = None, encoder: Checkpoint | No
     return rows
 
 
+def quality(cfg: QualityConfig, results: Path | None = None, encoder: Checkpoint | None = None) -> dict[str, float]:
+    """Measures the features of training images without their labels: what `evaluation.quality.quality` gives, which
+    quality.json gets, too. `results` and `encoder` are as for `linear`."""
+    view = cfg.augmentations[0] if cfg.augmentations else AugmentationConfig(horizontal_flip=ProbConfig(0.5))
+    data = PretrainData(cfg.data, [replace(view, num_crops=cfg.views)], KNN_BATCH, cfg.seed)
+    cfg.images = min(cfg.images, len(data.train_set))
+    data.train_set = data.train_set.subset(np.linspace(0, len(data.train_set) - 1, cfg.images).astype(int))
+    data.batch_size = max(1, min(KNN_BATCH // cfg.views, cfg.images))
+    cfg = prepare(cfg, data)
+    backbone, about, place = _encoder(cfg, encoder, data, results)
+    flat = ((i, [torch.stack(views, 1).flatten(0, 1)], y) for i, views, y in data.view_dataloader())
+    features, _ = _extracted(cfg, backbone, flat)
+    found = measured(features.unflatten(0, (cfg.images, cfg.views)))
+    print("  ".join(f"{name} {value:.4g}" for name, value in found.items()))
+    if place and is_first():
+        _record(QUALITY, [{"protocol": protocol_of(cfg, data) | about, **found, "name": cfg.name}], *place)
+    return found
+
+
 def _encoder(
     cfg: AnyEvaluation, opened: Checkpoint | None, data: ImageData, results: Path | None
 ) -> tuple[nn.Module, dict[str, Any], Place]:
@@ -203,11 +227,18 @@ def protocol_of(cfg: AnyEvaluation, data: ImageData) -> dict[str, Any]:
 
 def _features(cfg: RunConfig, backbone: nn.Module, data: ClassificationData) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Features and labels of the training images, then of the test images, on the device."""
+    bank, queries = (_extracted(cfg, backbone, loader) for loader in (data.train_dataloader(), data.val_dataloader()))
+    return *bank, *queries
+
+
+def _extracted(cfg: RunConfig, backbone: nn.Module, loader: Iterable) -> tuple[Tensor, Tensor]:
+    """Features and labels of the images of `loader`, on the device."""
     device, precision = cfg.first_device, cfg.pick_precision()
     layout = not cfg.performance.disable_channel_last
     backbone = backbone.to(device).to(memory_format=torch.channels_last if layout else torch.preserve_format)
     with explained():
-        return features_of_sets(backbone, (data.train_dataloader(), data.val_dataloader()), device, precision, layout)
+        features, labels = extract_features(backbone, loader, device, precision, layout)
+    return features.to(device), labels.to(device)
 
 
 def untrained_folder(cfg: Any) -> Path:

@@ -25,13 +25,14 @@ UNREAD = {  # by the kind of run
         *("auto_resume.enabled", "resume_from_checkpoint", "callbacks", "skip_non_finite", "data.accept_changes"),
         *(*SAVING, *NO_TRAINER),
     ),
+    "quality": ("max_epochs", "data.accept_changes", "data.augmentations", *SAVING, *NO_TRAINER),
     "knn": ("max_epochs", "data.accept_changes", *SAVING, *NO_TRAINER),
 }
 DERIVED = (
     *("data.num_classes", "data.num_large_crops", "data.num_small_crops", "data.info", "data.content"),
     *("optimizer.effective_lr", "optimizer.effective_classifier_lr", "recipe", "encoder", "branch", "gap.place"),
 )
-ONE_PROCESS = ("linear with cache_features", "knn")
+ONE_PROCESS = ("linear with cache_features", "knn", "quality")
 READ_BY = {  # scheduler.name -> keys of its section that it reads
     "none": (),
     "step": ("lr_decay_steps",),

@@ -32,7 +32,7 @@ from solo_ext.training.evaluate import detect
 from solo_ext.training.pretrain import pretrain
 
 pytest.importorskip("pycocotools")
-SIDE, ITEM = 96, 28
+SIDE, ITEM = 64, 28
 NAMES = ("shirt", "shoe", "bag")
 CLOTHES = (0, 9, 8)  # their labels in the bundled images
 
@@ -45,8 +45,8 @@ def scenes(count, seed=0):
     for _ in range(count):
         picture = np.full((SIDE, SIDE, 3), 90, np.uint8)
         found = []
-        for cell in rng.permutation(9)[: rng.integers(1, 4)]:
-            left, top = (int(32 * n + rng.integers(0, 4)) for n in divmod(int(cell), 3))
+        for cell in rng.permutation(4)[: rng.integers(1, 4)]:
+            left, top = (int(32 * n + rng.integers(0, 4)) for n in divmod(int(cell), 2))
             kind = int(rng.integers(3))
             item = images[rng.choice(np.flatnonzero(labels == CLOTHES[kind]))]
             picture[top : top + ITEM, left : left + ITEM] = item[..., None]
@@ -140,7 +140,7 @@ BOX = "<object><name>bag</name><bndbox><xmin>{}</xmin><ymin>1</ymin><xmax>{}</xm
         (lambda f: (f / "ImageSets/Main/trainval.txt").unlink(), "there is no file"),
         (
             lambda f: boxes(f, 50, 200),
-            r"001\.xml: the box of 'bag' \(49, 0, 200, 9\) is empty or outside the image of 96 x",
+            r"001\.xml: the box of 'bag' \(49, 0, 200, 9\) is empty or outside the image of 64 x",
         ),
         (lambda f: boxes(f, 50, 20), r"the box of 'bag' \(49, 0, 20, 9\) is empty"),
         (lambda f: boxes(f, "nan", 20), r"the box of 'bag' \(nan, 0, 20, 9\) is empty"),
@@ -312,7 +312,7 @@ def detection(folder, sets, dataset="voc", **changes):
 
 
 def test_a_detector_resumes_exactly(sets, tmp_path, monkeypatch):
-    options = {"detector__precise_bn": 1, "detector__min_size": [64, SIDE]}
+    options = {"detector__precise_bn": 1, "detector__min_size": [48, SIDE]}
     cfg = detection(tmp_path / "cut", sets, **options)
     whole = load_checkpoint(detect(detection(tmp_path / "whole", sets, **options)).checkpoint)
     original, steps = DetectionModel.training_step, []
