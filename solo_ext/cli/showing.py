@@ -88,6 +88,25 @@ def trajectories(args: Namespace) -> None:
 
 
 @SOLO_EXT.command(
+    option("folders FOLDER", "folders with runs below them (default: trained_models)", nargs="*"),
+    option("--watch SECONDS", "show it anew every so many seconds, until Ctrl-C", type=float),
+)
+def runs(args: Namespace) -> None:
+    """List the runs in a folder: state, epoch, accuracies, speed.
+
+    The run that was written to last is at the top; one that has stopped continues by the same command.
+
+      solo-ext runs
+      solo-ext runs studies/residual-table2 --watch 5
+    """
+    from solo_ext.analysis.listing import watch
+
+    if args.watch is not None and not args.watch > 0:
+        raise ConfigError(f"--watch must be above 0, not {args.watch:g}")
+    watch(args.folders or ["trained_models"], args.watch)
+
+
+@SOLO_EXT.command(
     option("runs RUN", "run folders; several are drawn into the same plots", nargs="+"),
     option("--out FOLDER", "output folder (default: %(default)s)", default="report"),
 )

@@ -1,0 +1,80 @@
+"""A table of the runs in folders, on the terminal, as they are at this moment."""
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from solo_ext.analysis.report import COLUMNS, ONLINE, cell, table_rows
+from solo_ext.errors import CheckpointError
+from solo_ext.runs.run import METRICS, Run, find_runs, saved_at
+from solo_ext.text import duration
+
+
+def state(run: Run) -> str:
+    """`finished`, `running`, or `stopped`, which has a checkpoint to go on from, or `began`, which has none."""
+    if run.finished:
+        return "finished"
+    return "running" if run.running else "stopped" if run.checkpoints else "began"
+
+
+def progress(run: Run) -> str:
+    """Epochs that have begun, of how many."""
+    begun, total = max(run.metrics.epoch_ends, default=-1) + 1, run.args.get("max_epochs")
+    return f"{begun:g}/{total}" if total else f"{begun:g}"
+
+
+def listing(folders: Sequence[str | Path], width: int) -> Any:
+    """A rich Table of at most `width` characters, the run that was written to last at the top; columns without a value,
+    and the last that do not fit, are left out. A run whose files are damaged is named below.
+
+    CheckpointError if there is no run.
+    """
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    runs = [run for folder in folders for run in find_runs(folder)]
+    rows: list[list[str]] = []
+    damaged: list[str] = []
+    for run in sorted(runs, key=lambda run: saved_at(run.dir / METRICS), reverse=True):
+        try:
+            [row] = table_rows([run])
+            written = saved_at(run.dir / METRICS)
+            age = f"{duration(time.time() - written)} ago" if written else "-"
+            rows.append(
+                [f"{run.method}/{run.id}", state(run), progress(run), age, *(cell(row, key) for key in COLUMNS)]
+            )
+        except CheckpointError as error:
+            damaged.append(str(error))
+    headings = ["run", "state", "epoch", "written", *(metric.label for metric in COLUMNS.values())]
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True, caption_justify="left")
+    shown = []
+    for n, heading in enumerate(headings):
+        texts = [row[n] for row in rows]
+        wide = max(map(len, [*texts, *heading.split()]))
+        if {*texts} - {"-"} and wide + 2 <= width:
+            width -= wide + 2
+            shown.append(n)
+            table.add_column(heading, justify="left" if n < 2 else "right", min_width=wide)
+    for row in rows:
+        table.add_row(*(Text(row[n], no_wrap=True) for n in shown))
+    online = any(ONLINE in text for row in rows for text in row[4:])
+    note = [f"{ONLINE} online kNN of the last epoch; there is no offline one"] if online else []
+    table.caption = "\n".join([*note, *damaged])
+    return table
+
+
+def watch(folders: Sequence[str | Path], seconds: float | None) -> None:
+    """Prints it, or shows it anew every so many seconds, until Ctrl-C."""
+    from rich.console import Console
+    from rich.live import Live
+
+    console = Console()
+    if seconds is None:
+        console.print(listing(folders, console.width))
+        return
+    with Live(listing(folders, console.width), console=console, auto_refresh=False) as live:
+        while True:
+            time.sleep(seconds)
+            live.update(listing(folders, console.width), refresh=True)

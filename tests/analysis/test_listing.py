@@ -1,0 +1,61 @@
+"""The table of runs: what it says of finished, stopped and damaged ones, and of one that is running."""
+
+import shutil
+
+import pytest
+from tiny_runs import config, interrupted, whole  # noqa: F401, a fixture
+
+from solo_ext.analysis import listing
+from solo_ext.cli.main import main
+from solo_ext.runs.locks import RunLock
+from solo_ext.runs.run import Run
+from solo_ext.training.pretrain import pretrain
+
+
+def lines(capsys, *words):
+    assert main(["runs", *map(str, words)]) == 0
+    return capsys.readouterr().out
+
+
+def test_states(tmp_path, monkeypatch, capsys):
+    folder, _ = interrupted(config(tmp_path), monkeypatch)
+    assert (listing.state(Run(folder)), listing.progress(Run(folder))) == ("stopped", "2/3")
+    lock = RunLock(folder)
+    assert lock.take()
+    assert listing.state(Run(folder)) == "running"
+    lock.release()
+    said = lines(capsys, tmp_path)
+    assert f"byol/{folder.name}" in said and "stopped" in said and "2/3" in said
+    pretrain(config(tmp_path))
+    assert listing.state(Run(folder)) == "finished" and "3/3" in lines(capsys, tmp_path)
+
+
+def test_a_damaged_run_is_named_and_the_others_are_shown(whole, tmp_path, capsys):  # noqa: F811
+    for name in "ab":
+        shutil.copytree(whole.dir, tmp_path / "byol" / name)
+    (tmp_path / "byol" / "a" / "linear.json").write_text("[")
+    said = lines(capsys, tmp_path)
+    assert "byol/b" in said and "byol/a " not in said
+    assert "linear.jsonisdamaged" in "".join(said.split())  # which is wrapped
+
+
+def test_it_is_shown_anew(whole, monkeypatch, capsys):  # noqa: F811
+    pauses = []
+
+    def pause(seconds):
+        pauses.append(seconds)
+        if len(pauses) == 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(listing.time, "sleep", pause)
+    assert main(["runs", str(whole.dir), "--watch", "2"]) == 130
+    assert pauses == [2, 2, 2] and whole.dir.name in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "said"), [(["nowhere"], "nowhere does not exist"), ([".", "--watch", "0"], "--watch must be above 0")]
+)
+def test_mistakes(words, said, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["runs", *words]) == 2
+    assert said in capsys.readouterr().err
