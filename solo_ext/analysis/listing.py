@@ -39,11 +39,11 @@ def listing(folders: Sequence[str | Path], width: int) -> Any:
     damaged: list[str] = []
     for run in sorted(runs, key=lambda run: saved_at(run.dir / METRICS), reverse=True):
         try:
-            [row] = table_rows([run])
+            [found] = table_rows([run])
             written = saved_at(run.dir / METRICS)
             age = f"{duration(time.time() - written)} ago" if written else "-"
             rows.append(
-                [f"{run.method}/{run.id}", state(run), progress(run), age, *(cell(row, key) for key in COLUMNS)]
+                [f"{run.method}/{run.id}", state(run), progress(run), age, *(cell(found, key) for key in COLUMNS)]
             )
         except CheckpointError as error:
             damaged.append(str(error))
