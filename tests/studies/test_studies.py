@@ -2,6 +2,8 @@
 
 import json
 import re
+import subprocess
+import sys
 from collections import defaultdict
 from decimal import Decimal
 from functools import cache
@@ -196,6 +198,12 @@ def test_the_index_lists_the_studies():
         paper, what, shows = introduction(file)
         expected.add((path, path, paper, what, shows[0].upper() + shows[1:]))
     assert len(lines) == len(expected) and set(lines) == expected
+
+
+def test_the_page_of_all_items_is_that_of_the_studies():
+    root = STUDIES.parents[1]
+    done = subprocess.run([sys.executable, root / "benchmarks" / "reproduction.py", "--check"], timeout=300)
+    assert done.returncode == 0, "python benchmarks/reproduction.py writes it anew"
 
 
 # The runs.
