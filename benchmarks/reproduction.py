@@ -36,10 +36,10 @@ RUN = {  # study -> where its results here are, and at what scale
 HEADER = """\
 # Reproducing both papers
 
-Written by `python benchmarks/reproduction.py`. A study is one command, `solo-ext study NAME`: it trains what is missing,
-evaluates it, and writes our results beside the printed ones; `--dry-run` shows its runs. Each works with
-`data.dataset=fashion_mnist_mini`, too, on two CPU cores. What a study had to choose is said in its YAML. None has been run at
-a paper's own scale here.
+Written by `python benchmarks/reproduction.py`. A study is one command, `solo-ext study NAME`: it trains what is
+missing, evaluates it, and writes our results beside the printed ones; `--dry-run` shows its runs. Each works with
+`data.dataset=fashion_mnist_mini`, too, on two CPU cores. What a study had to choose is said in its YAML. None has been
+run at a paper's own scale here.
 """
 
 
