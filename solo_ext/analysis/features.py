@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from solo_ext.data.augmentations import ClassificationAugmentationConfig
-from solo_ext.data.datasets import CUSTOM, DataConfig, recorded_info
+from solo_ext.data.datasets import CUSTOM, FOLDER, DataConfig, recorded_info
 from solo_ext.data.images import FileImages, ImageSet
 from solo_ext.data.modules import ClassificationData
 from solo_ext.errors import ConfigError, naming, require
@@ -61,7 +61,7 @@ def features_of(
     config = run or {}
     view = ClassificationAugmentationConfig(**evaluation_view(config))
     data = ClassificationData(
-        DataConfig("custom", images, num_workers=workers, augmentations=view), BATCH, seed=0, augment=False
+        DataConfig(FOLDER, images, num_workers=workers, augmentations=view), BATCH, seed=0, augment=False
     )
     data.info = recorded_info(config.get("data") or {}) or CUSTOM  # how an image of another size is resized
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

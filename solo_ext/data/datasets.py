@@ -304,7 +304,7 @@ _IMAGENET_100 = partial(
     _load_folder, only=CLASSES, advice="solo-ext data imagenet100 SRC DST makes a folder of its classes, "
 )
 # images of any size, whose classes are their folders; also what is assumed of a dataset that is not known here
-CUSTOM = DatasetInfo(None, IMAGENET_MEAN, IMAGENET_STD, _load_folder)
+FOLDER, CUSTOM = "custom", DatasetInfo(None, IMAGENET_MEAN, IMAGENET_STD, _load_folder)
 
 DATASETS |= {
     BUNDLED: _FASHION(load=_load_mini, train_size=5_000),
@@ -318,5 +318,5 @@ DATASETS |= {
     "imagenet": _IMAGENET(1000, load=_load_folder, train_size=1_281_167),
     "voc": _BOXES,
     "coco": _BOXES,
-    "custom": CUSTOM,
+    FOLDER: CUSTOM,
 }

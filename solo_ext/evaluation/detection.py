@@ -7,6 +7,7 @@ from itertools import islice
 from typing import Any
 
 import lightning.pytorch as pl
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -124,7 +125,10 @@ class DetectionModel(pl.LightningModule):
             part.requires_grad_(False)
         self.detector = build_detector(backbone, classes, cfg, mean, std)
         kinds: Any = ("bbox", "segm") if cfg.masks else ("bbox",)
-        self.score = MeanAveragePrecision(iou_type=kinds, backend="pycocotools")
+        # torchmetrics' own thresholds are rounded to float32, which moves AP by a hundredth
+        thresholds: Any = {"iou_thresholds": np.linspace(0.5, 0.95, 10).tolist()}
+        thresholds["rec_thresholds"] = np.linspace(0, 1, 101).tolist()
+        self.score = MeanAveragePrecision(iou_type=kinds, backend="pycocotools", **thresholds)
         self.loss_parts: dict[str, Tensor] = {}
         self.train()
 

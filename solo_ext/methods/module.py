@@ -140,7 +140,7 @@ class LightningMethod(pl.LightningModule, Method):  # type: ignore[override]  # 
         log({"train_loss": loss}, on_step=True)
         log({**values, **step.metrics}, on_step=False)
         if self.intra.every:
-            log({"intra_on": float(self.intra.active(step.number))}, on_step=False)
+            log({"intra_on": loss.new_tensor(self.intra.active(step.number), dtype=torch.float32)}, on_step=False)
         with torch.no_grad():
             for monitor in self.monitors:
                 if monitor.due(step.number):

@@ -22,7 +22,14 @@ TINY = (
     "data.format=image_folder",
     "scheduler.warmup_epochs=0",
 )
-ALL_ON = ("intra.weight=0.5", "gradients.enabled=true", "tensorboard.enabled=true", "momentum.classifier=true")
+STEPS = ("scheduler.name=warmup_step", "scheduler.warmup_steps=1", "scheduler.lr_decay_steps=[1]")
+ALL_ON = (
+    "filters.enabled=true",
+    "intra.weight=0.5",
+    "gradients.enabled=true",
+    "tensorboard.enabled=true",
+    "momentum.classifier=true",
+)
 OTHERS = ("scheduler.name=step", "scheduler.lr_decay_steps=[1]", "intra.weight=0.5", "intra.distance=ce")
 COPIES = ("schema.py", "dataclasses.py", "copy.py")  # reading there is no use
 SEVERAL = {"collective_timeout"}  # read by runs of several processes
@@ -85,6 +92,7 @@ def run(tmp_path_factory):
 
 def test_pretraining(tmp_path, read):
     configs = [pretraining(tmp_path, *ALL_ON), pretraining(tmp_path, *OTHERS)]
+    configs.append(pretraining(tmp_path, *STEPS))
     for cfg in configs:
         pretrain(cfg)
     assert {key for cfg in configs for key in keys(cfg)} - read - ELSEWHERE - SEVERAL == set(UNREAD["pretrain"])
@@ -99,7 +107,9 @@ def test_evaluations(run, read, command):
     overrides = ["data.fraction=0.1", "data.format=image_folder", "data.num_workers=0"]
     overrides += ["max_epochs=2"] if kind == "linear" else []
     overrides += ["cache_features=true"] if cached else []
-    schedules = [[], ["scheduler.name=warmup_cosine", "scheduler.warmup_epochs=1"]] if kind == "linear" else [[]]
+    schedules = (
+        [[], ["scheduler.name=warmup_cosine", "scheduler.warmup_epochs=1"], [*STEPS]] if kind == "linear" else [[]]
+    )
     for schedule in schedules:
         cfg = resolve(run_values(run, kind, overrides + schedule), kind)
         {"linear": linear, "knn": knn}[kind](cfg)
