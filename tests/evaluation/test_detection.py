@@ -13,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 from tiny_runs import config, crash
+from trials import ALL
 
 import solo_ext
 from solo_ext.cli.main import main
@@ -352,6 +353,7 @@ def test_an_encoder_is_fine_tuned_or_stays(sets, tmp_path, finetune):
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(not ALL, reason="takes minutes; FAULTS=all")
 @pytest.mark.parametrize(("dataset", "head"), [("voc", "c4"), ("coco", "fpn")])
 def test_eight_images_are_learnt_by_heart(sets, tmp_path, dataset, head):
     masks = dataset == "coco"
