@@ -3,8 +3,9 @@
 import html
 import io
 import math
+import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import cache
 from pathlib import Path
@@ -15,6 +16,8 @@ from markupsafe import Markup
 
 import solo_ext
 from solo_ext.analysis.figures import FLOOR, PAPER, Panel, Style
+from solo_ext.errors import ConfigError, naming, require
+from solo_ext.files import replacing
 
 INK, MUTED, RULE = (light for light, _ in PAPER.values())
 SOLID = (None, None)  # dashes of matplotlib
@@ -159,3 +162,22 @@ def save(figure: Any, path: Path) -> None:
     """Writes a matplotlib figure as the PNG or SVG file `path`."""
     author = {".png": {"Software": f"solo_ext {solo_ext.__version__}"}, ".svg": {"Date": None}}[path.suffix]
     figure.savefig(path, metadata=author)
+
+
+def picture_path(out: str | os.PathLike, what: str) -> Path:
+    """Where a command writes a picture; ConfigError for what is no PNG or PDF, or without matplotlib."""
+    require("matplotlib", what, "viz")
+    path = Path(out).expanduser()
+    if path.suffix not in (".png", ".pdf"):
+        raise ConfigError(f"--out: '{path}' must end in .png or .pdf")
+    return path
+
+
+def write_picture(path: Path, draw: Callable[[], Any]) -> Path:
+    """Writes the matplotlib figure that `draw` makes in the house style, whole or not at all."""
+    with naming(f"--out: {path} cannot be written"), house_style():
+        figure = draw()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path, ConfigError) as file:
+            figure.savefig(file, format=path.suffix[1:], dpi=160)
+    return path

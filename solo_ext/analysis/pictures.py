@@ -14,19 +14,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from solo_ext.analysis.features import features_of
-from solo_ext.analysis.pages import house_style
-from solo_ext.data.datasets import CUSTOM, read_images, recorded_info
+from solo_ext.analysis.pages import picture_path, write_picture
+from solo_ext.data.datasets import read_images
 from solo_ext.data.images import ImageSet
-from solo_ext.data.modules import DEFAULT_CROP
-from solo_ext.data.transforms import build_eval_transform
-from solo_ext.errors import ConfigError, naming, require
-from solo_ext.files import replacing
+from solo_ext.errors import ConfigError, require
 from solo_ext.networks.stages import stage_row
 from solo_ext.runs.checkpoints import Checkpoint, open_checkpoint
-from solo_ext.runs.encoder import evaluation_view, load_encoder
+from solo_ext.runs.encoder import eval_transform, load_encoder
 from solo_ext.runs.run import LINEAR, Run
 
-KINDS = ("features", "gradcam", "neighbours")
 MAPS = 7  # as many feature maps as the figures have: those that differ most from place to place
 NEAREST = 5
 Row = tuple[str, list[np.ndarray]]  # its label, and pictures [H, W] (drawn in false colours) or [H, W, 3] in [0, 1]
@@ -59,33 +55,22 @@ def draw_pictures(
 
     Raises CheckpointError and DataError, as evaluations do; ConfigError for a run without classifier.
     """
-    require("matplotlib", "pictures", "viz")
-    path = Path(out).expanduser()
-    if path.suffix not in (".png", ".pdf"):
-        raise ConfigError(f"--out: '{path}' must end in .png or .pdf")
+    path = picture_path(out, "pictures")
     chosen = read_images(images, "IMAGES")
     chosen = chosen.subset(np.arange(min(count, len(chosen))))
     seen = [_seen(label, source, chosen, teacher) for label, source in sources]
     rows: list[Row] = [("", seen[0].shown)]
     for one in seen:
         if kind == "neighbours":
-            if bank is None:
-                raise ConfigError("--bank: missing, the images among which the neighbours are")
             rows += _neighbours(one, bank, teacher)
         else:
             rows += _gradcam(one) if kind == "gradcam" else _feature_maps(one)
-    with naming(f"--out: {path} cannot be written"):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path, ConfigError) as file, house_style():
-            _figure(rows).savefig(file, format=path.suffix[1:], dpi=160)
-    return path
+    return write_picture(path, lambda: _figure(rows))
 
 
 def _seen(label: str, source: Checkpoint, images: ImageSet, teacher: bool) -> Seen:
     backbone, config = load_encoder(source, teacher=teacher)
-    info, view = recorded_info((config or {}).get("data") or {}) or CUSTOM, evaluation_view(config or {})
-    size = view.get("crop_size") or info.image_size or DEFAULT_CROP
-    transform = build_eval_transform(info, size, view.get("mean"), view.get("std"))
+    transform = eval_transform(config)
     inputs = torch.stack([transform(images.images[i]) for i in range(len(images))])
     mean, std = (n.view(3, 1, 1) for n in (transform.mean, transform.std))
     shown = [*(inputs * std + mean).clamp(0, 1).permute(0, 2, 3, 1).numpy()]
@@ -118,7 +103,9 @@ def _gradcam(seen: Seen) -> list[Row]:
     return [(seen.label, [show_cam_on_image(image, map_, use_rgb=True) / 255 for image, map_ in pairs])]
 
 
-def _neighbours(seen: Seen, bank: str, teacher: bool) -> list[Row]:
+def _neighbours(seen: Seen, bank: str | None, teacher: bool) -> list[Row]:
+    if bank is None:
+        raise ConfigError("--bank: missing, the images among which the neighbours are")
     features, images = features_of(seen.source, bank, teacher)
     with torch.no_grad():
         queries = F.normalize(seen.backbone(seen.inputs))

@@ -8,9 +8,8 @@ from typing import Any
 import numpy as np
 
 from solo_ext.analysis.figures import Style, styled
-from solo_ext.analysis.pages import house_style
-from solo_ext.errors import ConfigError, naming, require
-from solo_ext.files import replacing
+from solo_ext.analysis.pages import picture_path, write_picture
+from solo_ext.errors import ConfigError
 from solo_ext.runs.metrics import read_table
 from solo_ext.runs.run import FILTERS, Run
 
@@ -23,16 +22,8 @@ def draw_trajectories(runs: Sequence[Run], out: str | os.PathLike, filters: Sequ
 
     dimensions: 3: the step is the first axis. ConfigError for a run that has not recorded them (filters.enabled).
     """
-    require("matplotlib", "trajectories", "viz")
-    path = Path(out).expanduser()
-    if path.suffix not in (".png", ".pdf"):
-        raise ConfigError(f"--out: '{path}' must end in .png or .pdf")
-    with naming(f"--out: {path} cannot be written"), house_style():
-        figure = trajectories([(run, style) for run, style in styled(runs)], filters, dimensions)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path, ConfigError) as file:
-            figure.savefig(file, format=path.suffix[1:], dpi=160)
-    return path
+    path = picture_path(out, "trajectories")
+    return write_picture(path, lambda: trajectories(styled(runs), filters, dimensions))
 
 
 def trajectories(runs: Sequence[tuple[Run, Style]], filters: Sequence[int], dimensions: int = 3) -> Any:

@@ -42,6 +42,14 @@ def yaml_and_overrides(args: Namespace, kind: str | None = None) -> tuple[Path |
     return file, words
 
 
+def _only_overrides(args: Namespace, command: str) -> list[str]:
+    """Those of a command that takes no YAML."""
+    file, overrides = yaml_and_overrides(args)
+    if file:
+        raise ConfigError(f"{command} takes its data from --run, not from a YAML such as '{file}'")
+    return overrides
+
+
 def _configured(command: str, file: Path | None, overrides: list[str], run: Path | None = None) -> Any:
     """What the YAML `file` says or, without one, the configuration of `run`, whose encoder a command evaluates."""
     from solo_ext.training.compose import assign, compose
@@ -173,9 +181,7 @@ def knn(args: Namespace) -> None:
       solo-ext knn --run trained_models/byol/RUN
       solo-ext knn --run model.ckpt --k 1 20 200 --distance cosine --temperature 0.07 0.2
     """
-    file, overrides = yaml_and_overrides(args)
-    if file:
-        raise ConfigError(f"knn takes its data from --run, not from a YAML such as '{file}'")
+    overrides = _only_overrides(args, "knn")
     for words, key in ((args.k, "k"), (args.distance, "distance_func"), (args.temperature, "T")):
         # an option takes all the words that follow it, overrides included
         values = [word for word in words if "=" not in word]
@@ -202,10 +208,7 @@ def quality(args: Namespace) -> None:
       solo-ext quality --run trained_models/byol/RUN
       solo-ext quality --run trained_models/byol/RUN images=5000 views=4 --teacher
     """
-    file, overrides = yaml_and_overrides(args)
-    if file:
-        raise ConfigError(f"quality takes its data from --run, not from a YAML such as '{file}'")
-    _evaluate(args, "quality", None, overrides)
+    _evaluate(args, "quality", None, _only_overrides(args, "quality"))
 
 
 @SOLO_EXT.command(

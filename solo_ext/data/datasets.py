@@ -227,10 +227,7 @@ def _load_stl10(data: DataConfig, split: str) -> ImageSet:
 
 def _load_folder(data: DataConfig, split: str, only: tuple[str, ...] = (), advice: str = "") -> ImageSet:
     """`only`: the dataset's classes; `advice`: what to do about a folder with more."""
-    name = "val_path" if split == "test" else "train_path"
-    key, path = f"data.{name}", getattr(data, name)
-    if path is None:
-        raise DataError(f"{key}: missing, but dataset '{data.dataset}' is read from the folder named there")
+    key, path = _named(data, split, "folder")
     images, expected = read_images(path, key, not data.no_labels, only), DATASETS[data.dataset].num_classes
     if expected is not None and len(images.classes) > expected:
         found = f"'{path}' has {len(images.classes)} class folders, but '{data.dataset}' has {expected} classes"
@@ -240,6 +237,14 @@ def _load_folder(data: DataConfig, split: str, only: tuple[str, ...] = (), advic
     elif expected and 0 < len(images.classes) < expected:
         log.warning("%s: '%s' has %d of the %d classes", key, path, len(images.classes), expected)
     return images
+
+
+def _named(data: DataConfig, split: str, what: str) -> tuple[str, str]:
+    """The key that names where a split is, and its value."""
+    name = "val_path" if split == "test" else "train_path"
+    if (path := getattr(data, name)) is None:
+        raise DataError(f"data.{name}: missing, but dataset '{data.dataset}' is read from the {what} named there")
+    return f"data.{name}", path
 
 
 def _root(data: DataConfig, split: str) -> tuple[Path, str]:
@@ -279,9 +284,7 @@ def _torchvision(data: DataConfig, which: str, name: str, **kwargs: Any) -> Any:
 def _load_boxes(data: DataConfig, split: str) -> ImageSet:
     from solo_ext.data.boxes import read_boxes
 
-    key, path = ("data.val_path", data.val_path) if split == "test" else ("data.train_path", data.train_path)
-    if path is None:
-        raise DataError(f"{key}: missing, but dataset '{data.dataset}' is read from the annotation named there")
+    key, path = _named(data, split, "annotation")
     return read_boxes(path, key, skip=data.corrupt == "skip")
 
 

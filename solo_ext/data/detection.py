@@ -12,8 +12,8 @@ from torch.utils.data import Dataset, get_worker_info
 from solo_ext.data.boxes import BoxSet, outlines
 from solo_ext.data.datasets import DataConfig, load_dataset
 from solo_ext.data.images import ImageSet
-from solo_ext.data.loader import Key, Skipped, Unreadable, ViewLoader, derive_seed, finish_first, read, share
-from solo_ext.data.modules import ImageData
+from solo_ext.data.loader import Key, Unreadable, ViewLoader, derive_seed, read, share
+from solo_ext.data.modules import ImageData, make_loader
 from solo_ext.data.transforms import Transform
 from solo_ext.errors import DataError
 
@@ -102,9 +102,5 @@ class DetectionData(ImageData):
 
     def _loader(self, images: ImageSet, views: Sequence[Transform], **batching: Any) -> ViewLoader:
         assert isinstance(images, BoxSet)
-        training = batching.get("drop_last", False)
-        dataset: Any = DetectionSet(images, self.seed, training, self.masks)
-        skipped = Skipped(len(images), self.data.corrupt, self.data.corrupt_limit)
-        workers: dict[str, Any] = {"num_workers": self.data.num_workers, "worker_init_fn": finish_first}
-        workers |= {"persistent_workers": self.data.num_workers > 0, "pin_memory": self.device.type == "cuda"}
-        return ViewLoader(dataset, self.device, skipped, batch_size=self.batch_size, **workers, **batching)
+        dataset: Any = DetectionSet(images, self.seed, batching.get("drop_last", False), self.masks)
+        return make_loader(self.data, dataset, self.device, batch_size=self.batch_size, **batching)

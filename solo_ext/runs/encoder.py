@@ -3,12 +3,12 @@
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from solo_ext.data.datasets import recorded_info
+from solo_ext.data.datasets import CUSTOM, recorded_info
 from solo_ext.errors import CheckpointError
 from solo_ext.files import log
 from solo_ext.methods import backbone_of
@@ -19,6 +19,9 @@ from solo_ext.runs.checkpoints import Checkpoint, foreign_config, open_checkpoin
 from solo_ext.runs.foreign import find_backbones, tensors_of
 from solo_ext.schema import plain
 from solo_ext.text import nearest
+
+if TYPE_CHECKING:
+    from solo_ext.data.transforms import Transform
 
 # the backbone.kwargs by which timm and torchvision fetch initial weights
 FETCHING = {"pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir", "weights"}
@@ -158,6 +161,18 @@ def evaluation_view(config: Mapping[str, Any]) -> dict[str, Any]:
         usual = {"crop_size": info.image_size, "mean": info.eval_mean or info.mean, "std": info.eval_std or info.std}
         view = usual | {key: value for key, value in view.items() if value is not None}
     return {key: plain(view[key]) for key in ("crop_size", "mean", "std") if view.get(key) is not None}
+
+
+def eval_transform(config: Mapping[str, Any] | None) -> "Transform":
+    """Pillow image, or uint8 [C, H, W], -> float32 [3, size, size], as the evaluations of a run with this args.json see
+    an image."""
+    from solo_ext.data.modules import DEFAULT_CROP  # with Lightning, which a run's first line does not wait for
+    from solo_ext.data.transforms import build_eval_transform
+
+    config = config or {}
+    info, view = recorded_info(config.get("data") or {}) or CUSTOM, evaluation_view(config)
+    size = view.get("crop_size") or info.image_size or DEFAULT_CROP
+    return build_eval_transform(info, size, view.get("mean"), view.get("std"))
 
 
 def bare_backbone(config: Mapping[str, Any]) -> nn.Module:

@@ -84,11 +84,8 @@ def linear(cfg: LinearConfig, results: Path | None = None, encoder: Checkpoint |
         model = LinearModel(backbone, data.num_classes, cfg.optimizer, cfg.scheduler, cfg, layout)
         result = fit(cfg, model, data, begin(cfg, base))
     print_result(result, ("val_acc1", "val_acc5"))
-    if place and is_first():
-        scores = {name: result.metrics.get(f"val_{name}") for name in ("acc1", "acc5")}
-        row = {"protocol": protocol_of(cfg, data) | about, **scores, "seconds": result.seconds, "run": str(result.dir)}
-        row["name"] = cfg.name
-        _record(LINEAR, [row], *place)
+    scores = {name: result.metrics.get(f"val_{name}") for name in ("acc1", "acc5")}
+    _record(LINEAR, cfg, data, about, [scores | _spent(result)], place)
     return result
 
 
@@ -114,11 +111,8 @@ def detect(cfg: DetectionConfig, results: Path | None = None, encoder: Checkpoin
     )
     result = fit(cfg, model, data, begin(cfg, runs_folder(cfg) / DETECTORS))
     print_result(result, ("val_ap", "val_ap50", "val_ap75"))
-    if place and is_first():
-        scores = {name[4:]: value for name, value in result.metrics.items() if name.startswith("val_")}
-        row = {"protocol": protocol_of(cfg, data) | about, **scores, "seconds": result.seconds, "run": str(result.dir)}
-        row["name"] = cfg.name
-        _record(DETECTION, [row], *place)
+    scores = {name[4:]: value for name, value in result.metrics.items() if name.startswith("val_")}
+    _record(DETECTION, cfg, data, about, [scores | _spent(result)], place)
     return result
 
 
@@ -130,7 +124,6 @@ def knn(cfg: KNNRunConfig, results: Path | None = None, encoder: Checkpoint | No
     backbone, about, place = _encoder(cfg, encoder, data, results)
     features = _features(cfg, backbone, data)
     options, rows, recorded = cfg.knn_eval, [], []
-    about = protocol_of(cfg, data) | about
     for distance in dict.fromkeys(options.distance_func):
         for temperature in dict.fromkeys(options.T) if distance == "cosine" else [None]:
             votes = "" if temperature is None else f"  T {temperature}"
@@ -138,10 +131,9 @@ def knn(cfg: KNNRunConfig, results: Path | None = None, encoder: Checkpoint | No
             for k, scores in found.items():
                 vote = {"features": "backbone", "distance": distance, "k": k, "T": temperature}
                 rows.append({**vote, **scores})
-                recorded.append({"protocol": about | vote, **scores, "name": cfg.name})
+                recorded.append({"protocol": vote, **scores})
                 print(f"{distance:9}  k {k:<4}{votes}  acc@1 {scores['acc1']:.2f}  acc@5 {scores['acc5']:.2f}")
-    if place and is_first():
-        _record(KNN, recorded, *place)
+    _record(KNN, cfg, data, about, recorded, place)
     return rows
 
 
@@ -159,8 +151,7 @@ def quality(cfg: QualityConfig, results: Path | None = None, encoder: Checkpoint
     features, _ = _extracted(cfg, backbone, flat)
     found = measured(features.unflatten(0, (cfg.images, cfg.views)))
     print("  ".join(f"{name} {value:.4g}" for name, value in found.items()))
-    if place and is_first():
-        _record(QUALITY, [{"protocol": protocol_of(cfg, data) | about, **found, "name": cfg.name}], *place)
+    _record(QUALITY, cfg, data, about, [{**found}], place)
     return found
 
 
@@ -188,7 +179,7 @@ def _trained(
     """The encoder of a checkpoint, whose network `cfg` takes over. Warns where `data` shows it images otherwise."""
     if not cfg.pretrained_feature_extractor:
         raise ConfigError("pretrained_feature_extractor is missing (a run folder or checkpoint; or set untrained=true)")
-    if opened is None or str(opened.path) != cfg.pretrained_feature_extractor:
+    if opened is None or Path(cfg.pretrained_feature_extractor) not in (opened.path, opened.path.parent):
         opened = open_checkpoint(cfg.pretrained_feature_extractor)
     backbone, _ = load_encoder(opened, plain(cfg), cfg.teacher)
     opened.take()  # the memory
@@ -261,8 +252,20 @@ def _place(cfg: AnyEvaluation, source: Checkpoint | None, results: Path | None) 
     return run, args or plain(cfg)
 
 
-def _record(name: str, results: list[Result], run: Run, args: dict[str, Any] | None) -> None:
+def _spent(result: RunResult) -> dict[str, Any]:
+    """What a result says of the run that it took."""
+    return {"seconds": result.seconds, "run": str(result.dir)}
+
+
+def _record(
+    file: str, cfg: AnyEvaluation, data: ImageData, about: dict[str, Any], results: list[Result], place: Place
+) -> None:
+    """Adds the results, each with its whole protocol, of which it may have a part of its own."""
+    if not place or not is_first():
+        return
+    whole, (run, args) = protocol_of(cfg, data) | about, place
+    rows = [{**row, "protocol": whole | row.get("protocol", {}), "name": cfg.name} for row in results]
     try:
-        run.add_results(name, results, args)
+        run.add_results(file, rows, args)
     except CheckpointError as error:
         raise CheckpointError(f"{error}; --out takes the results to another folder") from None

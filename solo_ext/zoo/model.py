@@ -9,12 +9,9 @@ from typing import Any
 from timm.models import build_model_with_cfg, register_model
 from torch import nn
 
-from solo_ext.data.datasets import CUSTOM, recorded_info
-from solo_ext.data.modules import DEFAULT_CROP
-from solo_ext.data.transforms import Transform, build_eval_transform
 from solo_ext.errors import CheckpointError, ConfigError
 from solo_ext.runs.checkpoints import Checkpoint, decode, foreign_config, open_checkpoint
-from solo_ext.runs.encoder import bare_backbone, evaluation_view, load_encoder
+from solo_ext.runs.encoder import bare_backbone, eval_transform, load_encoder
 from solo_ext.runs.run import Run
 from solo_ext.text import nearest
 from solo_ext.zoo.store import entries, fetch, fetch_repository
@@ -44,14 +41,6 @@ def load_backbone(source: str | os.PathLike, teacher: bool = False) -> nn.Module
     with foreign_config(checkpoint.path):
         backbone.transform = eval_transform(backbone.config)
     return backbone
-
-
-def eval_transform(config: Mapping[str, Any] | None) -> Transform:
-    """Pillow image -> tensor [3, size, size], as the evaluations of a run with this args.json see an image."""
-    config = config or {}
-    info, view = recorded_info(config.get("data") or {}) or CUSTOM, evaluation_view(config)
-    size = view.get("crop_size") or info.image_size or DEFAULT_CROP
-    return build_eval_transform(info, size, view.get("mean"), view.get("std"))
 
 
 def open_source(source: str | os.PathLike) -> Checkpoint:

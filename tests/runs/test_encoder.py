@@ -12,11 +12,10 @@ from solo_ext.data.datasets import DATASETS, DatasetInfo
 from solo_ext.errors import CheckpointError
 from solo_ext.networks import BackboneConfig, build_backbone
 from solo_ext.runs.checkpoints import find_checkpoint, save_checkpoint
-from solo_ext.runs.encoder import bare_backbone, evaluation_view, load_encoder, network_of
+from solo_ext.runs.encoder import bare_backbone, eval_transform, evaluation_view, load_encoder, network_of
 from solo_ext.runs.run import RECORDS
 from solo_ext.schema import plain
 from solo_ext.training.config import resolve
-from solo_ext.zoo.model import eval_transform
 
 CIFAR = {"backbone": {"name": "resnet18", "kwargs": {}}, "data": {"dataset": "cifar10"}, "method": "byol"}
 

@@ -4,6 +4,8 @@ import importlib
 import pkgutil
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from solo_ext.errors import ConfigError
+from solo_ext.methods import Method
 from solo_ext.plugins import derived
 from solo_ext.schema import Config
 from solo_ext.text import Metric
@@ -19,6 +21,13 @@ MONITORS: dict[str, type["MonitorCallback"]] = {}
 def is_logging_step(trainer: Any) -> bool:
     """Whether what waits on the device is logged now; an epoch's last batch counts as well."""
     return trainer.is_last_batch or trainer.global_step % trainer.log_every_n_steps == 0
+
+
+def our_method(module: Any, key: str) -> Any:
+    """`module`, or ConfigError, since the monitor of the section `key` looks at stages."""
+    if not isinstance(module, Method):
+        raise ConfigError(f"{key}.enabled: {type(module).__name__} is not one of our methods and has no stages")
+    return module
 
 
 class MonitorCallback(Callback):

@@ -8,11 +8,10 @@ import torch
 from torch import Tensor
 
 from solo_ext.errors import ConfigError, must_have
-from solo_ext.methods import Method
 from solo_ext.runs.metrics import read_table, write_table
 from solo_ext.runs.run import FILTERS
 from solo_ext.schema import Config, Count
-from solo_ext.training.callbacks import LightningModule, MonitorCallback, Trainer, is_logging_step
+from solo_ext.training.callbacks import LightningModule, MonitorCallback, Trainer, is_logging_step, our_method
 
 
 @dataclass
@@ -37,9 +36,7 @@ class FilterTrace(MonitorCallback):
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         from solo_ext.training.loggers import CSVMetrics
 
-        method: Any = module
-        if not isinstance(module, Method):
-            raise ConfigError(f"filters.enabled: {type(module).__name__} is not one of our methods and has no stages")
+        method = our_method(module, self.key)
         stages = {stage.name: stage for stage in method.row}
         must_have(self.cfg.stage, stages, "filters.stage: the network has no stage")
         stage = stages[self.cfg.stage]

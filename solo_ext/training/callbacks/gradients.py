@@ -7,11 +7,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from solo_ext.errors import ConfigError
-from solo_ext.methods import Method
 from solo_ext.schema import Config, Count
 from solo_ext.text import Metric
-from solo_ext.training.callbacks import LightningModule, MonitorCallback, Trainer, is_logging_step
+from solo_ext.training.callbacks import LightningModule, MonitorCallback, Trainer, is_logging_step, our_method
 
 
 @dataclass
@@ -42,9 +40,7 @@ class GradientMonitor(MonitorCallback):
         self.hooks: list[Any] = []
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
-        method: Any = module
-        if not isinstance(module, Method):
-            raise ConfigError(f"gradients.enabled: {type(module).__name__} is not one of our methods and has no stages")
+        method = our_method(module, self.key)
         stages = [stage for stage in method.row if stage.part == "backbone"]
         heads = {name: method.part(name) for name in method.parts if name != "backbone"}
         maps = {stage.name: method.backbone.get_submodule(stage.places) for stage in stages if stage.steps}

@@ -28,10 +28,10 @@ from solo_ext.data.transforms import Transform
 from solo_ext.errors import CheckpointError, ConfigError, must_have
 from solo_ext.files import json_text, new_folder, sha256
 from solo_ext.runs.checkpoints import Checkpoint
-from solo_ext.runs.encoder import branch_of, load_encoder
+from solo_ext.runs.encoder import branch_of, eval_transform, load_encoder
 from solo_ext.runs.environment import environment
 from solo_ext.runs.run import WEIGHTS
-from solo_ext.zoo.model import eval_transform, open_source
+from solo_ext.zoo.model import open_source
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 BATCHES = (1, 2, 5)  # images in each of the proof's forward passes
