@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from solo_ext.runs.comparison import flatten, value_text
+from solo_ext.runs.comparison import IGNORED, compare, flatten, value_text, within
 from solo_ext.runs.metrics import is_number
 from solo_ext.runs.run import Run
 from solo_ext.text import Metric
@@ -25,22 +25,26 @@ PALETTE = (
     ("#333333", "#e8e8e8"),
 )
 DASHES = ((), (5, 2), (1.2, 1.4), (6, 1.6, 1.2, 1.6))  # after six runs the colours repeat, dashed
-FLOOR = (1, 2)  # dashes of a reference line
 PAPER = {"ink": ("#1c1e21", "#e4e6e8"), "muted": ("#5f646a", "#9ba1a8"), "rule": ("#dfe1e4", "#34383d")}
 
 # Section of a metric -> its heading, and metrics whose absence is worth mentioning. A report always has these, in this
 # order; sections of a user's own metrics follow.
 SECTIONS: dict[str, tuple[str, tuple[str, ...]]] = {
-    "losses": ("Losses", ("train_loss", "train_intra_loss", "train_class_loss")),
     "accuracies": ("Accuracies", ("val_acc1", "val_knn*")),
     "gap": ("Student-teacher gap", ("gap_sim", "gap_sim_feats")),
+    "losses": ("Losses", ("train_loss", "train_intra_loss", "train_class_loss")),
     "weight distance": ("Weight distance per stage", ()),
     "schedules": ("Schedules and throughput", ("tau", "lr", "images_per_s")),
 }
 OTHER = "other"
 PLACE = ("gap.place", "gap.at")  # where the gap is measured; older runs have only what was configured
 SCHEDULE_FILES = {"images_per_s": "throughput", "lr-*": "lr"}  # others are named after the metric
-FILES = ("losses", "accuracies", "gap", "weight_distance", "tau", "lr", "throughput", OTHER)  # .png
+FILES = ("accuracies", "gap", "losses", "weight_distance", "tau", "lr", "throughput", OTHER)  # .png and .pdf
+# of a configuration, what no label names: what is compared nowhere, and what follows from other keys
+UNTOLD = (
+    *(*IGNORED, "seed", "name", "method", "optimizer.effective_lr"),
+    *("data.num_classes", "data.num_large_crops", "data.num_small_crops"),
+)
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,9 @@ class Style:
     light: str
     dark: str
     dash: tuple[float, ...] = ()
+
+
+FLOOR = Style("untrained encoder, offline kNN", "muted", *PAPER["muted"], (1, 2))
 
 
 @dataclass(frozen=True)
@@ -72,7 +79,7 @@ class Panel:
     title: str
     metric: str
     curves: list[Curve]
-    floor: list[float] = field(default_factory=list)  # horizontal reference lines
+    floor: list[tuple[float, Style]] = field(default_factory=list)  # horizontal lines of reference
     gap_axis: bool = False  # 2 - 2 y on the right
     ylim: tuple[float, float] | None = None
     run: Style | None = None  # the only one shown
@@ -92,7 +99,7 @@ class Section:
     """Panels under one heading."""
 
     name: str  # the metrics' section, which chooses the caption
-    files: dict[str, list[Panel]]  # by the PNG file that shows them
+    files: dict[str, list[Panel]]  # by the file that shows them
     legend: list[Style]
     facts: dict[str, Any]  # what the caption says of these runs
 
@@ -106,19 +113,66 @@ class Section:
 
 Shown = Sequence[tuple[Run, Style]]
 K = TypeVar("K")
+L = TypeVar("L")
 
 
-def labels(runs: Sequence[tuple[str, str | None, str]]) -> list[str]:
-    """For each (method, name, id) the first of method, name, and method with id that no other run has."""
-    columns = list(zip(*runs, strict=True))[:2]
-    unique = [[w for w, c in zip(run, columns, strict=False) if w and c.count(w) == 1] for run in runs]
-    return [own[0] if own else f"{method} {i}" for (method, _, i), own in zip(runs, unique, strict=True)]
+def labels(runs: Sequence[Run], apart: bool = False) -> list[str]:
+    """For each run its method, and what of its configuration differs among the runs of that method.
+
+    Runs that differ in the seed alone have one label; `apart`: the seed, else the name, or else the id is in it.
+    """
+    configs = [flatten(run.args) if run.args else {"id": run.id} for run in runs]
+    names = list(dict.fromkeys(key for config in configs for key in config))
+    told: list[list[str]] = [[] for _ in runs]
+    for members in grouped((run.method, i) for i, run in enumerate(runs)).values():
+        differing = compare([configs[i] for i in members])[1]
+        keys = [key for key in differing if not within(key, UNTOLD)]
+        chosen: list[str] = []
+
+        def kinds(keys: Sequence[str], of: Mapping[str, list[str]] = differing) -> int:
+            return len({*zip(*(of[key] for key in keys), strict=True)}) if keys else 1
+
+        while kinds(chosen) < kinds(keys):  # the one that tells most runs apart, and then what else it takes
+            chosen.append(max(keys, key=lambda key: kinds([*chosen, key])))
+        for n, i in enumerate(members):
+            told[i] = [f"{_shortest(key, names)} {_short(differing[key][n])}" for key in chosen]
+    found = [" · ".join([run.method, *words]) for run, words in zip(runs, told, strict=True)]
+    for own in (lambda run: f"seed {run.args.get('seed')}", lambda run: run.name or "-", lambda run: run.id):
+        if apart:
+            found = [f"{x} · {own(run)}" if found.count(x) > 1 else x for x, run in zip(found, runs, strict=True)]
+    return found
 
 
-def styled(runs: Sequence[Run]) -> Shown:
-    """The runs with a label and a colour each, the same in all tables and figures."""
-    names = labels([(run.method, run.name, run.id) for run in runs])
-    return list(zip(runs, styles(names), strict=True))
+def _shortest(key: str, names: Sequence[str]) -> str:
+    """The end of a full key that no other key has."""
+    parts = key.split(".")
+    ends = (".".join(parts[i:]) for i in range(len(parts) - 1, -1, -1))
+    return next(end for end in ends if sum(f".{name}".endswith(f".{end}") for name in names) == 1)
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 24 else f"{text[:23]}…"
+
+
+def styled(runs: Sequence[Run], apart: bool = False) -> Shown:
+    """The runs with a label and a colour for each label, the same in all tables and figures; see `labels`."""
+    names = labels(runs, apart)
+    by_label = dict(zip(dict.fromkeys(names), styles(list(dict.fromkeys(names))), strict=True))
+    return [(run, by_label[name]) for run, name in zip(runs, names, strict=True)]
+
+
+def by_style(shown: Shown) -> dict[Style, list[Run]]:
+    """Style -> the runs that stand for it: those that have ended, or all if none has."""
+    groups = grouped((style, run) for run, style in shown)
+    return {style: [run for run in runs if not unfinished(run)] or runs for style, runs in groups.items()}
+
+
+def unfinished(run: Run) -> str:
+    """How far a run is that has not ended; empty for one that has."""
+    if run.finished or run.untrained or not run.metrics or run.progress >= (run.args.get("max_epochs") or 0) > 0:
+        return ""
+    state = "still training" if run.running else "stopped"
+    return f"{state}, epoch {run.progress:g} of {run.args.get('max_epochs', '?')}"
 
 
 def styles(names: Sequence[str]) -> list[Style]:
@@ -150,7 +204,8 @@ def _section(name: str, members: Mapping[str, Metric], shown: Shown, untrained: 
     files: dict[str, list[Panel]] = {}
     for column, metric in members.items():
         file = SCHEDULE_FILES.get(metric.name, metric.name) if name == "schedules" else name.replace(" ", "_")
-        curves = [curve_of(run, column, style, steps=len(shown) <= 6) for run, style in shown]
+        groups = by_style(shown)
+        curves = [curve_of(runs, column, style, steps=len(groups) <= 6) for style, runs in groups.items()]
         files.setdefault(file, []).extend(panel_of(column, curves))
     facts = {
         "missing": _missing(SECTIONS.get(name, ("", ()))[1], shown),
@@ -158,7 +213,7 @@ def _section(name: str, members: Mapping[str, Metric], shown: Shown, untrained: 
         "distances": by_value(shown, "knn_eval.distance_func"),
         "places": by_value(shown, *PLACE),
     }
-    section = Section(name, files, [style for _, style in shown], facts)
+    section = Section(name, files, [*by_style(shown)], facts)
     if name == "accuracies":
         _accuracies(section, untrained)
     return section
@@ -172,15 +227,15 @@ def _accuracies(section: Section, untrained: Sequence[Run]) -> None:
         for panel in knn:
             results = [run.knn_result(int(panel.metric.removeprefix("val_knn")), distance) for run in untrained]
             same = [result for result in results if result and result["protocol"].get("distance") == distance]
-            panel.floor = [result["acc1"] for result in same if is_number(result.get("acc1"))]
+            panel.floor = [(result["acc1"], FLOOR) for result in same if is_number(result.get("acc1"))]
     _share_y([panel for panel in section.panels if panel not in knn])
     _share_y(knn)
     if any(panel.floor for panel in knn):
-        section.legend.append(Style("untrained encoder, offline kNN", "muted", *PAPER["muted"], FLOOR))
+        section.legend.append(FLOOR)
 
 
 def _weight_distance(members: Mapping[str, Metric], shown: Shown) -> Section:
-    """A panel for each run, with a curve for each stage; the colour is its depth, and each head has its own dashes."""
+    """A panel for each label, with a curve for each stage; the colour is its depth, each head has its own dashes."""
     from matplotlib import colormaps
     from matplotlib.colors import to_hex
 
@@ -194,8 +249,8 @@ def _weight_distance(members: Mapping[str, Metric], shown: Shown) -> Section:
         light, dark = (to_hex(colormaps["viridis"](x)) for x in (0.82 * depth, 0.3 + 0.7 * depth))
         ramp[column] = Style(stage, f"stage{i}", light, dark, dashes.get(stage.partition(".")[0], ()))
     panels, without = [], []
-    for run, style in shown:
-        if curves := [drawn for column, stage in ramp.items() if (drawn := curve_of(run, column, stage))]:
+    for style, runs in by_style(shown).items():
+        if curves := [drawn for column, stage in ramp.items() if (drawn := curve_of(runs, column, stage))]:
             panels.append(Panel(style.label, "", curves, run=style))
         else:
             without.append(style.label)
@@ -214,19 +269,29 @@ def _merged(rows: Sequence[Sequence[str]]) -> list[str]:
     return merged
 
 
-def panel_of(column: str, curves: Sequence[Curve | None]) -> list[Panel]:
-    """The panel of a metric, if there is any curve to draw."""
+def panel_of(column: str, curves: Sequence[Curve | None], floor: Sequence[tuple[float, Style]] = ()) -> list[Panel]:
+    """The panel of a metric, if there is any curve to draw; `floor`: lines of reference."""
     metric, drawn = metric_of(column), [curve for curve in curves if curve]
-    return [Panel(metric.title, column, drawn, gap_axis=metric.section == "gap")] if drawn else []
+    return [Panel(metric.title, column, drawn, list(floor), gap_axis=metric.section == "gap")] if drawn else []
 
 
-def curve_of(run: Run, column: str, style: Style, steps: bool = False) -> Curve | None:
-    """What the run logged as `column`, if anything; `steps`: with its single steps behind the epochs."""
-    epochs, values = thin(*run.series(column)[1:])
-    if not len(values):
+def curve_of(runs: Sequence[Run], column: str, style: Style, steps: bool = False) -> Curve | None:
+    """What the runs logged as `column`, if anything: of several the mean at the epochs that all have, in a band of
+    their standard deviation (n - 1); `steps`: of a single one with its steps behind the epochs."""
+    series = [(epochs, values) for _, epochs, values in (run.series(column) for run in runs) if len(values)]
+    if not series:
         return None
-    both = steps and {f"{column}_step", f"{column}_epoch"} <= run.metrics.keys()
-    return Curve(style, epochs, values, thin(*run.series(f"{column}_step")[1:]) if both else None)
+    if len(series) == 1:
+        [run, *_] = runs
+        both = steps and len(runs) == 1 and {f"{column}_step", f"{column}_epoch"} <= run.metrics.keys()
+        epochs, values = thin(*series[0])
+        return Curve(style, epochs, values, thin(*run.series(f"{column}_step")[1:]) if both else None)
+    tables = [dict(zip(epochs.round(6), values, strict=True)) for epochs, values in series]
+    if not (common := sorted(set.intersection(*map(set, tables)))):
+        return None
+    values = np.array([[table[epoch] for table in tables] for epoch in common])
+    epochs, mean, band = thin(np.array(common), values.mean(axis=1), values.std(axis=1, ddof=1))
+    return Curve(style, epochs, mean, band=band)
 
 
 def thin(*series: np.ndarray) -> Sequence[np.ndarray]:
@@ -238,7 +303,8 @@ def thin(*series: np.ndarray) -> Sequence[np.ndarray]:
 
 def _share_y(panels: Sequence[Panel]) -> None:
     """Gives all panels the y range of the values of all."""
-    values = np.concatenate([[], *(v for panel in panels for v in (*(c.values for c in panel.curves), panel.floor))])
+    floors = [value for panel in panels for value, _ in panel.floor]
+    values = np.concatenate([floors, *(curve.values for panel in panels for curve in panel.curves)])
     values = values[np.isfinite(values)]
     if len(values):
         pad = 0.05 * (values.max() - values.min()) or 0.5
@@ -249,12 +315,12 @@ def _share_y(panels: Sequence[Panel]) -> None:
 # What a caption says of the runs.
 
 
-def grouped(pairs: Iterable[tuple[K, str]]) -> dict[K, list[str]]:
-    """(what, label) -> {what: labels}."""
-    groups: dict[K, list[str]] = {}
-    for what, label in pairs:
-        groups.setdefault(what, []).append(label)
-    return groups
+def grouped(pairs: Iterable[tuple[K, L]]) -> dict[K, list[L]]:
+    """(what, item) -> {what: its different items}."""
+    groups: dict[K, dict[L, None]] = {}
+    for what, item in pairs:
+        groups.setdefault(what, {})[item] = None
+    return {what: [*items] for what, items in groups.items()}
 
 
 def by_value(shown: Shown, *keys: str) -> dict[str, list[str]]:
@@ -268,7 +334,8 @@ def by_value(shown: Shown, *keys: str) -> dict[str, list[str]]:
 
 def names_of(some: Sequence[str], shown: Shown) -> str:
     """The labels `some`, or `all runs`."""
-    return "all runs" if len(some) == len(shown) > 1 else ", ".join(some)
+    names = dict.fromkeys(some)
+    return "all runs" if len(names) == len({style for _, style in shown}) > 1 else ", ".join(names)
 
 
 def _missing(expected: Sequence[str], shown: Shown) -> dict[str, list[str]]:

@@ -5,32 +5,25 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from solo_ext.analysis.report import COLUMNS, ONLINE, cell, table_rows
+from solo_ext.analysis.report import COLUMNS, ONLINE, ONLINE_NOTE, cell, table_rows
 from solo_ext.errors import CheckpointError
 from solo_ext.runs.run import METRICS, Run, find_runs, saved_at
 from solo_ext.text import duration
 
 
-def state(run: Run) -> str:
-    """`finished`, `running`, or `stopped`, which has a checkpoint to go on from, or `began`, which has none."""
-    if run.finished:
-        return "finished"
-    return "running" if run.running else "stopped" if run.checkpoints else "began"
-
-
-def progress(run: Run) -> str:
-    """Epochs that have begun, of how many."""
-    begun, total = max(run.metrics.epoch_ends, default=-1) + 1, run.args.get("max_epochs")
-    return f"{begun:g}/{total}" if total else f"{begun:g}"
+def _progress(run: Run) -> str:
+    total = run.args.get("max_epochs")
+    return f"{run.progress:g}" + f"/{total}" * bool(total)
 
 
 def listing(folders: Sequence[str | Path], width: int) -> Any:
-    """A rich Table of at most `width` characters, the run that was written to last at the top; columns without a value,
+    """A rich table of at most `width` characters, the run that was written to last at the top; columns without a value,
     and the last that do not fit, are left out. A run whose files are damaged is named below.
 
     CheckpointError if there is no run.
     """
     from rich import box
+    from rich.console import Group
     from rich.table import Table
     from rich.text import Text
 
@@ -43,7 +36,7 @@ def listing(folders: Sequence[str | Path], width: int) -> Any:
             written = saved_at(run.dir / METRICS)
             age = f"{duration(time.time() - written)} ago" if written else "-"
             rows.append(
-                [f"{run.method}/{run.id}", state(run), progress(run), age, *(cell(found, key) for key in COLUMNS)]
+                [f"{run.method}/{run.id}", run.state, _progress(run), age, *(cell(found, key) for key in COLUMNS)]
             )
         except CheckpointError as error:
             damaged.append(str(error))
@@ -60,9 +53,8 @@ def listing(folders: Sequence[str | Path], width: int) -> Any:
     for row in rows:
         table.add_row(*(Text(row[n], no_wrap=True) for n in shown))
     online = any(ONLINE in text for row in rows for text in row[4:])
-    note = [f"{ONLINE} online kNN of the last epoch; there is no offline one"] if online else []
-    table.caption = "\n".join([*note, *damaged])
-    return table
+    table.caption = ONLINE_NOTE if online else None
+    return Group(table, *(Text(line, overflow="fold") for line in damaged))
 
 
 def watch(folders: Sequence[str | Path], seconds: float | None) -> None:

@@ -1,5 +1,7 @@
-"""Pages from the templates in `assets/`, and panels drawn by matplotlib, inline in a page or as PNG and SVG files."""
+"""Pages from the templates in `assets/`, with curves by plotly; and the same panels by matplotlib, as PNG and PDF."""
 
+import base64
+import gzip
 import html
 import io
 import math
@@ -11,11 +13,12 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 import solo_ext
-from solo_ext.analysis.figures import FLOOR, PAPER, Panel, Style
+from solo_ext.analysis.figures import PAPER, Panel, Style
 from solo_ext.errors import ConfigError, naming, require
 from solo_ext.files import replacing
 
@@ -48,8 +51,13 @@ def render(template: str, styles: Iterable[Style] = (), last_epoch: float = 1.0,
     """
     palette = {**PAPER, **{style.var: (style.light, style.dark) for style in styles}}
     colours = {light: f"var(--{name})" for name, (light, _) in palette.items()}
-    values |= {"palette": palette, "version": solo_ext.__version__}
-    values["svg"] = lambda panel: svg(panel, last_epoch, colours)
+    values |= {"palette": palette, "version": solo_ext.__version__, "plots": (plots := []), "plotly": plotly}
+
+    def number_of(panel: Panel) -> int:
+        plots.append(figure_of(panel, last_epoch))
+        return len(plots) - 1
+
+    values["number_of"] = number_of
     values["inline"] = lambda figure, label: inline(figure, colours, label)
     return _templates().get_template(f"{template}.j2").render(values)
 
@@ -94,8 +102,8 @@ def _draw(ax: Any, panel: Panel, last_epoch: float) -> None:
         marker = {"marker": "o" if len(curve.values) <= 2 else None, "markersize": 3}
         line = {"color": curve.style.light, "dashes": curve.style.dash or SOLID}
         ax.plot(curve.epochs, curve.values, clip_on=False, **line, **marker)
-    for value in panel.floor:
-        ax.axhline(value, color=MUTED, linewidth=1.0, dashes=FLOOR)
+    for value, style in panel.floor:
+        ax.axhline(value, color=style.light, linewidth=0.8, dashes=style.dash or SOLID)
     ax.set_xlim(0, last_epoch)
     ax.xaxis.get_major_locator().set_params(integer=True, nbins=6)
     ax.yaxis.get_major_locator().set_params(nbins=5)
@@ -109,16 +117,66 @@ def _draw(ax: Any, panel: Panel, last_epoch: float) -> None:
         right.spines["right"].set_visible(False)
 
 
-def svg(panel: Panel, last_epoch: float, colours: Mapping[str, str]) -> Markup:
-    """The panel as an inline SVG in the page's font and, by `colours` (light colour -> variable), in its colours."""
-    from matplotlib.figure import Figure
+def figure_of(panel: Panel, last_epoch: float) -> dict[str, Any]:
+    """The panel as plotly draws it; `--name` stands for a colour of the style sheet, `--name/0.15` for a thin one."""
+    traces: list[dict[str, Any]] = []
+    for curve in panel.curves:
+        var, label = f"--{curve.style.var}", html.escape(curve.style.label)
+        common = {"mode": "lines", "name": label, "legendgroup": label, "hoverinfo": "skip"}
+        dash = ",".join(f"{1.6 * x:g}px" for x in curve.style.dash)
+        if curve.steps:
+            traces.append(_points(*curve.steps) | common | {"line": {"color": f"{var}/0.4", "width": 0.7}})
+        line, spread = _points(curve.epochs, curve.values), ""
+        if curve.band is not None:
+            edge = common | {"line": {"width": 0}}
+            upper = _points(curve.epochs, curve.values + curve.band) | {"fill": "tonexty", "fillcolor": f"{var}/0.15"}
+            traces += [_points(curve.epochs, curve.values - curve.band) | edge, upper | edge]
+            line["customdata"], spread = _numbers(curve.band), " ± %{customdata:.2g}"
+        if panel.gap_axis:
+            line["text"], spread = _numbers(2 - 2 * curve.values), f"{spread}, gap %{{text:.4g}}"
+        shape = {"mode": "lines+markers" if len(curve.values) <= 2 else "lines", "hoverinfo": "all"}
+        look = {"color": var, "width": 1.8, **({"dash": dash} if dash else {})}
+        traces.append(common | line | shape | {"line": look, "hovertemplate": f"%{{y:.5g}}{spread}"})
+    shapes = [
+        {"type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": value, "y1": value}
+        | {"line": {"color": f"--{style.var}", "width": 1, "dash": "dot"}}
+        for value, style in panel.floor
+    ]
+    layout: dict[str, Any] = {"shapes": shapes, "xaxis": {"range": [0, last_epoch]}, "yaxis": {}}
+    if panel.ylim:
+        layout["yaxis"]["range"] = list(panel.ylim)
+    return {"data": traces, "layout": layout}
 
-    figure = Figure(figsize=(3.6, 2.4))
-    ax = figure.subplots()
-    figure.subplots_adjust(left=0.14, right=0.845 if panel.gap_axis else 0.975, bottom=0.18, top=0.93)
-    _draw(ax, panel, last_epoch)
-    ends = "; ".join(f"{curve.style.label} {curve.values[-1]:.4g}" for curve in panel.curves)
-    return inline(figure, colours, f"{panel.title} {panel.metric}, last values: {ends}")
+
+def _points(epochs: np.ndarray, values: np.ndarray) -> dict[str, Any]:
+    return {"x": _numbers(epochs), "y": _numbers(values)}
+
+
+def _numbers(values: np.ndarray) -> list[float | None]:
+    """Six digits of each; None, a hole in the curve, for what is not finite."""
+    return [float(f"{value:.6g}") if math.isfinite(value) else None for value in values.tolist()]
+
+
+@cache
+def plotly() -> str:
+    """The library as the page carries it: base64 of gzip."""
+    from plotly.offline import get_plotlyjs
+
+    return base64.b64encode(gzip.compress(get_plotlyjs().encode(), mtime=0)).decode()
+
+
+def embedded(path: Path) -> str | None:
+    """A picture as a data URI, at most 1,000 pixels wide; None if it cannot be read."""
+    from PIL import Image
+
+    out = io.BytesIO()
+    try:
+        with Image.open(path) as image:
+            image.thumbnail((1000, 10_000))
+            image.convert("RGB").save(out, "WEBP", quality=80)
+    except (OSError, ValueError):
+        return None
+    return f"data:image/webp;base64,{base64.b64encode(out.getvalue()).decode()}"
 
 
 def inline(figure: Any, colours: Mapping[str, str], label: str) -> Markup:
@@ -159,8 +217,8 @@ def grid(panels: Sequence[Panel], legend: Sequence[Style], last_epoch: float) ->
 
 
 def save(figure: Any, path: Path) -> None:
-    """Writes a matplotlib figure as the PNG or SVG file `path`."""
-    author = {".png": {"Software": f"solo_ext {solo_ext.__version__}"}, ".svg": {"Date": None}}[path.suffix]
+    """Writes a matplotlib figure as the PNG or PDF file `path`."""
+    author = {".png": {"Software": f"solo_ext {solo_ext.__version__}"}, ".pdf": {"CreationDate": None}}[path.suffix]
     figure.savefig(path, metadata=author)
 
 

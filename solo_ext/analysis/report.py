@@ -1,9 +1,10 @@
-"""The report: one self-contained HTML page about a set of runs, its curves as PNG files, and its table by itself."""
+"""The report: one self-contained HTML page about a set of runs, its curves as PNG and PDF, and its table by itself."""
 
 import json
 import math
 import os
 import shlex
+import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from solo_ext.analysis import figures, pages
-from solo_ext.analysis.figures import Shown, grouped, labels, names_of
+from solo_ext.analysis.figures import Shown, by_style, grouped, labels, names_of, unfinished
 from solo_ext.errors import ConfigError, naming, require
 from solo_ext.runs.comparison import compare, flatten, value_text, within
 from solo_ext.runs.evaluations import OFF, departures
@@ -38,17 +39,24 @@ UNSAID = (
 )
 TELLING = ("checkpoint", "data.dataset", "distance", "k", "T")  # of an evaluation that is not in the table
 FIGURES = {DETECTION: "ap", QUALITY: "rankme"}  # of an evaluation that has no accuracy
+FORMATS = (".png", ".pdf")
 HASHES = ("sha256", "fingerprint")
-ONLINE = "*"  # marks an accuracy of the online kNN, where there is no offline one
+ONLINE = "*"  # marks an accuracy in training, of the last epoch, where there is no offline one
+ONLINE_NOTE = f"{ONLINE} online, of the last epoch: there is no offline evaluation"
+PROBES = {"knn1": "val_knn1", "knn20": "val_knn20", "linear": "val_acc1"}  # accuracy -> what stands in for it
+BEST: dict[str, Callable] = {**dict.fromkeys([*PROBES, "images_per_s"], max), "seconds": min}
+PICTURES = "pictures"  # in a run folder: what the commands have drawn of it
+MOST_PICTURES = 16
 
 
 def main_report(run_dirs: Sequence[str | Path], out: str | Path = "report") -> Path:
-    """Writes `<out>/report.html`, whose path it returns, and its PNG files; what else `out` holds stays.
+    """Writes `<out>/report.html`, whose path it returns, and its PNG and PDF files; what else `out` holds stays.
 
     run_dirs: run folders, or folders with runs below them. Raises CheckpointError if one has no run, or a file of a run
-    is damaged; ConfigError if matplotlib is not installed, or `out` cannot be written.
+    is damaged; ConfigError if matplotlib or plotly is not installed, or `out` cannot be written.
     """
-    require("matplotlib", "a report", "viz")
+    for name in ("matplotlib", "plotly"):
+        require(name, "a report", "viz")
     out = Path(out)
     if out.is_file() or out.suffix == ".html":
         raise ConfigError(f"--out is a folder, not a file like {out}; did you mean '{out.with_suffix('')}'?")
@@ -65,8 +73,9 @@ def main_report(run_dirs: Sequence[str | Path], out: str | Path = "report") -> P
             written = sorted(Path(temporary).iterdir(), key=lambda file: file.suffix == ".html")  # the page last
             for file in written:
                 os.replace(file, folder / file.name)
-        for name in {f"{name}.png" for name in figures.FILES} - {file.name for file in written}:
-            (folder / name).unlink(missing_ok=True)  # of an earlier report
+        earlier = {f"{name}{suffix}" for name in figures.FILES for suffix in FORMATS}
+        for name in earlier - {file.name for file in written}:
+            (folder / name).unlink(missing_ok=True)
     return out / "report.html"
 
 
@@ -78,22 +87,29 @@ def _write(runs: Sequence[Run], folder: Path) -> None:
     for section in sections:
         for name, panels in section.files.items():
             if panels:
-                pages.save(pages.grid(panels, section.legend, last_epoch), folder / f"{name}.png")
-    configs = [(style.label, run) for run, style in shown if run.args]
-    machines = [(style.label, machine(run.environment)) for run, style in shown if run.environment]
+                figure = pages.grid(panels, section.legend, last_epoch)
+                for suffix in FORMATS:
+                    pages.save(figure, folder / f"{name}{suffix}")
+    single = list(zip(runs, labels(runs, apart=True), strict=True))
+    configs = {style: run for run, style in reversed(shown) if run.args and not run.untrained}
+    machines = [(label, machine(run.environment)) for run, label in single if run.environment]
     text = pages.render(
         "report.html",
-        [*(style for _, style in trained), *(style for section in sections for style in section.legend)],
+        [*by_style(trained), *(style for section in sections for style in section.legend)],
         last_epoch,
         methods=list(dict.fromkeys(run.method for run in runs)),
         subtitle=_subtitle([run for run, _ in trained or shown]),
         sections=sections,
         headings=[metric.label for metric in COLUMNS.values()],
-        online_mark=ONLINE,
         **_results(shown),
+        pictures=_pictures(single),
         machines=_side_by_side(machines) if machines else None,
-        configs=_side_by_side([(label, run.args) for label, run in configs if not run.untrained]),
-        whole=[(label, str(run.dir), json.dumps(run.args, indent=2, ensure_ascii=False)) for label, run in configs],
+        configs=_side_by_side([(style.label, run.args) for style, run in reversed(configs.items())]),
+        whole=[
+            (label, str(run.dir), json.dumps(run.args, indent=2, ensure_ascii=False))
+            for run, label in single
+            if run.args
+        ],
     )
     (folder / "report.html").write_text(text, encoding="utf-8")
 
@@ -107,24 +123,67 @@ def _subtitle(runs: Sequence[Run]) -> str:
     return " · ".join([*words, time.strftime("%Y-%m-%d")])
 
 
+def _pictures(single: Sequence[tuple[Run, str]]) -> dict[str, Any]:
+    """What the commands have drawn into the run folders, as (heading, data URI), and how many more there are."""
+    files = [(run, label, file) for run, label in single for file in sorted((run.dir / PICTURES).glob("*.png"))]
+    drawn = [(f"{label}: {file.stem}", pages.embedded(file)) for _, label, file in files[:MOST_PICTURES]]
+    return {"drawn": [pair for pair in drawn if pair[1]], "more": max(0, len(files) - MOST_PICTURES)}
+
+
+def _rows(shown: Shown, numbers: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """A row for each label, with the mean and the standard deviation (n - 1) over its runs, and below it these."""
+    of = dict(zip((run.dir for run, _ in shown), numbers, strict=True))
+    rows: list[dict[str, Any]] = []
+    for style, counted in by_style(shown).items():
+        members = [run for run, other in shown if other == style]
+        cells = {key: _mean([of[run.dir] for run in counted], key) for key in COLUMNS}
+        seeds = [
+            {
+                "head": f"seed {run.args.get('seed', '-')}",
+                "note": unfinished(run),
+                "cells": [cell(of[run.dir], key) for key in COLUMNS],
+            }
+            for run in members
+        ]
+        own = {"note": seeds[0]["note"] or members[0].name or "-", "seeds": []}
+        left = len(members) - len(counted)
+        several = {"note": f"{len(counted)} runs" + f", {left} unfinished not counted" * bool(left), "seeds": seeds}
+        head = {"style": style, "floor": members[0].untrained, "best": set(), "values": cells}
+        texts = [_text(key, *cells[key]) for key in COLUMNS]
+        rows.append(head | {"cells": texts} | (own if len(members) == 1 else several))
+    trained = [row for row in rows if not row["floor"]]
+    for n, (key, best) in enumerate((key, BEST.get(key)) for key in COLUMNS):
+        found = [row["values"][key] for row in trained]
+        offline = [value for value, _, online in found if value is not None and not online]
+        if best and len(trained) > 1 and offline:
+            for row, (value, _, online) in zip(trained, found, strict=True):
+                row["best"] |= {n} if value == best(offline) and not online else set()
+    return rows
+
+
+def _mean(rows: Sequence[Mapping[str, Any]], key: str) -> tuple[float | None, float | None, bool]:
+    """Mean and standard deviation of a column, and whether they are of online accuracies; offline ones come first."""
+    online = all(key in row["online"] or row[key] is None for row in rows)
+    values = [row[key] for row in rows if is_number(row[key]) and (online or key not in row["online"])]
+    spread = statistics.stdev(values) if len(values) > 1 else None
+    return statistics.fmean(values) if values else None, spread, online and bool(values) and key in PROBES
+
+
 def _results(shown: Shown) -> dict[str, Any]:
     """The table, and how each of its numbers was obtained."""
     numbers = table_rows([run for run, _ in shown])
-    rows = [
-        {"run": run, "style": style, "floor": run.untrained, "cells": [cell(row, key) for key in COLUMNS]}
-        for (run, style), row in zip(shown, numbers, strict=True)
-    ]
-    online = [pair for pair, row in zip(shown, numbers, strict=True) if row["online"]]
+    online = [pair for pair, row in zip(shown, numbers, strict=True) if any("knn" in key for key in row["online"])]
     measured = any(row["similarity"] is not None for row in numbers)
     return {
-        "rows": rows,
+        "rows": _rows(shown, numbers),
+        "stand_in": any("linear" in row["online"] for row in numbers),
         "knn": _protocol(shown, _knn_protocol),
         "online": figures.by_value(online, "knn_eval.distance_func") if online else None,
         "linear": _protocol(shown, _linear_protocol),
         "others": [other for run, style in shown for other in _others(run, style.label)],
         "places": figures.by_value([s for s in shown if not s[0].untrained], *figures.PLACE) if measured else None,
-        "resumed": [style.label for run, style in shown if run.resumed],
-        "collapsed": {style.label: told for run, style in shown if (told := _collapse(run))},
+        "resumed": list(dict.fromkeys(style.label for run, style in shown if run.resumed)),
+        "collapsed": [(style.label, told) for run, style in shown if (told := _collapse(run))],
         "missing": _missing_files(shown),
     }
 
@@ -220,26 +279,30 @@ def _side_by_side(columns: Sequence[tuple[str, Mapping[str, Any]]]) -> dict[str,
 
 
 def table_rows(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """One row per run, untrained encoders last: method, name, id, and the keys of `COLUMNS`, None for what is missing.
+    """One row per run, untrained encoders last: label, method, name, id, and the keys of `COLUMNS`, None for what is
+    missing.
 
-    `online` are the keys whose values are the last epoch's online kNN, as there is no offline one. Accuracies in %;
-    similarity is the cosine of the outputs on the same view, mean over the last epoch.
+    `online` are the keys whose values are accuracies in training, of the last epoch, as there is no offline one.
+    Accuracies in %; similarity is the cosine of the outputs on the same view, mean over the last epoch.
     """
     rows = []
-    for run in sorted(runs, key=lambda run: run.untrained):
-        offline = {f"knn{k}": run.knn_result(k).get("acc1") for k in (1, 20)}
-        knn = {key: run.last(f"val_{key}") if acc is None else acc for key, acc in offline.items()}
+    ordered = sorted(runs, key=lambda run: run.untrained)
+    for run, label in zip(ordered, labels(ordered, apart=True), strict=True):
+        offline = {f"knn{k}": run.knn_result(k).get("acc1") for k in (1, 20)} | {
+            "linear": run.standard(LINEAR).get("acc1")
+        }
+        accuracies = {key: run.last(PROBES[key]) if acc is None else acc for key, acc in offline.items()}
         speed, speeds = run.summary.get("images_per_s"), run.series("images_per_s")[2]
         row = {
+            "label": label,
             "method": run.method,
             "name": run.name,
             "id": run.id,
-            **knn,
-            "linear": run.standard(LINEAR).get("acc1"),
+            **accuracies,
             "similarity": run.last("gap_sim"),
             "images_per_s": float(np.median(speeds)) if speed is None and len(speeds) else speed,
             "seconds": run.summary.get("seconds"),
-            "online": [key for key, acc in offline.items() if acc is None and knn[key] is not None],
+            "online": [key for key, acc in offline.items() if acc is None and accuracies[key] is not None],
         }
         rows.append(row)
     return rows
@@ -247,10 +310,14 @@ def table_rows(runs: Sequence[Run]) -> list[dict[str, Any]]:
 
 def cell(row: Mapping[str, Any], key: str) -> str:
     """A number of a row as the tables show it; `-` where there is none."""
-    value = row[key]
+    return _text(key, row[key], None, key in row["online"])
+
+
+def _text(key: str, value: Any, spread: float | None = None, online: bool = False) -> str:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return "-"
-    return COLUMNS[key].form.format(value) + ONLINE * (key in row["online"])
+    form = COLUMNS[key].form
+    return form.format(value) + (f" ± {form.format(spread)}" if spread is not None else "") + ONLINE * online
 
 
 def print_table(rows: Sequence[Mapping[str, Any]], console: Any = None) -> None:
@@ -262,11 +329,10 @@ def print_table(rows: Sequence[Mapping[str, Any]], console: Any = None) -> None:
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True, caption_justify="left")
     if any(row["online"] for row in rows):
-        table.caption = f"{ONLINE} online kNN of the last epoch; there is no offline one"
+        table.caption = ONLINE_NOTE
     table.add_column("method", no_wrap=True)
     for metric in COLUMNS.values():
         table.add_column(metric.label, justify="right", min_width=max(map(len, metric.label.split())))
-    names = labels([(row["method"], row["name"], row["id"]) for row in rows]) if rows else []
-    for row, name in zip(rows, names, strict=True):
-        table.add_row(Text(name), *(cell(row, key) for key in COLUMNS))
+    for row in rows:
+        table.add_row(Text(row["label"]), *(cell(row, key) for key in COLUMNS))
     (console or Console()).print(table)

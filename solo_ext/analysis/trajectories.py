@@ -23,7 +23,7 @@ def draw_trajectories(runs: Sequence[Run], out: str | os.PathLike, filters: Sequ
     dimensions: 3: the step is the first axis. ConfigError for a run that has not recorded them (filters.enabled).
     """
     path = picture_path(out, "trajectories")
-    return write_picture(path, lambda: trajectories(styled(runs), filters, dimensions))
+    return write_picture(path, lambda: trajectories(styled(runs, apart=True), filters, dimensions))
 
 
 def trajectories(runs: Sequence[tuple[Run, Style]], filters: Sequence[int], dimensions: int = 3) -> Any:

@@ -223,8 +223,8 @@ def study(args: Namespace) -> None:
     """Run a table or figure of a paper, or a grid of your own.
 
     Runs what is still missing: each cell and seed is a run of its own in <out>/runs, with its output in <out>/logs.
-    After each, <out>/study.md, study.html and study.png show our results (mean, standard deviation, number of runs)
-    beside the paper's, if it has any. Ctrl-C or SIGTERM lets the runs save; the same command continues them.
+    After each, <out>/study.md, .html, .png and .pdf show our results (mean, standard deviation, number of runs) beside
+    the paper's, if it has any. Ctrl-C or SIGTERM lets the runs save; the same command continues them.
 
     seeds=[0,1,2] runs each cell with each seed; dataset=NAME (or data.dataset=NAME) takes that dataset's recipes, with
     the study's own overrides. Overrides on the command line go over both, but not over what a cell varies.

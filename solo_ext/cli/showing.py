@@ -113,8 +113,9 @@ def runs(args: Namespace) -> None:
 def report(args: Namespace) -> None:
     """Draw the curves of one or several runs into a page.
 
-    Writes one self-contained HTML page, and its plots as PNG: losses, accuracies, gap between student and teacher,
-    tau, learning rate, throughput.
+    Writes one self-contained HTML page with a table to sort and curves to hover, and the curves as PNG and PDF:
+    accuracies, gap between student and teacher, losses, tau, learning rate, throughput. Runs that differ in the seed
+    alone are one row and one curve, with their spread; PNGs in a run's folder pictures/ are shown, too.
 
       solo-ext report trained_models/byol/RUN
       solo-ext report trained_models/mocov3/RUN trained_models/res_mocov3/RUN --out gap

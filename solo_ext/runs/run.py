@@ -104,6 +104,18 @@ class Run:
         lock.file.close()
         return not ours
 
+    @property
+    def state(self) -> str:
+        """`finished`, `running`, or `stopped`, which has a checkpoint to go on from, or `began`, which has none."""
+        if self.finished:
+            return "finished"
+        return "running" if self.running else "stopped" if self.checkpoints else "began"
+
+    @property
+    def progress(self) -> float:
+        """How many epochs have begun."""
+        return max(self.metrics.epoch_ends, default=-1) + 1
+
     @cached_property
     def metrics(self) -> Metrics:
         return Metrics(self.dir / METRICS)

@@ -1,22 +1,22 @@
 """The pages of a study: its results so far beside what its paper prints, in Markdown and HTML, and the plot."""
 
+import dataclasses
 import os
 import shlex
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from solo_ext.analysis import pages
-from solo_ext.analysis.figures import PLACE, Curve, Panel, Section, Style, by_value, panel_of, styles, thin
+from solo_ext.analysis.figures import PLACE, Panel, Section, Style, by_value, curve_of, panel_of, styles
 from solo_ext.analysis.report import machine
 from solo_ext.analysis.trajectories import trajectories
 from solo_ext.files import write_text
 from solo_ext.runs.comparison import compare
 from solo_ext.runs.environment import environment
-from solo_ext.runs.run import Run
 from solo_ext.studies.rows import Cell, Job
 from solo_ext.studies.scores import Results, Scores, remarks, results_of, scores, setting, warning
 from solo_ext.studies.study import Study
@@ -24,13 +24,14 @@ from solo_ext.text import markdown_table
 
 OF_SINGLE_RUNS = ("time", "command", "host", "before")  # facts in environment.json that the page leaves out
 PALE = 0.35  # opacity of the paper's bars
+PRINTED = (1.0, 2.0)  # dashes of its values among curves
 LEGEND = "Ours: mean ± standard deviation (n - 1) over seeds, and in brackets the number of runs."
 COMPARED = " Difference: from {}, over the same seeds; mean, 95% interval (Student's t), and how many seeds."
 CITED = " In italics: printed by the paper, not run here."
 
 
 def write_tables(study: Study, jobs: Sequence[Job], out: Path, failed: Mapping[str, str] | None = None) -> Path:
-    """Writes `study.md`, `.html`, `.png` and `.svg` into `out`, each whole or not at all; returns the path of the HTML.
+    """Writes `study.md`, `.html`, `.png` and `.pdf` into `out`, each whole or not at all; returns the path of the HTML.
     `failed`: names of the jobs that failed -> why."""
     failed = failed or {}
     results = results_of(study, jobs)
@@ -38,14 +39,14 @@ def write_tables(study: Study, jobs: Sequence[Job], out: Path, failed: Mapping[s
     labels = [{k: v for k, v in cell.labels.items() if k != study.readout} for cell in study.runs]
     by_cell = dict(zip(results, styles(short_labels(labels)[1]), strict=True))
     with pages.house_style():
-        section = curves(study, results, by_cell)
+        section = curves(study, results, rows, by_cell)
         figure = plot = bars(study, rows, by_cell) if study.metrics else None
         if study.plot == "lines":
             figure = pages.grid(section.panels, section.legend, section.last_epoch) if section.panels else None
         elif study.plot == "filters":
             shown = [(run, by_cell[name]) for name, by_job in results.items() for run in list(by_job.values())[:1]]
             figure = trajectories(shown, study.spec.filters) if shown else None
-        for suffix in ("png", "svg") if figure else ():
+        for suffix in ("png", "pdf") if figure else ():
             pages.save(figure, temporary := out / f".study.tmp.{suffix}")
             os.replace(temporary, out / f"study.{suffix}")
         values = _words(study, jobs, results, failed) | _numbers(study, rows, by_cell)
@@ -155,23 +156,19 @@ def bars(study: Study, rows: Scores, by_cell: Mapping[str, Style]) -> Any:
     return figure
 
 
-def curves(study: Study, results: Results, by_cell: Mapping[str, Style]) -> Section:
-    """`study.curves` over epochs: for each cell the mean over its finished runs, in a band of their deviation."""
+def curves(study: Study, results: Results, rows: Scores, by_cell: Mapping[str, Style]) -> Section:
+    """`study.curves` over epochs: for each cell the mean over its finished runs, in a band of their deviation, and as
+    a pale line what the paper prints."""
     panels: list[Panel] = []
     for column in study.curves:
-        panels += panel_of(column, [_mean(results[name].values(), column, style) for name, style in by_cell.items()])
+        drawn = [curve_of(list(results[name].values()), column, style) for name, style in by_cell.items()]
+        printed = [
+            (score.paper / reading.times, dataclasses.replace(by_cell[row.name], dash=PRINTED))
+            for row, by_column in rows
+            for name, score in by_column.items()
+            if isinstance(row, Cell) and (reading := study.metrics[name]).metric == column and score.paper is not None
+        ]
+        panels += panel_of(column, drawn, printed)
     shown = [(run, by_cell[name]) for name, runs in results.items() for run in runs.values()]
     places = by_value(shown, *PLACE) if any(panel.gap_axis for panel in panels) else {}
     return Section("curves", {"curves": panels}, list(by_cell.values()), {"places": places})
-
-
-def _mean(runs: Iterable[Run], metric: str, style: Style) -> Curve | None:
-    """The mean of `metric` over `runs` at the epochs that all of them have."""
-    series = [dict(zip(epochs.round(6), values, strict=True)) for _, epochs, values in (r.series(metric) for r in runs)]
-    common = sorted(set.intersection(*map(set, series))) if series else []
-    if not common:
-        return None
-    values = np.array([[one[epoch] for one in series] for epoch in common])
-    several = len(series) > 1
-    epochs, mean, band = thin(np.array(common), values.mean(axis=1), values.std(axis=1, ddof=int(several)))
-    return Curve(style, epochs, mean, band=band if several else None)

@@ -19,15 +19,15 @@ def lines(capsys, *words):
 
 def test_states(tmp_path, monkeypatch, capsys):
     folder, _ = interrupted(config(tmp_path), monkeypatch)
-    assert (listing.state(Run(folder)), listing.progress(Run(folder))) == ("stopped", "2/3")
+    assert (Run(folder).state, Run(folder).progress) == ("stopped", 2) and "2/3" in lines(capsys, tmp_path)
     lock = RunLock(folder)
     assert lock.take()
-    assert listing.state(Run(folder)) == "running"
+    assert Run(folder).state == "running"
     lock.release()
     said = lines(capsys, tmp_path)
     assert f"byol/{folder.name}" in said and "stopped" in said and "2/3" in said
     pretrain(config(tmp_path))
-    assert listing.state(Run(folder)) == "finished" and "3/3" in lines(capsys, tmp_path)
+    assert Run(folder).state == "finished" and "3/3" in lines(capsys, tmp_path)
 
 
 def test_a_damaged_run_is_named_and_the_others_are_shown(whole, tmp_path, capsys):  # noqa: F811

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 pytest.importorskip("matplotlib")
+pytest.importorskip("plotly")
 
 from matplotlib.figure import Figure
 from rich.console import Console
@@ -263,6 +264,7 @@ def test_a_damaged_file_is_named(runs, tmp_path, name, content):
 def test_rows_prefer_offline_results_and_say_where_they_do_not(runs):
     trained, online, untrained = table_rows([Run(runs / p) for p in ("untrained/u0", "byol/a1", "res_mocov3/b2")])
     assert trained == {
+        "label": "byol",
         "method": "byol",
         "name": "tiny",
         "id": "a1",
@@ -274,11 +276,12 @@ def test_rows_prefer_offline_results_and_say_where_they_do_not(runs):
         "seconds": 1234.4,
         "online": [],
     }
-    assert (online["knn1"], online["knn20"], online["online"]) == (71.0, 72.0, ["knn1", "knn20"])
+    assert [online[key] for key in ("knn1", "knn20", "linear")] == [71.0, 72.0, 61.0]
+    assert online["online"] == ["knn1", "knn20", "linear"]
     assert online["images_per_s"] == 107.0, "the median over epochs"
-    assert online["linear"] is None and online["seconds"] is None
+    assert online["seconds"] is None
     assert untrained["method"] == "untrained" and untrained["similarity"] is None
-    assert [cell(online, key) for key in ("knn1", "linear", "similarity")] == ["71.00*", "-", "0.9100"]
+    assert [cell(online, key) for key in ("knn1", "linear", "similarity")] == ["71.00*", "61.00*", "0.9100"]
     assert cell(trained, "seconds") == "1,234"
 
 
@@ -287,7 +290,7 @@ def test_table_in_the_terminal(runs):
     print_table(table_rows(find_runs(runs)), Console(file=out, width=80))
     lines = [line.split() for line in out.getvalue().splitlines()]
     assert ["byol", "78.50", "79.50", "84.25", "0.9100", "988", "1,234"] in lines
-    assert ["res_mocov3", "71.00*", "72.00*", "-", "0.9100", "107", "-"] in lines
+    assert ["res_mocov3", "71.00*", "72.00*", "61.00*", "0.9100", "107", "-"] in lines
     assert ["untrained", "78.50", "79.50", "70.00", "-", "-", "-"] in lines
 
 
@@ -300,10 +303,72 @@ def test_compare_flattens_and_tells_missing_from_null():
     assert flatten({}) == {} and compare([]) == ({}, {})
 
 
-def test_labels_are_unique():
-    assert figures.labels([("byol", "x", "1"), ("mocov3", "x", "2")]) == ["byol", "mocov3"]
-    assert figures.labels([("byol", "x", "1"), ("byol", "y", "2")]) == ["x", "y"]
-    assert figures.labels([("byol", "x", "1"), ("byol", "x", "2"), ("dino", None, "3")]) == ["byol 1", "byol 2", "dino"]
+def test_labels_are_what_differs(tmp_path):
+    def made(method, **changes):
+        folder = tmp_path / method / f"{len(list(tmp_path.glob('*/*'))):x}"
+        return Run(write_run(folder, changes={key.replace("__", "."): value for key, value in changes.items()}))
+
+    def labels(*runs, **options):
+        return figures.labels(runs, **options)
+
+    byol, other = made("byol"), made("mocov3", optimizer__lr=1.0)
+    assert labels(byol, other) == ["byol", "mocov3"], "the method is enough"
+    fast, wide = made("byol", optimizer__lr=0.4), made("byol", backbone__name="resnet18", name="mine")
+    assert labels(byol, fast, other) == ["byol · lr 0.002", "byol · lr 0.4", "mocov3"]
+    assert labels(byol, wide) == ["byol · backbone.name resnet10_w16", "byol · backbone.name resnet18"]
+    assert labels(byol, fast, wide) == [
+        "byol · backbone.name resnet10_w16 · lr 0.002",
+        "byol · backbone.name resnet10_w16 · lr 0.4",
+        "byol · backbone.name resnet18 · lr 0.002",
+    ]
+    both = made("byol", optimizer__lr=0.4, max_epochs=9)
+    assert labels(byol, both) == ["byol · lr 0.002", "byol · lr 0.4"], "no more than tells them apart"
+    seeds = [made("byol", seed=seed) for seed in (5, 6, 6)]
+    assert labels(*seeds) == ["byol"] * 3
+    assert labels(*seeds[:2], apart=True) == ["byol · seed 5", "byol · seed 6"]
+    assert labels(*seeds[1:], apart=True) == [f"byol · seed 6 · tiny · {run.id}" for run in seeds[1:]]
+    long = made("byol", data__dataset="x" * 40)
+    assert labels(byol, long)[1] == f"byol · dataset {'x' * 23}…"
+    for name in ("a", "b"):
+        write_run(tmp_path / "dino" / name)
+        (tmp_path / "dino" / name / "args.json").unlink()
+    bare = [Run(tmp_path / "dino" / name) for name in ("a", "b")]
+    assert labels(*bare) == ["dino · id a", "dino · id b"], "nothing says that these are one"
+
+
+@pytest.fixture
+def seeds(tmp_path):
+    """BYOL with three seeds, the last of which has stopped after its second epoch, and DINO with one."""
+    for seed, best in ((5, 70.0), (6, 74.0)):
+        rows = step_rows(val_acc1=lambda step, best=best: best + step)
+        knn = {"results": votes("backbone", "cosine", 1, 0.07, best)}
+        write_run(tmp_path / "runs" / "byol" / f"s{seed}", rows, {"seed": seed}, knn=knn, result={"seconds": 10.0})
+    write_run(tmp_path / "runs" / "byol" / "s7", step_rows(epochs=2, val_acc1=lambda step: 0.0), {"seed": 7})
+    write_run(tmp_path / "runs" / "dino" / "d", step_rows(val_acc1=lambda step: 80.0), result={"seconds": 20.0})
+    return tmp_path / "runs"
+
+
+def test_seeds_are_one_row_and_one_curve(seeds):
+    shown = figures.styled(find_runs(seeds))
+    [_, accuracies, *_] = sections = [None, *figures.sections(shown)]
+    panel = next(panel for panel in accuracies.panels if panel.metric == "val_acc1")
+    byol, dino = panel.curves
+    assert byol.values.tolist() == [75.0, 79.0, 83.0], "the mean of those that have ended"
+    np.testing.assert_allclose(byol.band, np.sqrt(8.0))
+    assert dino.band is None and len(sections[1].legend) == 2
+
+
+def test_rows_of_seeds(seeds, tmp_path):
+    parsed = Page(main_report([seeds], tmp_path / "report").read_text(encoding="utf-8"))
+    rows = {row[0]: row[1:] for row in reversed(parsed.rows) if row}
+    mean = next(cells for head, cells in rows.items() if head.startswith("byol"))
+    assert mean[0] == "72.00\u00a0±\u00a02.83" and mean[2] == "83.00\u00a0±\u00a02.83online"
+    assert mean[5] == "10\u00a0±\u00a00"
+    assert any(head.startswith("byol2 runs, 1 unfinished not counted") for head in rows)
+    assert rows["seed 7stopped, epoch 2 of 3"][:3] == ["67.00online", "68.00online", "0.00online"]
+    assert rows["seed 6"][0] == "74.00"
+    best = [attrs["data-label"] for tag, attrs in parsed.tags if attrs.get("class") == "best"]
+    assert best == ["kNN-1", "images/s", "seconds", "images/s"], "no online accuracy is the best beside offline ones"
 
 
 def test_a_collapse_is_told(tmp_path):
@@ -320,10 +385,11 @@ def test_a_collapse_is_told(tmp_path):
 def test_panels_hold_the_logged_values(runs):
     shown = figures.styled([Run(runs / "byol/a1"), Run(runs / "res_mocov3/b2")])
     made = {section.title: section for section in figures.sections(shown, [Run(runs / "untrained/u0")])}
+    assert [*made][:3] == ["Accuracies", "Student-teacher gap", "Losses"], "what matters first"
     panels = {panel.metric: panel for section in made.values() for panel in section.panels}
 
     assert [curve.values.tolist() for curve in panels["val_knn1"].curves] == [[63, 67, 71]] * 2
-    assert panels["val_knn1"].floor == [78.5] and panels["val_knn20"].floor == [79.5]
+    assert panels["val_knn1"].floor == [(78.5, figures.FLOOR)] and panels["val_knn20"].floor == [(79.5, figures.FLOOR)]
     assert panels["val_knn1"].ylim == panels["val_knn20"].ylim
     assert panels["val_knn1"].same == "the same in both runs" and panels["train_intra_loss"].same == ""
     assert [c.style.label for c in panels["train_contrastive_loss"].curves] == ["res_mocov3"]
@@ -346,8 +412,9 @@ def test_line_of_reference_is_measured_like_the_curves(runs, tmp_path):
     untrained = [Run(runs / "untrained/u0")]
     for distance, floor in (("euclidean", [11.0]), ("cosine", [78.5]), ("manhattan", [])):
         run = Run(write_run(tmp_path / distance / "a", step_rows(), {"knn_eval.distance_func": distance}))
-        panels = figures.sections(figures.styled([run]), untrained)[1].panels
-        assert {panel.metric: panel.floor for panel in panels}["val_knn1"] == floor
+        panels = figures.sections(figures.styled([run]), untrained)[0].panels
+        drawn = {panel.metric: panel.floor for panel in panels}["val_knn1"]
+        assert [value for value, _ in drawn] == floor
 
 
 def test_new_columns_are_drawn_too(tmp_path):
@@ -404,11 +471,7 @@ def test_gap_axis_is_two_minus_two_cosines(runs):
 
 
 def test_many_runs_stay_apart():
-    class Named:
-        def __init__(self, i):
-            self.method, self.name, self.id = f"m{i}", None, str(i)
-
-    styles = [style for _, style in figures.styled([Named(i) for i in range(24)])]
+    styles = figures.styles([f"m{i}" for i in range(24)])
     assert len({(style.light, style.dash) for style in styles}) == 24
     assert len({style.light for style in styles[:6]}) == 6
 
@@ -434,7 +497,7 @@ def test_page(page):
     parsed = Page(source)
     rows = {row[0].replace("tiny", "").strip(): row[1:] for row in reversed(parsed.rows) if row}
     assert rows["byol"][:4] == ["78.50", "79.50", "84.25", "0.9100"]
-    assert rows["res_mocov3"][:3] == ["71.00*", "72.00*", "-"]
+    assert rows["res_mocov3"][:3] == ["71.00online", "72.00online", "61.00online"]
     assert rows["untrained"] == ["78.50", "79.50", "70.00", "-", "-", "-"]
     assert rows["optimizer.lr"] == ["0.002", "0.004"] and "max_epochs" not in rows
     for text in (
@@ -452,22 +515,28 @@ def test_page(page):
     ):
         assert text in parsed.text
 
-    pngs = {f"{name}.png" for name in figures.FILES} - {"other.png"}
-    assert {file.name for file in page.parent.iterdir()} == {"report.html", *pngs}
-    assert all((page.parent / name).read_bytes().startswith(b"\x89PNG") for name in pngs)
+    names = {*figures.FILES} - {"other"}
+    assert {file.name for file in page.parent.iterdir()} == {
+        "report.html",
+        *(f"{name}.{kind}" for name in names for kind in ("png", "pdf")),
+    }
+    assert all((page.parent / f"{name}.png").read_bytes().startswith(b"\x89PNG") for name in names)
+    assert all((page.parent / f"{name}.pdf").read_bytes().startswith(b"%PDF") for name in names)
 
     # self-contained: nothing is loaded from anywhere, and every colour has a light and a dark value
     for tag, attrs in parsed.tags:
-        assert tag not in ("link", "script", "iframe", "object", "image")
+        assert tag not in ("link", "iframe", "object", "image")
         for name, value in attrs.items():
             assert name not in ("src", "srcset") and (not name.endswith("href") or value.startswith("#")), (tag, name)
-    assert not re.search(r"url\((?!#)|@import|https?://", source)
+    assert not re.search(r"url\((?!#)|@import|https?://", source)  # the library is packed, and loads nothing by itself
     light, dark = (set(re.findall(r"--(\w+):", rule)) for rule in re.findall(r":root \{(.*?)\}", source))
     assert light == dark and set(re.findall(r"var\(--(\w+)\)", source)) <= light
     ids = [attrs["id"] for _, attrs in parsed.tags if "id" in attrs]
     targets = {attrs["href"][1:] for tag, attrs in parsed.tags if tag == "a"}
     assert targets <= set(ids)
-    assert sum(tag == "svg" and "aria-label" in attrs for tag, attrs in parsed.tags) == 14
+    assert [attrs["data-plot"] for _, attrs in parsed.tags if "data-plot" in attrs] == [str(i) for i in range(14)]
+    order = [parsed.text.index(f"\n{title}") for title in ("Results", "Accuracies", "Configuration", "Environment")]
+    assert order == sorted(order)
 
 
 @pytest.mark.parametrize(
@@ -502,7 +571,7 @@ def test_nothing_from_a_file_becomes_markup(tmp_path):
         for i in range(2)
     ]
     parsed = Page(main_report(folders, tmp_path / "report").read_text(encoding="utf-8"))
-    assert not {"script", "img"} & {tag for tag, _ in parsed.tags}
+    assert "img" not in {tag for tag, _ in parsed.tags} and [tag for tag, _ in parsed.tags].count("script") == 4
     assert not [name for _, attrs in parsed.tags for name in attrs if name.startswith("on")]
     assert parsed.text.count(evil) > 10
 
@@ -531,10 +600,10 @@ def test_an_incomplete_run_is_reported_as_it_is(tmp_path, spoil):
 
 def test_a_report_replaces_an_earlier_one_only(page, runs):
     (page.parent / "notes.txt").write_text("mine")
-    (page.parent / "other.png").write_text("of an earlier report")
+    (page.parent / "other.pdf").write_text("of an earlier report")
     main_report([runs / "byol" / "a1", runs / "byol"], page.parent)
     left = {file.name for file in page.parent.iterdir()}
-    assert "notes.txt" in left and "other.png" not in left and "losses.png" in left
+    assert "notes.txt" in left and "other.pdf" not in left and "losses.png" in left
     assert "res_mocov3" not in page.read_text() and "1 run " in page.read_text(), (
         "a run that is named twice counts once"
     )
@@ -545,7 +614,7 @@ def test_nothing_is_left_of_a_report_that_fails(runs, tmp_path, monkeypatch):
     def fail(*args):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(pages, "svg", fail)
+    monkeypatch.setattr(pages, "figure_of", fail)
     monkeypatch.setattr(pages, "save", lambda figure, path: path.write_bytes(b""))
     with pytest.raises(ConfigError, match=r"--out: .*report cannot be written: No space left on device"):
         main_report([runs], tmp_path / "report")
