@@ -110,6 +110,23 @@ class CSVMetrics(Logger):
             self.flush()
 
 
+def _grouped(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """The metrics under the report's sections, by which wandb and TensorBoard group them: `accuracies/val_acc1`."""
+    sections = {name: metric_of(name.removesuffix("_step").removesuffix("_epoch")).section for name in metrics}
+    alone = {name for name in metrics if "/" in name or name == "epoch"}
+    return {name if name in alone else f"{sections[name]}/{name}": value for name, value in metrics.items()}
+
+
+class GroupedWandb(WandbLogger):
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        super().log_metrics(_grouped(metrics), step)
+
+
+class GroupedTensorBoard(TensorBoardLogger):
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        super().log_metrics(_grouped(metrics), step)
+
+
 def make_loggers(cfg: TrainingConfig, folder: Path, resume_at: int, checkpoint: Checkpoint | None) -> list[Logger]:
     """The loggers of the run in `folder`, which continues `checkpoint` at the optimizer step `resume_at`."""
     saved, continued = (checkpoint.content, checkpoint.path.parent) if checkpoint else ({}, None)
@@ -120,7 +137,7 @@ def make_loggers(cfg: TrainingConfig, folder: Path, resume_at: int, checkpoint: 
             run.log({}, step=saved.get("wandb_step", 0))
         loggers.append(wandb)
     if cfg.tensorboard.enabled:
-        loggers.append(TensorBoardLogger(str(folder), name="", version="tensorboard", purge_step=resume_at or None))
+        loggers.append(GroupedTensorBoard(str(folder), name="", version="tensorboard", purge_step=resume_at or None))
     return loggers
 
 
@@ -155,7 +172,7 @@ def wandb_logger(cfg: WandbConfig, name: str, folder: Path) -> WandbLogger | Non
             continue
         if getattr(run, "url", None):
             log.warning("wandb: logging to %s", run.url)
-        return WandbLogger(experiment=run, save_dir=str(folder))
+        return GroupedWandb(experiment=run, save_dir=str(folder))
     return None
 
 

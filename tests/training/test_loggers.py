@@ -12,11 +12,13 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 import pytest
 import torch
 from conftest import ROOT
-from tiny_runs import CANARY
+from tiny_runs import CANARY, config
 
 from solo_ext.errors import ConfigError
 from solo_ext.runs.metrics import read_table
+from solo_ext.runs.run import Run
 from solo_ext.training.loggers import CSVMetrics, reachable
+from solo_ext.training.pretrain import pretrain
 from solo_ext.training.trainer_config import TensorboardConfig
 
 
@@ -111,3 +113,22 @@ def test_tensorboard_not_installed_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorboard", None)
     with pytest.raises(ConfigError, match=r"pip install 'solo-ext\[viz\]'"):
         TensorboardConfig(enabled=True)
+
+
+@pytest.mark.slow
+def test_tensorboard_and_wandb_group_the_same_metrics(tmp_path):
+    """What a run logs, as both have it: the names of metrics.csv, below the report's sections."""
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    cfg = config(tmp_path, tensorboard__enabled=True, wandb__enabled=True, wandb__offline=True)
+    run = Run(pretrain(cfg).dir)
+    events = EventAccumulator(str(run.dir / "tensorboard"))
+    events.Reload()
+    board = {tag for tag in events.Tags()["scalars"] if tag not in ("epoch", "hp_metric")}
+    [file] = run.dir.glob("wandb/offline-run-*/*.wandb")
+    online = file.read_bytes()
+    assert all(name.encode() in online for name in board)
+    logged = set(run.metrics) - {"epoch", "step"}
+    assert {name if name in logged else name.partition("/")[2] for name in board} == logged
+    assert {"accuracies/val_acc1", "losses/train_loss_epoch", "gap/gap_sim_step", "schedules/tau"} <= board
