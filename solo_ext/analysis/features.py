@@ -17,6 +17,7 @@ from solo_ext.evaluation.features import extract_features
 from solo_ext.files import replacing
 from solo_ext.runs.checkpoints import Checkpoint
 from solo_ext.runs.encoder import evaluation_view, load_encoder
+from solo_ext.training.config import resolve, run_values
 from solo_ext.training.trainer import explained
 
 BATCH = 256
@@ -50,29 +51,55 @@ WRITERS: dict[str, Callable[[Columns, Any], None]] = {".npz": _npz, ".parquet": 
 
 
 def features_of(
-    source: Checkpoint, images: str, teacher: bool = False, workers: int = 4
+    source: Checkpoint, images: str | None, teacher: bool = False, workers: int = 4
 ) -> tuple[np.ndarray, ImageSet]:
     """Features float32 [N, D] of a run's encoder, and the images at a path as they were read: a folder, list or HDF5
-    file, with labels if it has any, shown as the run's evaluations show them.
+    file, with labels if it has any, shown as the run's evaluations show them; without a path, its validation images.
 
     Raises CheckpointError and DataError, as the evaluations do.
     """
     backbone, run = load_encoder(source, teacher=teacher)
     config = run or {}
-    view = ClassificationAugmentationConfig(**evaluation_view(config))
-    data = ClassificationData(
-        DataConfig(FOLDER, images, num_workers=workers, augmentations=view), BATCH, seed=0, augment=False
-    )
-    data.info = recorded_info(config.get("data") or {}) or CUSTOM  # how an image of another size is resized
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    data.device = device
+    if images is None:
+        data = own_data(source)
+        data.data.num_workers, data.device = workers, device
+        loader, shown = data.val_dataloader(), data.val_set
+    else:
+        view = ClassificationAugmentationConfig(**evaluation_view(config))
+        read = DataConfig(FOLDER, images, num_workers=workers, augmentations=view)
+        data = ClassificationData(read, BATCH, seed=0, augment=False)
+        data.info = recorded_info(config.get("data") or {}) or CUSTOM  # how an image of another size is resized
+        data.device = device
+        loader, shown = data.train_dataloader(), data.train_set
+    assert shown is not None  # or `check` would have said so
     with explained():
-        features, _ = extract_features(backbone.to(device), data.train_dataloader(), device)
-    return features.numpy(), data.train_set
+        features, _ = extract_features(backbone.to(device), loader, device)
+    return features.numpy(), shown
+
+
+def own_data(source: Checkpoint) -> ClassificationData:
+    """The images that a run's evaluations take; DataError where it has none with labels."""
+    cfg = resolve(run_values(source.path, "knn"), "knn")
+    data = ClassificationData(cfg.data, BATCH, cfg.seed, augment=False)
+    data.check()
+    return data
+
+
+def names_of(images: ImageSet) -> list[str]:
+    """The images' paths, or their numbers."""
+    if isinstance(images.images, FileImages):
+        return [os.fsdecode(name) for name in images.images.paths.tolist()]
+    return list(map(str, range(len(images))))
 
 
 def write_features(
-    source: Checkpoint, images: str, out: str | os.PathLike, teacher: bool = False, half: bool = False, workers: int = 4
+    source: Checkpoint,
+    images: str | None,
+    out: str | os.PathLike,
+    teacher: bool = False,
+    half: bool = False,
+    workers: int = 4,
 ) -> tuple[int, int]:
     """Writes `features` [N, D] (float32, or with `half` float16), `name` [N] and `label` [N] (-1: none) to an .npz,
     .parquet or .h5; returns N and D.
@@ -83,11 +110,9 @@ def write_features(
     if path.suffix not in WRITERS:
         raise ConfigError(f"--out: '{path}' must end in one of {', '.join(WRITERS)}")
     features, shown = features_of(source, images, teacher, workers)
-    files = shown.images
-    names = [os.fsdecode(name) for name in files.paths.tolist()] if isinstance(files, FileImages) else range(len(shown))
     columns: Columns = {
         "features": features.astype(np.float16) if half else features,
-        "name": np.array([str(name) for name in names], object),
+        "name": np.array(names_of(shown), object),
         "label": shown.targets,
     }
     with naming(f"--out: {path} cannot be written"):

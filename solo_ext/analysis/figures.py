@@ -119,7 +119,7 @@ L = TypeVar("L")
 def labels(runs: Sequence[Run], apart: bool = False) -> list[str]:
     """For each run its method, and what of its configuration differs among the runs of that method.
 
-    Runs that differ in the seed alone have one label; `apart`: the seed, else the name, or else the id is in it.
+    Runs that differ in the seed alone have one label; `apart`: the seed, else the name, else the id tells them apart.
     """
     configs = [flatten(run.args) if run.args else {"id": run.id} for run in runs]
     names = list(dict.fromkeys(key for config in configs for key in config))
@@ -137,9 +137,13 @@ def labels(runs: Sequence[Run], apart: bool = False) -> list[str]:
         for n, i in enumerate(members):
             told[i] = [f"{_shortest(key, names)} {_short(differing[key][n])}" for key in chosen]
     found = [" · ".join([run.method, *words]) for run, words in zip(runs, told, strict=True)]
-    for own in (lambda run: f"seed {run.args.get('seed')}", lambda run: run.name or "-", lambda run: run.id):
-        if apart:
-            found = [f"{x} · {own(run)}" if found.count(x) > 1 else x for x, run in zip(found, runs, strict=True)]
+    for members in grouped((label, i) for i, label in enumerate(found)).values() if apart else ():
+        own = [[f"seed {runs[i].args.get('seed')}", runs[i].name or "-", runs[i].id] for i in members]
+        telling = next(
+            (words for words in zip(*own, strict=True) if len({*words}) == len(members)), [x[-1] for x in own]
+        )
+        for i, word in zip(members, telling, strict=True):
+            found[i] += f" · {word}" * (len(members) > 1)
     return found
 
 

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from solo_ext.analysis.features import features_of
+from solo_ext.analysis.features import features_of, own_data
 from solo_ext.analysis.pages import picture_path, write_picture
 from solo_ext.data.datasets import read_images
 from solo_ext.data.images import ImageSet
@@ -40,14 +40,15 @@ class Seen(NamedTuple):
 
 def draw_pictures(
     sources: Sequence[tuple[str, Checkpoint]],
-    images: str,
+    images: str | None,
     kind: str,
     out: str | os.PathLike,
     teacher: bool = False,
     count: int = 8,
     bank: str | None = None,
 ) -> Path:
-    """Draws the first `count` images at a path, as each of the encoders sees them, into the PNG or PDF `out`.
+    """Draws the first `count` images at a path, or else of the first run's validation set, as each of the encoders sees
+    them, into the PNG or PDF `out`.
 
     kind: `features`: of the first block, the `MAPS` with the largest standard deviation over the picture. `gradcam`: of
     the last block, for the class that the linear classifier of the run finds: that of its newest linear evaluation, or
@@ -56,7 +57,8 @@ def draw_pictures(
     Raises CheckpointError and DataError, as evaluations do; ConfigError for a run without classifier.
     """
     path = picture_path(out, "pictures")
-    chosen = read_images(images, "IMAGES")
+    chosen = own_data(sources[0][1]).val_set if images is None else read_images(images, "IMAGES")
+    assert chosen is not None
     chosen = chosen.subset(np.arange(min(count, len(chosen))))
     seen = [_seen(label, source, chosen, teacher) for label, source in sources]
     rows: list[Row] = [("", seen[0].shown)]

@@ -1,16 +1,18 @@
 """The commands that show or hand on what was trained: reports, pictures, features, exports."""
 
 from argparse import Namespace
-from pathlib import Path
 
 from solo_ext.cli.command import SOLO_EXT, option
 from solo_ext.cli.commands import SOURCE, TEACHER
 from solo_ext.errors import ConfigError
 
+IMAGES_OF = "folder, list of files (.txt) or HDF5 file (default: the validation images of the run)"
+IMAGES = option("--images PATH", IMAGES_OF)
+
 
 @SOLO_EXT.command(
     option("run PATH", SOURCE),
-    option("images IMAGES", "folder, list of files (.txt) or HDF5 file"),
+    option("images IMAGES", IMAGES_OF, nargs="?"),
     option("--out FILE", "where they go: .npz, .parquet or .h5", required=True),
     TEACHER,
     option("--half", "in float16"),
@@ -37,12 +39,15 @@ def features(args: Namespace) -> None:
 
 @SOLO_EXT.command(
     option("runs RUN", f"{SOURCE}; several are drawn below each other", nargs="+"),
-    option("--images PATH", "folder, list of files (.txt) or HDF5 file, of which the first are drawn", required=True),
+    IMAGES,
     option(
-        "--kind KIND", "features, gradcam or neighbours", choices=("features", "gradcam", "neighbours"), required=True
+        "--kind KIND",
+        "features, gradcam, neighbours, umap or tsne",
+        choices=("features", "gradcam", "neighbours", "umap", "tsne"),
+        required=True,
     ),
-    option("--out FILE", "where it goes: .png or .pdf", required=True),
-    option("--count N", "how many images (default: %(default)s)", type=int, default=8),
+    option("--out FILE", "where it goes: .png or .pdf (default: pictures/KIND.png in the folder of the first RUN)"),
+    option("--count N", "how many images (default: 8; for maps 2000)", type=int),
     option("--bank PATH", "the images among which the neighbours are"),
     TEACHER,
 )
@@ -51,18 +56,30 @@ def pictures(args: Namespace) -> None:
 
     features: maps of the first block (residual momentum, Fig. 9). gradcam (Fig. 10): where the linear classifier of
     each run looks, that of its newest linear evaluation, or its online probe; pip install 'solo-ext[pictures]'.
-    neighbours: for each image, the nearest of --bank.
+    neighbours: for each image, the nearest of --bank. umap and tsne: the features in two dimensions, coloured by class,
+    and as an .html, too, in which each point says its image.
+
+    A report shows the PNGs in a run's folder pictures/.
 
       solo-ext pictures trained_models/mocov3/A trained_models/res_mocov3/B --images photos --kind gradcam --out cam.png
       solo-ext pictures trained_models/byol/RUN --images query --kind neighbours --bank /data/val --out near.pdf
     """
+    from solo_ext.analysis.embedding import draw_map
+    from solo_ext.analysis.figures import labels
     from solo_ext.analysis.pictures import draw_pictures
+    from solo_ext.analysis.report import PICTURES
+    from solo_ext.runs.run import Run
     from solo_ext.zoo.model import open_source
 
-    if args.count < 1:
+    if args.count is not None and args.count < 1:
         raise ConfigError(f"--count must be at least 1, not {args.count}")
-    sources = [(Path(run).name, open_source(run)) for run in args.runs]
-    print(draw_pictures(sources, args.images, args.kind, args.out, args.teacher, args.count, args.bank))
+    opened = [open_source(run) for run in args.runs]
+    sources = list(zip(labels([Run(one.path.parent) for one in opened], apart=True), opened, strict=True))
+    out = args.out or sources[0][1].path.parent / PICTURES / f"{args.kind}.png"
+    if args.kind in ("umap", "tsne"):
+        print(*draw_map(sources, args.images, out, args.kind, args.teacher, args.count or 2000), sep="\n")
+    else:
+        print(draw_pictures(sources, args.images, args.kind, out, args.teacher, args.count or 8, args.bank))
 
 
 @SOLO_EXT.command(

@@ -47,7 +47,7 @@ def test_maps_of_features(whole, folder, tmp_path, rows):  # noqa: F811
     x = backbone.layer1(backbone.maxpool(backbone.relu(backbone.bn1(backbone.conv1(encoder.inputs[:3])))))
     spread = x.flatten(2).std(2)
     for n, (label, shown) in enumerate(maps[: pictures.MAPS]):
-        assert label == (whole.dir.name if n == 0 else "")
+        assert label == (f"byol · {whole.dir.name}" if n == 0 else "")
         for i, picture in enumerate(shown):
             channel = spread[i].argsort(descending=True)[n]
             assert picture == pytest.approx(x[i, channel].detach().numpy(), abs=1e-5)

@@ -326,7 +326,7 @@ def test_labels_are_what_differs(tmp_path):
     seeds = [made("byol", seed=seed) for seed in (5, 6, 6)]
     assert labels(*seeds) == ["byol"] * 3
     assert labels(*seeds[:2], apart=True) == ["byol · seed 5", "byol · seed 6"]
-    assert labels(*seeds[1:], apart=True) == [f"byol · seed 6 · tiny · {run.id}" for run in seeds[1:]]
+    assert labels(*seeds[1:], apart=True) == [f"byol · {run.id}" for run in seeds[1:]]
     long = made("byol", data__dataset="x" * 40)
     assert labels(byol, long)[1] == f"byol · dataset {'x' * 23}…"
     for name in ("a", "b"):
