@@ -21,10 +21,12 @@ from solo_ext.runs.run import DETECTION, find_runs
 from solo_ext.text import markdown_table
 
 PRETRAIN = [
-    *("backbone.name=resnet10_w16", "data.format=tensor", "data.num_workers=0", "optimizer.batch_size=64"),
+    *(NETWORK := ["backbone.name=resnet10_w16"]),
+    *("data.format=tensor", "data.num_workers=0", "optimizer.batch_size=64"),
     *("augmentations.0.crop_size=64", "augmentations.1.crop_size=64", "accelerator=cpu", "name=bccd"),
 ]
 DETECT = [
+    *NETWORK,
     *("detector.min_size=[240]", "detector.max_size=320", "detector.anchors=[16,32,64,128]", "detector.regions=64"),
     *("detector.precise_bn=20", "optimizer.batch_size=4", "optimizer.lr=1.28", "scheduler.warmup_steps=50"),
     *("max_epochs=1000", "check_val_every_n_epoch=1000", "data.num_workers=0", "accelerator=cpu", "devices=1"),
@@ -73,9 +75,7 @@ def main() -> None:
     for seed in args.seeds:
         for name, (trained, finetuned) in VARIANTS.items():
             results = run.dir if trained else out / f"untrained-seed{seed}"
-            begin = (
-                ["--run", run.dir] if trained else ["untrained=true", "backbone.name=resnet10_w16", "--out", results]
-            )
+            begin = ["--run", run.dir] if trained else ["untrained=true", "--out", results]
 
             def rows(results=results, seed=seed, finetuned=finetuned) -> list[dict]:
                 wanted = {"seed": seed, "finetune": finetuned, "max_steps": args.steps}

@@ -3,6 +3,7 @@
 import json
 import re
 from argparse import Namespace
+from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -81,12 +82,14 @@ def _start(cfg: Any, args: Namespace, command: str, **options: Any) -> None:
         getattr(module, command)(cfg, **options)
 
 
-def _evaluate(args: Namespace, command: str, file: Path | None, overrides: list[str]) -> None:
-    """Evaluates `args.run`, as `file` says or else as the run's own configuration does."""
+def _evaluate(
+    args: Namespace, command: str, file: Path | None, overrides: list[str], preset: Sequence[str] = ()
+) -> None:
+    """Evaluates `args.run`, as `file` says or else as the run's own configuration does; `preset`: overrides besides."""
     from solo_ext.training.start import runs_folder
     from solo_ext.zoo.model import open_source
 
-    overrides += ["teacher=true"] if args.teacher else []
+    overrides = [*preset, *overrides, *(["teacher=true"] if args.teacher else [])]
     encoder = open_source(args.run) if args.run else None
     cfg, results = _configured(command, file, overrides, encoder.path if encoder else None), None
     if args.out:
@@ -139,11 +142,27 @@ def linear(args: Namespace) -> None:
     --run PATH stands for pretrained_feature_extractor=PATH.
 
     linear.json in the run folder keeps every result with its whole protocol: fine-tuned, with fewer labels, ...
+    lr_grid=[0.1,0.3,1] trains a classifier for each learning rate in one pass, and keeps a result of each.
+    data.dataset and data.train_path of another set transfer the encoder to it.
 
-      solo-ext linear --run trained_models/byol/RUN data.num_workers=8
+      solo-ext linear --run trained_models/byol/RUN lr_grid=[0.1,0.3,1] data.dataset=cifar100 data.train_path=/data
       solo-ext linear cifar10/byol --run trained_models/byol/RUN optimizer.lr=0.1
     """
     _evaluate(args, "linear", *yaml_and_overrides(args, "linear"))
+
+
+@SOLO_EXT.command(option("--run PATH", SOURCE), *YAML_WORDS, TEACHER, RESULTS, CFG)
+def finetune(args: Namespace) -> None:
+    """Train an encoder further, with a classifier on it, on labels.
+
+    linear with finetune=true. --run PATH alone takes SimCLR's settings for few labels: SGD with Nesterov momentum, lr
+    0.05 per 256 images, no weight decay, 30 epochs. data.fraction=0.1 takes a seeded part of the training images, and
+    data.subset=simclr_1percent (or simclr_10percent, or a file of names) a fixed one. linear.json keeps the results.
+
+      solo-ext finetune --run trained_models/byol/RUN data.subset=simclr_1percent max_epochs=60
+      solo-ext finetune --run trained_models/byol/RUN data.dataset=cifar100 optimizer.lr=0.02
+    """
+    _evaluate(args, "linear", *yaml_and_overrides(args, "linear"), preset=["finetune=true"])
 
 
 @SOLO_EXT.command(option("--run PATH", SOURCE), *YAML_WORDS, TEACHER, RESULTS, CFG)

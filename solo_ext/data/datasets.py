@@ -24,6 +24,7 @@ from solo_ext.data.images import (
     read_list,
     stratified_rows,
 )
+from solo_ext.data.subsets import rows_of
 from solo_ext.errors import ConfigError, DataError, SoloExtError, naming, require
 from solo_ext.files import log, sha256
 from solo_ext.schema import Bounds, Config, OneOf, Share
@@ -75,6 +76,8 @@ class DataConfig(Config, section="data"):
     num_workers: Annotated[int, Bounds(0)] = 4  # processes of image_folder and h5, threads of dali; tensor has none
     no_labels: bool = False
     fraction: float = -1.0  # of the training set, stratified by class; -1: all of it
+    # of the training set: a published one (`subsets.PUBLISHED`), or a text file with names of files; null: all of it
+    subset: str | None = None
     val_fraction: Share = 0.0  # of the labelled training images: evaluated on instead of the test images; 0: none
     download: bool = True
     corrupt: Literal["error", "skip"] = "error"  # an unreadable image: error, or skip (the next one takes its place)
@@ -140,9 +143,12 @@ def read_images(path: str | os.PathLike, key: str, labels: bool = True, only: tu
 
 
 def load_dataset(data: DataConfig, split: str) -> ImageSet:
-    """Images and labels of a split: `pretrain`, `train` (labelled; differs for stl10) or `test`. With
-    `data.val_fraction`, `test` is a part of the training images, which the others lack; `data.fraction` applies to all
-    but `test`. Raises `DataError` for what is missing, and cannot or may not be downloaded, or damaged."""
+    """Images and labels of a split: `pretrain`, `train` (labelled; differs for stl10) or `test`.
+
+    With `data.val_fraction`, `test` is a part of the training images, which the others lack; `data.subset`, and of it
+    `data.fraction`, apply to all but `test`. Raises `DataError` for what is missing, and cannot or may not be
+    downloaded, or damaged.
+    """
     held_out = data.val_fraction > 0
     images = DATASETS[data.dataset].load(data, "train" if held_out and split == "test" else split)
     if isinstance(images.images, FileImages):
@@ -158,7 +164,11 @@ def load_dataset(data: DataConfig, split: str) -> ImageSet:
         images = images.subset(np.sort(rows) if split == "test" else kept)
     if data.no_labels:
         images = images.unlabelled()
-    if split == "test" or data.fraction == -1:
+    if split == "test":
+        return images
+    if data.subset:
+        images = images.subset(rows_of(data.subset, images, Path(DEFAULT_FOLDER), data.download))
+    if data.fraction == -1:
         return images
     return images.subset(_part(images.targets, data.fraction, "data.fraction"))
 

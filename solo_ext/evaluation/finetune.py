@@ -8,7 +8,7 @@ from torch import Tensor
 
 from solo_ext.errors import ConfigError
 from solo_ext.optim import OptimizerConfig
-from solo_ext.schema import Bounds, Config, Count, NonNegative, Share
+from solo_ext.schema import Bounds, Config, Count, NonNegative, Positive, Share
 
 
 @dataclass
@@ -19,6 +19,14 @@ class LinearOptions(Config):
     label_smoothing: Share = 0.0
     mixup: NonNegative = 0.0  # alpha of timm's; 0 is off
     cutmix: NonNegative = 0.0
+    # instead of optimizer.lr: one classifier for each, all trained in one pass over the same frozen features
+    lr_grid: list[Positive] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        plain = not (self.finetune or self.mixup or self.cutmix)
+        self.require(not self.lr_grid or plain, "lr_grid", "empty with finetune, mixup or cutmix")
+        self.require(len({*self.lr_grid}) == len(self.lr_grid), "lr_grid", "a list of different rates")
 
     def mixing(self, batch_size: int, classes: int) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None:
         """timm's (images, targets) -> (mixed images, soft targets), smoothed; None without mixup and cutmix."""

@@ -1,5 +1,6 @@
 """Offline linear evaluation (and fine-tuning) of an encoder, and a quick version on cached features."""
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,7 +19,8 @@ class LinearModel(pl.LightningModule):
     """A new linear classifier on a frozen encoder, in solo-learn's protocol and with its keys.
 
     The frozen backbone, [B, 3, H, W] -> [B, D] with `num_features` = D, has no gradients and stays in eval mode. Logs
-    train_loss, train_acc1 and train_acc5 (not under mixup), val_loss, val_acc1, val_acc5; accuracies in percent.
+    train_loss, train_acc1 and train_acc5 (not under mixup), val_loss, val_acc1, val_acc5; accuracies in percent. With
+    `lr_grid`, there is one classifier for each rate, from the same weights, and `/lr=<rate>` at the end of each name.
     Deviation from solo-learn: `label_smoothing` works without mixup too. `ConfigError` for a value that cannot work.
     """
 
@@ -39,6 +41,7 @@ class LinearModel(pl.LightningModule):
 
         self.backbone = backbone
         self.classifier = nn.Linear(backbone.num_features, num_classes)  # type: ignore[arg-type]  # a number
+        self.others = nn.ModuleList(copy.deepcopy(self.classifier) for _ in self.options.lr_grid[1:])
         self.mixing = self.options.mixing(optimizer.batch_size, num_classes)
         if not self.options.finetune:  # else, what the backbone has fixed stays so
             self.backbone.requires_grad_(False)
@@ -72,24 +75,31 @@ class LinearModel(pl.LightningModule):
         self._step("val", *image_and_target(batch))
 
     def _step(self, split: str, x: Tensor, targets: Tensor, smoothing: float = 0.0) -> Tensor:
-        logits = self(x)["logits"]
-        loss = F.cross_entropy(logits, targets, ignore_index=-1, label_smoothing=smoothing, reduction="sum")
+        out, total = self(x), torch.zeros((), device=x.device)
         labelled = (targets != -1).sum()
-        loss = loss / labelled.clamp(min=1)  # a batch without labels has no loss, rather than 0 / 0
-        acc1, acc5 = accuracy_at_k(logits, targets)
         # the mean over a validation is one over labels; training does not wait for the device
-        self._log(split, float(labelled) if split == "val" else len(x), loss=loss, acc1=acc1, acc5=acc5)
-        return loss
+        weight = float(labelled) if split == "val" else len(x)
+        names = [f"/lr={lr:g}" for lr in self.options.lr_grid] or [""]
+        for name, head in zip(names, (self.classifier, *self.others), strict=True):
+            logits = out["logits"] if head is self.classifier else classify(head, out["feats"])
+            loss = F.cross_entropy(logits, targets, ignore_index=-1, label_smoothing=smoothing, reduction="sum")
+            loss = loss / labelled.clamp(min=1)  # a batch without labels has no loss, rather than 0 / 0
+            acc1, acc5 = accuracy_at_k(logits, targets)
+            self._log(split, weight, name, loss=loss, acc1=acc1, acc5=acc5)
+            total = total + loss
+        return total
 
-    def _log(self, split: str, weight: Any, **metrics: Tensor) -> None:
+    def _log(self, split: str, weight: Any, head: str = "", **metrics: Tensor) -> None:
         """`weight` of the batch; a float over processes, where Lightning rounds the mean of whole numbers down."""
-        logs, val = {f"{split}_{name}": value for name, value in metrics.items()}, split == "val"
+        logs, val = {f"{split}_{name}{head}": value for name, value in metrics.items()}, split == "val"
         self.log_dict(logs, prog_bar=val, on_step=False, on_epoch=True, sync_dist=True, batch_size=weight)
 
     def configure_optimizers(self) -> Any:
         lr = self.optimizer_cfg.rates()[0]
         groups = backbone_groups(self.backbone, self.optimizer_cfg, lr) if self.options.finetune else []
-        groups.append({"name": "classifier", "params": list(self.classifier.parameters())})
+        rates = [lr * one / self.optimizer_cfg.lr for one in self.options.lr_grid] or [lr]
+        for rate, head in zip(rates, (self.classifier, *self.others), strict=True):
+            groups.append({"name": f"classifier{len(groups) or ''}", "params": list(head.parameters()), "lr": rate})
         optimizer = build_optimizer(groups, self.optimizer_cfg, lr)
         scheduler = build_scheduler(optimizer, self.scheduler_cfg, *run_length(self.trainer))
         return {"optimizer": optimizer, **({"lr_scheduler": scheduler} if scheduler else {})}

@@ -22,7 +22,7 @@ FREE = (
     *("sync_batchnorm", "performance", "deterministic", "check_val_every_n_epoch", "val_check_interval"),
     *("features", "distance", "k", "T"),
 )
-SHARES = ("data.fraction", "data.val_fraction")
+SHARES = ("data.fraction", "data.subset", "data.val_fraction")
 OFF: tuple = (None, False, 0, -1, [], {})
 
 

@@ -41,6 +41,12 @@ EVALUATION_DATA = (  # what an evaluation takes over from the run
     *("dataset", "train_path", "val_path", "val_fraction"),
     *("num_workers", "download", "corrupt", "corrupt_limit", "decode"),
 )
+# of SimCLR's fine-tuning with few labels (Chen et al., 2020, App. B.5), where it has 60 epochs for 1% of ImageNet
+FINETUNE_RECIPE: dict[str, Any] = {
+    "optimizer": {"name": "sgd", "batch_size": 256, "lr": 0.05, "weight_decay": 0, "kwargs": {"nesterov": True}},
+    "scheduler": {"name": "warmup_cosine", "warmup_epochs": 0},
+    "max_epochs": 30,
+}
 LINEAR_RECIPE: dict[str, Any] = {
     "optimizer": {"name": "sgd", "batch_size": 256, "lr": 0.3, "weight_decay": 0},
     "scheduler": {"name": "step", "lr_decay_steps": [60, 80]},
@@ -128,6 +134,9 @@ class LinearConfig(LinearOptions, TrainingConfig, EvaluationConfig):
         super().__post_init__()
         trains_more = self.cache_features and (self.finetune or self.mixup or self.cutmix or self.label_smoothing)
         self.require(not trains_more, "cache_features", "false with finetune, mixup, cutmix or label_smoothing")
+        apart = not (self.lr_grid and self.gradient_clip_val)
+        self.require(apart, "lr_grid", "empty with gradient_clip_val, which sees all classifiers at once")
+        self.require(not self.lr_grid or self.optimizer.lr > 0, "lr_grid", "empty where optimizer.lr is 0")
 
 
 @dataclass(kw_only=True)
@@ -270,8 +279,8 @@ def run_values(run: str | Path, kind: str, overrides: Sequence[str] = ()) -> Dic
 
     For `linear`, optimizer, schedule and epochs are those of the method's linear recipe for the dataset, or else for
     ImageNet-100, or else solo-learn's for most methods; with cached features, whose scale does not depend on the
-    method, always the last. Raises CheckpointError without a checkpoint, or for an args.json that is something else,
-    and ConfigError for an override that makes no sense.
+    method, always the last; of a fine-tuning SimCLR's. Raises CheckpointError without a checkpoint, or for an args.json
+    that is something else, and ConfigError for an override that makes no sense.
     """
     checkpoint = find_checkpoint(run)
     config = Run(checkpoint.parent).config or {}
@@ -299,7 +308,10 @@ def run_values(run: str | Path, kind: str, overrides: Sequence[str] = ()) -> Dic
         (values.get("backbone", {}).get("kwargs") or {}).pop("cache_dir", None)
     if kind == "linear":
         values |= LINEAR_RECIPE
-        if not overlay(values, overrides).get("cache_features"):
+        asked = overlay(values, overrides)
+        if asked.get("finetune"):
+            values |= FINETUNE_RECIPE
+        elif not asked.get("cache_features"):
             values |= _linear_recipe(str(data.get("dataset")), str(method))
             said = str(values.get("recipe", f"none of {method}, but that of most methods")).removeprefix("linear/")
             log.info("linear recipe: %s, lr %g", said, values["optimizer"]["lr"])
@@ -319,7 +331,7 @@ def _linear_recipe(dataset: str, method: str) -> dict[str, Any]:
 
 def recipe_taken(cfg: LinearConfig) -> str | None:
     """The linear recipe of the encoder's method for the data, if optimizer, schedule and epochs are those in it."""
-    values = {} if cfg.cache_features else _linear_recipe(cfg.data.dataset, str(cfg.pretrain_method))
+    values = {} if cfg.cache_features or cfg.lr_grid else _linear_recipe(cfg.data.dataset, str(cfg.pretrain_method))
     if not values:
         return None
     own = {key: getattr(cfg.optimizer, key) for key in ("classifier_lr", "effective_lr", "effective_classifier_lr")}

@@ -26,6 +26,7 @@ from solo_ext.files import log
 from solo_ext.methods import backbone_of
 from solo_ext.networks import BackboneConfig
 from solo_ext.networks.backbones import check_sizes
+from solo_ext.optim import OptimizerConfig
 from solo_ext.runs.checkpoints import Checkpoint, open_checkpoint
 from solo_ext.runs.comparison import IGNORED, flatten, within
 from solo_ext.runs.encoder import branch_of, check_heads, evaluation_view, load_encoder, network_of, weights_sum
@@ -71,11 +72,12 @@ def linear(cfg: LinearConfig, results: Path | None = None, encoder: Checkpoint |
     cfg.recipe = recipe_taken(cfg)
     if cached:
         began, run = time.perf_counter(), Run.new(base)
-        features = _features(cfg, backbone, data)
-        reached = fit_cached_linear(
-            *features, optimizer=cfg.optimizer, scheduler=cfg.scheduler, epochs=cfg.max_epochs, seed=cfg.seed
-        )
-        metrics = {name if "_" in name else f"val_{name}": value for name, value in reached.items()}
+        features, metrics = _features(cfg, backbone, data), dict[str, float]()
+        for head, optimizer in _optimizers(cfg):
+            reached = fit_cached_linear(
+                *features, optimizer=optimizer, scheduler=cfg.scheduler, epochs=cfg.max_epochs, seed=cfg.seed
+            )
+            metrics |= {f"{name if '_' in name else f'val_{name}'}{head}": value for name, value in reached.items()}
         with run.in_use(plain(cfg), {**environment(), "data": data.record(data.device)}):
             result = RunResult(run.dir, None, metrics, time.perf_counter() - began, None)
             run.finish(result)
@@ -83,10 +85,21 @@ def linear(cfg: LinearConfig, results: Path | None = None, encoder: Checkpoint |
         layout = not cfg.performance.disable_channel_last
         model = LinearModel(backbone, data.num_classes, cfg.optimizer, cfg.scheduler, cfg, layout)
         result = fit(cfg, model, data, begin(cfg, base))
-    print_result(result, ("val_acc1", "val_acc5"))
-    scores = {name: result.metrics.get(f"val_{name}") for name in ("acc1", "acc5")}
-    _record(LINEAR, cfg, data, about, [scores | _spent(result)], place)
+    rows: list[Result] = []
+    for head, optimizer in _optimizers(cfg):
+        print_result(result, (f"val_acc1{head}", f"val_acc5{head}"))
+        scores = {name: result.metrics.get(f"val_{name}{head}") for name in ("acc1", "acc5")}
+        rates = {f"optimizer.{key}": getattr(optimizer, key) for key in ("lr", "effective_lr")}
+        rows.append(scores | {"protocol": rates if head else {}} | _spent(result))
+    _record(LINEAR, cfg, data, about, rows, place)
     return result
+
+
+def _optimizers(cfg: LinearConfig) -> list[tuple[str, OptimizerConfig]]:
+    """What ends the names of each classifier's metrics, and its optimizer."""
+    o = cfg.optimizer
+    grid = [(lr, lr / o.lr * o.rates()[0]) for lr in cfg.lr_grid]
+    return [(f"/lr={lr:g}", replace(o, lr=lr, effective_lr=rate)) for lr, rate in grid] or [("", o)]
 
 
 def detect(cfg: DetectionConfig, results: Path | None = None, encoder: Checkpoint | None = None) -> RunResult:
@@ -213,6 +226,8 @@ def protocol_of(cfg: AnyEvaluation, data: ImageData) -> dict[str, Any]:
         "processes": data.trainer.world_size if data.trainer else 1,
     }
     chosen = {key: value for key, value in flatten(plain(cfg)).items() if not within(key, LEFT_OUT)}
+    if subset := chosen.get("data.subset"):
+        chosen["data.subset"] = Path(subset).name
     return chosen | flatten(plain(facts))
 
 
