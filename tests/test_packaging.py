@@ -23,7 +23,8 @@ ROOT = Path(solo_ext.__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 EXTRAS = PROJECT["optional-dependencies"]
 ELSEWHERE = {"solo": "a checkout of solo-learn", "detectron2": "has no release on PyPI", "tomli": "pytest's own"}
-OWN = {"solo_ext", "recipes", *(path.stem for folder in ("tests", "benchmarks") for path in (ROOT / folder).iterdir())}
+OURS = {path for folder in ("tests", "benchmarks") for path in (ROOT / folder).rglob("*")}
+OWN = {"solo_ext", "recipes", *(path.stem for path in OURS if path.suffix in (".py", ""))}
 TOOLS = {"mypy", "pre-commit", "pytest-xdist", "ruff", "setuptools"}
 INDIRECT = {
     "tensorboard": "lightning's TensorBoardLogger",

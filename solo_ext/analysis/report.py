@@ -16,8 +16,8 @@ import numpy as np
 from solo_ext.analysis import figures, pages
 from solo_ext.analysis.figures import Shown, by_style, grouped, labels, names_of, unfinished
 from solo_ext.errors import ConfigError, naming, require
-from solo_ext.runs.comparison import compare, flatten, value_text, within
-from solo_ext.runs.evaluations import OFF, departures
+from solo_ext.runs.comparison import OFF, compare, flatten, value_text, within
+from solo_ext.runs.evaluations import departures
 from solo_ext.runs.metrics import is_number
 from solo_ext.runs.run import ARGS, DETECTION, ENVIRONMENT, EVALUATIONS, KNN, LINEAR, METRICS, QUALITY, Run, find_runs
 from solo_ext.text import Metric

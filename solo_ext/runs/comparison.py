@@ -18,6 +18,7 @@ IGNORED = (
     # which devices: their number is compared in optimizer.effective_lr, which it scales
     *("devices", "num_nodes", "collective_timeout"),
 )
+OFF: tuple = (None, False, 0, -1, [], {})  # the values of a key that asks for nothing
 _ABSENT = object()
 
 
@@ -53,14 +54,21 @@ def compare(configs: Sequence[Mapping[str, Any]]) -> tuple[dict[str, str], dict[
 def differences(saved: Any, now: Any) -> list[str]:
     """The full keys, outside `IGNORED`, at which two resolved configurations differ: `key: old -> new`.
 
-    A `data.num_classes` of null in `now`, which is unknown until the images are read, differs from nothing.
+    A `data.num_classes` of null in `now`, which is unknown until the images are read, differs from nothing; nor does
+    a key that one of them lacks, as another version's has it, from the other's that asks for nothing.
     """
     pairs = _aligned([plain(saved), plain(now)])
     if pairs.get("data.num_classes", [0, 0])[1] is None:
         del pairs["data.num_classes"]
     counted = (key for key in pairs if not within(key, IGNORED))
-    changed = [(key, *pairs[key]) for key in counted if pairs[key][0] != pairs[key][1]]
+    changed = [(key, *pairs[key]) for key in counted if pairs[key][0] != pairs[key][1] and not _new(key, pairs[key])]
     return [f"{key}: {value_text(old)} -> {value_text(new)}" for key, old, new in changed]
+
+
+def _new(key: str, pair: Sequence[Any]) -> bool:
+    """Whether a key of ours is in one configuration only, and asks for nothing there."""
+    theirs = "kwargs." in key or key.startswith("callbacks.")  # whose defaults nobody knows here
+    return not theirs and _ABSENT in pair and any(value in OFF for value in pair if value is not _ABSENT)
 
 
 def value_text(value: Any) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 from solo_ext.errors import CheckpointError
 from solo_ext.files import read_json
-from solo_ext.runs.comparison import within
+from solo_ext.runs.comparison import OFF, within
 
 Result = dict[str, Any]
 
@@ -23,7 +23,6 @@ FREE = (
     *("features", "distance", "k", "T"),
 )
 SHARES = ("data.fraction", "data.subset", "data.val_fraction")
-OFF: tuple = (None, False, 0, -1, [], {})
 
 
 def read_results(path: Path) -> list[Result]:

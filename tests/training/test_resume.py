@@ -14,6 +14,7 @@ from solo_ext.runs.checkpoints import find_checkpoint, find_resumable, load_chec
 from solo_ext.runs.comparison import differences
 from solo_ext.runs.locks import RunLock
 from solo_ext.runs.run import RECORDS, Run
+from solo_ext.schema import plain
 from solo_ext.training.config import resolve, run_values
 from solo_ext.training.evaluate import knn, linear
 from solo_ext.training.pretrain import pretrain
@@ -205,6 +206,16 @@ def test_what_does_not_concern_the_training_is_ignored(whole):
     for key, value in same.items():
         twin = config(whole.dir.parents[1], **{key.replace(".", "__"): value})
         assert not differences(config(whole.dir.parents[1]), twin), key
+
+
+def test_a_run_of_another_version_is_continued_where_no_key_that_it_lacks_asks_for_anything(whole):
+    old, new = plain(config(whole.dir.parents[1])), plain(config(whole.dir.parents[1]))
+    del old["data"]["val_fraction"], old["skip_non_finite"]
+    assert not differences(old, new) and not differences(new, old)
+    new["data"]["val_fraction"] = 0.1
+    assert differences(old, new) == ["data.val_fraction: - -> 0.1"]
+    old, new = (plain(config(whole.dir.parents[1], backbone__kwargs=x)) for x in ({}, {"zero_init_residual": False}))
+    assert differences(old, new), "an argument of another library may be on by default"
 
 
 def test_auto_resume_leaves_running_runs_alone_and_refuses_what_it_cannot_continue(tmp_path, monkeypatch, caplog):
