@@ -10,7 +10,7 @@ from test_report import results, write_run
 
 from solo_ext.analysis.report import main_report
 
-sync_api = pytest.importorskip("playwright.sync_api", reason="pip install playwright: the browser's driver")
+pytest.importorskip("playwright", reason="pip install playwright: the browser's driver")
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium (apt-get install chromium)")
@@ -55,7 +55,9 @@ def page(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def browser():
-    with sync_api.sync_playwright() as playwright:
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         yield browser
         browser.close()
