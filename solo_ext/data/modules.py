@@ -188,7 +188,8 @@ class PretrainData(ImageData):
         if not self.augmentations:
             raise ConfigError("augmentations: empty, but at least one view is needed")
         first, info = self.augmentations[0], dataset_info(self.data)
-        self.eval_view = first.crop_size, first.mean, first.std
+        mean, std = first.mean or info.eval_mean or info.mean, first.std or info.eval_std or info.std
+        self.eval_view = first.crop_size, mean, std
         for i, aug in enumerate(self.augmentations):
             for name in ("mean", "std"):
                 own, other = (list(getattr(view, name) or getattr(info, name)) for view in (aug, first))

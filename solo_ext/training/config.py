@@ -287,7 +287,7 @@ def run_values(run: str | Path, kind: str, overrides: Sequence[str] = ()) -> Dic
     with foreign_config(checkpoint):
         method = config.get("method") or config.get("pretrain_method")
         data = {key: value for key, value in config.get("data", {}).items() if key in EVALUATION_DATA}
-        if view := evaluation_view(config):
+        if kind != "quality" and (view := evaluation_view(config)):
             data["augmentations"] = view
         # an args.json may be anybody's: nothing is written where it says, but into the folder that holds the run
         own, place = {key_of(text) for text in overrides}, config.get("checkpoint", {}).get("dir", "")
