@@ -26,7 +26,8 @@ test: $(VENV)/installed-dev
 
 BATTERY := tests/faults $(addprefix tests/training/test_,resume.py safety.py changed_data.py loggers.py evaluate.py unread_keys.py \
   distributed.py) $(addprefix tests/data/test_,workers.py decode.py every_image_once.py sets.py data_tools.py) \
-  $(addprefix tests/runs/test_,checkpoints.py other_programs.py encoder.py) tests/networks tests/zoo/test_zoo_download.py tests/losses
+  $(addprefix tests/runs/test_,checkpoints.py other_programs.py encoder.py) tests/networks tests/zoo/test_zoo_download.py \
+  tests/evaluation/test_detection.py tests/losses
 
 test-faults: $(VENV)/installed-dev
 	FAULTS=all PAGE=docs/reliability.md OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto $(BATTERY)

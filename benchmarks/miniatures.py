@@ -62,7 +62,7 @@ def keep(picture: Path, name: str) -> None:
     FIGURES.mkdir(exist_ok=True)
     with Image.open(picture) as image:
         image.thumbnail((1200, 2400))
-        image.convert("RGB").quantize(64).save(FIGURES / f"{name}.png", optimize=True)
+        image.convert("RGB").quantize(256).save(FIGURES / f"{name}.png", optimize=True)
 
 
 def main() -> None:
@@ -84,8 +84,13 @@ def main() -> None:
                 keep(miniature(name, out, boxes) / "study.png", name.replace("/", "_"))
             except (subprocess.CalledProcessError, FileNotFoundError) as error:
                 failed.append(f"{name}: {error}")
-    runs = sorted((out / "residual_figure4" / "runs").glob("*/*/*"))
-    if not args.names and runs:
+    runs, filters = (
+        sorted((out / name / "runs").glob("*/*/*")) for name in ("residual_figure4", "projector_ema_figure2")
+    )
+    if not args.names and runs and filters:
+        drawn = out / "projector_ema_appendixE.png"
+        solo_ext("trajectories", *filters, "--filters", *range(16), "--flat", "--out", drawn)
+        keep(drawn, drawn.stem)
         images = out / "images"
         images.mkdir(exist_ok=True)
         with np.load(MINI) as arrays:

@@ -29,6 +29,11 @@ OTHERS = {  # item -> what stands for it, where no study is named after it
     "B-Fig16": MAPS.format("gradcam"),
     **{f"B-{number}": SETTINGS for number in range(8, 13)},
 }
+PICTURES = {  # item -> the picture in docs/figures
+    "A-App. E": "projector_ema_appendixE",
+    **dict.fromkeys(("B-Fig9", "B-Fig13", "B-Fig14"), "residual_figure9"),
+    **dict.fromkeys(("B-Fig10", "B-Fig15", "B-Fig16"), "residual_figure10"),
+}
 RUN = {  # study -> where its results here are, and at what scale
     "projector_ema/table3": "[three seeds on the bundled images](results/projector_ema_table3.md)",
     "residual/table2": "[three seeds on the bundled images](results/residual_table2.md)",
@@ -39,7 +44,8 @@ HEADER = """\
 Written by `python benchmarks/reproduction.py`. A study is one command, `solo-ext study NAME`: it trains what is
 missing, evaluates it, and writes our results beside the printed ones; `--dry-run` shows its runs. Each works with
 `data.dataset=fashion_mnist_mini`, too, on two CPU cores. What a study had to choose is said in its YAML. None has been
-run at a paper's own scale here.
+run at a paper's own scale here. A miniature (`python benchmarks/miniatures.py`) is three epochs of one seed on the
+bundled images: it shows what a command computes and draws, and says nothing about a method.
 """
 
 
@@ -49,6 +55,14 @@ def order(item: str) -> tuple:
     kind = 1 if name.startswith("Fig") else 2 if name[0] in "AS" else 0
     digits = "".join(c for c in name.partition("_")[0] if c.isdigit() or c == ".")
     return item[0], kind, name[:1].isalpha() and kind == 0, [int(n) for n in digits.split(".") if n], name
+
+
+def ran(picture: str, results: str | None = None) -> str:
+    """Where an item's results and its miniature are."""
+    miniature = (
+        f"[in miniature](figures/{picture}.png)" if (PAGE.parent / "figures" / f"{picture}.png").exists() else ""
+    )
+    return ", ".join(filter(None, (results, miniature))) or "no"
 
 
 def page() -> str:
@@ -64,13 +78,12 @@ def page() -> str:
             cells = f"{len(study.runs)} runs x {len(study.seeds)} seed{'s' * (len(study.seeds) > 1)}"
             item = study.spec.table or study.spec.figure or ""
             rows.setdefault(item, []).append(
-                (f"`solo-ext study {name}`: {cells}", ", ".join(computes), RUN.get(name, "no"))
+                (f"`solo-ext study {name}`: {cells}", ", ".join(computes), ran(f"{folder}_{file.stem}", RUN.get(name)))
             )
         for item, what in OTHERS.items():
             if item[0] == paper:
-                rows.setdefault(item, []).append(
-                    (what, "", "on the bundled images, in the tests" if "solo-ext" in what else "-")
-                )
+                drawn = ran(PICTURES[item]) if item in PICTURES else "-"
+                rows.setdefault(item, []).append((what, "", drawn))
     text = HEADER
     for paper, title in PAPERS.items():
         items = sorted((item for item in rows if item[0] == paper), key=order)

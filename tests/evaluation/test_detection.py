@@ -358,12 +358,12 @@ def test_an_encoder_is_fine_tuned_or_stays(sets, tmp_path, finetune):
 def test_eight_images_are_learnt_by_heart(sets, tmp_path, dataset, head):
     masks = dataset == "coco"
     detector = {"min_size": [SIDE], "head": head, "masks": masks, "regions": 64}
-    detector["anchors"] = [16, 32] if head == "c4" else [8, 16, 32, 64, 128]
-    options = {"max_epochs": 150, "check_val_every_n_epoch": 150, "detector": detector, "enable_progress_bar": False}
-    options["optimizer"] = {"name": "sgd", "batch_size": 4, "lr": 3.2, "weight_decay": 1e-4}
-    options["scheduler"] = {"name": "warmup_step", "warmup_steps": 4, "lr_decay_steps": [240]}
+    detector |= {"anchors": [ITEM] if head == "c4" else [8, 16, ITEM, 64, 128], "precise_bn": 2}
+    options = {"max_epochs": 110, "check_val_every_n_epoch": 110, "detector": detector, "enable_progress_bar": False}
+    options["optimizer"] = {"name": "sgd", "batch_size": 4, "lr": 6.4, "weight_decay": 1e-4}
+    options["scheduler"] = {"name": "warmup_step", "warmup_steps": 4, "lr_decay_steps": [160]}
     options["backbone__stem"] = "small" if head == "c4" else "imagenet"
-    options["checkpoint__frequency"] = 150
+    options["checkpoint__frequency"] = 110
     metrics = detect(detection(tmp_path, sets, dataset, **options)).metrics
     assert metrics["val_ap"] > 90 and (not masks or metrics["val_mask_ap"] > 70), metrics
 
