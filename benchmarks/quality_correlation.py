@@ -20,12 +20,13 @@ from solo_ext.training.evaluate import linear, quality
 
 MEASURES = ("rankme", "lidar", "alignment", "uniformity", "spread")
 CACHED = ["cache_features=true", "data.num_workers=0", "max_epochs=20"]
+SMALL = ["images=300", "views=6", "data.num_workers=0"]
 
 
 def measured(folder: Path) -> tuple[dict[str, float], float]:
     """What `quality` says of a run, and the accuracy of a linear classifier on its cached features."""
     if not Run(folder).evaluations[QUALITY]:
-        quality(resolve(run_values(folder, "quality", ["data.num_workers=0"]), "quality"))
+        quality(resolve(run_values(folder, "quality", SMALL), "quality"))
     if not any(row["protocol"].get("cache_features") for row in Run(folder).evaluations[LINEAR]):
         linear(resolve(run_values(folder, "linear", [*CACHED, f"checkpoint.dir={folder / 'linear'}"]), "linear"))
     run = Run(folder)

@@ -155,9 +155,10 @@ def _rows(shown: Shown, numbers: Sequence[Mapping[str, Any]]) -> list[dict[str, 
     for n, (key, best) in enumerate((key, BEST.get(key)) for key in COLUMNS):
         found = [row["values"][key] for row in trained]
         offline = [value for value, _, online in found if value is not None and not online]
-        if best and len(trained) > 1 and offline:
+        counted = offline or [value for value, *_ in found if value is not None]
+        if best and len(trained) > 1 and counted:
             for row, (value, _, online) in zip(trained, found, strict=True):
-                row["best"] |= {n} if value == best(offline) and not online else set()
+                row["best"] |= {n} if value == best(counted) and not (online and offline) else set()
     return rows
 
 
