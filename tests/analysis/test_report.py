@@ -22,6 +22,7 @@ from solo_ext.analysis import figures, pages
 from solo_ext.analysis.report import cell, main_report, print_table, table_rows
 from solo_ext.errors import CheckpointError, ConfigError
 from solo_ext.runs.comparison import compare, flatten
+from solo_ext.runs.locks import RunLock
 from solo_ext.runs.run import Run, find_runs
 from solo_ext.text import Metric
 from solo_ext.training.loggers import CSVMetrics
@@ -377,6 +378,18 @@ def test_a_collapse_is_told(tmp_path):
     text = main_report(folders, tmp_path / "out").read_text()
     assert "the outputs hardly told images apart in dino after epoch 2 (effective rank 1.10)." in text
     assert "hardly told" not in main_report(folders[1:], tmp_path / "out").read_text()
+
+
+def test_a_run_that_is_still_being_written_is_shown_as_far_as_it_is(tmp_path, caplog):
+    folder = write_run(tmp_path / "byol" / "a", step_rows(epochs=2))
+    with open(folder / "metrics.csv", "a") as file:
+        file.write("2,8,0.5")
+    lock = RunLock(folder)
+    assert lock.take()
+    text = main_report([folder], tmp_path / "out").read_text()
+    lock.file.close()
+    assert "still training, epoch 2 of 3" in text and "67.00" in text
+    assert "metrics.csv: 1 of 9 rows were cut" in caplog.text
 
 
 # Figures.
