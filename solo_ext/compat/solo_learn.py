@@ -25,7 +25,7 @@ from solo_ext.evaluation.linear import image_and_target
 from solo_ext.files import log
 from solo_ext.methods import METHODS
 from solo_ext.methods.module import LightningMethod
-from solo_ext.methods.step import Monitor, Step
+from solo_ext.methods.step import Monitor, Outputs, Step
 from solo_ext.networks.backbones import BACKBONES, MOCO_VITS, BackboneConfig, build_backbone
 from solo_ext.runs.layouts import PLACEHOLDERS
 
@@ -95,11 +95,12 @@ class SoloMethod(LightningMethod):
         out = self.teach(X, {} if self.teacher.whole else self.student(X), "projector")
         return {"feats": out["backbone"], "z": out["projector"], "k": out["projector"]}
 
-    def validation_step(self, batch: Sequence[Any], batch_idx: int) -> None:
-        super().validation_step(batch, batch_idx)
+    def validation_step(self, batch: Sequence[Any], batch_idx: int) -> Outputs:
+        out = super().validation_step(batch, batch_idx)
         if self.knn_eval and not self.trainer.sanity_checking:
             images, labels = image_and_target(batch)
             self.knn(test_features=self.backbone(images), test_targets=labels)
+        return out
 
     def on_validation_epoch_end(self) -> None:
         if self.knn_eval and not self.trainer.sanity_checking:

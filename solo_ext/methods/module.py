@@ -252,8 +252,9 @@ class LightningMethod(pl.LightningModule, Method):  # type: ignore[override]  # 
         if self.cfg.gap.enabled:
             self.log_dict({f"weight_distance/{k}": v for k, v in self.teacher.distance().items()})
 
-    def validation_step(self, batch: Sequence[Any], batch_idx: int) -> None:
-        """Accuracy of the online probes on `(indexes, [view], labels)`, or solo-learn's `(images, labels)`."""
+    def validation_step(self, batch: Sequence[Any], batch_idx: int) -> Outputs:
+        """Accuracy of the online probes on `(indexes, [view], labels)`, or solo-learn's `(images, labels)`; its
+        result, for callbacks, is the student's outputs."""
         x, labels = image_and_target(batch)
         out = self.student(x)
         metrics: dict[str, Tensor] = {}
@@ -266,6 +267,7 @@ class LightningMethod(pl.LightningModule, Method):  # type: ignore[override]  # 
         # a float, since over processes Lightning rounds the mean of whole numbers down
         weight: Any = float((labels != -1).sum())
         self.log_dict(metrics, sync_dist=True, batch_size=weight)
+        return out
 
     @property
     def learnable_params(self) -> list[dict[str, Any]]:

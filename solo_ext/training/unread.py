@@ -123,7 +123,8 @@ def idle(cfg: Any) -> dict[str, str]:
         switch("momentum.stages", no_teacher, "base_tau", "final_tau", "schedule", "buffers", "inter", *target)
         switch("momentum.schedule", not no_teacher and momentum.schedule == "constant", "final_tau")
         if no_teacher:
-            off |= {f"gap.{key}": "momentum.stages is none" for key in vars(sections["gap"])}
+            for name in ("gap",) if sections["val_gap"].per_class else ("gap", "val_gap"):
+                off |= {f"{name}.{key}": "momentum.stages is none" for key in vars(sections[name])}
         if isinstance(momentum.stages, Mapping):
             off["momentum.base_tau"] = "momentum.stages gives each its own"
         if method.loss_scale is None:

@@ -27,6 +27,8 @@ ALL_ON = (
     "filters.enabled=true",
     "intra.weight=0.5",
     "gradients.enabled=true",
+    "val_gap.enabled=true",
+    "val_gap.per_class=true",
     "tensorboard.enabled=true",
     "momentum.classifier=true",
 )
@@ -177,6 +179,8 @@ def test_a_linear_evaluation_has_callbacks_too(run, tmp_path):
             "augmentations.0.color_jitter.hue has no effect: augmentations.0.color_jitter.prob is 0",
         ),
         (["momentum.stages=none", "gap.every=5"], "gap.every has no effect: momentum.stages is none"),
+        (["momentum.stages=none", "val_gap.enabled=true"], "val_gap.enabled has no effect: momentum.stages is none"),
+        (["momentum.stages=none", "val_gap.enabled=true", "val_gap.per_class=true"], ""),
         (
             ["momentum.stages={projector: 0.9}", "momentum.base_tau=0.9"],
             "base_tau has no effect: momentum.stages gives",
