@@ -61,14 +61,16 @@ def differences(saved: Any, now: Any) -> list[str]:
     if pairs.get("data.num_classes", [0, 0])[1] is None:
         del pairs["data.num_classes"]
     counted = (key for key in pairs if not within(key, IGNORED))
-    changed = [(key, *pairs[key]) for key in counted if pairs[key][0] != pairs[key][1] and not _new(key, pairs[key])]
+    changed = [(key, *pairs[key]) for key in counted if pairs[key][0] != pairs[key][1] and not _new(key, pairs)]
     return [f"{key}: {value_text(old)} -> {value_text(new)}" for key, old, new in changed]
 
 
-def _new(key: str, pair: Sequence[Any]) -> bool:
-    """Whether a key of ours is in one configuration only, and asks for nothing there."""
+def _new(key: str, pairs: Mapping[str, list[Any]]) -> bool:
+    """Whether a key of ours is in one configuration only, and asks for nothing there, or its section is off."""
     theirs = "kwargs." in key or key.startswith("callbacks.")  # whose defaults nobody knows here
-    return not theirs and _ABSENT in pair and any(value in OFF for value in pair if value is not _ABSENT)
+    switch = pairs.get(f"{key.rpartition('.')[0]}.enabled", [])
+    off = any(value in OFF for value in pairs[key] if value is not _ABSENT) or (_ABSENT in switch and False in switch)
+    return not theirs and _ABSENT in pairs[key] and off
 
 
 def value_text(value: Any) -> str:

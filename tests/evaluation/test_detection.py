@@ -354,18 +354,13 @@ def test_an_encoder_is_fine_tuned_or_stays(sets, tmp_path, finetune):
 
 @pytest.mark.slow
 @pytest.mark.skipif(not ALL, reason="takes minutes; FAULTS=all")
-@pytest.mark.parametrize(("dataset", "head"), [("voc", "c4"), ("coco", "fpn")])
-def test_eight_images_are_learnt_by_heart(sets, tmp_path, dataset, head):
-    masks = dataset == "coco"
-    detector = {"min_size": [SIDE], "head": head, "masks": masks, "regions": 64}
-    detector |= {"anchors": [ITEM] if head == "c4" else [8, 16, ITEM, 64, 128], "precise_bn": 2}
-    options = {"max_epochs": 110, "check_val_every_n_epoch": 110, "detector": detector, "enable_progress_bar": False}
+def test_eight_images_are_learnt_by_heart(sets, tmp_path):
+    options = {"max_epochs": 110, "check_val_every_n_epoch": 110, "checkpoint__frequency": 110}
+    options["detector"] = {"min_size": [SIDE], "anchors": [ITEM], "head": "c4", "regions": 64, "precise_bn": 2}
     options["optimizer"] = {"name": "sgd", "batch_size": 4, "lr": 6.4, "weight_decay": 1e-4}
     options["scheduler"] = {"name": "warmup_step", "warmup_steps": 4, "lr_decay_steps": [160]}
-    options["backbone__stem"] = "small" if head == "c4" else "imagenet"
-    options["checkpoint__frequency"] = 110
-    metrics = detect(detection(tmp_path, sets, dataset, **options)).metrics
-    assert metrics["val_ap"] > 90 and (not masks or metrics["val_mask_ap"] > 70), metrics
+    metrics = detect(detection(tmp_path, sets, **options, enable_progress_bar=False)).metrics
+    assert metrics["val_ap"] > 90, metrics
 
 
 def test_the_command(sets, tmp_path, capsys):

@@ -210,10 +210,12 @@ def test_what_does_not_concern_the_training_is_ignored(whole):
 
 def test_a_run_of_another_version_is_continued_where_no_key_that_it_lacks_asks_for_anything(whole):
     old, new = plain(config(whole.dir.parents[1])), plain(config(whole.dir.parents[1]))
-    del old["data"]["val_fraction"], old["skip_non_finite"]
+    del old["data"]["val_fraction"], old["skip_non_finite"], old["val_gap"]
     assert not differences(old, new) and not differences(new, old)
     new["data"]["val_fraction"] = 0.1
     assert differences(old, new) == ["data.val_fraction: - -> 0.1"]
+    new["val_gap"]["enabled"] = True
+    assert len(differences(old, new)) == 3, "with it, the other keys of its section count"
     old, new = (plain(config(whole.dir.parents[1], backbone__kwargs=x)) for x in ({}, {"zero_init_residual": False}))
     assert differences(old, new), "an argument of another library may be on by default"
 
