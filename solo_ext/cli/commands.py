@@ -113,23 +113,30 @@ def pretrain(args: Namespace) -> None:
 
 
 @SOLO_EXT.command(
+    option("--detect", "plan a detector: its recipe and overrides are those of solo-ext detect"),
+    option("--run PATH", f"with --detect, the encoder: {SOURCE}"),
     *YAML_WORDS,
     option("--no-measure", "leave out time and memory, which take a minute"),
     option("--json", "print JSON, with the name of every tensor"),
 )
 def plan(args: Namespace) -> None:
-    """Show what a pre-training run will cost and do, before it starts.
+    """Show what a pre-training, or a detector, will cost and do, before it starts.
 
     Prints what the YAML's pre-training consists of: parameters, the teacher's tensors and their tau, passes through
     the backbone, steps, learning rate; time and memory of a step, measured on synthetic images on this machine's
-    device; and warnings. It needs neither the data nor the hardware that the YAML names, and writes nothing.
+    device; and warnings. It needs neither the data nor the hardware that the YAML names, and writes nothing. With
+    --detect, the same of a detector, on synthetic images with boxes; on a CPU, one of usual size takes minutes.
 
       solo-ext plan cifar10/byol momentum.stages=[block4,projector]
-      solo-ext plan my.yaml --no-measure --json
+      solo-ext plan --detect voc/c4 --run trained_models/res_mocov3/RUN devices=8 optimizer.batch_size=2
     """
     from solo_ext.planning.plan import describe, plan
+    from solo_ext.zoo.model import open_source
 
-    cost = plan(_configured("pretrain", *yaml_and_overrides(args, "pretrain")), measure=not args.no_measure)
+    if args.run and not args.detect:
+        raise ConfigError("--run names the encoder of a detector, so it goes with --detect")
+    kind, encoder = "detect" if args.detect else "pretrain", open_source(args.run).path if args.run else None
+    cost = plan(_configured(kind, *yaml_and_overrides(args, kind), encoder), measure=not args.no_measure)
     print(json.dumps(cost, indent=1) if args.json else describe(cost))
 
 
@@ -176,7 +183,7 @@ def detect(args: Namespace) -> None:
     detection.json in the run folder keeps every result (AP, AP50, AP75 by pycocotools) with its whole protocol.
 
       solo-ext detect voc/c4 --run trained_models/res_mocov3/RUN data.train_path=VOC2007/ImageSets/Main/trainval.txt
-      solo-ext detect coco/c4 untrained=true backbone.name=resnet50 devices=8
+      solo-ext detect coco/c4 untrained=true devices=8 optimizer.batch_size=2
     """
     _evaluate(args, "detect", *yaml_and_overrides(args, "detect"))
 

@@ -5,6 +5,7 @@ from contextlib import nullcontext, suppress
 from itertools import pairwise
 from typing import Any
 
+import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import LambdaCallback, Timer
 from torch import Tensor
@@ -13,16 +14,16 @@ from torch.utils.data import DataLoader
 
 from solo_ext.data.loader import free_memory
 from solo_ext.errors import ConfigError
-from solo_ext.methods.module import LightningMethod
 from solo_ext.runs.environment import environment
 from solo_ext.training.callbacks.throughput import now
-from solo_ext.training.config import PretrainConfig
+from solo_ext.training.config import DetectionConfig, PretrainConfig
 from solo_ext.training.trainer import explained, make_trainer, quietly
 from solo_ext.training.trainer_config import TrainerConfig
 
 WARM_UP, LEAST, STEPS = 3, 3, 10  # steps that do not count; the least and the most that do
 SECONDS = 30  # after which LEAST steps are enough
 CPU_PIXELS, CPU_IMAGES = 2**17, 8  # on a CPU, a batch has about this many pixels, and at least 8 images
+OBJECTS = 8  # of a photograph; COCO's have seven on average
 STEP_KEYS = ("max_epochs", "precision", "gradient_clip_val", "gradient_clip_algorithm", "deterministic", "benchmark")
 
 
@@ -31,39 +32,60 @@ def crop_sizes(cfg: PretrainConfig) -> list[int]:
     return [view.crop_size for view in cfg.augmentations for _ in range(view.num_crops)]
 
 
-def synthetic_batch(cfg: PretrainConfig, images: int, device: torch.device) -> tuple[Tensor, list[Tensor], Tensor]:
-    """A random batch in the shapes of `cfg`: (indexes [B], views [B, 3, H, W], targets [B])."""
+def photograph_size(cfg: DetectionConfig) -> tuple[int, int]:
+    """Height and width in pixels of a photograph, 4:3 if it may be, at the largest size of a detector's training."""
+    side = max(cfg.detector.min_size)
+    return side, max(side, min(round(side * 4 / 3), cfg.detector.max_size))
+
+
+def synthetic_batch(
+    cfg: PretrainConfig | DetectionConfig, images: int, device: torch.device
+) -> tuple[Tensor, Any, Any]:
+    """A random batch in the shapes of `cfg`: (indexes [B], views [B, 3, H, W], targets [B]), or a detector's."""
     generator = torch.Generator().manual_seed(0)
+    if isinstance(cfg, DetectionConfig):
+        size = photograph_size(cfg)
+        image = torch.randint(256, (3, *size), dtype=torch.uint8, generator=generator).to(device)
+        corners = torch.rand(OBJECTS, 2, 2, generator=generator).sort(1).values * torch.tensor(size[::-1])
+        target = {"boxes": corners.flatten(1), "labels": torch.ones(OBJECTS, dtype=torch.long)}
+        target["crowd"] = torch.zeros(OBJECTS, dtype=torch.bool)
+        target |= {"masks": torch.ones(OBJECTS, *size, dtype=torch.bool)} if cfg.detector.masks else {}
+        target = {name: x.to(device) for name, x in target.items()}
+        return torch.arange(images, device=device), [image] * images, [target] * images
     views = [torch.randn(images, 3, side, side, generator=generator).to(device) for side in crop_sizes(cfg)]
     classes = cfg.data.num_classes or 0
     targets = torch.randint(classes, (images,), generator=generator) if classes else torch.full((images,), -1)
     return torch.arange(images, device=device), views, targets.to(device)
 
 
-def measure_steps(cfg: PretrainConfig, method: LightningMethod) -> dict[str, Any]:
+def measure_steps(cfg: PretrainConfig | DetectionConfig, method: pl.LightningModule) -> dict[str, Any]:
     """Time and memory of an optimizer step at `optimizer.batch_size`; trains `method` for a few steps.
 
     `seconds` is the median and `quartiles` the first and third of `steps` steps, without data loading; `memory` is the
     peak in bytes, of what `memory_of` says. Both are scaled if a batch of fewer `images` was measured: on a CPU, or if
-    more do not fit a GPU. `fits`: whether the full batch fits the free memory. ConfigError: not even two images do.
+    more do not fit a GPU. `fits`: whether the full batch fits the free memory. ConfigError: not even two images do, or
+    a detector's one.
     """
-    images = cfg.optimizer.batch_size
+    images, least, most = cfg.optimizer.batch_size, 1, 1  # of a detector's, one alone may take a CPU a minute
+    if isinstance(cfg, PretrainConfig):
+        least, most = 2, max(CPU_IMAGES, CPU_PIXELS // sum(side**2 for side in crop_sizes(cfg)))
     if cfg.accelerator == "cpu" or not torch.cuda.is_available():
-        images = min(images, max(CPU_IMAGES, CPU_PIXELS // sum(side**2 for side in crop_sizes(cfg))))
+        images = min(images, most)
     with quietly(), explained():
         while True:
             with suppress(torch.OutOfMemoryError):
                 return _measure(cfg, method, images)
             images //= 2
-            if images < 2:
+            if images < least:
                 raise ConfigError(f"backbone.name: {cfg.backbone.name} does not fit this GPU's memory")
 
 
-def _measure(cfg: PretrainConfig, method: LightningMethod, images: int) -> dict[str, Any]:
-    steps, batch = WARM_UP + STEPS, cfg.optimizer.batch_size
+def _measure(cfg: PretrainConfig | DetectionConfig, method: pl.LightningModule, images: int) -> dict[str, Any]:
+    warm_up, least = (1, 2) if isinstance(cfg, DetectionConfig) else (WARM_UP, LEAST)
+    steps, batch = warm_up + STEPS, cfg.optimizer.batch_size
     values: dict[str, Any] = {key: getattr(cfg, key) for key in STEP_KEYS}  # all that change what a step does
     values |= {"accelerator": "cpu" if cfg.accelerator == "cpu" else "auto", "devices": 1, "limit_val_batches": 0}
-    values |= {"min_steps": WARM_UP + LEAST, "max_steps": steps}
+    values |= {"min_steps": warm_up + least, "max_steps": steps}
     ends: list[float] = []  # when each step was done
     saved: dict[int, int] = {}  # address -> bytes of what the backward pass of the first step needs
 
@@ -95,7 +117,7 @@ def _measure(cfg: PretrainConfig, method: LightningMethod, images: int) -> dict[
     grow = torch.cuda.max_memory_allocated() - stay if gpu else sum(saved.values())
     memory = stay + grow * batch // images
     scale = cfg.accumulate_grad_batches * batch / images
-    seconds = [scale * (end - begin) for begin, end in pairwise(ends[WARM_UP - 1 :])]
+    seconds = [scale * (end - begin) for begin, end in pairwise(ends[warm_up - 1 :])]
     low, median, high = statistics.quantiles(seconds, n=4, method="inclusive")
     cpu = f"{environment()['cpu']}, threads: {torch.get_num_threads()}"
     return {
