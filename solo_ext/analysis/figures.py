@@ -135,7 +135,7 @@ def labels(runs: Sequence[Run], apart: bool = False) -> list[str]:
         while kinds(chosen) < kinds(keys):  # the one that tells most runs apart, and then what else it takes
             chosen.append(max(keys, key=lambda key: kinds([*chosen, key])))
         for n, i in enumerate(members):
-            told[i] = [f"{_shortest(key, names)} {_short(differing[key][n])}" for key in chosen]
+            told[i] = [f"{_shortest(key, names)} {differing[key][n][:24]}" for key in chosen]
     found = [" · ".join([run.method, *words]) for run, words in zip(runs, told, strict=True)]
     for members in grouped((label, i) for i, label in enumerate(found)).values() if apart else ():
         own = [[f"seed {runs[i].args.get('seed')}", runs[i].name or "-", runs[i].id] for i in members]
@@ -152,10 +152,6 @@ def _shortest(key: str, names: Sequence[str]) -> str:
     parts = key.split(".")
     ends = (".".join(parts[i:]) for i in range(len(parts) - 1, -1, -1))
     return next(end for end in ends if sum(f".{name}".endswith(f".{end}") for name in names) == 1)
-
-
-def _short(text: str) -> str:
-    return text if len(text) <= 24 else f"{text[:23]}…"
 
 
 def styled(runs: Sequence[Run], apart: bool = False) -> Shown:

@@ -329,7 +329,7 @@ def test_labels_are_what_differs(tmp_path):
     assert labels(*seeds[:2], apart=True) == ["byol · seed 5", "byol · seed 6"]
     assert labels(*seeds[1:], apart=True) == [f"byol · {run.id}" for run in seeds[1:]]
     long = made("byol", data__dataset="x" * 40)
-    assert labels(byol, long)[1] == f"byol · dataset {'x' * 23}…"
+    assert labels(byol, long)[1] == f"byol · dataset {'x' * 24}"
     for name in ("a", "b"):
         write_run(tmp_path / "dino" / name)
         (tmp_path / "dino" / name / "args.json").unlink()
