@@ -1,12 +1,11 @@
-"""A table of the runs in folders, on the terminal, as they are at this moment."""
+"""Tables of runs on the terminal: of those in folders, as they are at this moment, and of the numbers of a report."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from solo_ext.analysis.report import COLUMNS, ONLINE, ONLINE_NOTE, cell, table_rows
-from solo_ext.errors import CheckpointError
+from solo_ext.analysis.report import COLUMNS, ONLINE, ONLINE_NOTE, cell, readable, table_rows
 from solo_ext.runs.run import METRICS, Run, find_runs, saved_at
 from solo_ext.text import duration
 
@@ -22,26 +21,18 @@ def listing(folders: Sequence[str | Path], width: int) -> Any:
 
     CheckpointError if there is no run.
     """
-    from rich import box
     from rich.console import Group
-    from rich.table import Table
     from rich.text import Text
 
-    runs = [run for folder in folders for run in find_runs(folder)]
+    runs, damaged = readable([run for folder in folders for run in find_runs(folder)])
     rows: list[list[str]] = []
-    damaged: list[str] = []
     for run in sorted(runs, key=lambda run: saved_at(run.dir / METRICS), reverse=True):
-        try:
-            [found] = table_rows([run])
-            written = saved_at(run.dir / METRICS)
-            age = f"{duration(time.time() - written)} ago" if written else "-"
-            rows.append(
-                [f"{run.method}/{run.id}", run.state, _progress(run), age, *(cell(found, key) for key in COLUMNS)]
-            )
-        except CheckpointError as error:
-            damaged.append(str(error))
+        [found] = table_rows([run])
+        written = saved_at(run.dir / METRICS)
+        age = f"{duration(time.time() - written)} ago" if written else "-"
+        rows.append([f"{run.method}/{run.id}", run.state, _progress(run), age, *(cell(found, key) for key in COLUMNS)])
     headings = ["run", "state", "epoch", "written", *(metric.label for metric in COLUMNS.values())]
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True, caption_justify="left")
+    table = _table()
     shown = []
     for n, heading in enumerate(headings):
         texts = [row[n] for row in rows]
@@ -57,6 +48,13 @@ def listing(folders: Sequence[str | Path], width: int) -> Any:
     return Group(table, *(Text(line, overflow="fold") for line in damaged))
 
 
+def _table() -> Any:
+    from rich import box
+    from rich.table import Table
+
+    return Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True, caption_justify="left")
+
+
 def watch(folders: Sequence[str | Path], seconds: float | None) -> None:
     """Prints it, or shows it anew every so many seconds, until Ctrl-C."""
     from rich.console import Console
@@ -70,3 +68,19 @@ def watch(folders: Sequence[str | Path], seconds: float | None) -> None:
         while True:
             time.sleep(seconds)
             live.update(listing(folders, console.width), refresh=True)
+
+
+def print_table(rows: Sequence[Mapping[str, Any]], console: Any = None) -> None:
+    """Prints `table_rows` to the terminal, or to another `rich.console.Console`."""
+    from rich.console import Console
+    from rich.text import Text
+
+    table = _table()
+    if any(row["online"] for row in rows):
+        table.caption = ONLINE_NOTE
+    table.add_column("method", no_wrap=True)
+    for metric in COLUMNS.values():
+        table.add_column(metric.label, justify="right", min_width=max(map(len, metric.label.split())))
+    for row in rows:
+        table.add_row(Text(row["label"]), *(cell(row, key) for key in COLUMNS))
+    (console or Console()).print(table)

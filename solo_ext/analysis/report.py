@@ -15,7 +15,8 @@ import numpy as np
 
 from solo_ext.analysis import figures, pages
 from solo_ext.analysis.figures import Shown, by_style, grouped, labels, names_of, unfinished
-from solo_ext.errors import ConfigError, naming, require
+from solo_ext.errors import CheckpointError, ConfigError, naming, require
+from solo_ext.files import log
 from solo_ext.runs.comparison import OFF, compare, flatten, value_text, within
 from solo_ext.runs.evaluations import departures
 from solo_ext.runs.metrics import is_number
@@ -52,8 +53,9 @@ MOST_PICTURES = 16
 def main_report(run_dirs: Sequence[str | Path], out: str | Path = "report") -> Path:
     """Writes `<out>/report.html`, whose path it returns, and its PNG and PDF files; what else `out` holds stays.
 
-    run_dirs: run folders, or folders with runs below them. Raises CheckpointError if one has no run, or a file of a run
-    is damaged; ConfigError if matplotlib or plotly is not installed, or `out` cannot be written.
+    run_dirs: run folders, or folders with runs below them. A run with a damaged file is named and left out. Raises
+    CheckpointError if a folder has no run, or all are damaged; ConfigError if matplotlib or plotly is not installed, or
+    `out` cannot be written.
     """
     for name in ("matplotlib", "plotly"):
         require(name, "a report", "viz")
@@ -61,14 +63,16 @@ def main_report(run_dirs: Sequence[str | Path], out: str | Path = "report") -> P
     if out.is_file() or out.suffix == ".html":
         raise ConfigError(f"--out is a folder, not a file like {out}; did you mean '{out.with_suffix('')}'?")
     folders = {run.dir.resolve(): run for folder in run_dirs for run in find_runs(folder)}
-    runs = sorted(folders.values(), key=lambda run: run.untrained)
-    if not runs:
+    if not folders:
         raise ConfigError("a report needs at least one run folder, <checkpoint.dir>/<method>/<run id>")
+    runs, damaged = readable(sorted(folders.values(), key=lambda run: run.untrained))
+    for text in damaged:
+        log.warning("%s; the run is left out", text)
     folder = Path(os.path.abspath(out))
     with naming(f"--out: {out} cannot be written"), pages.house_style():
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as temporary:
-            _write(runs, Path(temporary))
+            _write(runs, damaged, Path(temporary))
             folder.mkdir(exist_ok=True)
             written = sorted(Path(temporary).iterdir(), key=lambda file: file.suffix == ".html")  # the page last
             for file in written:
@@ -79,7 +83,21 @@ def main_report(run_dirs: Sequence[str | Path], out: str | Path = "report") -> P
     return out / "report.html"
 
 
-def _write(runs: Sequence[Run], folder: Path) -> None:
+def readable(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
+    """The runs whose files can be read, and a sentence about each of the others; CheckpointError if none can."""
+    whole, damaged = [], []
+    for run in runs:
+        try:
+            _ = run.args, run.environment, run.summary, run.evaluations, run.metrics
+            whole.append(run)
+        except CheckpointError as error:
+            damaged.append(str(error))
+    if not whole:
+        raise CheckpointError(damaged[0])
+    return whole, damaged
+
+
+def _write(runs: Sequence[Run], damaged: Sequence[str], folder: Path) -> None:
     shown = figures.styled(runs)
     trained = [(run, style) for run, style in shown if not run.untrained]
     sections = figures.sections(trained, [run for run in runs if run.untrained])
@@ -103,6 +121,7 @@ def _write(runs: Sequence[Run], folder: Path) -> None:
         headings=[metric.label for metric in COLUMNS.values()],
         **_results(shown),
         pictures=_pictures(single),
+        damaged=damaged,
         machines=_side_by_side(machines) if machines else None,
         configs=_side_by_side([(style.label, run.args) for style, run in reversed(configs.items())]),
         whole=[
@@ -319,21 +338,3 @@ def _text(key: str, value: Any, spread: float | None = None, online: bool = Fals
         return "-"
     form = COLUMNS[key].form
     return form.format(value) + (f" ± {form.format(spread)}" if spread is not None else "") + ONLINE * online
-
-
-def print_table(rows: Sequence[Mapping[str, Any]], console: Any = None) -> None:
-    """Prints `table_rows` to the terminal, or to another `rich.console.Console`."""
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True, caption_justify="left")
-    if any(row["online"] for row in rows):
-        table.caption = ONLINE_NOTE
-    table.add_column("method", no_wrap=True)
-    for metric in COLUMNS.values():
-        table.add_column(metric.label, justify="right", min_width=max(map(len, metric.label.split())))
-    for row in rows:
-        table.add_row(Text(row["label"]), *(cell(row, key) for key in COLUMNS))
-    (console or Console()).print(table)

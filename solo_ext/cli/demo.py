@@ -28,7 +28,8 @@ def demo(args: Namespace) -> None:
       solo-ext demo
       solo-ext demo --out /tmp/demo seed=1 max_epochs=5
     """
-    from solo_ext.analysis.report import main_report, print_table, table_rows
+    from solo_ext.analysis.listing import print_table
+    from solo_ext.analysis.report import main_report, table_rows
     from solo_ext.runs.run import Run
     from solo_ext.training.compose import compose
     from solo_ext.training.config import resolve

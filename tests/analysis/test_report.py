@@ -19,7 +19,8 @@ from matplotlib.figure import Figure
 from rich.console import Console
 
 from solo_ext.analysis import figures, pages
-from solo_ext.analysis.report import cell, main_report, print_table, table_rows
+from solo_ext.analysis.listing import print_table
+from solo_ext.analysis.report import cell, main_report, table_rows
 from solo_ext.errors import CheckpointError, ConfigError
 from solo_ext.runs.comparison import compare, flatten
 from solo_ext.runs.locks import RunLock
@@ -255,8 +256,10 @@ def test_a_damaged_file_is_named(runs, tmp_path, name, content):
     path = runs / "byol" / "a1" / name
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(CheckpointError, match=f"{re.escape(str(path))} is damaged: [^\n]*$"):
-        main_report([runs], tmp_path / "report")
+        main_report([path.parent], tmp_path / "report")
     assert not (tmp_path / "report").exists()
+    text = Page(main_report([runs], tmp_path / "report").read_text(encoding="utf-8")).text
+    assert f"{path} is damaged" in text and "res_mocov3" in text and "78.50" in text, "the others are shown"
 
 
 # Tables.
