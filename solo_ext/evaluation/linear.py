@@ -98,8 +98,8 @@ class LinearModel(pl.LightningModule):
         lr = self.optimizer_cfg.rates()[0]
         groups = backbone_groups(self.backbone, self.optimizer_cfg, lr) if self.options.finetune else []
         rates = [lr * one / self.optimizer_cfg.lr for one in self.options.lr_grid] or [lr]
-        for rate, head in zip(rates, (self.classifier, *self.others), strict=True):
-            groups.append({"name": f"classifier{len(groups) or ''}", "params": list(head.parameters()), "lr": rate})
+        for i, (rate, head) in enumerate(zip(rates, (self.classifier, *self.others), strict=True)):
+            groups.append({"name": f"classifier{i or ''}", "params": list(head.parameters()), "lr": rate})
         optimizer = build_optimizer(groups, self.optimizer_cfg, lr)
         scheduler = build_scheduler(optimizer, self.scheduler_cfg, *run_length(self.trainer))
         return {"optimizer": optimizer, **({"lr_scheduler": scheduler} if scheduler else {})}
