@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from solo_ext.errors import CheckpointError, SoloExtError, naming, reason
+from solo_ext.errors import CheckpointError, ConfigError, SoloExtError, naming, reason
 
 log = logging.getLogger("solo_ext")
 
@@ -41,6 +41,15 @@ def replacing(
             cause = failure if isinstance(failure, OSError) else failure.__context__ or failure
             raise error(f"{path} cannot be written: {reason(cause)}") from failure
         raise
+
+
+@contextmanager
+def output(path: Path) -> Iterator[BinaryIO]:
+    """`replacing` for what a command's --out names, in a folder that is made where there is none."""
+    with naming(f"--out: {path} cannot be written"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path, ConfigError) as file:
+            yield file
 
 
 @contextmanager

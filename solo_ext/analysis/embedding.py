@@ -10,8 +10,8 @@ import numpy as np
 
 from solo_ext.analysis.features import features_of, names_of
 from solo_ext.analysis.pages import picture_path, write_picture
-from solo_ext.errors import ConfigError, naming, require
-from solo_ext.files import replacing
+from solo_ext.errors import ConfigError, require
+from solo_ext.files import output
 from solo_ext.runs.checkpoints import Checkpoint
 
 FEWEST = 4  # images: with fewer there is nothing to lay out
@@ -35,23 +35,20 @@ def draw_map(
     path = picture_path(out, method)
     require("umap", method, "pictures")  # brings scikit-learn, which has t-SNE
     require("plotly", method, "viz")
-    panels, labels, names = [], np.zeros(0, int), []
+    panels = []
     for label, source in sources:
-        features, shown = features_of(source, images, teacher)
+        features, shown = features_of(source, images, teacher, count=count)
         if len(shown) < FEWEST:
             raise ConfigError(f"--images: {len(shown)} images are too few for a map; use at least {FEWEST}")
-        rows = np.linspace(0, len(shown) - 1, min(count, len(shown))).astype(int)
-        labels, names = shown.targets[rows], [names_of(shown)[i] for i in rows]
-        panels.append((label, laid_out(features[rows], method)))
+        panels.append((label, laid_out(features, method)))
+    labels, names = shown.targets, names_of(shown)  # the same for all
     classes = [shown.classes[i] if i < len(shown.classes) else str(i) for i in range(labels.max(initial=-1) + 1)]
     groups = [(name, np.flatnonzero(labels == i)) for i, name in enumerate(classes)]
     groups = [("no label", np.flatnonzero(labels < 0)), *groups]
     groups = [(name, rows) for name, rows in groups if len(rows)]
     page = path.with_suffix(".html")
-    with naming(f"--out: {page} cannot be written"):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(page, ConfigError) as file:
-            file.write(_page(panels, groups, names).encode())
+    with output(page) as file:
+        file.write(_page(panels, groups, names).encode())
     return write_picture(path, lambda: _picture(panels, groups)), page
 
 

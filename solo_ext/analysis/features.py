@@ -12,9 +12,9 @@ from solo_ext.data.augmentations import ClassificationAugmentationConfig
 from solo_ext.data.datasets import CUSTOM, FOLDER, DataConfig, recorded_info
 from solo_ext.data.images import FileImages, ImageSet
 from solo_ext.data.modules import ClassificationData
-from solo_ext.errors import ConfigError, naming, require
+from solo_ext.errors import ConfigError, require
 from solo_ext.evaluation.features import extract_features
-from solo_ext.files import replacing
+from solo_ext.files import output
 from solo_ext.runs.checkpoints import Checkpoint
 from solo_ext.runs.encoder import evaluation_view, load_encoder
 from solo_ext.training.config import resolve, run_values
@@ -51,11 +51,12 @@ WRITERS: dict[str, Callable[[Columns, Any], None]] = {".npz": _npz, ".parquet": 
 
 
 def features_of(
-    source: Checkpoint, images: str | None, teacher: bool = False, workers: int = 4
+    source: Checkpoint, images: str | None, teacher: bool = False, workers: int = 4, count: int | None = None
 ) -> tuple[np.ndarray, ImageSet]:
     """Features float32 [N, D] of a run's encoder, and the images at a path as they were read: a folder, list or HDF5
     file, with labels if it has any, shown as the run's evaluations show them; without a path, its validation images.
 
+    count: of more images, only so many, evenly taken.
     Raises CheckpointError and DataError, as the evaluations do.
     """
     backbone, run = load_encoder(source, teacher=teacher)
@@ -64,17 +65,19 @@ def features_of(
     if images is None:
         data = own_data(source)
         data.data.num_workers, data.device = workers, device
-        loader, shown = data.val_dataloader(), data.val_set
+        split, make = "val_set", data.val_dataloader
     else:
         view = ClassificationAugmentationConfig(**evaluation_view(config))
         read = DataConfig(FOLDER, images, num_workers=workers, augmentations=view)
         data = ClassificationData(read, BATCH, seed=0, augment=False)
         data.info = recorded_info(config.get("data") or {}) or CUSTOM  # how an image of another size is resized
         data.device = device
-        loader, shown = data.train_dataloader(), data.train_set
-    assert shown is not None  # or `check` would have said so
+        split, make = "train_set", data.train_dataloader
+    shown: ImageSet = getattr(data, split)
+    if count is not None and count < len(shown):
+        setattr(data, split, shown := shown.evenly(count))
     with explained():
-        features, _ = extract_features(backbone.to(device), loader, device)
+        features, _ = extract_features(backbone.to(device), make(), device)
     return features.numpy(), shown
 
 
@@ -88,9 +91,8 @@ def own_data(source: Checkpoint) -> ClassificationData:
 
 def names_of(images: ImageSet) -> list[str]:
     """The images' paths, or their numbers."""
-    if isinstance(images.images, FileImages):
-        return [os.fsdecode(name) for name in images.images.paths.tolist()]
-    return list(map(str, range(len(images))))
+    files = images.images
+    return files.names if isinstance(files, FileImages) else list(map(str, range(len(images))))
 
 
 def write_features(
@@ -115,8 +117,6 @@ def write_features(
         "name": np.array(names_of(shown), object),
         "label": shown.targets,
     }
-    with naming(f"--out: {path} cannot be written"):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path, ConfigError) as file:
-            WRITERS[path.suffix](columns, file)
+    with output(path) as file:
+        WRITERS[path.suffix](columns, file)
     return features.shape[0], features.shape[1]

@@ -202,9 +202,9 @@ def _section(name: str, members: Mapping[str, Metric], shown: Shown, untrained: 
     if name == "weight distance":
         return _weight_distance(members, shown)
     files: dict[str, list[Panel]] = {}
+    groups = by_style(shown)
     for column, metric in members.items():
         file = SCHEDULE_FILES.get(metric.name, metric.name) if name == "schedules" else name.replace(" ", "_")
-        groups = by_style(shown)
         curves = [curve_of(runs, column, style, steps=len(groups) <= 6) for style, runs in groups.items()]
         files.setdefault(file, []).extend(panel_of(column, curves))
     facts = {
@@ -213,7 +213,7 @@ def _section(name: str, members: Mapping[str, Metric], shown: Shown, untrained: 
         "distances": by_value(shown, "knn_eval.distance_func"),
         "places": by_value(shown, *PLACE),
     }
-    section = Section(name, files, [*by_style(shown)], facts)
+    section = Section(name, files, [*groups], facts)
     if name == "accuracies":
         _accuracies(section, untrained)
     return section

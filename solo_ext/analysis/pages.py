@@ -19,8 +19,8 @@ from markupsafe import Markup
 
 import solo_ext
 from solo_ext.analysis.figures import PAPER, Panel, Style
-from solo_ext.errors import ConfigError, naming, require
-from solo_ext.files import replacing
+from solo_ext.errors import ConfigError, require
+from solo_ext.files import output
 
 INK, MUTED, RULE = (light for light, _ in PAPER.values())
 SOLID = (None, None)  # dashes of matplotlib
@@ -233,9 +233,8 @@ def picture_path(out: str | os.PathLike, what: str) -> Path:
 
 def write_picture(path: Path, draw: Callable[[], Any]) -> Path:
     """Writes the matplotlib figure that `draw` makes in the house style, whole or not at all."""
-    with naming(f"--out: {path} cannot be written"), house_style():
+    with house_style():
         figure = draw()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path, ConfigError) as file:
+        with output(path) as file:
             figure.savefig(file, format=path.suffix[1:], dpi=160)
     return path

@@ -113,7 +113,7 @@ def _write(runs: Sequence[Run], damaged: Sequence[str], folder: Path) -> None:
     machines = [(label, machine(run.environment)) for run, label in single if run.environment]
     text = pages.render(
         "report.html",
-        [*by_style(trained), *(style for section in sections for style in section.legend)],
+        [*dict.fromkeys(style for _, style in trained), *(style for section in sections for style in section.legend)],
         last_epoch,
         methods=list(dict.fromkeys(run.method for run in runs)),
         subtitle=_subtitle([run for run, _ in trained or shown]),

@@ -63,6 +63,10 @@ class DatasetInfo:
     recipes: str | None = None  # folder of its recipes in `scripts/*/`, where it is not the dataset's name
     hub: str | None = None  # id on the Hugging Face Hub
 
+    def evaluated(self, mean: Any = None, std: Any = None) -> tuple[Any, Any]:
+        """What evaluations normalise by, where a configuration has no mean or std."""
+        return mean or self.eval_mean or self.mean, std or self.eval_std or self.std
+
 
 DATASETS: dict[str, DatasetInfo] = {}  # filled at the end of this file
 

@@ -73,6 +73,11 @@ class FileImages:
     def path(self, i: int) -> str:
         return os.path.join(self.root, os.fsdecode(bytes(self.paths[i])))
 
+    @property
+    def names(self) -> list[str]:
+        """All paths below `root`."""
+        return [os.fsdecode(path) for path in self.paths.tolist()]
+
     def read(self, i: int) -> bytes:
         at_once = getattr(os, "O_NONBLOCK", 0)  # a named pipe would wait for who writes into it
         with open(self.path(i), "rb", opener=lambda path, flags: os.open(path, flags | at_once)) as file:
@@ -121,6 +126,10 @@ class ImageSet:
 
     def subset(self, rows: np.ndarray) -> "ImageSet":
         return replace(self, images=self.images.subset(rows), targets=self.targets[rows])
+
+    def evenly(self, count: int) -> "ImageSet":
+        """`count` of them, from the first to the last."""
+        return self.subset(np.linspace(0, len(self) - 1, count).astype(int))
 
     def padded(self, count: int) -> "ImageSet":
         """With `count` unlabelled copies of the first image at the end."""

@@ -188,8 +188,7 @@ class PretrainData(ImageData):
         if not self.augmentations:
             raise ConfigError("augmentations: empty, but at least one view is needed")
         first, info = self.augmentations[0], dataset_info(self.data)
-        mean, std = first.mean or info.eval_mean or info.mean, first.std or info.eval_std or info.std
-        self.eval_view = first.crop_size, mean, std
+        self.eval_view = first.crop_size, *info.evaluated(first.mean, first.std)
         for i, aug in enumerate(self.augmentations):
             for name in ("mean", "std"):
                 own, other = (list(getattr(view, name) or getattr(info, name)) for view in (aug, first))
@@ -229,8 +228,8 @@ class ClassificationData(ImageData):
         super().__init__(data, batch_size, seed)
         options = self.data.augmentations or ClassificationAugmentationConfig()
         info = dataset_info(self.data)
-        mean, std = options.mean or info.eval_mean or info.mean, options.std or info.eval_std or info.std
-        self.eval_view = options.crop_size or info.image_size or DEFAULT_CROP, mean, std
+        crop_size = options.crop_size or info.image_size or DEFAULT_CROP
+        self.eval_view = crop_size, *info.evaluated(options.mean, options.std)
         self.augment = augment
 
     def check(self, world_size: int | None = None) -> None:

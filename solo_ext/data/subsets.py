@@ -34,8 +34,7 @@ def rows_of(subset: str, images: ImageSet, folder: Path, download: bool = True) 
     with naming(f"data.subset: {file} cannot be read", OSError, UnicodeError, error=DataError):
         wanted = dict.fromkeys(line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip())
     known: dict[str, int] = {}
-    for i, raw in enumerate(images.images.paths.tolist()):
-        path = raw.decode("utf-8", "surrogateescape")
+    for i, path in enumerate(images.images.names):
         known |= {path: i, path.rpartition("/")[2]: i}
     if missing := [name for name in wanted if name not in known]:
         some = f"{len(missing):,} of its {len(wanted):,} images are not in data.train_path (first: {missing[0]})"

@@ -91,7 +91,7 @@ def build_eval_transform(
     """What an evaluation sees of an image, bilinear, float tensor [3, crop_size, crop_size]: all of it, resized, if the
     images of the dataset have one size; else the centre, after the shorter side became 256/224 of `crop_size`.
     `augment`, to train a linear classifier: a crop of 8 to 100% of the area, flipped at random."""
-    mean, std = mean or info.eval_mean or info.mean, std or info.eval_std or info.std
+    mean, std = info.evaluated(mean, std)
     if augment:
         aug = AugmentationConfig(horizontal_flip=ProbConfig(0.5), crop_size=crop_size)
         return Transform.random(aug, mean, std, "bilinear")

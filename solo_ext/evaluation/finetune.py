@@ -1,7 +1,7 @@
 """What is fine-tuned: solo-learn's options, mixup and cutmix, a learning rate per layer; a detector."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Literal
 
 from torch import Tensor
@@ -27,6 +27,12 @@ class LinearOptions(Config):
         plain = not (self.finetune or self.mixup or self.cutmix)
         self.require(not self.lr_grid or plain, "lr_grid", "empty with finetune, mixup or cutmix")
         self.require(len({*self.lr_grid}) == len(self.lr_grid), "lr_grid", "a list of different rates")
+
+    def heads(self, optimizer: OptimizerConfig) -> list[tuple[str, OptimizerConfig]]:
+        """For each classifier what ends the names of its metrics, and its optimizer: one, or one for each rate."""
+        rates = [(lr, optimizer.rates()[0] * lr / optimizer.lr) for lr in self.lr_grid]
+        grid = [(f"/lr={lr:g}", replace(optimizer, lr=lr, effective_lr=rate)) for lr, rate in rates]
+        return grid or [("", optimizer)]
 
     def mixing(self, batch_size: int, classes: int) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None:
         """timm's (images, targets) -> (mixed images, soft targets), smoothed; None without mixup and cutmix."""

@@ -41,6 +41,7 @@ class LinearModel(pl.LightningModule):
 
         self.backbone = backbone
         self.classifier = nn.Linear(backbone.num_features, num_classes)  # type: ignore[arg-type]  # a number
+        self.names = [name for name, _ in self.options.heads(optimizer)]
         self.others = nn.ModuleList(copy.deepcopy(self.classifier) for _ in self.options.lr_grid[1:])
         self.mixing = self.options.mixing(optimizer.batch_size, num_classes)
         if not self.options.finetune:  # else, what the backbone has fixed stays so
@@ -79,8 +80,7 @@ class LinearModel(pl.LightningModule):
         labelled = (targets != -1).sum()
         # the mean over a validation is one over labels; training does not wait for the device
         weight = float(labelled) if split == "val" else len(x)
-        names = [f"/lr={lr:g}" for lr in self.options.lr_grid] or [""]
-        for name, head in zip(names, (self.classifier, *self.others), strict=True):
+        for name, head in zip(self.names, (self.classifier, *self.others), strict=True):
             logits = out["logits"] if head is self.classifier else classify(head, out["feats"])
             loss = F.cross_entropy(logits, targets, ignore_index=-1, label_smoothing=smoothing, reduction="sum")
             loss = loss / labelled.clamp(min=1)  # a batch without labels has no loss, rather than 0 / 0
@@ -97,9 +97,9 @@ class LinearModel(pl.LightningModule):
     def configure_optimizers(self) -> Any:
         lr = self.optimizer_cfg.rates()[0]
         groups = backbone_groups(self.backbone, self.optimizer_cfg, lr) if self.options.finetune else []
-        rates = [lr * one / self.optimizer_cfg.lr for one in self.options.lr_grid] or [lr]
-        for i, (rate, head) in enumerate(zip(rates, (self.classifier, *self.others), strict=True)):
-            groups.append({"name": f"classifier{i or ''}", "params": list(head.parameters()), "lr": rate})
+        heads = zip((self.classifier, *self.others), self.options.heads(self.optimizer_cfg), strict=True)
+        for i, (head, (_, cfg)) in enumerate(heads):
+            groups.append({"name": f"classifier{i or ''}", "params": list(head.parameters()), "lr": cfg.rates()[0]})
         optimizer = build_optimizer(groups, self.optimizer_cfg, lr)
         scheduler = build_scheduler(optimizer, self.scheduler_cfg, *run_length(self.trainer))
         return {"optimizer": optimizer, **({"lr_scheduler": scheduler} if scheduler else {})}

@@ -158,7 +158,7 @@ def evaluation_view(config: Mapping[str, Any]) -> dict[str, Any]:
     data = config.get("data") or {}
     view, info = (config.get("augmentations") or [data.get("augmentations") or {}])[0], recorded_info(data)
     if info:
-        usual = {"crop_size": info.image_size, "mean": info.eval_mean or info.mean, "std": info.eval_std or info.std}
+        usual = dict(zip(("crop_size", "mean", "std"), (info.image_size, *info.evaluated()), strict=True))
         view = usual | {key: value for key, value in view.items() if value is not None}
     return {key: plain(view[key]) for key in ("crop_size", "mean", "std") if view.get(key) is not None}
 

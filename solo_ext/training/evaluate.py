@@ -9,7 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -26,7 +25,6 @@ from solo_ext.files import log
 from solo_ext.methods import backbone_of
 from solo_ext.networks import BackboneConfig
 from solo_ext.networks.backbones import check_sizes
-from solo_ext.optim import OptimizerConfig
 from solo_ext.runs.checkpoints import Checkpoint, open_checkpoint
 from solo_ext.runs.comparison import IGNORED, flatten, within
 from solo_ext.runs.encoder import branch_of, check_heads, evaluation_view, load_encoder, network_of, weights_sum
@@ -73,7 +71,7 @@ def linear(cfg: LinearConfig, results: Path | None = None, encoder: Checkpoint |
     if cached:
         began, run = time.perf_counter(), Run.new(base)
         features, metrics = _features(cfg, backbone, data), dict[str, float]()
-        for head, optimizer in _optimizers(cfg):
+        for head, optimizer in cfg.heads(cfg.optimizer):
             reached = fit_cached_linear(
                 *features, optimizer=optimizer, scheduler=cfg.scheduler, epochs=cfg.max_epochs, seed=cfg.seed
             )
@@ -86,20 +84,13 @@ def linear(cfg: LinearConfig, results: Path | None = None, encoder: Checkpoint |
         model = LinearModel(backbone, data.num_classes, cfg.optimizer, cfg.scheduler, cfg, layout)
         result = fit(cfg, model, data, begin(cfg, base))
     rows: list[Result] = []
-    for head, optimizer in _optimizers(cfg):
+    for head, optimizer in cfg.heads(cfg.optimizer):
         print_result(result, (f"val_acc1{head}", f"val_acc5{head}"))
         scores = {name: result.metrics.get(f"val_{name}{head}") for name in ("acc1", "acc5")}
         rates = {f"optimizer.{key}": getattr(optimizer, key) for key in ("lr", "effective_lr")}
         rows.append(scores | {"protocol": rates if head else {}} | _spent(result))
     _record(LINEAR, cfg, data, about, rows, place)
     return result
-
-
-def _optimizers(cfg: LinearConfig) -> list[tuple[str, OptimizerConfig]]:
-    """What ends the names of each classifier's metrics, and its optimizer."""
-    o = cfg.optimizer
-    grid = [(lr, lr / o.lr * o.rates()[0]) for lr in cfg.lr_grid]
-    return [(f"/lr={lr:g}", replace(o, lr=lr, effective_lr=rate)) for lr, rate in grid] or [("", o)]
 
 
 def detect(cfg: DetectionConfig, results: Path | None = None, encoder: Checkpoint | None = None) -> RunResult:
@@ -156,7 +147,7 @@ def quality(cfg: QualityConfig, results: Path | None = None, encoder: Checkpoint
     view = cfg.augmentations[0] if cfg.augmentations else AugmentationConfig(horizontal_flip=ProbConfig(0.5))
     data = PretrainData(cfg.data, [replace(view, num_crops=cfg.views)], KNN_BATCH, cfg.seed)
     cfg.images = min(cfg.images, len(data.train_set))
-    data.train_set = data.train_set.subset(np.linspace(0, len(data.train_set) - 1, cfg.images).astype(int))
+    data.train_set = data.train_set.evenly(cfg.images)
     data.batch_size = max(1, min(KNN_BATCH // cfg.views, cfg.images))
     cfg = prepare(cfg, data)
     backbone, about, place = _encoder(cfg, encoder, data, results)

@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Mapping
 from datetime import timedelta
+from functools import cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -112,9 +113,14 @@ class CSVMetrics(Logger):
 
 def _grouped(metrics: Mapping[str, Any]) -> dict[str, Any]:
     """The metrics under the report's sections, by which wandb and TensorBoard group them: `accuracies/val_acc1`."""
-    sections = {name: metric_of(name.removesuffix("_step").removesuffix("_epoch")).section for name in metrics}
-    alone = {name for name in metrics if "/" in name or name == "epoch"}
-    return {name if name in alone else f"{sections[name]}/{name}": value for name, value in metrics.items()}
+    return {_below_section(name): value for name, value in metrics.items()}
+
+
+@cache
+def _below_section(name: str) -> str:
+    if "/" in name or name == "epoch":
+        return name
+    return f"{metric_of(name.removesuffix('_step').removesuffix('_epoch')).section}/{name}"
 
 
 class GroupedWandb(WandbLogger):
