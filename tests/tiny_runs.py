@@ -1,6 +1,9 @@
 """Pre-trainings of seconds on bundled images, whole and interrupted."""
 
 import csv
+import multiprocessing
+import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -39,6 +42,22 @@ def config(folder, kind="pretrain", **changes):
     for key, value in changes.items():
         OmegaConf.update(cfg, key.replace("__", "."), value, force_add=True)
     return resolve(cfg, kind)
+
+
+forks = multiprocessing.get_context("forkserver")  # of a process without threads, which a fork would not survive
+forks.set_forkserver_preload(["solo_ext.training.pretrain"])  # once, not once per process
+
+
+def die():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def ended_by(function, *args):
+    """The signal that ended a process of `function`."""
+    child = forks.Process(target=function, args=args)
+    child.start()
+    child.join()
+    return -child.exitcode
 
 
 def names(folder):

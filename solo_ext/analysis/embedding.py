@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import torch
 
 from solo_ext.analysis.features import features_of, names_of
 from solo_ext.analysis.pages import picture_path, write_picture
@@ -58,7 +59,11 @@ def laid_out(features: np.ndarray, method: Method) -> np.ndarray:
     if method == "umap":
         from umap import UMAP
 
-        return UMAP(n_neighbors=min(15, n - 1), metric="cosine", random_state=0, n_jobs=1).fit_transform(features)
+        threads = torch.get_num_threads()
+        try:
+            return UMAP(n_neighbors=min(15, n - 1), metric="cosine", random_state=0, n_jobs=1).fit_transform(features)
+        finally:
+            torch.set_num_threads(threads)  # numba has set those of OpenMP, which are PyTorch's too
     from sklearn.manifold import TSNE
 
     return TSNE(perplexity=min(30, (n - 1) / 3), metric="cosine", random_state=0).fit_transform(features)

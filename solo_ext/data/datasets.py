@@ -56,6 +56,7 @@ class DatasetInfo:
     load: Callable[["DataConfig", str], ImageSet] = field(repr=False, compare=False)  # see `load_dataset`
     _: KW_ONLY
     image_size: int | None = None  # side in pixels; None: images of any size
+    box_classes: int = 0  # of the objects that have boxes; 0: none has
     small_images: bool = False  # whether the backbone gets solo-learn's CIFAR stem
     train_size: int | None = None  # number of images for pre-training
     eval_mean: Triple | None = None  # where evaluation does not normalise as pre-training does
@@ -315,7 +316,7 @@ _CIFAR = partial(
     eval_mean=(0.4914, 0.4822, 0.4465),
     eval_std=(0.247, 0.243, 0.261),
 )
-_BOXES = DatasetInfo(0, IMAGENET_MEAN, IMAGENET_STD, _load_boxes)  # without labels of whole images
+_BOXES = partial(DatasetInfo, 0, IMAGENET_MEAN, IMAGENET_STD, _load_boxes)  # without labels of whole images
 _IMAGENET = partial(DatasetInfo, mean=IMAGENET_MEAN, std=IMAGENET_STD, hub="ILSVRC/imagenet-1k")
 _IMAGENET_100 = partial(
     _load_folder, only=CLASSES, advice="solo-ext data imagenet100 SRC DST makes a folder of its classes, "
@@ -333,7 +334,7 @@ DATASETS |= {
     ),
     "imagenet100": _IMAGENET(100, load=_IMAGENET_100, train_size=126_689, recipes="imagenet-100"),
     "imagenet": _IMAGENET(1000, load=_load_folder, train_size=1_281_167),
-    "voc": _BOXES,
-    "coco": _BOXES,
+    "voc": _BOXES(box_classes=20),
+    "coco": _BOXES(box_classes=80),
     FOLDER: CUSTOM,
 }

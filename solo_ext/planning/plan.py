@@ -14,7 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torchvision.models.resnet import ResNet
 
 from solo_ext.data.boxes import BoxSet
-from solo_ext.data.datasets import IMAGENET_MEAN, IMAGENET_STD, dataset_info, load_dataset
+from solo_ext.data.datasets import DATASETS, IMAGENET_MEAN, IMAGENET_STD, dataset_info, load_dataset
 from solo_ext.errors import ConfigError, DataError
 from solo_ext.evaluation.detection import DetectionModel
 from solo_ext.methods import METHODS, backbone_of
@@ -31,7 +31,6 @@ from solo_ext.training.compose import compose
 from solo_ext.training.config import DetectionConfig, PretrainConfig, resolve
 
 OPTIMIZER_KEYS = ("batch_size", "lr", "effective_lr", "classifier_lr", "effective_classifier_lr")
-CLASSES = {"voc": 20, "coco": 80}  # where the annotation is not here
 
 
 def plan(cfg: PretrainConfig | DetectionConfig, measure: bool = True) -> dict[str, Any]:
@@ -78,23 +77,24 @@ def plan(cfg: PretrainConfig | DetectionConfig, measure: bool = True) -> dict[st
     return p | {"warnings": list(_warnings(p, cfg, model))}
 
 
-def _images(cfg: PretrainConfig | DetectionConfig) -> tuple[int | None, str | None, int | None]:
+def _images(cfg: PretrainConfig | DetectionConfig) -> tuple[int | None, str | None, int]:
     """The number of training images, or why it is unknown, and of the classes of their boxes; those of a dataset of
     known size are not read."""
     data, size = cfg.data, dataset_info(cfg.data).train_size
     if size and not data.val_fraction:
-        return int(size * (1 if data.fraction == -1 else data.fraction)), None, None
+        return int(size * (1 if data.fraction == -1 else data.fraction)), None, 0
     try:
         found = load_dataset(data, "pretrain")
     except DataError as error:
-        return None, str(error), CLASSES.get(data.dataset)
-    return len(found), None, len(found.classes) if isinstance(found, BoxSet) else None
+        return None, str(error), dataset_info(data).box_classes
+    return len(found), None, len(found.classes) if isinstance(found, BoxSet) else 0
 
 
-def _detector(cfg: DetectionConfig, classes: int | None) -> tuple[DetectionModel, dict[str, Any]]:
+def _detector(cfg: DetectionConfig, classes: int) -> tuple[DetectionModel, dict[str, Any]]:
     """For images of the largest size alone, to which a batch is padded, and what it consists of."""
-    if classes is None:
-        raise DataError(f"data.dataset: '{cfg.data.dataset}' has no boxes (one of {', '.join(CLASSES)})")
+    if not classes:
+        having = ", ".join(name for name, info in DATASETS.items() if info.box_classes)
+        raise DataError(f"data.dataset: '{cfg.data.dataset}' has no boxes (one of {having})")
     source = None if cfg.untrained else cfg.pretrained_feature_extractor
     backbone = load_encoder(source, plain(cfg), cfg.teacher)[0] if source else backbone_of(cfg)
     largest = replace(cfg.detector, min_size=[max(cfg.detector.min_size)])

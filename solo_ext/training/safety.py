@@ -61,6 +61,9 @@ class CheckpointIO(TorchCheckpointIO):
             writing, self.writing = self.writing, None
             writing.result()
 
+    def teardown(self) -> None:
+        self.writer.shutdown()
+
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: Any = None) -> dict[str, Any]:
         opened, self.opened = self.opened, None
         return opened.take() if opened and opened.path == Path(path) else load_checkpoint(path)

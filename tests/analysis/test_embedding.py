@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from tiny_runs import whole  # noqa: F401, a fixture
 
@@ -22,6 +23,16 @@ def test_what_is_alike_lies_together_and_the_same_each_time(method):
     assert points.shape == (90, 2) and np.array_equal(points, laid_out(features, method))
     distances = np.linalg.norm(points[:, None] - points[None], axis=-1) + 1e9 * np.eye(90)
     assert (distances.argmin(1) // 30 == np.arange(90) // 30).all()
+
+
+def test_a_map_leaves_pytorch_its_threads():
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        laid_out(np.eye(9, 8, dtype=np.float32), "umap")
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(threads)
 
 
 @pytest.mark.parametrize("kind", ["umap", "tsne"])

@@ -1,6 +1,5 @@
 """Runs that are stopped at every place and in every way: the same command makes of them what a whole run is."""
 
-import os
 import signal
 import subprocess
 import sys
@@ -10,7 +9,7 @@ from pathlib import Path
 import lightning.pytorch as pl
 import pytest
 import torch
-from tiny_runs import config, rows
+from tiny_runs import config, die, ended_by, rows
 from trials import ALL, trials
 
 from solo_ext.runs.checkpoints import load_checkpoint
@@ -131,23 +130,24 @@ def test_a_signal_saves_and_the_same_command_continues(uncut, place, name, tmp_p
         assert len(trained) == 2 * STEPS * EPOCHS - (2 * STEPS * epoch + group), "none is trained twice"
 
 
+def ended(folder, accumulate, place, how):
+    attempt(config(folder, **options(accumulate)), place, how, pytest.MonkeyPatch())
+
+
 @pytest.mark.parametrize("place", trials(PLACES))
-def test_a_killed_run_is_continued_by_the_same_command(uncut, place, tmp_path, monkeypatch):
+def test_a_killed_run_is_continued_by_the_same_command(uncut, place, tmp_path):
     accumulate, whole = uncut
-    cfg = config(tmp_path, **options(accumulate))
-    if not (child := os.fork()):
-        attempt(cfg, place, lambda: os.kill(os.getpid(), signal.SIGKILL), monkeypatch)
-        os._exit(1)
-    assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
-    assert_same(pretrain(cfg), whole, tmp_path)
+    assert ended_by(ended, tmp_path, accumulate, place, die) == signal.SIGKILL
+    assert_same(pretrain(config(tmp_path, **options(accumulate))), whole, tmp_path)
 
 
-def test_the_second_signal_leaves_at_once(tmp_path, monkeypatch):
-    cfg = config(tmp_path, **options(2))
-    if not (child := os.fork()):
-        attempt(cfg, "batch 0 0", lambda: [signal.raise_signal(signal.SIGTERM) for _ in range(2)], monkeypatch)
-        os._exit(1)
-    assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGTERM
+def terminate_twice():
+    for _ in range(2):
+        signal.raise_signal(signal.SIGTERM)
+
+
+def test_the_second_signal_leaves_at_once(tmp_path):
+    assert ended_by(ended, tmp_path, 2, "batch 0 0", terminate_twice) == signal.SIGTERM
 
 
 CLUSTER = """

@@ -307,7 +307,7 @@ def test_memory_holds_weights_optimizer_and_what_backward_needs(images):
 def test_an_accumulated_step_takes_the_time_of_all_its_batches():
     changes = [*TINY, "optimizer.batch_size=8"]
     plain, accumulated = (plan(configured(MINI, *changes, f"accumulate_grad_batches={n}"))["measured"] for n in (1, 9))
-    assert 2 < accumulated["seconds"] / plain["seconds"] < 30
+    assert accumulated["seconds"] > 2 * plain["seconds"]  # 9 times, on a machine that has nothing else to do
     low, high = accumulated["quartiles"]
     assert 0 < low <= accumulated["seconds"] <= high and measure.LEAST <= accumulated["steps"] <= measure.STEPS
 

@@ -2,7 +2,6 @@
 
 import csv
 import json
-import multiprocessing
 import os
 import signal
 import socket
@@ -16,6 +15,7 @@ import pytest
 import tiny_runs
 import torch
 from lightning.fabric.plugins.environments import LightningEnvironment, SLURMEnvironment, TorchElasticEnvironment
+from tiny_runs import forks
 
 import solo_ext
 from solo_ext.cli.main import main
@@ -33,8 +33,6 @@ ROOT = Path(solo_ext.__file__).parents[1]
 YAMLS = ROOT / "scripts/pretrain/fashion_mnist_mini"
 BATCH = 32  # joint
 
-forks = multiprocessing.get_context("forkserver")
-forks.set_forkserver_preload(["solo_ext.training.pretrain"])  # once, not once per process
 # the logged values that are not those of the joint batch: a time, and a spread over each rank's images
 OWN = {"images_per_s", "train_rankme", "train_z_std"}
 

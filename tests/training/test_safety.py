@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import random
 import re
 import signal
@@ -13,7 +12,7 @@ import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
-from tiny_runs import config, interrupted, rows
+from tiny_runs import config, die, ended_by, interrupted, rows
 from torch import nn
 
 from solo_ext.errors import CheckpointError, CollapseError, ConfigError, NonFiniteError
@@ -136,14 +135,15 @@ def test_a_metric_that_there_is_not_is_named_at_the_first_checkpoint(tmp_path):
     assert find_checkpoint(folder).name.endswith("ep=0.ckpt"), "the epoch is not lost"
 
 
-def test_a_run_that_ended_before_its_first_checkpoint_is_begun_again_in_its_folder(whole, tmp_path, monkeypatch):
-    cfg = config(tmp_path)
-    if not (child := os.fork()):
-        interrupted(cfg, monkeypatch, 2, lambda: os.kill(os.getpid(), signal.SIGKILL))
-    assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
+def killed(folder):
+    interrupted(config(folder), pytest.MonkeyPatch(), 2, die)
+
+
+def test_a_run_that_ended_before_its_first_checkpoint_is_begun_again_in_its_folder(whole, tmp_path):
+    assert ended_by(killed, tmp_path) == signal.SIGKILL
     [folder] = (tmp_path / "byol").iterdir()
     assert pretrain(config(tmp_path, seed=6)).dir != folder, "a twin"
-    result = pretrain(cfg)
+    result = pretrain(config(tmp_path))
     assert result.dir == folder and rows(folder) == rows(whole.dir)
 
 
