@@ -29,7 +29,8 @@ ROOMS = {
     "analysis": TRAINING,
     "studies": TRAINING | {"planning", "analysis"},
     "zoo": TRAINING,
-    "cli": TRAINING | {"planning", "compat", "analysis", "studies", "zoo"},
+    "api": TRAINING | {"analysis", "zoo"},
+    "cli": TRAINING | {"planning", "compat", "analysis", "studies", "zoo", "api"},
 }
 
 

@@ -1,13 +1,12 @@
 """The commands of `solo-ext`: what each takes, says about itself, and calls. Torch is imported when one runs."""
 
 import json
-import re
 from argparse import Namespace
 from collections.abc import Sequence
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from solo_ext.api import configured, evaluation, start
 from solo_ext.cli.command import SOLO_EXT, option
 from solo_ext.errors import ConfigError
 from solo_ext.training import recipes
@@ -51,25 +50,6 @@ def _only_overrides(args: Namespace, command: str) -> list[str]:
     return overrides
 
 
-def _configured(command: str, file: Path | None, overrides: list[str], run: Path | None = None) -> Any:
-    """What the YAML `file` says or, without one, the configuration of `run`, whose encoder a command evaluates."""
-    from solo_ext.training.compose import assign, compose
-    from solo_ext.training.config import resolve, run_values
-    from solo_ext.training.unread import warn_of_idle, without_derived
-
-    if file:
-        own = overrides if command == "pretrain" else without_derived(overrides)
-        source = [assign("pretrained_feature_extractor", run)] if run else []
-        raw = compose(file.parent, file.name, [*own, *source])
-    elif run:
-        raw = run_values(run, command, overrides)
-    else:
-        raise ConfigError("which YAML? name it, as in solo-ext pretrain cifar10/byol; solo-ext recipes lists them")
-    cfg = resolve(raw, command)
-    warn_of_idle(cfg, overrides)
-    return cfg
-
-
 def _start(cfg: Any, args: Namespace, command: str, **options: Any) -> None:
     """Prints `cfg` if the command line asks for that, else runs it, with `options`."""
     if args.cfg:
@@ -77,26 +57,16 @@ def _start(cfg: Any, args: Namespace, command: str, **options: Any) -> None:
 
         print(to_yaml(cfg), end="")
     else:
-        # one of them alone: pretrain's first line is out before Lightning is imported, and evaluate's is not
-        module = import_module(f"solo_ext.training.{'pretrain' if command == 'pretrain' else 'evaluate'}")
-        getattr(module, command)(cfg, **options)
+        start(command, cfg, **options)
 
 
 def _evaluate(
     args: Namespace, command: str, file: Path | None, overrides: list[str], preset: Sequence[str] = ()
 ) -> None:
     """Evaluates `args.run`, as `file` says or else as the run's own configuration does; `preset`: overrides besides."""
-    from solo_ext.training.start import runs_folder
-    from solo_ext.zoo.model import open_source
-
     overrides = [*preset, *overrides, *(["teacher=true"] if args.teacher else [])]
-    encoder = open_source(args.run) if args.run else None
-    cfg, results = _configured(command, file, overrides, encoder.path if encoder else None), None
-    if args.out:
-        results = Path(args.out).expanduser()
-    elif encoder and not Path(args.run).expanduser().exists():  # results do not belong in a package or the Hub's cache
-        results = runs_folder(cfg) / "zoo" / re.sub(r"[^\w.-]+", "-", args.run.removeprefix("hf://"))
-    _start(cfg, args, command, encoder=encoder, results=results)
+    cfg, options = evaluation(command, args.run, file, overrides, args.out)
+    _start(cfg, args, command, **options)
 
 
 @SOLO_EXT.command(*YAML_WORDS, CFG)
@@ -109,7 +79,7 @@ def pretrain(args: Namespace) -> None:
       solo-ext pretrain cifar10/res_mocov3 data.train_path=/data seed=1
       solo-ext pretrain --config-path scripts/pretrain/cifar10 --config-name byol.yaml max_epochs=100 --cfg
     """
-    _start(_configured("pretrain", *yaml_and_overrides(args, "pretrain")), args, "pretrain")
+    _start(configured("pretrain", *yaml_and_overrides(args, "pretrain")), args, "pretrain")
 
 
 @SOLO_EXT.command(
@@ -136,7 +106,7 @@ def plan(args: Namespace) -> None:
     if args.run and not args.detect:
         raise ConfigError("--run names the encoder of a detector, so it goes with --detect")
     kind, encoder = "detect" if args.detect else "pretrain", open_source(args.run).path if args.run else None
-    cost = plan(_configured(kind, *yaml_and_overrides(args, kind), encoder), measure=not args.no_measure)
+    cost = plan(configured(kind, *yaml_and_overrides(args, kind), encoder), measure=not args.no_measure)
     print(json.dumps(cost, indent=1) if args.json else describe(cost))
 
 

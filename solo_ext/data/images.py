@@ -62,7 +62,8 @@ class FileImages:
     """Image files under `root`, each read as RGB when it is needed, or `DataError` with its path. Paths, with `/`, are
     one byte array: the reference counts of a million `str` would be copied into every worker."""
 
-    kind, formats = "image files", ("dali", "image_folder", "tensor")
+    kind: str = "image files"
+    formats: tuple[str, ...] = ("dali", "image_folder", "tensor")
 
     def __init__(self, root: Path, paths: np.ndarray, how: DecodeConfig = AS_STORED):
         self.root, self.paths, self.how = root, paths, how

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
-from solo_ext.data.datasets import DataConfig, recorded_info
+from solo_ext.data.datasets import FOLDER, DataConfig, recorded_info
 from solo_ext.losses import enqueue
 from solo_ext.methods.step import GapConfig
 from solo_ext.methods.variants import variants
@@ -57,20 +57,21 @@ class PerformanceConfig(Config, section="performance"):
 
 @dataclass(kw_only=True)
 class MethodConfig(Config):
-    """The configuration of a method. `method_kwargs` is the method's `Kwargs`.
+    """The configuration of a method. `method_kwargs` is the method's `Kwargs`. By default, for unlabelled images, a
+    ResNet-18 and SGD.
 
     `optimizer.lr` is taken as it is (solo-learn scales it before it builds the method) and multiplied by the
     accumulated batches, unless `optimizer.effective_lr`, which is the final value, is given beside it.
     """
 
     method: str | None = None
-    method_kwargs: Any
+    method_kwargs: Any = None
     momentum: MomentumConfig = field(default_factory=MomentumConfig)
     intra: IntraMomentum = field(default_factory=IntraMomentum)
     gap: GapConfig = field(default_factory=GapConfig)
-    backbone: BackboneConfig
-    data: DataConfig
-    optimizer: OptimizerConfig
+    backbone: BackboneConfig = field(default_factory=lambda: BackboneConfig("resnet18"))
+    data: DataConfig = field(default_factory=lambda: DataConfig(FOLDER, no_labels=True))
+    optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig("sgd", batch_size=256, lr=0.06))
     scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
     performance: PerformanceConfig = field(default_factory=PerformanceConfig)
     max_epochs: Count | None = None
@@ -159,14 +160,16 @@ class Method(nn.Module):
     def configuration(cls, cfg: "MethodConfig | Mapping[str, Any]") -> MethodConfig:
         """The typed configuration, or ConfigError; one that is typed already is returned unchanged.
 
-        solo-learn's DictConfig may have other top-level keys, which are ignored, and `method_kwargs` of other methods,
-        since its scripts take any YAML with `method=`.
+        A mapping is taken strictly. solo-learn's DictConfig may have other top-level keys, which are ignored, and
+        `method_kwargs` of other methods, since its scripts take any YAML with `method=`.
         """
         if isinstance(cfg, MethodConfig):
             return cfg
         values: Any = OmegaConf.to_container(cfg, resolve=True) if OmegaConf.is_config(cfg) else cfg
-        sections = {f.name: values[f.name] for f in fields(MethodConfig) if values.get(f.name) is not None}
-        if OmegaConf.is_config(cfg) and "method_kwargs" in sections:
+        known = {f.name for f in fields(MethodConfig)}
+        of_solo_learn = OmegaConf.is_config(cfg)
+        sections = {k: x for k, x in values.items() if x is not None and (k in known or not of_solo_learn)}
+        if of_solo_learn and "method_kwargs" in sections:
             known = {f.name for method in DECLARED.values() for f in fields(method.Kwargs)}
             others = known - {f.name for f in fields(cls.Kwargs)}
             sections["method_kwargs"] = {k: v for k, v in sections["method_kwargs"].items() if k not in others}

@@ -1,6 +1,7 @@
 """Backbones: torchvision's ResNets, a small one for CPUs, ViTs, and any timm model as `timm/<name>`. torchvision and
 timm are imported when a network is built."""
 
+import copy
 import pkgutil
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -74,6 +75,19 @@ BACKBONES: dict[str, partial[nn.Module]] = {
 MOCO_VITS: dict[str, partial[nn.Module]] = {
     name: _vit("solo_ext.networks.vit:MoCoViT", name, 16 if name == "vit_large" else 12) for name in VITS
 }
+
+
+def give_backbone(module: nn.Module) -> str:
+    """Makes copies of `module` [B, 3, H, W] -> [B, features], with its weights, a backbone of this process; returns its
+    name. Raises ConfigError if it gives something else."""
+    name, network = type(module).__name__, copy.deepcopy(module).eval()
+    with torch.no_grad(), naming(f"backbone: a {name} takes no images [2, 3, 224, 224]", Exception):
+        shape = network(torch.zeros(2, 3, 224, 224)).shape  # whatever a user's module raises, or returns
+    if len(shape) != 2:
+        raise ConfigError(f"backbone: a {name} gives {list(shape)}, but features of a backbone are [B, features]")
+    network.num_features = shape[1]  # type: ignore[assignment]
+    BACKBONES[name] = partial(copy.deepcopy, network)
+    return name
 
 
 def is_resnet(backbone: nn.Module) -> bool:

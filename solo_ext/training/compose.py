@@ -87,11 +87,16 @@ def key_of(text: str) -> str:
     return text.lstrip("+~").partition("=")[0].partition("@")[0]
 
 
-def assign(key: str, text: Any) -> str:
-    """The override that sets `key` to `text`, whatever characters it has."""
-    # in Hydra's grammar, a backslash is special only before a quote
+def quoted(text: Any) -> str:
+    """`text` in Hydra's grammar, whatever characters it has."""
+    # a backslash is special only before a quote
     escaped = re.sub(r"(\\*)('|$)", lambda match: match[1] * 2 + ("\\'" if match[2] else ""), str(text))
-    return f"{key}='{escaped}'"
+    return f"'{escaped}'"
+
+
+def assign(key: str, text: Any) -> str:
+    """The override that sets `key` to `text`."""
+    return f"{key}={quoted(text)}"
 
 
 def parse(text: str) -> Override:

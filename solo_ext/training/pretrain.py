@@ -1,7 +1,7 @@
 """Pre-training. What takes seconds to import is imported after the first line about the run is out."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from solo_ext.methods import METHODS, Method
@@ -11,23 +11,24 @@ from solo_ext.runs.run import RunResult
 from solo_ext.schema import plain
 from solo_ext.training.callbacks import MONITORS
 from solo_ext.training.callbacks.collapse import CollapseWatch
-from solo_ext.training.config import PretrainConfig, declared_method
+from solo_ext.training.config import PretrainConfig, declared_method, resolve
 from solo_ext.training.start import begin, runs_folder
 
 if TYPE_CHECKING:
     from lightning.pytorch import Callback, LightningDataModule, LightningModule
+    from omegaconf import DictConfig
 
     AnyMethod: TypeAlias = str | type[LightningModule] | LightningModule
 
 
 def pretrain(
-    cfg: PretrainConfig,
+    cfg: "PretrainConfig | DictConfig | Mapping[str, Any]",
     *,
     method: "AnyMethod | None" = None,
     data: "LightningDataModule | None" = None,
     callbacks: "Sequence[Callback]" = (),
 ) -> RunResult:
-    """Trains an encoder without labels, as the resolved `cfg` says.
+    """Trains an encoder without labels, as `cfg` says, which `resolve` has checked or will.
 
     method: in place of the one in `cfg`: a registered name, a class that is built from `cfg`, or a built module. Its
     name appears in args.json and in the path of the run folder. data: in place of the images in `cfg`, without checks
@@ -36,6 +37,8 @@ def pretrain(
     Raises SoloExtError for the configuration, the data or the checkpoint to resume, before anything is written;
     NonFiniteError for a loss or weight that is NaN or infinite; CollapseError if `cfg.collapse` is `stop`.
     """
+    if not isinstance(cfg, PretrainConfig):
+        return pretrain(resolve(cfg), method=method, data=data, callbacks=callbacks)
     if method is not None:
         cfg = copy.deepcopy(cfg)
         cfg.method, declared = _named(method)

@@ -1,0 +1,220 @@
+"""`import solo_ext` in a script: a pre-training in one call, and what evaluates it, as strict as the commands."""
+
+import math
+
+import lightning.pytorch as pl
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tiny_runs import AUGMENTATION, rows
+from torch import nn
+from torch.utils.data import DataLoader, Dataset
+
+import solo_ext
+import solo_ext.training.pretrain
+from solo_ext.data.datasets import DATASETS, load_dataset
+from solo_ext.errors import ConfigError, DataError
+from solo_ext.networks.backbones import BACKBONES
+from solo_ext.runs.checkpoints import find_checkpoint, load_checkpoint
+
+RECIPE = "fashion_mnist_mini/byol"
+SMALL = {
+    "max_epochs": 1,
+    "accelerator": "cpu",
+    "precision": "32",
+    "optimizer": {"batch_size": 16},
+    "method_kwargs": {"proj_hidden_dim": 8, "proj_output_dim": 4, "pred_hidden_dim": 8},
+    "augmentations": [AUGMENTATION],
+    "enable_progress_bar": False,
+}
+
+
+class Squares(Dataset):
+    """Photographs of one class are dark, of the other bright; as one of `KINDS`."""
+
+    def __init__(self, kind="pair", count=48):
+        self.kind, self.count = kind, count
+
+    def __len__(self):
+        return self.count
+
+    def __getitem__(self, i):
+        pixels = np.random.default_rng(i).integers(0, 100, (20, 24, 3), np.uint8) + np.uint8(100 * (i % 2))
+        image = {
+            "pair": Image.fromarray(pixels),
+            "mapping": Image.fromarray(pixels),
+            "uint8": torch.from_numpy(pixels).permute(2, 0, 1),
+            "float": torch.from_numpy(pixels).permute(2, 0, 1) / 255,
+            "array": pixels,
+            "bare": Image.fromarray(pixels),
+        }[self.kind]
+        if self.kind == "mapping":
+            return {"image": image, "label": i % 2}
+        return image if self.kind == "bare" else (image, i % 2)
+
+
+@pytest.fixture
+def places(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    yield tmp_path
+    for known in (DATASETS, BACKBONES):
+        for name in ("Squares", "Rows", "Net", "ResNet"):
+            known.pop(name, None)
+
+
+def test_what_there_is():
+    assert dir(solo_ext) == sorted([*solo_ext.__all__, "__version__"])
+    assert all(getattr(solo_ext, name) is not None for name in solo_ext.__all__)
+
+
+def test_a_recipe_is_trained_evaluated_and_used(places):
+    run = solo_ext.pretrain(RECIPE, data={"fraction": 0.02}, seed=3, **SMALL, **{"optimizer.lr": 0.1})
+    assert run.dir.parent == places / "trained_models/byol" or run.dir.parent.name == "byol"
+    assert math.isfinite(run.metrics["train_loss"]) and rows(run.dir)
+    again = solo_ext.Trained(run.dir)
+    assert again.metrics == run.metrics
+    assert 0 <= again.linear(max_epochs=1, accelerator="cpu", **{"data.fraction": 0.1}).metrics["val_acc1"] <= 100
+    [row] = again.knn(k=[3], accelerator="cpu", **{"knn_eval.distance_func": ["cosine"]})
+    assert row["k"] == 3 and 10 < row["acc1"] <= 100
+    backbone = run.backbone(teacher=True)
+    assert backbone(torch.zeros(2, 3, 28, 28)).shape == (2, backbone.num_features)
+    assert run.features().shape == (1000, backbone.num_features)
+
+
+@pytest.mark.parametrize("kind", ["pair", "mapping", "uint8", "float", "array"])
+def test_a_dataset_of_the_users_own(places, kind):
+    run = solo_ext.pretrain(RECIPE, data=Squares(kind), val_data=Squares(kind, 20), **SMALL)
+    cfg = run._run.args
+    assert cfg["data"]["dataset"] == "Squares" and cfg["data"]["num_classes"] == 2 and "val_acc1" in run.metrics
+    [row, _] = run.knn(data=Squares(kind), val_data=Squares(kind, 20), accelerator="cpu", **{"knn_eval.T": [0.1]})[:2]
+    assert row["acc1"] == 100
+    image = DATASETS["Squares"].load(None, "train").images[5]
+    assert image.dtype == torch.uint8 and torch.equal(image, torch.from_numpy(Squares("array")[5][0]).permute(2, 0, 1))
+
+
+def test_images_without_labels(places):
+    run = solo_ext.pretrain(RECIPE, data=Squares("bare"), **SMALL)
+    assert "val_acc1" not in run.metrics and run._run.args["data"]["num_classes"] == 0
+
+
+class Rows(list):
+    """A Dataset of the given samples."""
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (iter([1]), r"^data: a \w*iterator is no Dataset with len\(\) and \[i\]$"),
+        (Rows(), r"^data: the Rows is empty$"),
+        (
+            Rows([torch.full((3, 9, 9), 2.5)]),
+            r"^Rows\[0\]: not a readable image \(values from 2.5 to 2.5; give images before",
+        ),
+        (Rows([torch.zeros(5, 9, 9, dtype=torch.uint8)]), r"its shape is \[5, 9, 9\]"),
+        (Rows([{"pixels": 1}]), r"a sample has the keys pixels, but none of image, img"),
+        (Rows([(np.zeros((9, 9), np.uint8), "cat")]), r"^data: labels are class numbers, not 'cat'$"),
+        (Rows([(np.zeros((9, 9), np.uint8), -3)]), r"^data: labels are class numbers from 0, or -1 for none, not -3$"),
+        (Rows([(np.zeros((9, 9), np.int64), 0)]), r"its values are torch.int64, but an image is uint8"),
+    ],
+)
+def test_what_is_no_dataset_of_images(places, data, message):
+    with pytest.raises(DataError, match=message):
+        solo_ext.pretrain(RECIPE, data=data, **SMALL)
+    assert not list(places.iterdir())
+
+
+def test_gray_images_and_missing_labels(places):
+    samples = Rows([(np.full((9, 9), 10 * i, np.uint8), i % 3 - 1 or None) for i in range(9)])
+    solo_ext.data.given.give(samples, None, None)
+    images = load_dataset(solo_ext.data.datasets.DataConfig("Rows"), "train")
+    assert images.targets.tolist() == [-1, -1, 1] * 3
+    assert torch.equal(images.images[4], torch.full((3, 9, 9), 40, dtype=torch.uint8))
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 6, 3)
+
+    def forward(self, x):
+        return self.conv(x).mean((2, 3))
+
+
+@pytest.mark.parametrize("make", [Net, lambda: __import__("torchvision").models.resnet18()])
+def test_a_backbone_of_the_users_own(places, make):
+    torch.manual_seed(1)
+    net = make()
+    first = next(net.parameters())
+    before = first.detach().clone()
+    run = solo_ext.pretrain(
+        RECIPE, backbone=net, data={"fraction": 0.01}, **{**SMALL, "optimizer": {"batch_size": 16, "lr": 1e-9}}
+    )
+    assert torch.equal(first, before), "a copy is trained"
+    trained = load_checkpoint(find_checkpoint(run.dir))["state_dict"]
+    name = "backbone.conv.weight" if isinstance(net, Net) else "backbone.conv1.weight"
+    assert torch.allclose(trained[name], before, atol=1e-3), "which begins with its weights"
+    assert run.backbone()(torch.zeros(1, 3, 28, 28)).shape == (1, 6 if isinstance(net, Net) else 512)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"max_epoch": 3}, "unknown key 'max_epoch'; did you mean 'max_epochs'?"),
+        ({"optimizer": {"learning_rate": 1}}, "unknown key 'optimizer.learning_rate'"),
+        ({"momentum": {"stages": ["blok4"]}}, "momentum.stages: the network has no stage 'blok4'"),
+        ({"augmentations": [{**AUGMENTATION, "crop": 3}]}, "unknown key 'augmentations.0.crop'"),
+        ({"backbone": nn.Conv2d(3, 4, 3)}, "backbone: a Conv2d gives [2, 4, 222, 222]"),
+        ({"backbone": nn.Linear(3, 4)}, "backbone: a Linear takes no images [2, 3, 224, 224]"),
+        ({"val_data": Squares()}, "val_data is a Dataset, so data has to be one, too"),
+        ({"method": "byl"}, "method: there is no method 'byl'; did you mean 'byol'?"),
+    ],
+)
+def test_what_is_mistyped_is_refused_before_anything_is_written(places, changes, message):
+    with pytest.raises(ConfigError) as error:
+        solo_ext.pretrain(RECIPE, **{**SMALL, **changes})
+    assert message in str(error.value) and not list(places.iterdir())
+
+
+@pytest.mark.parametrize("method", ["byol", "res_dino", "projector_ema_mocov2plus"])
+def test_a_method_alone_in_ones_own_trainer(method, tmp_path):
+    views = torch.rand(8, 3, 32, 32)
+    batches = [(torch.arange(8), [views, views.flip(3)], torch.full((8,), -1))] * 3
+    module = solo_ext.METHODS[method]({"method_kwargs": {"proj_hidden_dim": 8}, "backbone": {"name": "resnet10_w16"}})
+    trainer = pl.Trainer(max_epochs=1, accelerator="cpu", logger=False, enable_checkpointing=False)
+    trainer.fit(module, DataLoader(batches, batch_size=None))
+    assert module.classifier is None and math.isfinite(trainer.callback_metrics["train_loss"])
+    assert type(solo_ext.METHODS[method]({}).backbone).__name__ == "ResNet"
+
+
+@pytest.mark.parametrize(
+    ("cfg", "message"),
+    [
+        ({"optimiser": {}}, "unknown key 'optimiser'; did you mean 'optimizer'?"),
+        ({"optimizer": {"learning_rate": 1}}, "unknown key 'optimizer.learning_rate'"),
+        ({"method_kwargs": {"proj_dim": 1}}, "unknown key 'method_kwargs.proj_dim'"),
+    ],
+)
+def test_a_method_is_strict_about_a_mapping(cfg, message):
+    with pytest.raises(ConfigError) as error:
+        solo_ext.METHODS["byol"](cfg)
+    assert message in str(error.value)
+
+
+def test_the_longer_way_takes_a_mapping_too(tmp_path):
+    with pytest.raises(ConfigError, match=r"^backbone.name is missing$"):
+        solo_ext.training.pretrain.pretrain({"method": "byol"})
+
+
+def test_values_of_any_kind_reach_the_configuration(places):
+    given = {
+        "name": "it's, a [run]",
+        "wandb": {"project": "a=b"},
+        "gradient_clip_val": None,
+        "momentum": {"stages": {"block4": 0.5}},
+    }
+    from solo_ext.api import _overrides, configured
+
+    cfg = configured("pretrain", RECIPE, _overrides({**given, "checkpoint.dir": "~/x,y (1)"}, None))
+    assert cfg.name == "it's, a [run]" and cfg.wandb.project == "a=b" and cfg.checkpoint.dir == "~/x,y (1)"
+    assert cfg.momentum.stages == {"block4": 0.5} and cfg.gradient_clip_val is None
