@@ -7,13 +7,15 @@ it continues from the student's activation of the same view. With `full` it is t
 import copy
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from solo_ext.momentum.scope import MomentumConfig
 from solo_ext.momentum.tau import Tau
-from solo_ext.networks.stages import Stage, kept_outputs
+from solo_ext.networks.stages import Stage, kept_outputs, stage_row
 
 SHARED = Tau(0.0, schedule="constant")
 TensorsByTau = dict[Tau, tuple[list[Tensor], list[Tensor]]]  # the teacher's and the student's
@@ -61,6 +63,46 @@ class Teacher:
         for stages in self.parts.values():
             if stages:
                 network.add_module(prefix + stages[0].attribute, self._copy(stages))
+
+    @classmethod
+    def of(
+        cls,
+        network: nn.Module,
+        stages: str | Sequence[str] | Mapping[str, float] = "full",
+        tau: float | Tau = 0.99,
+        parts: Sequence[str] | Mapping[str, str] = (),
+        buffers: str = "own",
+    ) -> "Teacher":
+        """A teacher for a training loop of one's own, of a network that runs its children one after the other.
+
+        Args:
+            network: its children, in order, are the parts; it gets the copies, as further children.
+            stages: with a copy, as in the YAML's `momentum.stages`: a preset, a part or stage, a list, {stage: tau}.
+            tau: constant, or a schedule.
+            parts: those children that count, or {part: child}. As `backbone`, a ResNet or ViT is a row of stages
+                (conv1, block1 to block4), and any other module is one; of a Sequential, each linear layer is one
+                (projector.fc1, ...).
+            buffers: see `MomentumConfig`.
+
+        Raises:
+            ConfigError: a stage that the network lacks, with the list of valid names.
+        """
+        names = [*parts] or [name for name, _ in network.named_children()]
+        children = parts if isinstance(parts, Mapping) else dict(zip(names, names, strict=True))
+        row = stage_row({part: network.get_submodule(child) for part, child in children.items()}, children)
+        tau = tau if isinstance(tau, Tau) else Tau(tau, schedule="constant")
+        own: Any = stages if isinstance(stages, str | Mapping) else [*stages]
+        config = MomentumConfig(tau.base, tau.final, stages=own, schedule=tau.schedule)  # type: ignore[arg-type]
+        return cls(network, row, config.taus(row), buffers)
+
+    def both(self, x: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """The student's outputs on the view x, part by part, and the teacher's, without gradient."""
+        student: dict[str, Tensor] = {}
+        attributes, h = {stage.part: stage.attribute for stage in self.row}, x
+        with kept_outputs(self.network, [self.entry] if self.entry else []) as inner:
+            for part, attribute in attributes.items():
+                student[part] = h = self.network.get_submodule(attribute)(h)
+        return student, self(x, student | inner, upto=self.row[-1].part)
 
     def _whole(self, stages: Sequence[Stage]) -> bool:
         """Whether `stages` are all stages of their part."""
