@@ -272,6 +272,21 @@ def _recipes(args: Namespace) -> None:
         raise ConfigError("solo-ext recipes copy takes a recipe's name and a folder, as in copy cifar10/byol mine")
 
 
+@SOLO_EXT.command()
+def doctor(args: Namespace) -> None:
+    """Say what works on this machine, and how to get what does not.
+
+    Tries out each precision and data format, and looks for the device, shared memory and the packages of each extra. A
+    line with a dash says what is missing, and the command that brings it.
+
+      solo-ext doctor
+    """
+    from solo_ext.planning.doctor import describe
+
+    for line in describe():
+        print(line, flush=True)
+
+
 @SOLO_EXT.command(
     option("path PATH", "folder of a checkout of solo-learn"),
     option("script SCRIPT ARGS...", "main_pretrain.py, main_linear.py, main_knn.py or main_umap.py"),

@@ -1,0 +1,159 @@
+"""`solo-ext doctor`: what works on this machine, tried out, and the command that brings what is missing."""
+
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+from typing import get_args
+
+import numpy as np
+import torch
+from packaging.requirements import Requirement
+from PIL import Image
+from torch import nn
+
+from solo_ext.data.augmentations import AugmentationConfig
+from solo_ext.data.datasets import FOLDER, MINI, DataConfig, Format
+from solo_ext.data.modules import PretrainData
+from solo_ext.errors import SoloExtError
+from solo_ext.runs.environment import environment
+from solo_ext.schema import fit
+from solo_ext.training.trainer_config import TrainerConfig
+
+PACKAGE, NOT_SAID = "solo-ext", ("dev", "dali", "dali-cuda13")  # the format says it
+ENOUGH = 1 << 30  # bytes of shared memory for four workers and batches of 256 images
+PRECISIONS = {"32": None, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16, "64": torch.float64}
+Finding = tuple[str, str, str | None]  # the part, what there is, and what to do about what is missing, or None
+INSTALL = "https://pytorch.org/get-started/locally says how"
+
+
+def examine() -> Iterator[Finding]:
+    """What each part of a run depends on."""
+    about = environment()
+    versions = [f"{name} {version}" for name, version in about["packages"].items() if version]
+    yield "versions", ", ".join([f"Python {about['python']}", *versions]), None
+    yield _device(about)
+    device = TrainerConfig().first_device
+    yield _precisions(device)
+    yield from _formats(device)
+    yield from _shared_memory()
+    yield from _extras()
+
+
+def _device(about: dict) -> Finding:
+    cpu = f"{about['cpu']}, {about['cores']} cores, {_memory()}"
+    if about["gpus"]:
+        sizes = [torch.cuda.get_device_properties(i).total_memory for i in range(len(about["gpus"]))]
+        cards = [f"{name} ({size / 2**30:.0f} GiB)" for name, size in zip(about["gpus"], sizes, strict=True)]
+        return "device", f"{', '.join(cards)}, CUDA {about['cuda']}; {cpu}", None
+    if torch.backends.mps.is_available():
+        return "device", f"Apple GPU (mps); {cpu}", None
+    if not (Path("/proc/driver/nvidia").exists() or shutil.which("nvidia-smi")):
+        return "device", f"{cpu}; no GPU", None
+    advice = f"this PyTorch is for CPUs alone; {INSTALL} to install one with CUDA"
+    if about["cuda"]:
+        advice = f"a driver, but PyTorch's CUDA {about['cuda']} finds no GPU; update the driver, or {INSTALL}"
+    return "device", cpu, advice
+
+
+def _memory() -> str:
+    if not hasattr(os, "sysconf") or "SC_PHYS_PAGES" not in os.sysconf_names:
+        return "memory unknown"
+    return f"{os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') / 2**30:.0f} GiB"
+
+
+def _precisions(device: torch.device) -> Finding:
+    """Those in which a step of a small network gives a finite gradient, and what the recipes' becomes."""
+    works = []
+    for name, dtype in PRECISIONS.items():
+        try:
+            weights = torch.float64 if dtype == torch.float64 else torch.float32
+            layers = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Flatten(), nn.Linear(288, 1)
+            network = nn.Sequential(*layers).to(device, weights)
+            with torch.autocast(device.type, dtype, enabled=dtype in (torch.bfloat16, torch.float16)):
+                loss = network(torch.rand(4, 3, 8, 8, device=device, dtype=weights)).mean()
+            loss.backward()
+            finite = all(p.grad is not None and p.grad.isfinite().all() for p in network.parameters())
+            taken = fit(TrainerConfig, {"precision": name}, "").pick_precision(warn=False)
+            works += [name] if finite and taken == name else []
+        except RuntimeError:
+            pass
+    chosen = TrainerConfig(precision="16").pick_precision(warn=False)
+    return "precision", f"{', '.join(works)} work on the {device.type}; the recipes' 16 is {chosen}", None
+
+
+def _formats(device: torch.device) -> Iterator[Finding]:
+    """Those that give a batch of eight small JPEGs, as a folder or as HDF5."""
+    works, missing = [], []
+    with tempfile.TemporaryDirectory() as folder, np.load(MINI) as arrays:
+        images = Path(folder, "images")
+        images.mkdir()
+        for i, pixels in enumerate(arrays["train_images"][:8]):
+            Image.fromarray(pixels).convert("RGB").save(images / f"{i}.jpg")
+        for name in (name for name in get_args(Format) if name != "auto"):
+            try:
+                source = images
+                if name == "h5":
+                    from solo_ext.data.h5 import write_h5
+
+                    write_h5(images, source := Path(folder, "images.h5"))
+                data = DataConfig(FOLDER, train_path=str(source), format=name, num_workers=1, no_labels=True)
+                views = PretrainData(data, [AugmentationConfig(crop_size=16, num_crops=2)], 4, seed=0)
+                views.device = device
+                _, (view, *_), _ = next(iter(views.train_dataloader()))
+                works += [name] if view.shape == (4, 3, 16, 16) else []
+            except ImportError as error:
+                missing.append((name, f"needs {error.name}"))
+            except SoloExtError as error:
+                missing.append((name, f"needs {str(error).partition('needs ')[2]}"))
+    yield "formats", f"{', '.join(works)} work", None
+    for name, why in missing:
+        advice = "" if "pip install" in why else f": pip install '{PACKAGE}[{name}]'"
+        yield f"format {name}", "missing", why + advice
+
+
+def _shared_memory() -> Iterator[Finding]:
+    if os.path.isdir("/dev/shm"):
+        free = shutil.disk_usage("/dev/shm").free
+        advice = None
+        if free < ENOUGH:
+            advice = "too little for worker processes; docker run --shm-size=8g, or data.num_workers=0"
+        yield "workers", f"{free / 2**20:,.0f} MiB of shared memory", advice
+
+
+def _extras() -> Iterator[Finding]:
+    """The extras of this package whose packages are all there, and those that lack some."""
+    try:
+        requirements = [Requirement(text) for text in metadata.requires(PACKAGE) or ()]
+    except metadata.PackageNotFoundError:
+        yield "extras", "unknown", f"{PACKAGE} is not installed: pip install -e . in the checkout"
+        return
+    names = [name for name in metadata.metadata(PACKAGE).get_all("Provides-Extra") or () if name not in NOT_SAID]
+    lacking = {}
+    for extra in names:
+        own = [
+            r
+            for r in requirements
+            if r.marker and r.marker.evaluate({"extra": extra}) and not r.marker.evaluate({"extra": ""})
+        ]
+        lacking[extra] = [r.name for r in own if r.name != PACKAGE and not _there(r)]
+    yield "extras", ", ".join(name for name in names if not lacking[name]) or "none", None
+    for name, packages in lacking.items():
+        if packages:
+            yield f"extra {name}", f"lacks {', '.join(packages)}", f"pip install '{PACKAGE}[{name}]'"
+
+
+def _there(requirement: Requirement) -> bool:
+    try:
+        return requirement.specifier.contains(re.sub(r"\+.*", "", metadata.version(requirement.name)), prereleases=True)
+    except metadata.PackageNotFoundError:
+        return False
+
+
+def describe() -> Iterator[str]:
+    """`examine` as lines for a terminal."""
+    for part, found, advice in examine():
+        yield f"{'-' if advice else ' '} {part:<12} {found}{f': {advice}' if advice else ''}"
