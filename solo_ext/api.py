@@ -35,9 +35,8 @@ def composed(command: str, values: Recipe, overrides: Sequence[str] = ()) -> Any
 
     if isinstance(values, Mapping):
         return overlay(values, overrides)
-    file = Path(values)
-    if file.suffix not in (".yaml", ".yml"):
-        file = recipes.find(str(values), command)
+    named = isinstance(values, str) and not values.endswith((".yaml", ".yml"))
+    file = recipes.find(str(values), command) if named else Path(values)
     return compose(file.parent, file.name, overrides)
 
 

@@ -50,14 +50,13 @@ def _only_overrides(args: Namespace, command: str) -> list[str]:
     return overrides
 
 
-def _start(cfg: Any, args: Namespace, command: str, **options: Any) -> None:
-    """Prints `cfg` if the command line asks for that, else runs it, with `options`."""
+def _start(cfg: Any, args: Namespace, command: str, **options: Any) -> Any:
+    """Prints `cfg` if the command line asks for that, else runs it, with `options`, and returns what came out."""
     if args.cfg:
         from solo_ext.training.config import to_yaml
 
-        print(to_yaml(cfg), end="")
-    else:
-        start(command, cfg, **options)
+        return print(to_yaml(cfg), end="")
+    return start(command, cfg, **options)
 
 
 def _evaluate(
@@ -79,7 +78,13 @@ def pretrain(args: Namespace) -> None:
       solo-ext pretrain cifar10/res_mocov3 data.train_path=/data seed=1
       solo-ext pretrain --config-path scripts/pretrain/cifar10 --config-name byol.yaml max_epochs=100 --cfg
     """
-    _start(configured("pretrain", *yaml_and_overrides(args, "pretrain")), args, "pretrain")
+    result = _start(configured("pretrain", *yaml_and_overrides(args, "pretrain")), args, "pretrain")
+    from solo_ext.training.start import is_first
+
+    if result and is_first():
+        print(
+            *(f"next: solo-ext {command} {result.dir}" for command in ("knn --run", "linear --run", "report")), sep="\n"
+        )
 
 
 @SOLO_EXT.command(
@@ -280,6 +285,7 @@ def doctor(args: Namespace) -> None:
     line with a dash says what is missing, and the command that brings it.
 
       solo-ext doctor
+      solo-ext doctor | grep '^-'
     """
     from solo_ext.planning.doctor import describe
 

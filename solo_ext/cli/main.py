@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 
 from solo_ext import __version__, plugins
-from solo_ext.cli import commands, data, demo, showing, zoo  # noqa: F401, they register themselves
+from solo_ext.cli import commands, completion, data, demo, showing, zoo  # noqa: F401, they register themselves
 from solo_ext.cli.command import SOLO_EXT
 from solo_ext.errors import FailedRun, SoloExtError
 
@@ -23,6 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns the exit status: 0; 2 for a user's mistake; 1 for a run that went to NaN, or a closed pipe; 130 when
     interrupted.
     """
+    completion.complete()
     # whether this is the first process of a run, or the only one
     first = all(os.environ.get(rank, "0") == "0" for rank in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))
     for stream in (sys.stdout, sys.stderr):

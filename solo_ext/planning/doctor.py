@@ -9,14 +9,13 @@ from importlib import metadata
 from pathlib import Path
 from typing import get_args
 
-import numpy as np
 import torch
 from packaging.requirements import Requirement
 from PIL import Image
 from torch import nn
 
 from solo_ext.data.augmentations import AugmentationConfig
-from solo_ext.data.datasets import FOLDER, MINI, DataConfig, Format
+from solo_ext.data.datasets import BUNDLED, FOLDER, DataConfig, Format, load_dataset
 from solo_ext.data.modules import PretrainData
 from solo_ext.errors import SoloExtError
 from solo_ext.runs.environment import environment
@@ -88,11 +87,12 @@ def _precisions(device: torch.device) -> Finding:
 def _formats(device: torch.device) -> Iterator[Finding]:
     """Those that give a batch of eight small JPEGs, as a folder or as HDF5."""
     works, missing = [], []
-    with tempfile.TemporaryDirectory() as folder, np.load(MINI) as arrays:
+    bundled = load_dataset(DataConfig(BUNDLED), "test").images
+    with tempfile.TemporaryDirectory() as folder:
         images = Path(folder, "images")
         images.mkdir()
-        for i, pixels in enumerate(arrays["train_images"][:8]):
-            Image.fromarray(pixels).convert("RGB").save(images / f"{i}.jpg")
+        for i in range(8):
+            Image.fromarray(bundled[i][0].numpy()).save(images / f"{i}.jpg")
         for name in (name for name in get_args(Format) if name != "auto"):
             try:
                 source = images

@@ -28,7 +28,7 @@ def scripts() -> Path:
 
 def find(name: str, kind: str = "pretrain") -> Path:
     """The YAML of `<dataset>/<recipe>` for `pretrain` or `linear`, `<paper>/<table>` in `studies`; or ConfigError."""
-    entries = _entries(kind)
+    entries = named(kind)
     for known, file in entries.items():
         if _plain(known) == _plain(name):
             return file
@@ -50,7 +50,7 @@ def _folders(folder: Path) -> list[Path]:
     return sorted(place for place in folder.glob("[!_]*") if place.is_dir())
 
 
-def _entries(kind: str) -> dict[str, Path]:
+def named(kind: str) -> dict[str, Path]:
     """`<dataset>/<recipe>` -> its YAML."""
     folders = _folders(scripts() / kind)
     return {f"{folder.name}/{name}": folder / f"{name}.yaml" for folder in folders for name in names(folder)}
@@ -123,7 +123,7 @@ def summary(file: Path) -> str:
 
 def listing(words: list[str]) -> str:
     """The recipes by dataset, and the studies by paper, with all of `words` in their names; ConfigError if none has."""
-    lines, entries = [], {"pretrain": _entries("pretrain"), "study": _entries("studies")}
+    lines, entries = [], {"pretrain": named("pretrain"), "study": named("studies")}
     for command, files in entries.items():
         matching = {name: file for name, file in files.items() if all(word in name for word in words)}
         for folder in dict.fromkeys(file.parent for file in matching.values()):
