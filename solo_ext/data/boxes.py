@@ -185,15 +185,22 @@ def _read_coco(path: Path, key: str) -> tuple[list[_Found], list[str]]:
             for image in content["images"]
         }
         for a in content["annotations"]:
+            for what, number, known in (("image", a["image_id"], images), ("category", a["category_id"], names)):
+                if number not in known:
+                    raise DataError(
+                        f"{key}: an annotation of '{path}' names the {what} {number}, which it does not have"
+                    )
             left, top, width, height = map(float, a["bbox"])
             box = (left, top, left + width, top + height)
             crowd, outline = bool(a.get("iscrowd", 0)), a.get("segmentation")
             text = json.dumps(outline).encode() if outline else b""  # a tenth of the memory, and one object
             images[a["image_id"]].objects.append((names[a["category_id"]], box, False, crowd, text))
+    if not images:
+        raise DataError(f"{key}: '{path}' has no images")
     files = [image.path for image in images.values()]
     beside = path.absolute().parent
     places = [beside.parent / path.stem.rpartition("_")[2], beside.parent / "images", beside / "images", beside]
-    folder = next((place for place in places if files and (place / files[0]).is_file()), None)
+    folder = next((place for place in places if (place / files[0]).is_file()), None)
     if folder is None:
         raise DataError(f"{key}: the images of '{path}' are in none of {', '.join(map(str, places))}")
     there = {name for parent in {Path(file).parent for file in files} for name in _listed(folder, parent)}

@@ -171,7 +171,9 @@ def test_boxes_outside_may_be_left_out(tmp_path, caplog):
     ("change", "said"),
     [
         (lambda c: c.pop("categories"), "is not an annotation of COCO's: 'categories'"),
-        (lambda c: c["annotations"][0].update(image_id=99), "is not an annotation of COCO's: 99"),
+        (lambda c: c["annotations"][0].update(image_id=99), "names the image 99, which it does not have"),
+        (lambda c: c["annotations"][0].update(category_id=77), "names the category 77, which it does not have"),
+        (lambda c: c.update(images=[], annotations=[]), "' has no images"),
         (lambda c: c["images"][0].update(file_name="no.png"), "the images of .* are in none of"),
         (lambda c: c["images"][1].update(file_name="no.png"), r"names 1 images that are not in .* \(first: no.png\)"),
         (lambda c: c.update(annotations=[]), "there is no box in"),
