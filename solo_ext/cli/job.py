@@ -21,9 +21,11 @@ def run(folder: str, others: Sequence[str], pretrain: list[str], evaluations: di
 
     code = 0 if finished() else main(pretrain)
     for name, words in evaluations.items() if not code else ():
-        newest = finished()[-1]
-        if not Run(newest).evaluated(name):
-            code = code or main([*words, "--run", str(newest), f"name={name}", f"checkpoint.dir={folder}"])
+        newest = Run(finished()[-1])
+        if not newest.evaluated(name):
+            # its network, and not that of the evaluation's recipe
+            own = [f"backbone.name={newest.args['backbone']['name']}", f"name={name}", f"checkpoint.dir={folder}"]
+            code = code or main([*words, *own, "--run", str(newest.dir)])
     return code
 
 

@@ -521,7 +521,8 @@ ONE = {"grid": None, "cells": CELLS[1:], "cited": [*CITED, {"Method": "MoCo v3"}
 def test_runs_are_evaluated_and_only_once(file, command, tmp_path):
     metrics = {"Acc": "val_acc1", "Offline": {"metric": "linear.acc1", "printed": "Acc"}}
     metrics |= {"Near": {"metric": "near.acc1", "printed": "Acc"}}
-    cached = ["linear", "cache_features=true", "max_epochs=1", "scheduler.name=none"]
+    cached = ["linear", "cifar10/byol", "cache_features=true", "max_epochs=1", "scheduler.name=none"]  # of a ResNet-18
+    cached += ["data.dataset=fashion_mnist_mini", "accelerator=cpu"]
     evaluate = {"linear": cached, "near": ["knn", "--k", "5", "--distance", "cosine"]}
     cited = [*CITED, {"Method": "MoCo v3"}]
     path = file(grid=None, cells=CELLS[1:], cited=cited, overrides=["max_epochs=1"], metrics=metrics, evaluate=evaluate)
