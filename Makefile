@@ -2,13 +2,14 @@
 # make check: what a change has to pass: format, lint and types, then the tests
 # make test: the tests alone
 # make test-faults: the whole battery of faults, of which the tests take a sample; writes docs/reliability.md
+# make docs: the site, in build/site
 # make format: ruff, in place
 
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo check lint test test-faults format
+.PHONY: demo check lint test test-faults docs format
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/installed-viz
@@ -31,6 +32,9 @@ BATTERY := tests/faults $(addprefix tests/training/test_,resume.py safety.py cha
 
 test-faults: $(VENV)/installed-dev
 	FAULTS=all PAGE=docs/reliability.md OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto $(BATTERY)
+
+docs: $(VENV)/installed-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 format: $(VENV)/installed-dev
 	$(BIN)/ruff format .

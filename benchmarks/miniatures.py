@@ -3,7 +3,8 @@
     python benchmarks/miniatures.py [NAME ...] [--out miniatures]
 
 Three epochs of one seed on 5,000 images (500 where the study is about large networks) say nothing about a method: they
-show what each command computes and draws. It takes two hours on one core, and the same command continues it. Detectors find bundled images pasted on gray.
+show what each command computes and draws. It takes two hours on one core, and the same command continues it. Detectors
+find bundled images pasted on gray.
 """
 
 import argparse
