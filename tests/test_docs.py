@@ -16,15 +16,14 @@ ROOT = Path(__file__).parents[1]
 ENV = {**os.environ, "NO_MKDOCS_2_WARNING": "1", "PYTHONPATH": str(ROOT), "JUPYTER_PLATFORM_DIRS": "1"}
 
 
-@pytest.fixture(scope="module")
-def site(tmp_path_factory):
+@pytest.fixture
+def site(tmp_path):
     for package in ("mkdocs", "mkdocs_jupyter", "mkdocstrings", "material"):
         pytest.importorskip(package)
-    folder = tmp_path_factory.mktemp("site")
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(folder)]
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)]
     built = subprocess.run(command, cwd=ROOT, env=ENV, capture_output=True, text=True)
     assert built.returncode == 0, built.stderr
-    return folder
+    return tmp_path
 
 
 class Fetched(html.parser.HTMLParser):
@@ -41,7 +40,8 @@ class Fetched(html.parser.HTMLParser):
         self.places += [given.get("src") or given.get("href") or ""] if loads else []
 
 
-def test_every_page_is_there_and_loads_nothing_from_elsewhere(site):
+def test_the_site(site):
+    """Every page is there, loads nothing from elsewhere, and says what the code says."""
     nav = re.findall(r"[\w/]+\.(?:md|ipynb)", str(yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"]))
     assert len(nav) > 25
     for name in nav:
@@ -49,9 +49,6 @@ def test_every_page_is_there_and_loads_nothing_from_elsewhere(site):
         text = page.read_text(encoding="utf-8")
         assert len(re.sub(r"<[^>]*>", "", text)) > 500, name
         assert not [place for place in Fetched(text).places if place.startswith(("http", "//"))], name
-
-
-def test_the_pages_say_what_the_code_says(site):
     keys = (site / "keys" / "index.html").read_text(encoding="utf-8")
     for key in (
         "max_epochs",

@@ -5,6 +5,7 @@ import math
 import random
 import re
 import signal
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -39,6 +40,7 @@ def test_the_last_epoch_is_always_saved(tmp_path, frequency, keep_prev):
     saved = sorted(path.name for path in result.dir.glob("*.ckpt"))
     assert saved == [f"tiny-{result.dir.name}-ep={n}.ckpt" for n in expected]
     assert list(json.loads((result.dir / RECORDS).read_text())) == saved
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("checkpoint")], "its writer"
 
 
 def kept(result):
