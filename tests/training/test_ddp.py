@@ -168,10 +168,10 @@ def pair(tmp_path_factory):
     code, output = launch("-m", "solo_ext", "pretrain", *words(folder, 2, FLOAT32))
     assert code == 0, output
     run = only_run(folder, FLOAT32[0])
-    # nothing but where it goes, the choice of format and the result, each once
+    # nothing but where it goes, the choice of format, the result and what comes next, each once
     first, *rest = output.splitlines()
     assert first.endswith(f": 2 processes on the cpu, {run}")
-    assert [line.split(":")[0] for line in rest] == ["solo-ext", str(run)], output
+    assert [line.split(":")[0] for line in rest] == ["solo-ext", str(run), *["next"] * 3], output
     return run
 
 
