@@ -25,6 +25,7 @@ EXTRAS = PROJECT["optional-dependencies"]
 ELSEWHERE = {"solo": "a checkout of solo-learn", "detectron2": "has no release on PyPI", "tomli": "pytest's own"}
 OURS = {path for folder in ("tests", "benchmarks") for path in (ROOT / folder).rglob("*")}
 OWN = {"solo_ext", "recipes", *(path.stem for path in OURS if path.suffix in (".py", ""))}
+DISTRIBUTIONS = packages_distributions()  # which takes a second
 TOOLS = {"lightly", "mypy", "pre-commit", "pytest-xdist", "ruff", "setuptools"}
 INDIRECT = {
     "tensorboard": "lightning's TensorBoardLogger",
@@ -56,7 +57,7 @@ def declared(*groups: list[str]) -> set[str]:
 
 def providers(module: str) -> set[str]:
     """The packages of which one has to be declared for `import module`."""
-    return {name.lower().replace("_", "-") for name in packages_distributions().get(module, [module])}
+    return {name.lower().replace("_", "-") for name in DISTRIBUTIONS.get(module, [module])}
 
 
 def test_every_import_of_the_package_is_declared_and_nothing_else_is():
