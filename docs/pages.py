@@ -17,9 +17,8 @@ from solo_ext.training import recipes
 from solo_ext.training.callbacks import MONITORS
 
 RESULTS = Path(__file__).parent / "results"
-# superscript m: the teacher's output; q: after the predictor; sg: no gradient
 LOSSES = {
-    "byol": "-cos(q₁, sg z₂ᵐ) - cos(q₂, sg z₁ᵐ)",
+    "byol": "(2 - 2 cos(q₁, sg z₂ᵐ)) + (2 - 2 cos(q₂, sg z₁ᵐ))",
     "dino": "-Σ softmax((z₂ᵐ - centre) / τₜ) · log softmax(z₁ / τₛ), over all pairs of different views",
     "mocov2plus": "-log exp(z₁ · z₂ᵐ / T) / (exp(z₁ · z₂ᵐ / T) + Σ exp(z₁ · k / T)), k: that view's queue; both ways",
     "mocov3": "-log exp(q₁ · z₂ᵐ / T) / Σ exp(q₁ · zᵐ / T), zᵐ: the batch; both ways",
@@ -57,9 +56,9 @@ def prose(cls: type) -> str:
 def comments(cls: type) -> dict[str, str]:
     """Field -> the comment on its line, or above it, in the source of a dataclass and those that it extends."""
     found: dict[str, str] = {}
-    for base in [*reversed(cls.__mro__)] if dataclasses.is_dataclass(cls) else ():
+    for base in reversed(cls.__mro__):
         above: list[str] = []
-        if base.__module__.startswith("solo_ext") and base.__module__ != "types":
+        if base.__module__.startswith("solo_ext"):
             for line in inspect.getsource(base).splitlines():
                 code, _, said = re.sub(r"# type: ignore\S*", "", line).partition("  # ")
                 if comment := re.match(r"\s+# (.*)", line):
@@ -100,16 +99,8 @@ def sections(cls: Any, at: str = "", but: Any = ()) -> Any:
 def keys_page() -> list[str]:
     head = "key", "value", "default", ""
     cls: Any = configuration._pretraining(*MONITORS.values())  # type: ignore[arg-type]
-    lines = [
-        "# Every key",
-        "",
-        "Written from the code. A mistyped key is refused, and the message names the nearest one.",
-        "",
-    ]
-    lines += [
-        "`method_kwargs` are on the methods' pages. Evaluations take these sections, and their own keys below.",
-        "",
-    ]
+    lines = ["# Every key", "", "A mistyped key is refused, and the message names the nearest one.", ""]
+    lines += ["`method_kwargs` are on the methods' pages; what only evaluations have stands at the end.", ""]
     lines += ["## Of a pre-training", *table(*head, rows=rows_of(cls))]
     for name, section in sections(cls):
         lines += [f"## {name}", "", prose(section), *table(*head, rows=rows_of(section, f"{name}."))]
@@ -139,7 +130,11 @@ def method_page(name: str) -> list[str]:
     declared = METHODS.declared
     cls = declared[name]
     lines = [f"# {cls.__name__}", "", inspect.cleandoc(cls.__doc__ or ""), "", f"    loss = {LOSSES[name]}", ""]
-    lines += ["m: the teacher's output. q: after the predictor. sg: without gradient.", "", "## Variants"]
+    lines += [
+        "m: the teacher's output. q: after the predictor. sg: without gradient. `loss_scale` shifts and scales it.",
+        "",
+        "## Variants",
+    ]
     variants = []
     for other, method in declared.items():
         if cls in method.__mro__:
@@ -185,11 +180,10 @@ def performance_page() -> list[str]:
     lines = ["# Performance", "", "## A step, by what the teacher copies", "", about, ""]
     lines += table("momentum.stages", "ms", "against full", "teacher's parameters", rows=scopes)
     for title, key in (("Two views of 224 px from JPEGs", "photos"), ("Two views of 32 px from memory", "cifar")):
-        if key in data:
-            rows = [
-                (f"`{name}`", f"{x['images/s']['median']:,.0f}", f"{x['ratio']['median']:.2f}x")
-                for name, x in data[key].items()
-            ]
-            lines += [f"## {title}", "", f"{data['rounds']} interleaved rounds on the {data['device']}, medians", ""]
-            lines += table("format", "images/s", "against Pillow", rows=rows)
+        rows = [
+            (f"`{name}`", f"{x['images/s']['median']:,.0f}", f"{x['ratio']['median']:.2f}x")
+            for name, x in data[key].items()
+        ]
+        lines += [f"## {title}", "", f"{data['rounds']} interleaved rounds on the {data['device']}, medians", ""]
+        lines += table("format", "images/s", "against Pillow", rows=rows)
     return lines

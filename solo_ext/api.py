@@ -100,7 +100,10 @@ class Trained:
         from solo_ext.runs.run import Run
         from solo_ext.zoo.model import open_source
 
-        self.source, self.dir = source, open_source(source).path.parent
+        path = Path(source).expanduser()
+        self.source, self.dir = source, path if path.is_dir() else path.parent
+        if not path.exists():
+            self.dir = open_source(source).path.parent
         self._run = Run(self.dir)
         self.metrics: dict[str, float] = self._run.summary.get("metrics", {})
 
@@ -190,7 +193,7 @@ def pretrain(
         options |= {"backbone.name": give_backbone(backbone), "backbone.kwargs": {}, "backbone.stem": "imagenet"}
     if hasattr(data, "train_dataloader"):
         given["data"] = options.pop("data")
-    like = (composed("pretrain", recipe).get("data") or {}).get("dataset")
+    like = None if data is None else (composed("pretrain", recipe).get("data") or {}).get("dataset")
     cfg = configured("pretrain", recipe, _overrides(options, like))
     return Trained(start("pretrain", cfg, callbacks=callbacks, **given).dir)
 

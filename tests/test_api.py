@@ -124,6 +124,18 @@ def test_what_is_no_dataset_of_images(places, data, message):
     assert not list(places.iterdir())
 
 
+@pytest.mark.parametrize("kind", [tuple, dict])
+def test_a_first_image_without_a_label_hides_no_other(places, kind):
+    pairs = [(np.zeros((9, 9), np.uint8), label) for label in (None, 1, 0)]
+    samples = pairs if kind is tuple else [dict(zip(("image", "label"), pair, strict=True)) for pair in pairs]
+    assert solo_ext.data.given.read_given(Rows(samples), "data").targets.tolist() == [-1, 1, 0]
+
+
+def test_a_run_without_checkpoints_comes_back(places):
+    run = solo_ext.pretrain(RECIPE, data={"fraction": 0.01}, checkpoint={"enabled": False}, **SMALL)
+    assert run.dir.is_dir() and "train_loss" in run.metrics
+
+
 def test_gray_images_and_missing_labels(places):
     samples = Rows([(np.full((9, 9), 10 * i, np.uint8), i % 3 - 1 or None) for i in range(9)])
     solo_ext.data.given.give(samples, None, None)

@@ -51,5 +51,4 @@ def _parser(group: Group) -> argparse.ArgumentParser:
 
 
 def _recipes(kind: str) -> Any:
-    names = sorted(recipes.named(kind))
-    return lambda prefix, **_: [name for name in names if name.startswith(prefix)]
+    return lambda prefix, **_: sorted(name for name in recipes.named(kind) if name.startswith(prefix))

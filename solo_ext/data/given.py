@@ -38,15 +38,16 @@ class GivenImages(FileImages):
 
 
 def _parts(sample: Any) -> tuple[Any, Any]:
-    """The image and the label, or None, of a sample."""
+    """The image and the label of a sample: -1 where it is None, and None where the sample has no place for one."""
     if isinstance(sample, Mapping):
-        image, label = (next((sample[key] for key in keys if key in sample), None) for keys in (IMAGE, LABEL))
-        if image is None:
+        image, label = ([sample[key] for key in keys if key in sample] for keys in (IMAGE, LABEL))
+        if not image:
             raise ValueError(f"a sample has the keys {', '.join(map(str, sample))}, but none of {', '.join(IMAGE)}")
-        return image, label
-    if isinstance(sample, tuple | list):
-        return sample[0], sample[1] if len(sample) > 1 else None
-    return sample, None
+        sample = (*image[:1], *label[:1])
+    if not isinstance(sample, tuple | list):
+        return sample, None
+    image, *label = sample[:2]
+    return image, (-1 if label[0] is None else label[0]) if label else None
 
 
 def _bytes(image: Tensor) -> Tensor:

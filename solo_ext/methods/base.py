@@ -166,9 +166,8 @@ class Method(nn.Module):
         if isinstance(cfg, MethodConfig):
             return cfg
         values: Any = OmegaConf.to_container(cfg, resolve=True) if OmegaConf.is_config(cfg) else cfg
-        known = {f.name for f in fields(MethodConfig)}
-        of_solo_learn = OmegaConf.is_config(cfg)
-        sections = {k: x for k, x in values.items() if x is not None and (k in known or not of_solo_learn)}
+        own, of_solo_learn = {f.name for f in fields(MethodConfig)}, OmegaConf.is_config(cfg)
+        sections = {k: x for k, x in values.items() if x is not None and (k in own or not of_solo_learn)}
         if of_solo_learn and "method_kwargs" in sections:
             known = {f.name for method in DECLARED.values() for f in fields(method.Kwargs)}
             others = known - {f.name for f in fields(cls.Kwargs)}

@@ -108,7 +108,7 @@ def _formats(device: torch.device) -> Iterator[Finding]:
             except ImportError as error:
                 missing.append((name, f"needs {error.name}"))
             except SoloExtError as error:
-                missing.append((name, f"needs {str(error).partition('needs ')[2]}"))
+                missing.append((name, str(error)[max(0, str(error).find("needs ")) :]))
     yield "formats", f"{', '.join(works)} work", None
     for name, why in missing:
         advice = "" if "pip install" in why else f": pip install '{PACKAGE}[{name}]'"
