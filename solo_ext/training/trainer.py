@@ -223,7 +223,7 @@ def explained(*kinds: type[Exception]) -> Iterator[None]:
         said, distributed = reason(error), getattr(torch.distributed, "DistError", ())
         if "DataLoader worker" in said:
             raise FailedRun(f"a process of data.num_workers was killed, as for too much memory ({said})") from error
-        if "gloo" in said or isinstance(error, distributed):
+        if "gloo" in said or "pair closure" in said or isinstance(error, distributed):
             raise FailedRun(f"another process ended or let collective_timeout pass ({said[-200:]})") from error
         raise
     except (MisconfigurationException, ValueError, TypeError) as error:

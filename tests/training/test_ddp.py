@@ -19,7 +19,7 @@ from tiny_runs import forks
 
 import solo_ext
 from solo_ext.cli.main import main
-from solo_ext.errors import ConfigError
+from solo_ext.errors import ConfigError, FailedRun
 from solo_ext.runs.checkpoints import find_checkpoint, load_checkpoint
 from solo_ext.training.compose import compose
 from solo_ext.training.config import resolve
@@ -27,6 +27,7 @@ from solo_ext.training.pretrain import pretrain
 from solo_ext.training.recipes import find
 from solo_ext.training.resume import ExactResume
 from solo_ext.training.start import cluster_environment, die_with
+from solo_ext.training.trainer import explained
 from solo_ext.training.trainer_config import TrainerConfig
 
 ROOT = Path(solo_ext.__file__).parents[1]
@@ -268,6 +269,18 @@ def test_a_process_that_hangs_ends_the_run(tmp_path):
     (code, output), _ = slurm(*command, stop=(1, 2, signal.SIGSTOP))
     assert code == 1, output
     assert "solo-ext: stopped: another process ended or let collective_timeout pass (" in output
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "[../third_party/gloo/gloo/transport/tcp/pair.cc:538] Connection closed by peer [127.0.0.1]:5121",
+        "Application timeout caused pair closure",  # of the operation after the one that waited
+    ],
+)
+def test_what_is_said_of_a_lost_process(said):
+    with pytest.raises(FailedRun, match="another process ended or let collective_timeout pass"), explained():
+        raise RuntimeError(said)
 
 
 @pytest.mark.parametrize("script", sorted((ROOT / "scripts/slurm").glob("*.s*")), ids=lambda path: path.name)
