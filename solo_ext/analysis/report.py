@@ -50,12 +50,12 @@ PICTURES = "pictures"  # in a run folder: what the commands have drawn of it
 MOST_PICTURES = 16
 
 
-def main_report(run_dirs: Sequence[str | Path], out: str | Path = "report") -> Path:
+def main_report(run_dirs: Sequence[str | Path], out: str | Path = "report", reload: float | None = None) -> Path:
     """Writes `<out>/report.html`, whose path it returns, and its PNG and PDF files; what else `out` holds stays.
 
-    run_dirs: run folders, or folders with runs below them. A run with a damaged file is named and left out. Raises
-    CheckpointError if a folder has no run, or all are damaged; ConfigError if matplotlib or plotly is not installed, or
-    `out` cannot be written.
+    run_dirs: run folders, or folders with runs below them. A run with a damaged file is named and left out. reload:
+    seconds after which a browser loads the page again. Raises CheckpointError if a folder has no run, or all are
+    damaged; ConfigError if matplotlib or plotly is not installed, or `out` cannot be written.
     """
     for name in ("matplotlib", "plotly"):
         require(name, "a report", "viz")
@@ -72,7 +72,7 @@ def main_report(run_dirs: Sequence[str | Path], out: str | Path = "report") -> P
     with naming(f"--out: {out} cannot be written"), pages.house_style():
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as temporary:
-            _write(runs, damaged, Path(temporary))
+            _write(runs, damaged, Path(temporary), reload)
             folder.mkdir(exist_ok=True)
             written = sorted(Path(temporary).iterdir(), key=lambda file: file.suffix == ".html")  # the page last
             for file in written:
@@ -97,7 +97,17 @@ def readable(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
     return whole, damaged
 
 
-def _write(runs: Sequence[Run], damaged: Sequence[str], folder: Path) -> None:
+def watch_report(run_dirs: Sequence[str | Path], out: str | Path, seconds: float) -> None:
+    """Writes the report anew every so many seconds, until Ctrl-C, for a browser that follows it."""
+    try:
+        while True:
+            time.sleep(seconds)
+            main_report(run_dirs, out, seconds)
+    finally:
+        main_report(run_dirs, out)  # it stays as it is
+
+
+def _write(runs: Sequence[Run], damaged: Sequence[str], folder: Path, reload: float | None) -> None:
     shown = figures.styled(runs)
     trained = [(run, style) for run, style in shown if not run.untrained]
     sections = figures.sections(trained, [run for run in runs if run.untrained])
@@ -122,6 +132,7 @@ def _write(runs: Sequence[Run], damaged: Sequence[str], folder: Path) -> None:
         **_results(shown),
         pictures=_pictures(single),
         damaged=damaged,
+        reload=reload,
         machines=_side_by_side(machines) if machines else None,
         configs=_side_by_side([(style.label, run.args) for style, run in reversed(configs.items())]),
         whole=[

@@ -1,5 +1,6 @@
 """The commands that show or hand on what was trained: reports, pictures, features, exports."""
 
+import math
 from argparse import Namespace
 
 from solo_ext.cli.command import SOLO_EXT, option
@@ -8,6 +9,7 @@ from solo_ext.errors import ConfigError
 
 IMAGES_OF = "folder, list of files (.txt) or HDF5 file (default: the validation images of the run)"
 IMAGES = option("--images PATH", IMAGES_OF)
+WATCH = option("--watch SECONDS", "show it anew every so many seconds, until Ctrl-C", type=float)
 
 
 @SOLO_EXT.command(
@@ -106,7 +108,7 @@ def trajectories(args: Namespace) -> None:
 
 @SOLO_EXT.command(
     option("folders FOLDER", "folders with runs below them (default: trained_models)", nargs="*"),
-    option("--watch SECONDS", "show it anew every so many seconds, until Ctrl-C", type=float),
+    WATCH,
 )
 def runs(args: Namespace) -> None:
     """List the runs in a folder: state, epoch, accuracies, speed.
@@ -118,28 +120,38 @@ def runs(args: Namespace) -> None:
     """
     from solo_ext.analysis.listing import watch
 
-    if args.watch is not None and not args.watch > 0:
-        raise ConfigError(f"--watch must be above 0, not {args.watch:g}")
+    _check_watch(args.watch)
     watch(args.folders or ["trained_models"], args.watch)
 
 
 @SOLO_EXT.command(
     option("runs RUN", "run folders; several are drawn into the same plots", nargs="+"),
     option("--out FOLDER", "output folder (default: %(default)s)", default="report"),
+    WATCH,
 )
 def report(args: Namespace) -> None:
     """Draw the curves of one or several runs into a page.
 
     Writes one self-contained HTML page with a table to sort and curves to hover, and the curves as PNG and PDF:
     accuracies, gap between student and teacher, losses, tau, learning rate, throughput. Runs that differ in the seed
-    alone are one row and one curve, with their spread; PNGs in a run's folder pictures/ are shown, too.
+    alone are one row and one curve, with their spread; PNGs in a run's folder pictures/ are shown, too. With --watch, a
+    browser that has the page open follows runs while they train.
 
       solo-ext report trained_models/byol/RUN
       solo-ext report trained_models/mocov3/RUN trained_models/res_mocov3/RUN --out gap
+      solo-ext report trained_models --watch 30
     """
-    from solo_ext.analysis.report import main_report
+    from solo_ext.analysis.report import main_report, watch_report
 
-    print(main_report(args.runs, args.out))
+    _check_watch(args.watch)
+    print(main_report(args.runs, args.out, args.watch), flush=True)
+    if args.watch:
+        watch_report(args.runs, args.out, args.watch)
+
+
+def _check_watch(seconds: float | None) -> None:
+    if seconds is not None and not 0 < seconds < math.inf:
+        raise ConfigError(f"--watch is a number of seconds above 0, not {seconds:g}")
 
 
 @SOLO_EXT.command(

@@ -53,7 +53,8 @@ def test_it_is_shown_anew(whole, monkeypatch, capsys):  # noqa: F811
 
 
 @pytest.mark.parametrize(
-    ("words", "said"), [(["nowhere"], "nowhere does not exist"), ([".", "--watch", "0"], "--watch must be above 0")]
+    ("words", "said"),
+    [(["nowhere"], "nowhere does not exist"), ([".", "--watch", "0"], "--watch is a number of seconds above 0, not 0")],
 )
 def test_mistakes(words, said, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -2,11 +2,15 @@
 
 import re
 import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
-from test_report import results, write_run
+from test_report import results, write_metrics, write_run
 
 from solo_ext.analysis.report import main_report
 
@@ -142,3 +146,21 @@ def test_pictures_are_in_the_page(opened):
     picture = opened.locator("#pictures img")
     picture.scroll_into_view_if_needed()
     assert picture.evaluate("image => image.decode().then(() => image.naturalWidth)") == 1000
+
+
+def test_a_browser_follows_runs_that_train(browser, tmp_path):
+    """`report --watch`, a browser that has its page open, and a row that the run writes after that."""
+    row = {"epoch": 0, "step": 0, "val_acc1": 41.0}
+    run = write_run(tmp_path / "byol" / "1", [row])
+    command = [sys.executable, "-m", "solo_ext", "report", str(run), "--out", str(tmp_path / "report"), "--watch", "1"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as watching:
+        page = Path(watching.stdout.readline().strip())
+        tab = browser.new_page()
+        tab.goto(page.as_uri())
+        assert "41.00" in tab.locator(".results").inner_text()
+        write_metrics(run, [row, {"epoch": 1, "step": 1, "val_acc1": 52.0}])
+        tab.wait_for_function("document.querySelector('.results')?.innerText.includes('52.00')", timeout=60_000)
+        tab.close()
+        watching.send_signal(signal.SIGINT)
+    assert watching.returncode == 130
+    assert "52.00" in (text := page.read_text()) and "http-equiv" not in text
