@@ -99,7 +99,7 @@ class ImageData(pl.LightningDataModule):
             what = f"class folder '{unknown[0]}'" if unknown else "no class folders"
             there = f"'{self.data.val_path}' has {what}, unlike data.train_path '{self.data.train_path}'"
             raise DataError(f"data.val_path: {there}")
-        numbers = np.array([classes.index(name) for name in images.classes])
+        numbers = np.array([*(classes.index(name) for name in images.classes), -1])  # and of -1, no label
         return replace(images, targets=numbers[images.targets], classes=classes)
 
     @cached_property

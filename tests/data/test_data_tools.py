@@ -127,6 +127,8 @@ def test_a_list_has_as_many_classes_as_labels(folder):
     data = ClassificationData(config, 4, 0)
     data.check()
     assert data.num_classes == 2 and data.val_set.targets.tolist() == [1] * 4
+    write(val, rows[4], rows[5][:-1] + "-1")  # of whose images one has no label
+    assert ClassificationData(config, 4, 0).val_set.targets.tolist() == [1, -1]
     write(train, *rows, "cat/0 0.png 2")
     os.utime(train, ns=(0, 0))
     assert dataset_info(config).num_classes == 3
