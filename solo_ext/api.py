@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import numpy as np
     from lightning.pytorch import Callback, LightningDataModule
     from torch import nn
-    from torch.utils.data import Dataset
+    from torch.utils.data import DataLoader, Dataset
 
     from solo_ext.runs.run import RunResult
     from solo_ext.training.pretrain import AnyMethod
@@ -155,8 +155,8 @@ class Trained:
 def pretrain(
     recipe: Recipe,
     *,
-    data: "str | os.PathLike | Dataset | LightningDataModule | None" = None,
-    val_data: "str | os.PathLike | Dataset | None" = None,
+    data: "str | os.PathLike | Dataset | DataLoader | LightningDataModule | None" = None,
+    val_data: "str | os.PathLike | Dataset | DataLoader | None" = None,
     backbone: "str | nn.Module | None" = None,
     method: "AnyMethod | None" = None,
     callbacks: "Sequence[Callback]" = (),
@@ -167,9 +167,10 @@ def pretrain(
     Args:
         recipe: a recipe's name (`solo-ext recipes` lists them), the path of a YAML, or a mapping with the same keys.
         data: the training images, in place of the recipe's `data.train_path`: a folder, list of files or HDF5 file; a
-            PyTorch Dataset of images, of (image, label), or of {"image": ..., "label": ...}, un-augmented; or a
-            LightningDataModule with batches `(indexes, [view, ...], targets)`.
-        val_data: labelled images for the online probes, as a path or Dataset.
+            PyTorch Dataset of images, of (image, label), or of {"image": ..., "label": ...}, un-augmented; or views of
+            your own, as a DataLoader with batches `([view, ...], targets)`, or as a LightningDataModule with batches
+            `(indexes, [view, ...], targets)`; `data.num_classes` says then how many classes there are.
+        val_data: labelled images for the online probes, as a path, Dataset or DataLoader.
         backbone: a name, or a module [B, 3, H, W] -> [B, num_features], of which a copy is trained.
         method: a registered name, or a class or module of your own.
         callbacks: Lightning's, beside those that follow from the configuration.
@@ -191,8 +192,15 @@ def pretrain(
 
         # as it is: with its own first layer
         options |= {"backbone.name": give_backbone(backbone), "backbone.kwargs": {}, "backbone.stem": "imagenet"}
+    if hasattr(data, "batch_sampler"):
+        from solo_ext.data.given import GivenLoaders
+
+        data = GivenLoaders(data, options.pop("val_data"))  # type: ignore[arg-type]
+        if data.train.batch_size:
+            options = {"optimizer.batch_size": data.train.batch_size, **options}
     if hasattr(data, "train_dataloader"):
-        given["data"] = options.pop("data")
+        options.pop("data")
+        given["data"] = data
     like = None if data is None else (composed("pretrain", recipe).get("data") or {}).get("dataset")
     cfg = configured("pretrain", recipe, _overrides(options, like))
     return Trained(start("pretrain", cfg, callbacks=callbacks, **given).dir)

@@ -1,13 +1,15 @@
-"""Images that a program hands over as a PyTorch Dataset, in place of files."""
+"""Images that a program hands over as a PyTorch Dataset or DataLoader, in place of files."""
 
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+import lightning.pytorch as pl
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from solo_ext.data.datasets import CUSTOM, DATASETS
 from solo_ext.data.decode import pixels, to_rgb
@@ -115,3 +117,34 @@ def give(train: Any, val: Any | None, like: str | None) -> dict[str, str | None]
     DATASETS[name] = replace(known, **changes, train_size=None, box_classes=0, recipes=None, hub=None)
     keys = {"data.dataset": name, "data.train_path": None}
     return keys | {"data.val_path": None if val is None else type(val).__name__}
+
+
+class GivenLoaders(pl.LightningDataModule):
+    """DataLoaders of the user's own. Batches to train on are `(indexes, [view, ...], targets)` or, as lightly's
+    transforms make them, `([view, ...], targets, ...)`, views [B, C, H, W]; those to validate on may be `(images,
+    targets)`, too. DataError for others."""
+
+    def __init__(self, train: DataLoader, val: DataLoader | None) -> None:
+        super().__init__()
+        self.train, self.val = train, val
+
+    def train_dataloader(self) -> DataLoader:
+        return self.train
+
+    def val_dataloader(self) -> Any:
+        return self.val or []
+
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        first, *rest = batch if isinstance(batch, list | tuple) else [batch]
+        if isinstance(first, list | tuple):
+            none = torch.full((len(first[0]),), -1)
+            return none, first, rest[0] if rest else none
+        if self.trainer.training and not (rest and isinstance(rest[0], list | tuple)):  # type: ignore[union-attr]
+            shapes = ", ".join(
+                str(list(x.shape)) if isinstance(x, Tensor) else type(x).__name__ for x in (first, *rest)
+            )
+            raise DataError(
+                f"data: the DataLoader's batches are ({shapes}), not ([view, ...], targets) or (indexes, [view, ...], "
+                "targets)"
+            )
+        return batch
