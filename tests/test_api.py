@@ -98,23 +98,29 @@ def test_images_without_labels(places):
     assert "val_acc1" not in run.metrics and run._run.args["data"]["num_classes"] == 0
 
 
-def two_views(sample):
-    view = torch.from_numpy(sample[0]).permute(2, 0, 1) / 255
-    return [view, view.flip(2)], sample[1]
-
-
-@pytest.mark.parametrize("indexes", [True, False])
-def test_a_dataloader_of_the_users_own(places, indexes):
-    """With indexes, or as a transform of lightly's gives its views; the learning rate is that of their batch size."""
-    samples = [two_views(Squares("array")[i]) for i in range(48)]
-    loader = DataLoader([(i, *sample) for i, sample in enumerate(samples)] if indexes else samples, batch_size=12)
-    val = DataLoader([(views[0], label) for views, label in samples], batch_size=8)
+def test_a_dataloader_with_indexes(places):
+    """The learning rate is that of its batch size, and the probe is validated on the other loader."""
+    images = [torch.from_numpy(Squares("array")[i][0]).permute(2, 0, 1) / 255 for i in range(48)]
+    loader = DataLoader([(i, [image, image.flip(2)], i % 2) for i, image in enumerate(images)], batch_size=12)
+    val = DataLoader([(image, i % 2) for i, image in enumerate(images)], batch_size=8)
     keys = {**SMALL, "optimizer": {"lr": 0.1}, "max_epochs": 4, "data.num_classes": 2}
     run = solo_ext.pretrain("custom/byol", data=loader, val_data=val, **keys)
     cfg = run._run.args
     assert (cfg["optimizer"]["batch_size"], cfg["data"]["num_classes"]) == (12, 2)
     assert [row["step"] for row in rows(run.dir) if row["val_acc1"]] == ["3", "7", "11", "15"]
     assert run.metrics["val_acc1"] > 90
+
+
+def test_a_dataloader_of_lightly(places):
+    data = pytest.importorskip("lightly.data")
+    from lightly.transforms import BYOLTransform, BYOLView1Transform, BYOLView2Transform
+
+    views = BYOLTransform(BYOLView1Transform(input_size=32), BYOLView2Transform(input_size=32))
+    for i in range(32):
+        Squares()[i][0].save(places / f"{i}.png")
+    loader = DataLoader(data.LightlyDataset(str(places), transform=views), batch_size=16, drop_last=True)
+    run = solo_ext.pretrain("custom/byol", data=loader, **SMALL)
+    assert rows(run.dir)[-1]["step"] == "1" and math.isfinite(run.metrics["train_loss"])
 
 
 @pytest.mark.parametrize("sample", [(torch.zeros(3, 8, 8), 1), torch.zeros(3, 8, 8)])
