@@ -96,7 +96,7 @@ class ImageData(pl.LightningDataModule):
         # the folder may lack some of the training set's classes, but takes over their numbers
         unknown = sorted({*images.classes} - {*classes})
         if unknown or not images.classes:
-            what = f"class folder '{unknown[0]}'" if unknown else "no class folders"
+            what = f"class '{unknown[0]}'" if unknown else "no class folders"
             there = f"'{self.data.val_path}' has {what}, unlike data.train_path '{self.data.train_path}'"
             raise DataError(f"data.val_path: {there}")
         numbers = np.array([classes.index(name) for name in images.classes])
@@ -128,7 +128,7 @@ class ImageData(pl.LightningDataModule):
         if self.augment and self.batch_size > share:
             devices = f"each of {world_size} devices" if world_size > 1 else "1 device"
             images = f"{self.batch_size} images on {devices}"
-            raise ConfigError(f"optimizer.batch_size: {images} {there} allow; use at most {share}")
+            raise ConfigError(f"optimizer.batch_size: {images} {there} allow; optimizer.batch_size={share} fits")
         if self.val_set is None and self.data.val_path and not self.trainer:  # once
             log.warning(
                 "data.val_path and knn_eval: unused, since the training images have no labels; afterwards, solo-ext "
@@ -233,10 +233,10 @@ class ClassificationData(ImageData):
         self.augment = augment
 
     def check(self, world_size: int | None = None) -> None:
-        super().check(world_size)
         if not self.num_classes:
             here = f"'{self.data.dataset}' has no labels here (data.train_path '{self.data.train_path}')"
             raise DataError(f"data.dataset: {here}, but a classifier needs them")
+        super().check(world_size)
         if self.val_set is None:
             raise DataError("data.val_path: missing, but a classifier is tested on the images there")
 
