@@ -69,7 +69,7 @@ def evaluation(
     """The configuration of an evaluation of the encoder `source`, and what runs it besides. Results of a zoo's or the
     Hub's go to a folder of the user's, since they do not belong in a package or a cache."""
     from solo_ext.training.start import runs_folder
-    from solo_ext.zoo.model import open_source
+    from solo_ext.zoo.store import open_source
 
     encoder = open_source(source) if source else None
     cfg = configured(command, values, overrides, encoder.path if encoder else None)
@@ -98,7 +98,7 @@ class Trained:
 
     def __init__(self, source: str | os.PathLike):
         from solo_ext.runs.run import Run
-        from solo_ext.zoo.model import open_source
+        from solo_ext.zoo.store import open_source
 
         path = Path(source).expanduser()
         self.source, self.dir = source, path if path.is_dir() else path.parent
@@ -142,7 +142,7 @@ class Trained:
         """Features float32 [N, D] of the images at a path, in the order of their names; default: the run's validation
         images."""
         from solo_ext.analysis.features import features_of
-        from solo_ext.zoo.model import open_source
+        from solo_ext.zoo.store import open_source
 
         return features_of(open_source(self.source), None if images is None else os.fspath(images), teacher)[0]
 
@@ -193,7 +193,7 @@ def pretrain(
         # as it is: with its own first layer
         options |= {"backbone.name": give_backbone(backbone), "backbone.kwargs": {}, "backbone.stem": "imagenet"}
     if hasattr(data, "batch_sampler"):
-        from solo_ext.data.given import GivenLoaders
+        from solo_ext.data.modules import GivenLoaders
 
         data = GivenLoaders(data, options.pop("val_data"))  # type: ignore[arg-type]
         if data.train.batch_size:

@@ -1,6 +1,10 @@
 """Text for people: the nearest name, durations, tables, and how a metric is shown."""
 
 import difflib
+import re
+import shutil
+import sys
+import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -30,6 +34,26 @@ def duration(seconds: float) -> str:
     if minutes < 48 * 60:
         return f"{minutes // 60} h {minutes % 60} min"
     return f"{minutes // 1440} d {minutes % 1440 // 60} h"
+
+
+def line_width() -> int:
+    """Characters that a line of the terminal holds; no limit where the output goes elsewhere."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else sys.maxsize
+
+
+def hanging(text: str, width: int | None = None) -> str:
+    """`text` in lines of at most `width` characters, by default the terminal's; words, and what "\\xa0" joins, stay
+    whole. The rest of a line goes below the last column, known by two spaces before it, that leaves room."""
+    width, lines = width or line_width(), []
+    for line in text.splitlines():
+        if len(line) > width:
+            longest = max(map(len, line.split(" ")))
+            columns = [gap.end() for gap in re.finditer("^ +|  +", line)]
+            place = max((x for x in columns if x <= width * 2 // 3 and x + longest <= width), default=0)
+            wrapper = textwrap.TextWrapper(width, "", " " * place, break_long_words=False, break_on_hyphens=False)
+            line = wrapper.fill(line)
+        lines.append(line)
+    return "\n".join(lines).replace("\xa0", " ")
 
 
 def markdown_table(headings: Sequence[str], rows: Iterable[Sequence[str]], right: Iterable[int] = ()) -> str:

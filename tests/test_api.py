@@ -1,6 +1,7 @@
 """`import solo_ext` in a script: a pre-training in one call, and what evaluates it, as strict as the commands."""
 
 import math
+import re
 
 import lightning.pytorch as pl
 import numpy as np
@@ -9,11 +10,11 @@ import torch
 from PIL import Image
 from tiny_runs import AUGMENTATION, rows
 from torch import nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Subset
 
 import solo_ext
 import solo_ext.training.pretrain
-from solo_ext.data.datasets import DATASETS, load_dataset
+from solo_ext.data.datasets import DATASETS, DataConfig, load_dataset
 from solo_ext.errors import ConfigError, DataError
 from solo_ext.networks.backbones import BACKBONES
 from solo_ext.runs.checkpoints import find_checkpoint, load_checkpoint
@@ -57,10 +58,11 @@ class Squares(Dataset):
 @pytest.fixture
 def places(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    before = [{*known} for known in (DATASETS, BACKBONES)]
     yield tmp_path
-    for known in (DATASETS, BACKBONES):
-        for name in ("Squares", "Rows", "Net", "ResNet"):
-            known.pop(name, None)
+    for known, names in zip((DATASETS, BACKBONES), before, strict=True):
+        for name in {*known} - names:
+            del known[name]
 
 
 def test_what_there_is():
@@ -86,10 +88,12 @@ def test_a_recipe_is_trained_evaluated_and_used(places):
 def test_a_dataset_of_the_users_own(places, kind):
     run = solo_ext.pretrain(RECIPE, data=Squares(kind), val_data=Squares(kind, 20), **SMALL)
     cfg = run._run.args
-    assert cfg["data"]["dataset"] == "Squares" and cfg["data"]["num_classes"] == 2 and "val_acc1" in run.metrics
+    name = cfg["data"]["dataset"]
+    assert re.fullmatch(r"Squares-[0-9a-f]{8}", name) and name != cfg["data"]["val_path"]
+    assert cfg["data"]["num_classes"] == 2 and "val_acc1" in run.metrics
     [row, _] = run.knn(data=Squares(kind), val_data=Squares(kind, 20), accelerator="cpu", **{"knn_eval.T": [0.1]})[:2]
     assert row["acc1"] == 100
-    image = DATASETS["Squares"].load(None, "train").images[5]
+    image = load_dataset(DataConfig(name), "train").images[5]
     assert image.dtype == torch.uint8 and torch.equal(image, torch.from_numpy(Squares("array")[5][0]).permute(2, 0, 1))
 
 
@@ -145,6 +149,10 @@ class Rows(list):
         (Rows([torch.zeros(5, 9, 9, dtype=torch.uint8)]), r"its shape is \[5, 9, 9\]"),
         (Rows([{"pixels": 1}]), r"a sample has the keys pixels, but none of image, img"),
         (Rows([(np.zeros((9, 9), np.uint8), "cat")]), r"^data: labels are class numbers, not 'cat'$"),
+        (
+            Rows([(np.zeros((9, 9), np.uint8), x) for x in (0, "dog", 1)]),
+            r"^data: labels are class numbers, not 'dog'$",
+        ),
         (Rows([(np.zeros((9, 9), np.uint8), -3)]), r"^data: labels are class numbers from 0, or -1 for none, not -3$"),
         (Rows([(np.zeros((9, 9), np.int64), 0)]), r"its values are torch.int64, but an image is uint8"),
     ],
@@ -162,6 +170,44 @@ def test_a_first_image_without_a_label_hides_no_other(places, kind):
     assert solo_ext.data.given.read_given(Rows(samples), "data").targets.tolist() == [-1, 1, 0]
 
 
+def test_two_datasets_of_a_class_stand_beside_each_other(places):
+    whole = Squares()
+    parts = [Subset(whole, range(0, 32)), Subset(whole, range(16, 48))]
+    runs = [solo_ext.pretrain(RECIPE, data=part, val_data=part, **SMALL) for part in parts]
+    names = [run._run.args["data"]["dataset"] for run in runs]
+    assert len({*names}) == 2 and all(name.startswith("Subset-") for name in names)
+    for run, part in zip(runs, parts, strict=True):
+        run.knn(k=[1], accelerator="cpu")
+        protocol = run._run.evaluations["knn.json"][0]["protocol"]
+        seen = load_dataset(DataConfig(protocol["data.dataset"], val_path=run._run.args["data"]["val_path"]), "test")
+        assert torch.equal(seen.images[0], torch.from_numpy(np.array(part[0][0])).permute(2, 0, 1))
+
+
+def test_a_run_of_a_dataset_goes_on_with_the_same_one(places):
+    class Stop(pl.Callback):
+        def on_train_epoch_end(self, trainer, module):
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        solo_ext.pretrain(RECIPE, data=Squares(), callbacks=[Stop()], **{**SMALL, "max_epochs": 2})
+    [stopped] = (places / "trained_models" / "byol").iterdir()
+    run = solo_ext.pretrain(RECIPE, data=Squares(), **{**SMALL, "max_epochs": 2})
+    assert run.dir.name == stopped.name and run._run.resumed
+    other = solo_ext.pretrain(RECIPE, data=Squares(count=47), **{**SMALL, "max_epochs": 2})
+    assert other.dir.name != stopped.name
+
+
+def test_a_sample_is_read_once_for_its_label(places):
+    class Counted(Squares):
+        def __getitem__(self, i):
+            reads.append(i)
+            return super().__getitem__(i)
+
+    reads = []
+    solo_ext.data.given.read_given(Counted(count=5), "data")
+    assert reads == [0, 1, 2, 3, 4]
+
+
 def test_a_run_without_checkpoints_comes_back(places):
     run = solo_ext.pretrain(RECIPE, data={"fraction": 0.01}, checkpoint={"enabled": False}, **SMALL)
     assert run.dir.is_dir() and "train_loss" in run.metrics
@@ -169,8 +215,7 @@ def test_a_run_without_checkpoints_comes_back(places):
 
 def test_gray_images_and_missing_labels(places):
     samples = Rows([(np.full((9, 9), 10 * i, np.uint8), i % 3 - 1 or None) for i in range(9)])
-    solo_ext.data.given.give(samples, None, None)
-    images = load_dataset(solo_ext.data.datasets.DataConfig("Rows"), "train")
+    images = load_dataset(DataConfig(solo_ext.data.given.give(samples, None, None)["data.dataset"]), "train")
     assert images.targets.tolist() == [-1, -1, 1] * 3
     assert torch.equal(images.images[4], torch.full((3, 9, 9), 40, dtype=torch.uint8))
 

@@ -49,7 +49,7 @@ COMMAND = Command(
     run,
     [
         option("words [FILE.yaml] key=value", "whose augmentations (default: all operations)", nargs="*"),
-        option("--images PATH", "folder, list of files (.txt) or HDF5 file (.h5)"),
+        option("--images PATH", "folder, list of files (.txt, .csv) or HDF5 file (.h5)"),
         option("--formats NAME", "that have to pass (default: all here)", nargs="+", default=[]),
         option("--draws N", "views per operation and format (default: %(default)s)", type=int, default=DRAWS),
         option("--seed SEED", "of the views (default: %(default)s)", type=int, default=0),

@@ -2,10 +2,12 @@
 
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 from solo_ext.analysis.report import COLUMNS, ONLINE, ONLINE_NOTE, cell, readable, table_rows
+from solo_ext.errors import CheckpointError
 from solo_ext.runs.run import METRICS, Run, find_runs, saved_at
 from solo_ext.text import duration
 
@@ -32,7 +34,7 @@ def listing(folders: Sequence[str | Path], width: int) -> Any:
         age = f"{duration(time.time() - written)} ago" if written else "-"
         rows.append([f"{run.method}/{run.id}", run.state, _progress(run), age, *(cell(found, key) for key in COLUMNS)])
     headings = ["run", "state", "epoch", "written", *(metric.label for metric in COLUMNS.values())]
-    table = _table()
+    table, width = _table(), width - 2  # its edges
     shown = []
     for n, heading in enumerate(headings):
         texts = [row[n] for row in rows]
@@ -56,18 +58,30 @@ def _table() -> Any:
 
 
 def watch(folders: Sequence[str | Path], seconds: float | None) -> None:
-    """Prints it, or shows it anew every so many seconds, until Ctrl-C."""
+    """Prints it, or shows it anew every so many seconds, until Ctrl-C, and waits for a run that is about to begin."""
     from rich.console import Console
     from rich.live import Live
+    from rich.text import Text
 
     console = Console()
-    if seconds is None:
-        console.print(listing(folders, console.width))
-        return
-    with Live(listing(folders, console.width), console=console, auto_refresh=False) as live:
+
+    def table() -> Any:
+        try:
+            return listing(folders, console.width)
+        except CheckpointError as error:
+            if seconds is None:
+                raise
+            return Text(str(error))
+
+    with Live(console=console, auto_refresh=False) if seconds and console.is_terminal else nullcontext() as live:
         while True:
+            if live:
+                live.update(table(), refresh=True)
+            else:
+                console.print(table())
+            if seconds is None:
+                return
             time.sleep(seconds)
-            live.update(listing(folders, console.width), refresh=True)
 
 
 def print_table(rows: Sequence[Mapping[str, Any]], console: Any = None) -> None:

@@ -2,12 +2,15 @@
 
 import argparse
 import inspect
+import re
+import shutil
+import textwrap
 from argparse import Namespace
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from solo_ext.errors import ConfigError
-from solo_ext.text import hint, nearest
+from solo_ext.text import hanging, hint, nearest
 
 Option = Callable[[argparse.ArgumentParser], Any]  # adds itself to a parser
 
@@ -23,6 +26,29 @@ def option(usage: str, help: str, **settings: Any) -> Option:
     return lambda parser: parser.add_argument(*names, help=help, **settings)
 
 
+class Layout(argparse.RawDescriptionHelpFormatter):
+    """Help as wide as the terminal: paragraphs are filled, an indented line stays one, a long example goes on after a
+    backslash."""
+
+    def __init__(self, prog: str):
+        super().__init__(prog, width=min(shutil.get_terminal_size().columns, 120) - 2)
+
+    def _fill_text(self, text: str, width: int, indent: str = "") -> str:
+        lines = re.sub(r"(?<=\S)\n(?=\S)", " ", text).splitlines()
+        return "\n".join((_example if line.startswith("  solo-ext ") else hanging)(line, width) for line in lines)
+
+    def filled(self, text: str) -> str:
+        return self._fill_text(text, self._width)
+
+
+def _example(line: str, width: int) -> str:
+    together = re.sub(r"( -\S+) (?=[^-])", "\\1\0", line)  # an option and its value
+    lines = textwrap.wrap(
+        together, width - 2, subsequent_indent="      ", break_long_words=False, break_on_hyphens=False
+    )
+    return " \\\n".join(lines).replace("\0", " ")
+
+
 class Help(argparse.ArgumentParser):
     """A parser whose help is a docstring: a summary in one line, paragraphs and, as the last of them, examples."""
 
@@ -30,8 +56,8 @@ class Help(argparse.ArgumentParser):
         text, _, examples = inspect.cleandoc(docstring or "").rpartition("\n\n")
         self.examples = [f"  {line.strip()}" for line in examples.splitlines()]
         self.summary = text[:1].lower() + text[1:].partition("\n")[0].rstrip(".")
-        epilog, layout = "\n".join(["examples:", *self.examples]), argparse.RawDescriptionHelpFormatter
-        super().__init__(program, None, text, epilog, formatter_class=layout, allow_abbrev=False)
+        epilog = "\n".join(["examples:", *self.examples])
+        super().__init__(program, None, text, epilog, formatter_class=Layout, allow_abbrev=False)
 
     def error(self, message: str):
         raise ConfigError(f"{message} (see {self.prog} --help)")
@@ -79,11 +105,17 @@ class Group(Help):
 
     def __call__(self, argv: Sequence[str]) -> None:
         if not argv or argv[0] in ("-h", "--help"):
-            print(f"usage: {self.prog} <command> ...\n\n{self.description}\n\ncommands:")
             width = max(map(len, self.commands))
-            for name, command in self.commands.items():
-                print(f"  {name:<{width}}  {command.summary}")
-            print(f"\n{self.prog} <command> --help says what a command takes.\n\n{self.epilog}")
+            rows = [f"  {name:<{width}}  {command.summary}" for name, command in self.commands.items()]
+            more = f"{self.prog} <command> --help says what a command takes."
+            parts = (
+                f"usage: {self.prog} <command> ...",
+                self.description,
+                "\n".join(["commands:", *rows]),
+                more,
+                self.epilog,
+            )
+            print(Layout(self.prog).filled("\n\n".join(map(str, parts))))
         elif argv[0] in self.commands:
             self.commands[argv[0]](argv[1:])
         else:

@@ -9,6 +9,7 @@ from typing import Any
 from solo_ext.api import configured, evaluation, start
 from solo_ext.cli.command import SOLO_EXT, option
 from solo_ext.errors import ConfigError
+from solo_ext.text import hanging
 from solo_ext.training import recipes
 
 SOURCE = "run folder or checkpoint, also solo-learn's; an entry of the zoo; hf://owner/name"
@@ -53,7 +54,7 @@ def _only_overrides(args: Namespace, command: str) -> list[str]:
 def _start(cfg: Any, args: Namespace, command: str, **options: Any) -> Any:
     """Prints `cfg` if the command line asks for that, else runs it, with `options`, and returns what came out."""
     if args.cfg:
-        from solo_ext.training.config import to_yaml
+        from solo_ext.training.compose import to_yaml
 
         return print(to_yaml(cfg), end="")
     return start(command, cfg, **options)
@@ -106,13 +107,13 @@ def plan(args: Namespace) -> None:
       solo-ext plan --detect voc/c4 --run trained_models/res_mocov3/RUN devices=8 optimizer.batch_size=2
     """
     from solo_ext.planning.plan import describe, plan
-    from solo_ext.zoo.model import open_source
+    from solo_ext.zoo.store import open_source
 
     if args.run and not args.detect:
         raise ConfigError("--run names the encoder of a detector, so it goes with --detect")
     kind, encoder = "detect" if args.detect else "pretrain", open_source(args.run).path if args.run else None
     cost = plan(configured(kind, *yaml_and_overrides(args, kind), encoder), measure=not args.no_measure)
-    print(json.dumps(cost, indent=1) if args.json else describe(cost))
+    print(json.dumps(cost, indent=1) if args.json else hanging(describe(cost)))
 
 
 @SOLO_EXT.command(option("--run PATH", SOURCE), *YAML_WORDS, TEACHER, RESULTS, CFG)
@@ -270,7 +271,7 @@ def _recipes(args: Namespace) -> None:
       solo-ext recipes copy cifar10/res_dino my_recipes
     """
     if args.words[:1] != ["copy"]:
-        print(recipes.listing(args.words))
+        print(hanging(recipes.listing(args.words)))
     elif len(args.words) == 3:
         print(recipes.copy(args.words[1], Path(args.words[2])))
     else:
@@ -290,7 +291,7 @@ def doctor(args: Namespace) -> None:
     from solo_ext.planning.doctor import describe
 
     for line in describe():
-        print(line, flush=True)
+        print(hanging(line), flush=True)
 
 
 @SOLO_EXT.command(
@@ -308,7 +309,7 @@ def with_solo_learn(args: Namespace) -> None:
     checkpoints and trained_models in the current folder.
 
       solo-ext with-solo-learn . main_pretrain.py --config-path scripts/pretrain/cifar -cn byol method=res_byol
-      solo-ext with-solo-learn ~/solo-learn main_knn.py --pretrained_checkpoint_dir trained_models/res_mocov3/RUN ...
+      solo-ext with-solo-learn ~/solo-learn main_knn.py --pretrained_checkpoint_dir trained_models/byol/RUN ...
     """
     from solo_ext.compat.solo_learn import run_script
 

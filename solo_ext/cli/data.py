@@ -70,7 +70,7 @@ def imagenet100(args: Namespace) -> None:
             print(f"solo-ext: ImageNet-100 has {SIZES[split]:,} {split} images, not {len(images):,}", file=sys.stderr)
 
 
-@DATA.command(option("path PATH", "folder, list of files (.txt) or HDF5 file (.h5)"))
+@DATA.command(option("path PATH", "folder, list of files (.txt, .csv) or HDF5 file (.h5)"))
 def fingerprint(args: Namespace) -> None:
     """Identify a set of images by its file names and labels.
 

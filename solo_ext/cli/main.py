@@ -17,6 +17,14 @@ log = logging.getLogger("solo_ext")
 GRACE = 10  # seconds
 
 
+class _Messages(logging.StreamHandler):
+    """Writes to what `sys.stderr` is by then: a progress bar lets messages pass above it."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.stream = sys.stderr
+        super().emit(record)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command `argv`, without the leading `solo-ext`; by default, that of the process.
 
@@ -29,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # what the console cannot show
-    handler = logging.StreamHandler()
+    handler = _Messages()
     handler.setFormatter(logging.Formatter("solo-ext: %(message)s"))
     log.addHandler(handler)
     log.setLevel(logging.INFO if first else logging.ERROR)

@@ -7,7 +7,7 @@ from solo_ext.cli.command import SOLO_EXT, option
 from solo_ext.cli.commands import SOURCE, TEACHER
 from solo_ext.errors import ConfigError
 
-IMAGES_OF = "folder, list of files (.txt) or HDF5 file (default: the validation images of the run)"
+IMAGES_OF = "folder, list of files (.txt, .csv) or HDF5 file (default: the validation images of the run)"
 IMAGES = option("--images PATH", IMAGES_OF)
 WATCH = option("--watch SECONDS", "show it anew every so many seconds, until Ctrl-C", type=float)
 
@@ -31,7 +31,7 @@ def features(args: Namespace) -> None:
       solo-ext features res_mocov3-fashion_mnist_mini-r10w16 images.txt --out features.npz --teacher --half
     """
     from solo_ext.analysis.features import write_features
-    from solo_ext.zoo.model import open_source
+    from solo_ext.zoo.store import open_source
 
     count, width = write_features(
         open_source(args.run), args.images, args.out, args.teacher, args.half, max(0, args.workers)
@@ -71,7 +71,7 @@ def pictures(args: Namespace) -> None:
     from solo_ext.analysis.pictures import draw_pictures
     from solo_ext.analysis.report import PICTURES
     from solo_ext.runs.run import Run
-    from solo_ext.zoo.model import open_source
+    from solo_ext.zoo.store import open_source
 
     if args.count is not None and args.count < 1:
         raise ConfigError(f"--count must be at least 1, not {args.count}")

@@ -6,15 +6,16 @@ solo-ext zoo download res_mocov3-fashion_mnist_mini-r10w16
 
 import json
 import sys
+import textwrap
 from argparse import Namespace
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from solo_ext.cli.command import SOLO_EXT, option
 from solo_ext.errors import CheckpointError, ConfigError
-from solo_ext.text import nearest
+from solo_ext.text import line_width, nearest
 
 if TYPE_CHECKING:
     from solo_ext.zoo.index import Entry
@@ -46,6 +47,25 @@ def _selection(args: Namespace, command: str, known: Mapping[str, "Entry"]) -> l
     return weights
 
 
+def _table(entries: Sequence["Entry"]) -> str:
+    """Columns about entries that all have weights, or all have none. A name that is too long for the terminal goes on
+    below."""
+    from solo_ext.zoo import index
+
+    rows = [index.cells(entry) for entry in entries]
+    shown = ("epochs", "linear top-1", "kNN-20", "MB") if entries[0].files else ("epochs", "printed")
+    columns = [[name.removesuffix(" top-1"), *(row[name] for row in rows)] for name in shown]
+    aligned = [[cell.rjust(max(map(len, column))) for cell in column] for column in columns]
+    numbers = ["  ".join(cells) for cells in zip(*aligned, strict=True)]
+    names = ["name", *(row["name"] for row in rows)]
+    room = max(20, min(max(map(len, names)), line_width() - 2 - len(numbers[0])))
+    lines = []
+    for name, cells in zip(names, numbers, strict=True):
+        first, *rest = textwrap.wrap(name, room, subsequent_indent="  ")
+        lines += [f"{first:<{room}}  {cells}", *rest]
+    return "\n".join(lines)
+
+
 @ZOO.command(
     option("words WORD", "only entries with all of these words in their name", nargs="*"),
     option("--weights", "leave out the recipes without weights"),
@@ -74,11 +94,8 @@ def _list(args: Namespace) -> None:
         tables = [index.markdown(selected, weights) for weights in ([True] if args.weights else [True, False])]
         print("\n".join(tables), end="")
     else:
-        columns = ("name", "epochs", "linear top-1", "kNN-20", "MB", "printed")
-        rows = [columns, *([index.cells(entry)[column] for column in columns] for entry in selected)]
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        for name, *numbers in rows:
-            print("  ".join([name.ljust(widths[0]), *map(str.rjust, numbers, widths[1:])]))
+        halves = [[entry for entry in selected if bool(entry.files) == weights] for weights in (True, False)]
+        print("\n\n".join(_table(entries) for entries in halves if entries))
 
 
 @ZOO.command(option("name NAME", "an entry, as solo-ext zoo list shows it"))
@@ -93,7 +110,7 @@ def show(args: Namespace) -> None:
     from solo_ext.zoo import store
 
     entry = store.find(args.name)
-    print(yaml.safe_dump(asdict(entry), sort_keys=False, width=120), end="")
+    print(yaml.safe_dump(asdict(entry), sort_keys=False, width=min(120, line_width() - 12)), end="")
     if entry.files:
         states = {state for _, state in store.verify(entry)}
         print(f"# on this machine: {'yes' if states == {'ok'} else 'damaged' if 'damaged' in states else 'no'}")

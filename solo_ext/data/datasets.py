@@ -21,9 +21,9 @@ from solo_ext.data.images import (
     ImageSet,
     class_folders,
     read_folder,
-    read_list,
     stratified_rows,
 )
+from solo_ext.data.lists import SUFFIXES, read_list
 from solo_ext.data.subsets import rows_of
 from solo_ext.errors import ConfigError, DataError, SoloExtError, naming, require
 from solo_ext.files import log, sha256
@@ -137,14 +137,14 @@ def _count_classes(path: str, changed: int) -> int:
 
 
 def read_images(path: str | os.PathLike, key: str, labels: bool = True, only: tuple[str, ...] = ()) -> ImageSet:
-    """The folder, list of files (.txt) or HDF5 file at `path`; `only`: classes to take from an HDF5 file with more."""
+    """The folder, list of files (.txt, .csv) or HDF5 file at `path`; `only`: classes to take from a file with more."""
     suffix = "" if os.path.isdir(path) else Path(path).suffix.lower()
     if suffix in H5_SUFFIXES:
         require("h5py", f"{key}: HDF5", "h5")
         from solo_ext.data.h5 import read_h5
 
         return read_h5(path, key, labels, only)
-    return (read_list if suffix == ".txt" else read_folder)(path, key, labels)
+    return (read_list if suffix in SUFFIXES else read_folder)(path, key, labels)
 
 
 def load_dataset(data: DataConfig, split: str) -> ImageSet:

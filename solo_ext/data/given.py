@@ -1,21 +1,22 @@
-"""Images that a program hands over as a PyTorch Dataset or DataLoader, in place of files."""
+"""Images that a program hands over as a PyTorch Dataset, in place of files."""
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import replace
+from itertools import chain
 from typing import Any
 
-import lightning.pytorch as pl
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader
 
-from solo_ext.data.datasets import CUSTOM, DATASETS
+from solo_ext.data.datasets import CUSTOM, DATASETS, DataConfig
 from solo_ext.data.decode import pixels, to_rgb
 from solo_ext.data.images import FileImages, ImageSet
 from solo_ext.errors import DataError
 
+GIVEN: dict[str, ImageSet] = {}  # by name
 IMAGE, LABEL = ("image", "img"), ("label", "labels", "target")  # keys of samples that are mappings, as the Hub's are
 
 
@@ -35,8 +36,10 @@ class GivenImages(FileImages):
 
     def __getitem__(self, i: int) -> Tensor:
         with self.named(i):
-            image, _ = _parts(self.root[int(self.paths[i])])  # type: ignore[index]  # no path
-            return pixels(to_rgb(image, self.how)) if isinstance(image, Image.Image) else _bytes(torch.as_tensor(image))
+            return self.pixels(_parts(self.root[int(self.paths[i])])[0])  # type: ignore[index]  # no path
+
+    def pixels(self, image: Any) -> Tensor:
+        return pixels(to_rgb(image, self.how)) if isinstance(image, Image.Image) else _bytes(torch.as_tensor(image))
 
 
 def _parts(sample: Any) -> tuple[Any, Any]:
@@ -82,17 +85,25 @@ def read_given(dataset: Any, key: str) -> ImageSet:
         raise DataError(f"{key}: a {kind} is no Dataset with len() and [i]")
     if not (count := len(dataset)):
         raise DataError(f"{key}: the {kind} is empty")
-    images = GivenImages(dataset, np.arange(count).astype("S"))
-    images[0]  # or DataError
-    _, label = _parts(dataset[0])
-    own = next((own for name in ("targets", "labels") if len(own := getattr(dataset, name, ())) == count), None)
-    labels: Any = [None] * count if label is None else own
-    try:
-        if labels is None:
-            labels = [label := _parts(dataset[i])[1] for i in range(count)]
-        targets = np.array([-1 if label is None else int(label) for label in labels], np.int64)
-    except (TypeError, ValueError):
-        raise DataError(f"{key}: labels are class numbers, not {label!r}") from None
+    images, targets = GivenImages(dataset, np.arange(count).astype("S")), np.empty(count, np.int64)
+
+    def label_of(i: int) -> Any:
+        with images.named(i):
+            return _parts(dataset[i])[1]
+
+    with images.named(0):
+        image, first = _parts(dataset[0])
+        images.pixels(image)
+    labels: Any = next((own for name in ("targets", "labels") if len(own := getattr(dataset, name, ())) == count), None)
+    if first is None:
+        labels = [None] * count
+    elif labels is None:
+        labels = chain([first], map(label_of, range(1, count)))
+    for i, label in enumerate(labels):
+        try:
+            targets[i] = -1 if label is None else int(label)
+        except (TypeError, ValueError):
+            raise DataError(f"{key}: labels are class numbers, not {label!r}") from None
     if (least := targets.min()) < -1:
         raise DataError(f"{key}: labels are class numbers from 0, or -1 for none, not {least}")
     numbers = [*map(str, range(targets.max() + 1))]
@@ -101,50 +112,25 @@ def read_given(dataset: Any, key: str) -> ImageSet:
 
 
 def give(train: Any, val: Any | None, like: str | None) -> dict[str, str | None]:
-    """Makes the Datasets `train` and `val` a dataset of this process, normalised and with the stem of `like`, and
-    returns the keys that name it."""
-    sets = {"train": read_given(train, "data"), "test": None if val is None else read_given(val, "val_data")}
-    images, known, name = sets["train"], DATASETS.get(str(like), CUSTOM), type(train).__name__
-    assert images is not None
-
-    def load(data: Any, split: str) -> ImageSet:
-        if (found := sets["test" if split == "test" else "train"]) is None:
-            raise DataError("val_data: missing, but a classifier is tested on these images")
-        return found
-
+    """Makes the Datasets `train` and `val` known to this process, normalised and with the stem of `like`; the keys that
+    name them."""
+    images, known = read_given(train, "data"), DATASETS.get(str(like), CUSTOM)
+    name, val_name = _keep(images), None if val is None else _keep(read_given(val, "val_data"))
     side = known.image_size if {*images.images[0].shape[1:]} == {known.image_size} else None
-    changes: dict[str, Any] = {"load": load, "image_size": side, "num_classes": len(images.classes)}
+    changes: dict[str, Any] = {"load": _load, "image_size": side, "num_classes": len(images.classes)}
     DATASETS[name] = replace(known, **changes, train_size=None, box_classes=0, recipes=None, hub=None)
-    keys = {"data.dataset": name, "data.train_path": None}
-    return keys | {"data.val_path": None if val is None else type(val).__name__}
+    return {"data.dataset": name, "data.train_path": None, "data.val_path": val_name}
 
 
-class GivenLoaders(pl.LightningDataModule):
-    """DataLoaders of the user's own. Batches to train on are `(indexes, [view, ...], targets)` or, as lightly's
-    transforms make them, `([view, ...], targets, ...)`, views [B, C, H, W]; those to validate on may be `(images,
-    targets)`, too. DataError for others."""
+def _keep(images: ImageSet) -> str:
+    """Remembers the images under the name that it returns: the class of their Dataset, and what they are."""
+    content = f"{images.fingerprint()} {images.content()['bytes']}".encode()
+    name = f"{type(images.images.root).__name__}-{hashlib.sha256(content).hexdigest()[:8]}"  # type: ignore[union-attr]
+    GIVEN[name] = images
+    return name
 
-    def __init__(self, train: DataLoader, val: DataLoader | None) -> None:
-        super().__init__()
-        self.train, self.val = train, val
 
-    def train_dataloader(self) -> DataLoader:
-        return self.train
-
-    def val_dataloader(self) -> Any:
-        return self.val or []
-
-    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        first, *rest = batch if isinstance(batch, list | tuple) else [batch]
-        if isinstance(first, list | tuple):
-            none = torch.full((len(first[0]),), -1)
-            return none, first, rest[0] if rest else none
-        if self.trainer.training and not (rest and isinstance(rest[0], list | tuple)):  # type: ignore[union-attr]
-            shapes = ", ".join(
-                str(list(x.shape)) if isinstance(x, Tensor) else type(x).__name__ for x in (first, *rest)
-            )
-            raise DataError(
-                f"data: the DataLoader's batches are ({shapes}), not ([view, ...], targets) or (indexes, [view, ...], "
-                "targets)"
-            )
-        return batch
+def _load(data: DataConfig, split: str) -> ImageSet:
+    if (images := GIVEN.get(str(data.val_path if split == "test" else data.dataset))) is None:
+        raise DataError("val_data: missing, but a classifier is tested on these images")
+    return images

@@ -1,16 +1,13 @@
 """Images with their labels, in memory or as files of a folder or list."""
 
-import codecs
 import hashlib
 import os
 import posixpath
-import re
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +26,6 @@ FOREIGN = {
     *("@eadir", "#recycle", "#snapshot", "@recycle", "@recently-snapshot", "@tmp"),
     *("__macosx", "$recycle.bin", "system volume information", "lost+found"),
 }
-_ROW = re.compile(rb"(?!#)(?:(.*\S)\s+(-1|\d+)|.+)", re.DOTALL)  # of a list: a path and its label, or only a path
 FEW, SOME = 1 << 26, 64  # bytes that are read at the start of a run; files of a larger set
 SPLITS = {"train", "training", "val", "valid", "validation", "test", "testing", "dev", "unlabeled", "unlabelled"}
 
@@ -161,7 +157,7 @@ class ImageSet:
         sizes, digest = self.images.sizes(), hashlib.sha256()
         few = sizes is not None and sizes.sum() <= FEW
         for i in range(len(self)) if few else np.linspace(0, len(self) - 1, SOME).astype(int).tolist():
-            with suppress(OSError):  # whether that ends the run is for data.corrupt to say
+            with suppress(OSError, DataError):  # whether that ends the run is for data.corrupt to say
                 digest.update(self.images.read(i) or b"")
         of_sizes = None if sizes is None else hashlib.sha256(sizes.tobytes()).hexdigest()
         return {"sizes": of_sizes, "bytes": digest.hexdigest()}
@@ -224,7 +220,7 @@ def read_folder(root: str | os.PathLike, key: str, labels: bool = True) -> Image
     """
     root = Path(root)
     if not root.is_dir():
-        problem = "not a folder, list (.txt) or HDF5 file (.h5)" if root.exists() else "there is no folder"
+        problem = "not a folder, list (.txt, .csv) or HDF5 file (.h5)" if root.exists() else "there is no folder"
         raise DataError(f"{key}: {problem} '{root}'")
     with reading(key):
         classes = class_folders(root) if labels else []
@@ -261,55 +257,6 @@ def by_class_folder(images: FileImages, key: str, labels: bool) -> ImageSet:
         raise DataError(f"{key}: '{images.path(folders.index(b''))}' {problem}")
     numbers = {name: i for i, name in enumerate(classes)}
     return ImageSet(images, np.array([numbers[name] for name in folders]), tuple(map(os.fsdecode, classes)))
-
-
-def read_list(path: str | os.PathLike, key: str, labels: bool = True) -> ImageSet:
-    """The images listed in the text file `path`, one `path [label]` a line.
-
-    Paths are relative to the list's folder and may hold spaces. A label, a number from 0, or -1 for none, is the last
-    word of every line or of none; the classes are the labels that occur, in order. Blank lines and those that begin
-    with # are skipped. Raises `DataError` with the first line that is something else, or whose file is missing.
-    """
-    path = Path(path)
-    with reading(key):
-        text = path.read_bytes().removeprefix(codecs.BOM_UTF8)
-        if text.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):  # as Windows writes them
-            text = os.fsencode(text.decode("utf-16", "replace"))
-    if b"\0" in text:
-        raise DataError(f"{key}: '{path}' is no list of paths in UTF-8")
-    lines = enumerate(map(bytes.strip, text.split(b"\n")), 1)
-    rows = [(number, row) for number, line in lines if (row := _ROW.fullmatch(line))]
-    if not rows:
-        raise DataError(f"{key}: no image in the list '{path}'")
-
-    @cache
-    def names(folder: bytes) -> set[bytes]:  # a million single look-ups would take minutes on a network disk
-        try:
-            return set(os.listdir(os.path.join(os.fsencode(path.parent), folder)))
-        except OSError:
-            return set()
-
-    def there(name: bytes) -> bool:
-        folder, base = os.path.split(name)
-        return base in names(folder)
-
-    for number, row in rows:
-        if not there(name := row[1] or row[0]):
-            where = f"{key}: line {number} of the list '{path}'"
-            for gap in re.finditer(rb"[\s,;]+", row[0]):
-                if there(row[0][: gap.start()]):
-                    what = os.fsdecode(row[0][gap.end() :])
-                    raise DataError(f"{where}: '{what}' is no label, which is one number from 0, or -1 for none")
-            raise DataError(f"{where}: there is no file '{os.fsdecode(name)}'")
-    bare = [number for number, row in rows if row[2] is None]
-    if labels and 0 < len(bare) < len(rows):
-        raise DataError(f"{key}: line {bare[0]} of the list '{path}' has no label, unlike others")
-    images = FileImages(path.parent, np.array([row[1] or row[0] for _, row in rows]))
-    if bare or not labels:
-        return ImageSet(images, np.full(len(images), -1))
-    classes, targets = np.unique([int(row[2]) for _, row in rows], return_inverse=True)
-    unlabelled = int(classes[0] < 0)  # -1, which is no class, comes first
-    return ImageSet(images, targets - unlabelled, tuple(map(str, classes[unlabelled:].tolist())))
 
 
 def _image_files(root: Path, key: str) -> list[bytes]:

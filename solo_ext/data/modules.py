@@ -10,7 +10,8 @@ from typing import Any
 import lightning.pytorch as pl
 import numpy as np
 import torch
-from torch.utils.data import DistributedSampler
+from torch import Tensor
+from torch.utils.data import DataLoader, DistributedSampler
 
 from solo_ext.data.augmentations import AugmentationConfig, ClassificationAugmentationConfig
 from solo_ext.data.datasets import DataConfig, DatasetInfo, dataset_info, load_dataset
@@ -96,7 +97,7 @@ class ImageData(pl.LightningDataModule):
         # the folder may lack some of the training set's classes, but takes over their numbers
         unknown = sorted({*images.classes} - {*classes})
         if unknown or not images.classes:
-            what = f"class folder '{unknown[0]}'" if unknown else "no class folders"
+            what = f"class '{unknown[0]}'" if unknown else "no class folders"
             there = f"'{self.data.val_path}' has {what}, unlike data.train_path '{self.data.train_path}'"
             raise DataError(f"data.val_path: {there}")
         numbers = np.array([*(classes.index(name) for name in images.classes), -1])  # and of -1, no label
@@ -128,7 +129,7 @@ class ImageData(pl.LightningDataModule):
         if self.augment and self.batch_size > share:
             devices = f"each of {world_size} devices" if world_size > 1 else "1 device"
             images = f"{self.batch_size} images on {devices}"
-            raise ConfigError(f"optimizer.batch_size: {images} {there} allow; use at most {share}")
+            raise ConfigError(f"optimizer.batch_size: {images} {there} allow; optimizer.batch_size={share} fits")
         if self.val_set is None and self.data.val_path and not self.trainer:  # once
             log.warning(
                 "data.val_path and knn_eval: unused, since the training images have no labels; afterwards, solo-ext "
@@ -233,10 +234,10 @@ class ClassificationData(ImageData):
         self.augment = augment
 
     def check(self, world_size: int | None = None) -> None:
-        super().check(world_size)
         if not self.num_classes:
             here = f"'{self.data.dataset}' has no labels here (data.train_path '{self.data.train_path}')"
             raise DataError(f"data.dataset: {here}, but a classifier needs them")
+        super().check(world_size)
         if self.val_set is None:
             raise DataError("data.val_path: missing, but a classifier is tested on the images there")
 
@@ -244,3 +245,34 @@ class ClassificationData(ImageData):
         if not self.augment:
             return self._in_order(self.train_set)
         return self._shuffled([build_eval_transform(self.info, *self.eval_view, augment=True)])
+
+
+class GivenLoaders(pl.LightningDataModule):
+    """DataLoaders of the user's own. Batches to train on are `(indexes, [view, ...], targets)` or, as lightly's
+    transforms make them, `([view, ...], targets, ...)`, views [B, C, H, W]; those to validate on may be `(images,
+    targets)`, too. DataError for others."""
+
+    def __init__(self, train: DataLoader, val: DataLoader | None) -> None:
+        super().__init__()
+        self.train, self.val = train, val
+
+    def train_dataloader(self) -> DataLoader:
+        return self.train
+
+    def val_dataloader(self) -> Any:
+        return self.val or []
+
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        first, *rest = batch if isinstance(batch, list | tuple) else [batch]
+        if isinstance(first, list | tuple):
+            none = torch.full((len(first[0]),), -1)
+            return none, first, rest[0] if rest else none
+        if self.trainer.training and not (rest and isinstance(rest[0], list | tuple)):  # type: ignore[union-attr]
+            shapes = ", ".join(
+                str(list(x.shape)) if isinstance(x, Tensor) else type(x).__name__ for x in (first, *rest)
+            )
+            raise DataError(
+                f"data: the DataLoader's batches are ({shapes}), not ([view, ...], targets) or (indexes, [view, ...], "
+                "targets)"
+            )
+        return batch

@@ -15,7 +15,7 @@ from solo_ext.studies.pool import LAUNCHERS, STOPPED, LocalPool, SubmititPool, h
 from solo_ext.studies.rows import Job
 from solo_ext.studies.study import Study
 from solo_ext.studies.table import write_tables
-from solo_ext.text import duration
+from solo_ext.text import duration, hanging
 
 
 def dry_run(study: Study, out: Path, only: Sequence[str]) -> None:
@@ -26,7 +26,8 @@ def dry_run(study: Study, out: Path, only: Sequence[str]) -> None:
     width = max(len(job.name) for job in jobs)
     for job in jobs:
         recipe = "/".join(job.cell.recipe.with_suffix("").parts[-2:])
-        print(f"{job.name:<{width}}  {job.state():<7}  {recipe}  {shlex.join(job.cell.overrides)}".rstrip())
+        row = f"{job.name:<{width}}  {job.state():<7}  {recipe}  {shlex.join(job.cell.overrides)}"
+        print(hanging(row.rstrip()))
     print(f"{len(jobs)} runs of {len(cells)} cells x {len(study.seeds)} seeds, in {out}")
 
 

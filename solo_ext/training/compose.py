@@ -21,7 +21,7 @@ from omegaconf.errors import GrammarParseError, OmegaConfBaseException
 from yaml import YAMLError
 
 from solo_ext.errors import ConfigError
-from solo_ext.schema import join, text_keys
+from solo_ext.schema import join, plain, text_keys
 from solo_ext.training import recipes
 
 
@@ -80,6 +80,13 @@ def refuse_resolvers(value: Any, at: str = "") -> None:
                 if isinstance(node, grammar_parser.OmegaConfGrammarParser.InterpolationResolverContext):
                     raise ConfigError(f"{at}: {node.getText()} is not looked up; write what it stands for")
                 nodes += getattr(node, "children", None) or ()
+
+
+def to_yaml(cfg: Any) -> str:
+    """The resolved `cfg` as a YAML in a reader's order, which `compose` reads back."""
+    values = plain(cfg)
+    first = ("name", "method", "method_kwargs", "momentum", "intra", "gap", "backbone", "data")
+    return OmegaConf.to_yaml({key: values[key] for key in (*first, *values) if key in values})
 
 
 def key_of(text: str) -> str:

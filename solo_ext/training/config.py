@@ -4,6 +4,7 @@ The keys are solo-learn's; each section's dataclass is beside its owner. Nothing
 image, and configured values are never overwritten: what is derived has keys of its own.
 """
 
+import copyreg
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -179,7 +180,13 @@ AnyConfig = TypeVar("AnyConfig", bound=RunConfig)
 @cache
 def _pretraining(*monitors: type[MonitorCallback]) -> type[RunConfig]:
     sections = [(m.key, m.Config, field(default_factory=m.Config)) for m in monitors]
-    return make_dataclass("PretrainConfig", sections, bases=(PretrainConfig,), kw_only=True)
+    cls = make_dataclass("PretrainConfig", sections, bases=(PretrainConfig,), kw_only=True)
+    copyreg.pickle(cls, lambda cfg: (_unpickled, (monitors,), vars(cfg)))
+    return cls
+
+
+def _unpickled(monitors: Sequence[type[MonitorCallback]]) -> RunConfig:
+    return object.__new__(_pretraining(*monitors))  # type: ignore[arg-type]  # classes can be hashed
 
 
 def resolve(raw: RunConfig | DictConfig | Mapping[str, Any], kind: str = "pretrain") -> Any:
@@ -339,10 +346,3 @@ def recipe_taken(cfg: LinearConfig) -> str | None:
     scheduler = build(SchedulerConfig, values["scheduler"], "scheduler")
     same = (optimizer, scheduler, values["max_epochs"]) == (cfg.optimizer, cfg.scheduler, cfg.max_epochs)
     return values["recipe"] if same else None
-
-
-def to_yaml(cfg: RunConfig) -> str:
-    """`cfg` as a YAML in a reader's order, which `compose` and `resolve` read back."""
-    values = plain(cfg)
-    first = ("name", "method", "method_kwargs", "momentum", "intra", "gap", "backbone", "data")
-    return OmegaConf.to_yaml({key: values[key] for key in (*first, *values) if key in values})

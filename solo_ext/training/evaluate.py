@@ -32,6 +32,7 @@ from solo_ext.runs.environment import environment
 from solo_ext.runs.evaluations import Result
 from solo_ext.runs.run import CLASSIFIERS, DETECTION, DETECTORS, KNN, LINEAR, QUALITY, UNTRAINED, Run, RunResult
 from solo_ext.schema import build, plain
+from solo_ext.text import hanging
 from solo_ext.training.config import (
     DetectionConfig,
     KNNRunConfig,
@@ -154,7 +155,7 @@ def quality(cfg: QualityConfig, results: Path | None = None, encoder: Checkpoint
     flat = ((i, [torch.stack(views, 1).flatten(0, 1)], y) for i, views, y in data.view_dataloader())
     features, _ = _extracted(cfg, backbone, flat)
     found = measured(features.unflatten(0, (cfg.images, cfg.views)))
-    print("  ".join(f"{name} {value:.4g}" for name, value in found.items()))
+    print(hanging("  ".join(f"{name}\xa0{value:.4g}" for name, value in found.items())))
     _record(QUALITY, cfg, data, about, [{**found}], place)
     return found
 

@@ -4,7 +4,7 @@ import contextlib
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import timedelta
 from functools import cache
 from pathlib import Path
@@ -14,6 +14,8 @@ from urllib.parse import urlsplit
 import lightning.pytorch as pl
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from rich.columns import Columns
+from rich.console import RenderableType
 from rich.progress import BarColumn, Progress, TaskProgressColumn
 
 from solo_ext.errors import reason
@@ -200,19 +202,27 @@ def close(loggers: list[Logger]) -> None:
                 logger.experiment.finish()
 
 
+class _Bar(Progress):
+    """A bar, and below it the metrics in as many columns as the terminal has room for."""
+
+    def get_renderables(self) -> Iterator[RenderableType]:
+        yield from super().get_renderables()
+        yield Columns(self.tasks[0].fields["metrics"] if self.tasks else (), padding=(0, 2))
+
+
 class RunProgress(pl.Callback):
     """One bar for the whole run, where Lightning's have one per epoch; one line per epoch without a terminal."""
 
-    bar = Progress(disable=True)
+    bar = _Bar(disable=True)
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         epochs, batches = trainer.max_epochs or -1, trainer.num_training_batches
         total = epochs * int(batches) if epochs > 0 and batches != float("inf") else None
-        columns = ("{task.description}", BarColumn(), TaskProgressColumn(), "{task.fields[text]}")
+        columns = ("{task.description}", BarColumn(), TaskProgressColumn(), "ETA {task.fields[eta]}")
         hidden = not (trainer.is_global_zero and sys.stdout.isatty())
-        self.bar = Progress(*columns, disable=hidden, speed_estimate_period=3600)
-        self.bar.add_task("", total=total, completed=trainer.fit_loop.total_batch_idx + 1, text="")
-        self.text = ""
+        self.shown: list[str] = []
+        self.bar = _Bar(*columns, disable=hidden, speed_estimate_period=3600, redirect_stderr=sys.stderr.isatty())
+        self.bar.add_task("", total=total, completed=trainer.fit_loop.total_batch_idx + 1, metrics=self.shown, eta="?")
         self.bar.start()
         self.on_train_epoch_start(trainer, module)
 
@@ -226,15 +236,15 @@ class RunProgress(pl.Callback):
     def on_train_batch_end(self, trainer: pl.Trainer, module: pl.LightningModule, out: Any, batch: Any, i: int) -> None:
         # the loss is on the device: reading it waits for the step, so only when it is logged (and waited for) anyway
         if not self.bar.disable and trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]  # Lightning's
-            self.text = _metrics(trainer)
+            self.shown = _metrics(trainer)
         self._update(trainer, advance=1)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        self.text = _metrics(trainer)
+        self.shown = _metrics(trainer)
         self._update(trainer)
         if trainer.is_global_zero and self.bar.disable:
             seconds = f"{time.monotonic() - self.epoch_began:.1f} s"
-            print(f"{_epoch(trainer)}  {self.text}  {seconds}  ETA {self._eta()}", flush=True)
+            print("  ".join([_epoch(trainer), *self.shown, seconds, f"ETA {self._eta()}"]), flush=True)
 
     def on_train_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         self.bar.stop()
@@ -244,8 +254,8 @@ class RunProgress(pl.Callback):
 
     def _update(self, trainer: pl.Trainer, doing: str = "", advance: int = 0) -> None:
         if self.bar.tasks:  # none in the sanity check, before the training
-            text = f"{self.text}  ETA {self._eta()}"
-            self.bar.update(self.bar.tasks[0].id, advance=advance, description=_epoch(trainer) + doing, text=text)
+            [task], text = self.bar.task_ids, _epoch(trainer) + doing
+            self.bar.update(task, advance=advance, description=text, metrics=self.shown, eta=self._eta())
 
     def _eta(self) -> str:
         seconds = self.bar.tasks[0].time_remaining
@@ -257,10 +267,10 @@ def _epoch(trainer: pl.Trainer) -> str:
     return f"epoch {trainer.current_epoch + 1:>{len(str(last))}}/{last}"
 
 
-def _metrics(trainer: pl.Trainer) -> str:
+def _metrics(trainer: pl.Trainer) -> list[str]:
     """The metrics that declare `progress`, in the order in which they are declared."""
     values = trainer.callback_metrics
     declared = [metric.name for metric in metrics().values() if metric.progress]
     logged = [(metric, name) for name in values if (metric := metric_of(name)).name in declared]
     logged.sort(key=lambda pair: declared.index(pair[0].name))
-    return "  ".join(f"{metric.label} {metric.form.format(float(values[name]))}" for metric, name in logged)
+    return [f"{metric.label} {metric.form.format(float(values[name]))}" for metric, name in logged]

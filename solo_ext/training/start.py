@@ -5,6 +5,7 @@ import contextlib
 import ctypes
 import json
 import os
+import shlex
 import signal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -16,6 +17,7 @@ from solo_ext.runs.comparison import differences, flatten
 from solo_ext.runs.encoder import is_neutral, network_of
 from solo_ext.runs.run import Run
 from solo_ext.schema import plain
+from solo_ext.text import line_width
 from solo_ext.training.config import RunConfig, TrainingConfig
 from solo_ext.training.trainer_config import TrainerConfig
 
@@ -60,7 +62,9 @@ def begin(cfg: TrainingConfig, base: Path) -> Start | None:
         else:  # the old run stays what it is
             resumed += f" of {old.dir}, which has gone on from there"
     if is_first():
-        print(f"{cfg.name}: {cfg.devices_text}, {run.dir}{resumed}", flush=True)
+        line = f"{cfg.name}: {cfg.devices_text}, {run.dir}{resumed}"
+        follow = f"follow: solo-ext runs {shlex.quote(str(run.dir))} --watch 5"
+        print(line, follow, sep="; " if len(line + follow) + 2 <= line_width() else "\n", flush=True)
     return Start(run, checkpoint)
 
 

@@ -27,6 +27,7 @@ from solo_ext.runs.encoder import explain_mismatch
 from solo_ext.runs.environment import environment
 from solo_ext.runs.run import RunResult
 from solo_ext.schema import plain
+from solo_ext.text import hanging
 from solo_ext.training.callbacks.throughput import Throughput
 from solo_ext.training.config import AnyConfig, TrainingConfig
 from solo_ext.training.finite import FiniteSteps
@@ -248,5 +249,5 @@ def quietly() -> Iterator[None]:
 def print_result(result: RunResult, names: Sequence[str]) -> None:
     """One line about the run, from the first process."""
     if is_first():
-        values = [f"{name} {result.metrics[name]:.4g}" for name in names if name in result.metrics]
-        print("  ".join([f"{result.dir}:", *values, f"{result.seconds:.0f} s"]), flush=True)
+        values = [f"{name}\xa0{result.metrics[name]:.4g}" for name in names if name in result.metrics]
+        print(hanging("  ".join([f"{result.dir}:", *values, f"{result.seconds:.0f}\xa0s"])), flush=True)

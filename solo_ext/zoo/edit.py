@@ -21,7 +21,7 @@ from solo_ext.training.compose import compose
 from solo_ext.training.recipes import derived
 from solo_ext.zoo.export import RECORD, export
 from solo_ext.zoo.index import Entry, Recipe, ZooFile, editing, markdown, read_index, scores, short
-from solo_ext.zoo.store import check_upload, find, upload
+from solo_ext.zoo.store import check_upload, find, installed, upload
 
 # overrides that concern the machine and the display, not what is trained
 MACHINE_KEYS = (
@@ -59,8 +59,9 @@ def add(run: str | Path, zoo: Path, name: str | None = None, licence: str = "MIT
     folder = zoo / entry.folder
     with ExitStack() as on_failure:
         with editing(zoo) as entries:
-            if folder.exists() or (name in entries and entries[name].files):
-                raise CheckpointError(f"the zoo in {zoo} has '{name}' already; give another --name")
+            for place, known in ((zoo, entries), (installed(), read_index(installed()))):
+                if (place / entry.folder).exists() or (name in known and known[name].files):
+                    raise CheckpointError(f"the zoo in {place} has '{name}' already; give another --name")
             on_failure.callback(shutil.rmtree, folder, ignore_errors=True)
             report = export(checkpoint, "safetensors", folder, dtype="float16")
             (folder / RECORD).unlink()  # it names the checkpoint, and is none of the report's files

@@ -1,20 +1,16 @@
 """Trained backbones for other code: `load_backbone`, and `solo_ext_backbone`, which timm knows by this import."""
 
-import io
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from timm.models import build_model_with_cfg, register_model
 from torch import nn
 
-from solo_ext.errors import CheckpointError, ConfigError
-from solo_ext.runs.checkpoints import Checkpoint, decode, foreign_config, open_checkpoint
+from solo_ext.errors import ConfigError
+from solo_ext.runs.checkpoints import foreign_config
 from solo_ext.runs.encoder import bare_backbone, eval_transform, load_encoder
-from solo_ext.runs.run import Run
-from solo_ext.text import nearest
-from solo_ext.zoo.store import entries, fetch, fetch_repository
+from solo_ext.zoo.store import open_source
 
 
 def load_backbone(source: str | os.PathLike, teacher: bool = False) -> nn.Module:
@@ -41,20 +37,6 @@ def load_backbone(source: str | os.PathLike, teacher: bool = False) -> nn.Module
     with foreign_config(checkpoint.path):
         backbone.transform = eval_transform(backbone.config)
     return backbone
-
-
-def open_source(source: str | os.PathLike) -> Checkpoint:
-    """The checkpoint that `source`, as in `load_backbone`, names: read once, verified, downloaded if need be."""
-    name, path = str(source), Path(source).expanduser()
-    if name.startswith("hf://"):
-        return open_checkpoint(fetch_repository(name))
-    if not isinstance(source, str) or path.name != source or path.exists():
-        return open_checkpoint(path)
-    zoo = entries()
-    if name not in zoo:
-        raise CheckpointError(f"there is no '{name}', neither here nor in the zoo{nearest(name, zoo)}")
-    path, content = fetch(zoo[name])
-    return Checkpoint(path, decode(path, io.BytesIO(content)), Run(path.parent).config)
 
 
 def _build(config: Mapping[str, Any], num_classes: int = 0, in_chans: int = 3, global_pool: str = "avg") -> nn.Module:

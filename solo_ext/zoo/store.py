@@ -3,12 +3,13 @@
 The Hub's cache, resume, proxies, token and offline mode are huggingface_hub's.
 """
 
+import io
 import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import huggingface_hub as hf
 from huggingface_hub import utils
@@ -19,6 +20,9 @@ from solo_ext.files import log, read_json
 from solo_ext.runs.run import ARGS, RECORDS, WEIGHTS, Run
 from solo_ext.text import nearest
 from solo_ext.zoo.index import INDEX, REPOSITORY, Entry, ZooFile, read_index
+
+if TYPE_CHECKING:
+    from solo_ext.runs.checkpoints import Checkpoint
 
 ZOO = "SOLO_EXT_ZOO"  # environment variable
 CONFIG = "config.json"  # timm's
@@ -75,6 +79,22 @@ def fetch(entry: Entry) -> tuple[Path, bytes]:
         raise CheckpointError(f"the files of '{entry.name}' are not in {' or '.join(map(str, folders()))}")
     downloads = [_download(entry.repository, entry.revision, file) for file in entry.files]
     return next((path, content) for path, content in downloads if path.name == WEIGHTS)
+
+
+def open_source(source: str | os.PathLike) -> "Checkpoint":
+    """The checkpoint that `source`, as in `load_backbone`, names: read once, verified, downloaded if need be."""
+    from solo_ext.runs.checkpoints import Checkpoint, decode, open_checkpoint  # with torch, which a list can do without
+
+    name, path = str(source), Path(source).expanduser()
+    if name.startswith("hf://"):
+        return open_checkpoint(fetch_repository(name))
+    if not isinstance(source, str) or path.name != source or path.exists():
+        return open_checkpoint(path)
+    zoo = entries()
+    if name not in zoo:
+        raise CheckpointError(f"there is no '{name}', neither here nor in the zoo{nearest(name, zoo)}")
+    path, content = fetch(zoo[name])
+    return Checkpoint(path, decode(path, io.BytesIO(content)), Run(path.parent).config)
 
 
 def verify(entry: Entry) -> list[tuple[Path, str]]:

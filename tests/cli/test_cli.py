@@ -35,16 +35,30 @@ def test_help_imports_no_torch():
 @pytest.mark.parametrize("argv", [[], ["-h"], ["--help"]])
 def test_overview(run, argv):
     status, out, err = run(*argv)
-    assert status == 0 and not err and all(command.summary in out for command in COMMANDS.values())
+    said = " ".join(out.split())
+    assert status == 0 and not err and all(command.summary in said for command in COMMANDS.values())
 
 
-@pytest.mark.parametrize("name", COMMANDS)
-def test_help_of_a_command(run, name):
-    status, out, err = run(name, "--help")
+def commands(group, *words):
+    yield words, group
+    for name, command in getattr(group, "commands", {}).items():
+        yield from commands(command, *words, name)
+
+
+ALL = dict(commands(SOLO_EXT))
+
+
+@pytest.mark.parametrize("columns", [60, 80, 200])
+@pytest.mark.parametrize("words", ALL, ids=" ".join)
+def test_help_of_a_command(run, words, columns, monkeypatch):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    status, out, err = run(*words, "--help")
     assert status == 0 and not err
-    assert f"usage: solo-ext {name}" in out
-    assert out.count(f"\n  solo-ext {name}") == len(COMMANDS[name].examples) == 2
-    assert max(map(len, out.splitlines())) <= 120
+    assert out.startswith(f"usage: {' '.join(['solo-ext', *words])} ")
+    assert all(action.help for action in ALL[words]._actions)
+    examples = out.rpartition("examples:\n")[2].replace(" \\\n     ", "").splitlines()
+    assert examples == ALL[words].examples and len(examples) >= 2  # a long one can be pasted, too
+    assert max(map(len, out.splitlines())) <= min(columns, 120)
 
 
 # Mistakes.
@@ -90,7 +104,7 @@ def test_a_mistake_is_one_line_and_leaves_nothing_behind(run, tmp_path, monkeypa
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
     status, out, err = run(*argv)
-    where = r"(\S+: cpu, trained_models/\w+/\w{8}\n)?"  # the first line of a run, if it came to that
+    where = r"(\S+: cpu, (trained_models/\w+/\w{8}); follow: solo-ext runs \2 --watch 5\n)?"  # if it came to that
     assert status == 2 and re.fullmatch(where, out)
     lines = [line for line in err.splitlines() if not line.startswith("solo-ext: precision")]
     assert len(lines) == 1 and lines[0].startswith("solo-ext: error: ") and words in lines[0], err

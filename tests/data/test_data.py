@@ -420,7 +420,7 @@ def test_unlabelled_folders_have_no_classes(folder, train, no_labels, size):
         (
             "val",
             {"val_path": "train"},
-            r"^data\.val_path: '.*/train' has class folder 'cat', unlike data\.train_",
+            r"^data\.val_path: '.*/train' has class 'cat', unlike data\.train_",
         ),
     ],
 )
@@ -717,7 +717,7 @@ def test_a_batch_larger_than_the_set_is_refused(batch_size, world_size, largest,
         pretrain(batch_size, fraction=0.01).check(world_size)
     assert str(error.value) == (
         f"optimizer.batch_size: {batch_size} images on {devices} are more than the 50 training images of "
-        f"'fashion_mnist_mini' allow; use at most {largest}"
+        f"'fashion_mnist_mini' allow; optimizer.batch_size={largest} fits"
     )
 
 

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -14,7 +15,8 @@ from PIL import Image
 from solo_ext.cli.data import DATA
 from solo_ext.data.datasets import DataConfig, dataset_info, load_dataset, read_images
 from solo_ext.data.imagenet100 import CLASSES, SIZES, build_imagenet100
-from solo_ext.data.images import read_folder, read_list
+from solo_ext.data.images import read_folder
+from solo_ext.data.lists import read_list
 from solo_ext.data.modules import ClassificationData
 from solo_ext.errors import DataError
 
@@ -86,6 +88,23 @@ def test_labels_of_a_list(folder):
     assert images.classes == ("0",) and images.targets.tolist() == [-1, 0]
 
 
+@pytest.mark.parametrize(
+    ("lines", "classes", "targets"),
+    [
+        (["cat/0 0.png house cat", "dog/2 2.png\tdog"], ("dog", "house cat"), [1, 0]),
+        (["cat/0 0.png,house cat", "dog/2 2.png, dog", "dog/3 3.png,-1"], ("dog", "house cat"), [1, 0, -1]),
+        (["path,label", "cat/0 0.png,10", "dog/2 2.png,9", "dog/3 3.png,09"], ("9", "10"), [1, 0, 0]),
+        (["Image_Path;Class", "cat/0 0.png;müsli", "dog/2 2.png;3"], ("3", "müsli"), [1, 0]),
+        (["filename", "cat/0 0.png", "dog/2 2.png"], (), [-1, -1]),
+    ],
+)
+def test_words_are_labels_and_a_list_may_have_a_header(folder, lines, classes, targets):
+    path = write(folder / "images" / "list.csv", *lines)
+    images = read_images(path, "k")
+    assert (images.classes, images.targets.tolist()) == (classes, targets)
+    assert images.images.path(0) == str(folder / "images/cat/0 0.png") and images.images[1].shape == (3, 24, 20)
+
+
 def test_a_list_in_another_encoding(folder):
     path = folder / "images" / "a.txt"
     for encoding in ("utf-8", "utf-8-sig", "utf-16"):  # the last as Windows writes it
@@ -103,10 +122,13 @@ def test_a_list_in_another_encoding(folder):
         (["cat/0 0.png 0", "bat/0 0.png 1"], "line 2 of the list '.*list.txt': there is no file 'bat/0 0.png'$"),
         (
             ["cat/0 0.png 0 2"],
-            "line 1 of the list '.*': '0 2' is no label, which is one number from 0, or -1 for none$",
+            "line 1 of the list '.*': '0 2' is no label, which is a number from 0, -1 for none, or a word$",
         ),
         (["cat/0 0.png 1", "cat/1 1.png 0,1"], "line 2 of the list '.*': '0,1' is no label"),
-        (["cat/0 0.png,2"], "line 1 of the list '.*': '2' is no label"),
+        (["cat/0 0.png,cat,train"], "line 1 of the list '.*': 'cat,train' is no label"),
+        (["cat/9.png,label"], "line 1 of the list '.*': there is no file 'cat/9.png,label'$"),
+        (["path,label"], "^data.train_path: no image in the list '.*list.txt'$"),
+        (["path,label", "cat/0 0.png,cat", "dog/2 2.png"], "line 3 of the list '.*' has no label, unlike others$"),
         (["cat/0 0.png 0.5"], "line 1 of the list '.*': '0.5' is no label"),
         (["# nothing", ""], "^data.train_path: no image in the list '.*list.txt'$"),
     ],
@@ -300,7 +322,7 @@ def test_help_of_a_command(run, name):
     status, out, err = run("data", name, "--help")
     assert status == 0 and not err and f"usage: solo-ext data {name}" in out
     assert out.count(f"\n  solo-ext data {name}") == len(DATA.commands[name].examples) >= 2
-    assert max(map(len, out.splitlines())) <= 120
+    assert max(map(len, out.splitlines())) <= 80
     assert f"\n  {name} " in run("data")[1]
 
 
@@ -311,6 +333,42 @@ def test_to_h5_and_back(run, folder):
     status, _, err = run("pretrain", CUSTOM, "data.train_path=x.h5", *SMALL, *VIEWS)
     [path] = (folder / "trained_models").rglob("environment.json")
     assert status == 0 and json.loads(path.read_text())["data"]["format"] == "h5", err
+
+
+@pytest.mark.parametrize(
+    ("changes", "classes", "logged"),
+    [
+        (["data.train_path=images", "data.val_path=images"], 2, {"val_acc1", "val_knn1", "val_knn20"}),
+        (["data.train_path=images"], 2, set()),
+        (["data.train_path=images/cat"], 0, set()),
+    ],
+)
+def test_the_recipe_of_ones_own_images_has_a_classifier_and_knn_where_there_are_labels(
+    run, folder, changes, classes, logged
+):
+    assert run("pretrain", CUSTOM, *changes, *SMALL, *VIEWS)[0] == 0
+    [path] = (folder / "trained_models").rglob("result.json")
+    metrics = json.loads(path.read_text())["metrics"]
+    assert {name for name in metrics if name.startswith(("val_acc1", "val_knn"))} == logged
+    assert ("train_acc1" in metrics) == bool(classes)
+    assert json.loads((path.parent / "args.json").read_text())["data"]["num_classes"] == classes
+
+
+@pytest.mark.parametrize("size", [64, 9])
+def test_the_batch_size_that_is_said_works(run, folder, size):
+    words = ["pretrain", CUSTOM, "data.train_path=images", *SMALL, *VIEWS]
+    status, _, err = run(*words, f"optimizer.batch_size={size}")
+    assert status == 2 and err.count("error") == 1
+    [said] = re.findall(r"; (optimizer\.batch_size=\d+) fits$", err.splitlines()[-1])
+    assert said == "optimizer.batch_size=8" and run(*words, said)[0] == 0
+
+
+def test_linear_says_first_that_there_are_no_labels(run, folder):
+    about = ["untrained=true", "backbone.name=resnet10_w16", "data.dataset=custom", "data.train_path=images/cat"]
+    recipe = ROOT / "scripts" / "linear" / "imagenet-100" / "byol.yaml"
+    for more in ([], ["optimizer.batch_size=4096", "data.format=tensor", "data.val_path=null"]):
+        status, _, err = run("linear", recipe, *about, "devices=1", "strategy=auto", "accelerator=cpu", *more)
+        assert status == 2 and "data.dataset: 'custom' has no labels here" in err.splitlines()[-1], err
 
 
 @pytest.mark.parametrize(
@@ -388,9 +446,13 @@ def cut_short(folder):
             ["data.train_path=l.txt"],
             "line 2",
         ),
-        (lambda f: (f / "x.csv").write_text(""), ["data.train_path=x.csv"], "not a folder, list (.txt) or HDF5 file"),
+        (
+            lambda f: (f / "x.zip").write_text(""),
+            ["data.train_path=x.zip"],
+            "not a folder, list (.txt, .csv) or HDF5 file",
+        ),
     ],
-    ids=["others", "found", "flat", "empty", "text", "beside", "devices", "batch", "h5", "labels", "csv"],
+    ids=["others", "found", "flat", "empty", "text", "beside", "devices", "batch", "h5", "labels", "zip"],
 )
 def test_bad_data_is_one_sentence_and_leaves_nothing(run, folder, damage, changes, message):
     damage(folder)

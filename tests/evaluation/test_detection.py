@@ -27,7 +27,7 @@ from solo_ext.networks import BackboneConfig
 from solo_ext.networks.backbones import build_backbone
 from solo_ext.runs.checkpoints import load_checkpoint
 from solo_ext.runs.run import Run
-from solo_ext.training.config import to_yaml
+from solo_ext.training.compose import to_yaml
 from solo_ext.training.evaluate import detect
 from solo_ext.training.pretrain import pretrain
 

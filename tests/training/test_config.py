@@ -20,8 +20,8 @@ from solo_ext.methods import METHODS
 from solo_ext.methods.variants import variants
 from solo_ext.schema import keys, plain
 from solo_ext.training import recipes
-from solo_ext.training.compose import assign, compose, overlay
-from solo_ext.training.config import resolve, run_values, to_yaml
+from solo_ext.training.compose import assign, compose, overlay, to_yaml
+from solo_ext.training.config import resolve, run_values
 
 SCRIPTS = ROOT / "scripts"
 PLACES = sorted(place for kind in ("pretrain", "linear") for place in SCRIPTS.glob(f"{kind}/[!_]*"))

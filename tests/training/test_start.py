@@ -1,6 +1,7 @@
 """How a run starts: what it says first, and what it has not imported by then."""
 
 import os
+import shlex
 import subprocess
 import sys
 
@@ -41,6 +42,7 @@ def test_the_first_line_is_out_before_what_is_slow_to_import(words, line, tmp_pa
     [
         ("solo_ext.training.pretrain", ["solo_ext.training.trainer", "solo_ext.data.modules", "timm"]),
         ("solo_ext.data.datasets", ["torchvision", "h5py", "lightning"]),
+        ("solo_ext.zoo.store, solo_ext.runs.checkpoints", ["timm", "torchvision", "lightning"]),
     ],
 )
 def test_the_first_line_comes_before_what_is_slow_to_import(module, slow):
@@ -53,14 +55,14 @@ def test_the_first_line_comes_before_what_is_slow_to_import(module, slow):
 def test_the_first_line_says_where_a_run_lies_and_what_it_resumes(tmp_path, monkeypatch, capsys):
     cfg = config(tmp_path)
     folder, _ = interrupted(cfg, monkeypatch)
-    assert capsys.readouterr().out.splitlines()[0] == f"tiny: cpu, {folder}"
+    follow = f"; follow: solo-ext runs {shlex.quote(str(folder))} --watch 5"
+    assert capsys.readouterr().out.splitlines()[0] == f"tiny: cpu, {folder}{follow}"
     reads = []
     original = torch.load
     monkeypatch.setattr(torch, "load", lambda *args, **kwargs: (reads.append(1), original(*args, **kwargs))[1])
     pretrain(cfg)
-    assert (
-        capsys.readouterr().out.splitlines()[0] == f"tiny: cpu, {folder}, resuming tiny-{folder.name}-ep=1-step=1.ckpt"
-    )
+    resumed = f", resuming tiny-{folder.name}-ep=1-step=1.ckpt"
+    assert capsys.readouterr().out.splitlines()[0] == f"tiny: cpu, {folder}{resumed}{follow}"
     assert len(reads) == 1, "the checkpoint is read once"
 
 

@@ -436,6 +436,8 @@ def test_a_run_becomes_an_entry(run_folder, tmp_path, run):
     status, _, err = run("zoo", "add", run_folder, "--zoo", run_folder / "metrics.csv" / "zoo")
     assert status == 2 and "metrics.csv/zoo cannot be written: Not a directory" in err and err.count("\n") == 1
     before = (zoo / "index.yaml").read_bytes()
+    status, _, err = run("zoo", "add", run_folder, "--zoo", zoo, "--name", SAMPLE)
+    assert status == 2 and f"the zoo in {ZOO} has '{SAMPLE}' already; give another --name" in err  # it is shipped
     (run_folder / "knn.json").unlink()
     status, _, err = run("zoo", "add", run_folder, "--zoo", zoo, "--name", "other")
     assert status == 2 and f"has not been evaluated: solo-ext knn --run {run_folder} does it" in err

@@ -31,7 +31,7 @@ from solo_ext.runs.checkpoints import Checkpoint
 from solo_ext.runs.encoder import branch_of, eval_transform, load_encoder
 from solo_ext.runs.environment import environment
 from solo_ext.runs.run import WEIGHTS
-from solo_ext.zoo.model import open_source
+from solo_ext.zoo.store import open_source
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 BATCHES = (1, 2, 5)  # images in each of the proof's forward passes
