@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from solo_ext.data.datasets import CUSTOM, DATASETS
-from solo_ext.data.decode import pixels, to_rgb
+from solo_ext.data.decode import array_pixels, image_pixels
 from solo_ext.data.images import FileImages, ImageSet
 from solo_ext.errors import DataError
 
@@ -34,7 +34,9 @@ class GivenImages(FileImages):
     def __getitem__(self, i: int) -> Tensor:
         with self.named(i):
             image, _ = _parts(self.root[int(self.paths[i])])  # type: ignore[index]  # no path
-            return pixels(to_rgb(image, self.how)) if isinstance(image, Image.Image) else _bytes(torch.as_tensor(image))
+            if isinstance(image, Image.Image):
+                return image_pixels(image, self.how, self.channels or 3)
+            return array_pixels(torch.as_tensor(image), self.how, self.channels)
 
 
 def _parts(sample: Any) -> tuple[Any, Any]:
@@ -50,27 +52,8 @@ def _parts(sample: Any) -> tuple[Any, Any]:
     return image, (-1 if label[0] is None else label[0]) if label else None
 
 
-def _bytes(image: Tensor) -> Tensor:
-    """uint8 [3, H, W] of [H, W], [C, H, W] or [H, W, C], C 1 or 3, either bytes or floats from 0 to 1."""
-    shape = list(image.shape)
-    if image.ndim == 2:
-        image = image[None]
-    if image.ndim == 3 and image.shape[0] not in (1, 3):
-        image = image.permute(2, 0, 1)
-    if image.ndim != 3 or image.shape[0] not in (1, 3):
-        raise ValueError(f"its shape is {shape}, but an image is [H, W], or has 1 or 3 channels")
-    if image.is_floating_point():
-        low, high = image.min().item(), image.max().item()
-        if not (low >= 0 and high <= 1):
-            raise ValueError(f"values from {low:.3g} to {high:.3g}; give images before they are normalised, 0 to 1")
-        image = (image * 255).round()
-    elif image.dtype != torch.uint8:
-        raise ValueError(f"its values are {image.dtype}, but an image is uint8, or floats from 0 to 1")
-    return image.to(torch.uint8).expand(3, -1, -1).contiguous()
-
-
 def read_given(dataset: Any, key: str) -> ImageSet:
-    """A Dataset of images (of Pillow, uint8, or floats from 0 to 1), of (image, label), or of {"image": ..., "label":
+    """A Dataset of images (of Pillow, or arrays as of `array_pixels`), of (image, label), or of {"image": ..., "label":
     ...}. Labels are its attribute `targets` or `labels`, else every sample is read; None and -1 are none.
 
     Raises DataError for what has no length, no images or labels that are no class numbers.
@@ -80,8 +63,8 @@ def read_given(dataset: Any, key: str) -> ImageSet:
         raise DataError(f"{key}: a {kind} is no Dataset with len() and [i]")
     if not (count := len(dataset)):
         raise DataError(f"{key}: the {kind} is empty")
-    images = GivenImages(dataset, np.arange(count).astype("S"))
-    images[0]  # or DataError
+    images = GivenImages(dataset, np.arange(count).astype("S"), channels=0)
+    images.channels = len(images[0])  # or DataError
     _, label = _parts(dataset[0])
     own = next((own for name in ("targets", "labels") if len(own := getattr(dataset, name, ())) == count), None)
     labels: Any = [None] * count if label is None else own
@@ -98,7 +81,7 @@ def read_given(dataset: Any, key: str) -> ImageSet:
     return ImageSet(images, targets, tuple(names if len(names) >= len(numbers) else numbers))  # type: ignore[arg-type]
 
 
-def give(train: Any, val: Any | None, like: str | None) -> dict[str, str | None]:
+def give(train: Any, val: Any | None, like: str | None) -> dict[str, Any]:
     """Makes the Datasets `train` and `val` a dataset of this process, normalised and with the stem of `like`, and
     returns the keys that name it."""
     sets = {"train": read_given(train, "data"), "test": None if val is None else read_given(val, "val_data")}
@@ -114,4 +97,5 @@ def give(train: Any, val: Any | None, like: str | None) -> dict[str, str | None]
     changes: dict[str, Any] = {"load": load, "image_size": side, "num_classes": len(images.classes)}
     DATASETS[name] = replace(known, **changes, train_size=None, box_classes=0, recipes=None, hub=None)
     keys = {"data.dataset": name, "data.train_path": None}
-    return keys | {"data.val_path": None if val is None else type(val).__name__}
+    keys |= {"data.val_path": None if val is None else type(val).__name__}
+    return keys if images.images.channels == 3 else {**keys, "data.channels": images.images.channels}
