@@ -133,7 +133,7 @@ class Trained:
         return self._evaluate("quality", None, options)
 
     def backbone(self, teacher: bool = False) -> "nn.Module":
-        """The network [B, 3, H, W] -> [B, num_features], see `load_backbone`."""
+        """The network [B, C, H, W] -> [B, num_features], see `load_backbone`."""
         from solo_ext.zoo.model import load_backbone
 
         return load_backbone(self.source, teacher)
@@ -171,7 +171,7 @@ def pretrain(
             your own, as a DataLoader with batches `([view, ...], targets)`, or as a LightningDataModule with batches
             `(indexes, [view, ...], targets)`; `data.num_classes` says then how many classes there are.
         val_data: labelled images for the online probes, as a path, Dataset or DataLoader.
-        backbone: a name, or a module [B, 3, H, W] -> [B, num_features], of which a copy is trained.
+        backbone: a name, or a module [B, C, H, W] -> [B, num_features], of which a copy is trained.
         method: a registered name, or a class or module of your own.
         callbacks: Lightning's, beside those that follow from the configuration.
         keys: of the configuration, `max_epochs=100, optimizer={"lr": 0.1}`, or by full keys, `**{"optimizer.lr": 0.1}`.
@@ -187,11 +187,6 @@ def pretrain(
         given["method"] = method
     if isinstance(backbone, str):
         options["backbone.name"] = backbone
-    elif backbone is not None:
-        from solo_ext.networks.backbones import give_backbone
-
-        # as it is: with its own first layer
-        options |= {"backbone.name": give_backbone(backbone), "backbone.kwargs": {}, "backbone.stem": "imagenet"}
     if hasattr(data, "batch_sampler"):
         from solo_ext.data.modules import GivenLoaders
 
@@ -202,7 +197,16 @@ def pretrain(
         options.pop("data")
         given["data"] = data
     like = None if data is None else (composed("pretrain", recipe).get("data") or {}).get("dataset")
-    cfg = configured("pretrain", recipe, _overrides(options, like))
+    overrides = _overrides(options, like)
+    if backbone is not None and not isinstance(backbone, str):
+        from solo_ext.data.datasets import CUSTOM, recorded_info
+        from solo_ext.networks.backbones import give_backbone
+
+        info = recorded_info(composed("pretrain", recipe, overrides).get("data") or {}) or CUSTOM
+        name = give_backbone(backbone, info.channels)
+        # as it is: with its own first layer
+        overrides += _overrides({"backbone.name": name, "backbone.kwargs": {}, "backbone.stem": "imagenet"}, None)
+    cfg = configured("pretrain", recipe, overrides)
     return Trained(start("pretrain", cfg, callbacks=callbacks, **given).dir)
 
 
@@ -218,7 +222,8 @@ def _overrides(options: Mapping[str, Any], like: str | None) -> list[str]:
     elif data is not None and "data.train_path" not in keys:
         from solo_ext.data.given import give
 
-        keys |= give(data, val, like)
+        own = give(data, val, like)
+        keys |= {key: value for key, value in own.items() if key != "data.channels" or key not in keys}
     elif val is not None and "data.val_path" not in keys:
         raise ConfigError("val_data is a Dataset, so data has to be one, too")
     return [f"{key}={_spelled(value)}" for key, value in keys.items()]

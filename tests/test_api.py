@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 import solo_ext
 import solo_ext.training.pretrain
 from solo_ext.data.datasets import DATASETS, DataConfig, load_dataset
-from solo_ext.errors import ConfigError, DataError
+from solo_ext.errors import CheckpointError, ConfigError, DataError
 from solo_ext.networks.backbones import BACKBONES
 from solo_ext.runs.checkpoints import find_checkpoint, load_checkpoint
 
@@ -146,7 +146,7 @@ class Rows(list):
             Rows([torch.full((3, 9, 9), 2.5)]),
             r"^Rows\[0\]: not a readable image \(values from 2.5 to 2.5; give images before",
         ),
-        (Rows([torch.zeros(5, 9, 9, dtype=torch.uint8)]), r"its shape is \[5, 9, 9\]"),
+        (Rows([torch.zeros(2, 5, 9, 9, dtype=torch.uint8)]), r"its shape is \[2, 5, 9, 9\], no image\)$"),
         (Rows([{"pixels": 1}]), r"a sample has the keys pixels, but none of image, img"),
         (Rows([(np.zeros((9, 9), np.uint8), "cat")]), r"^data: labels are class numbers, not 'cat'$"),
         (
@@ -220,10 +220,56 @@ def test_gray_images_and_missing_labels(places):
     assert torch.equal(images.images[4], torch.full((3, 9, 9), 40, dtype=torch.uint8))
 
 
+def bands(count, channels=4):
+    """Labelled images [channels, 20, 24] that differ in their last channel."""
+    arrays = [np.random.default_rng(i).integers(0, 60, (channels, 20, 24), np.uint8) for i in range(count)]
+    for i, array in enumerate(arrays):
+        array[-1] += np.uint8(180 * (i % 2))
+    return Rows([(array, i % 2) for i, array in enumerate(arrays)])
+
+
+def test_a_dataset_of_four_channels_and_what_follows_from_it(places):
+    run = solo_ext.pretrain(RECIPE, data=bands(48), val_data=bands(16), **SMALL)
+    assert run._run.args["data"]["channels"] == 4 and len(run._run.args["data"]["info"]["std"]) == 4
+    assert run.knn(k=[3], accelerator="cpu")[0]["acc1"] == 100
+    assert run.linear(max_epochs=20, accelerator="cpu", cache_features=True).metrics["val_acc1"] == 100
+    backbone, image = run.backbone(), torch.from_numpy(bands(1)[0][0])
+    with torch.no_grad():
+        np.testing.assert_allclose(
+            backbone(backbone.transform(image)[None])[0], run.features()[0], rtol=1e-4, atol=1e-5
+        )
+    other = {"data": bands(8, 5), "val_data": bands(8, 5)}
+    with pytest.raises(ConfigError, match=r"^data\.augmentations\.mean: 4 numbers, .* but the images have 5 channels"):
+        run.knn(accelerator="cpu", **other)
+    with pytest.raises(CheckpointError, match=r"of 4 channels, but the images have 5 \(data\.channels\)$"):
+        run.knn(accelerator="cpu", **other, **{"data.augmentations": None})
+    with pytest.raises(DataError, match=r"^Rows\[0\]: .*its shape is \[5, 20, 24\], no image of data\.channels=4"):
+        run.knn(accelerator="cpu", **other, **{"data.channels": 4})
+
+
+def test_one_channel_where_it_is_asked_for(places):
+    gray = Rows([(np.full((9, 9), 10 * i, np.uint8), i % 2) for i in range(24)])
+    run = solo_ext.pretrain(RECIPE, data=gray, **SMALL, **{"data.channels": 1})
+    assert next(run.backbone().parameters()).shape[1] == 1 and run._run.args["data"]["info"]["mean"] == [0.451]
+    rgb = solo_ext.pretrain(RECIPE, data=gray, **SMALL)
+    assert next(rgb.backbone().parameters()).shape[1] == 3 and "channels" not in rgb._run.args["data"]
+
+
+def test_a_backbone_of_the_users_own_takes_the_images_channels(places):
+    own = {"data": bands(24), **SMALL}
+    run = solo_ext.pretrain(RECIPE, backbone=Net(4), **own)
+    assert run.backbone()(torch.zeros(1, 4, 28, 28)).shape == (1, 6)
+    before = len(list(run.dir.parent.iterdir()))
+    message = r"^backbone: a Net takes no images \[2, 4, 224, 224\]: .* to have 3 channels, but got 4 channels instead$"
+    with pytest.raises(ConfigError, match=message):
+        solo_ext.pretrain(RECIPE, backbone=Net(), **own)
+    assert len(list(run.dir.parent.iterdir())) == before
+
+
 class Net(nn.Module):
-    def __init__(self):
+    def __init__(self, channels=3):
         super().__init__()
-        self.conv = nn.Conv2d(3, 6, 3)
+        self.conv = nn.Conv2d(channels, 6, 3)
 
     def forward(self, x):
         return self.conv(x).mean((2, 3))
@@ -273,6 +319,8 @@ def test_a_method_alone_in_ones_own_trainer(method, tmp_path):
     trainer.fit(module, DataLoader(batches, batch_size=None))
     assert module.classifier is None and math.isfinite(trainer.callback_metrics["train_loss"])
     assert type(solo_ext.METHODS[method]({}).backbone).__name__ == "ResNet"
+    bands = solo_ext.METHODS[method]({"data": {"dataset": "custom", "channels": 4, "no_labels": True}})
+    assert bands.backbone.conv1.weight.shape == (64, 4, 7, 7)
 
 
 @pytest.mark.parametrize(

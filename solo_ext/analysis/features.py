@@ -68,9 +68,10 @@ def features_of(
         split, make = "val_set", data.val_dataloader
     else:
         view = ClassificationAugmentationConfig(**evaluation_view(config))
-        read = DataConfig(FOLDER, images, num_workers=workers, augmentations=view)
+        info = recorded_info(config.get("data") or {}) or CUSTOM
+        read = DataConfig(FOLDER, images, channels=info.channels, num_workers=workers, augmentations=view)
         data = ClassificationData(read, BATCH, seed=0, augment=False)
-        data.info = recorded_info(config.get("data") or {}) or CUSTOM  # how an image of another size is resized
+        data.info = info  # how an image of another size is resized
         data.device = device
         split, make = "train_set", data.train_dataloader
     shown: ImageSet = getattr(data, split)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from solo_ext.analysis.features import features_of, own_data
 from solo_ext.analysis.pages import picture_path, write_picture
 from solo_ext.data.datasets import read_images
-from solo_ext.data.images import ImageSet
+from solo_ext.data.images import FileImages, ImageSet
 from solo_ext.errors import ConfigError, require
 from solo_ext.networks.stages import stage_row
 from solo_ext.runs.checkpoints import Checkpoint, open_checkpoint
@@ -29,7 +29,7 @@ Row = tuple[str, list[np.ndarray]]  # its label, and pictures [H, W] (drawn in f
 
 
 class Seen(NamedTuple):
-    """An encoder, the images as it gets them [N, 3, S, S], and as a person sees them, [S, S, 3] in [0, 1]."""
+    """An encoder, the images as it gets them [N, C, S, S], and as a person sees them, [S, S, 3] in [0, 1]."""
 
     label: str
     source: Checkpoint
@@ -73,10 +73,16 @@ def draw_pictures(
 def _seen(label: str, source: Checkpoint, images: ImageSet, teacher: bool) -> Seen:
     backbone, config = load_encoder(source, teacher=teacher)
     transform = eval_transform(config)
+    if isinstance(images.images, FileImages):
+        images.images.channels = len(transform.mean)
     inputs = torch.stack([transform(images.images[i]) for i in range(len(images))])
-    mean, std = (n.view(3, 1, 1) for n in (transform.mean, transform.std))
-    shown = [*(inputs * std + mean).clamp(0, 1).permute(0, 2, 3, 1).numpy()]
-    return Seen(label, source, backbone, inputs, shown)
+    mean, std = (n.view(-1, 1, 1) for n in (transform.mean, transform.std))
+    return Seen(label, source, backbone, inputs, [_shown(x) for x in (inputs * std + mean).clamp(0, 1)])
+
+
+def _shown(image: Tensor) -> np.ndarray:
+    """[C, H, W] as a person sees it, [H, W, 3]: the first three channels, or the first one as gray."""
+    return (image[:3] if len(image) > 2 else image[:1].expand(3, -1, -1)).permute(1, 2, 0).numpy()
 
 
 @torch.no_grad()
@@ -112,8 +118,7 @@ def _neighbours(seen: Seen, bank: str | None, teacher: bool) -> list[Row]:
     with torch.no_grad():
         queries = F.normalize(seen.backbone(seen.inputs))
     near = (queries @ F.normalize(torch.from_numpy(features)).T).topk(min(NEAREST, len(images))).indices
-    pictures = {i: images.images[i].permute(1, 2, 0).numpy() / 255 for i in near.unique().tolist()}
-    pictures = {i: x.repeat(3, 2) if x.shape[2] == 1 else x for i, x in pictures.items()}
+    pictures = {i: _shown(images.images[i]) / 255 for i in near.unique().tolist()}
     return [(seen.label if n == 0 else "", [pictures[i] for i in column.tolist()]) for n, column in enumerate(near.T)]
 
 

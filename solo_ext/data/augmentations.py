@@ -5,17 +5,14 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 from solo_ext.errors import ConfigError
-from solo_ext.schema import Bounds, Config, Count, Length, NonNegative, Positive, Share
+from solo_ext.schema import Bounds, Config, Count, NonNegative, Positive, Share
 
 
 @dataclass(frozen=True)
-class PerChannel(Length):
-    """One number for each channel, of pixels in [0, 1]."""
-
-    count: int = 3
+class PerChannel:
+    """Numbers of pixels in [0, 1], one for each channel: how many that is, the data says."""
 
     def check(self, value: Sequence[float], key: str) -> None:
-        super().check(value, key)
         if not all(0 <= number <= 1 for number in value):
             numbers = [round(number / 255, 4) for number in value]
             advice = f": {numbers} in place of {value}" if 1 < max(value) <= 255 else f", not {value}"

@@ -31,7 +31,7 @@ from solo_ext.data.loader import Batch, Unreadable, ViewDataset, ViewLoader, rea
 from solo_ext.data.transforms import Transform
 
 AHEAD = 2  # batches in the making while one is used
-SCAN, END = b"\xff\xda", b"\xff\xd9"  # markers of a JPEG file
+START, SCAN, END = b"\xff\xd8", b"\xff\xda", b"\xff\xd9"  # markers of a JPEG file
 MARKER = re.compile(b"\xff[^\x00\xff\xd0-\xd7]")  # no stuffing, fill or restart
 INTERPOLATION = {"bicubic": types.INTERP_CUBIC, "bilinear": types.INTERP_LINEAR}
 Encoded = tuple[bytes, int, int]  # of a file: its content, and width and height of the image
@@ -42,12 +42,13 @@ def encode(files: FileImages, jpeg: bool, i: int) -> Encoded:
     with files.named(i):
         data = files.read(i)
         file = io.BytesIO(data)
-        with Image.open(file) as image:  # reads up to the first scan
-            scan = data.rfind(SCAN) if "progressive" in image.info else file.tell()
-            # each decoder fills in pixels that are missing before the end marker in its own way
-            marker = MARKER.search(data, scan + len(SCAN))
-            if jpeg and is_plain_jpeg(image, files.how) and marker and marker[0] == END:
-                return data, *image.size
+        if jpeg and data.startswith(START):
+            with Image.open(file) as image:  # reads up to the first scan
+                scan = data.rfind(SCAN) if "progressive" in image.info else file.tell()
+                # each decoder fills in pixels that are missing before the end marker in its own way
+                marker = MARKER.search(data, scan + len(SCAN))
+                if is_plain_jpeg(image, files.how) and marker and marker[0] == END:
+                    return data, *image.size
         pixels = decode(data, files.how)
         height, width = pixels.shape[1:]
         ppm = b"P6 %d %d 255\n" % (width, height) + pixels.permute(1, 2, 0).numpy().tobytes()

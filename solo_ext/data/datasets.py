@@ -21,17 +21,16 @@ from solo_ext.data.images import (
     ImageSet,
     class_folders,
     read_folder,
-    stratified_rows,
 )
 from solo_ext.data.lists import SUFFIXES, read_list
-from solo_ext.data.subsets import rows_of
+from solo_ext.data.subsets import part_of, rows_of
 from solo_ext.errors import ConfigError, DataError, SoloExtError, naming, require
 from solo_ext.files import log, sha256
-from solo_ext.schema import Bounds, Config, OneOf, Share
+from solo_ext.schema import Bounds, Config, Count, OneOf, Share
 
 # auto: the fastest that works for the images and the device, see `modules.pick_format`
 Format = Literal["auto", "image_folder", "h5", "tensor", "dali"]
-Triple = tuple[float, float, float]
+PerChannel = tuple[float, ...]  # of pixels in [0, 1]
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -51,18 +50,28 @@ class DatasetInfo:
     DATASETS["mine"] = DatasetInfo(10, (0.5,) * 3, (0.25,) * 3, load_mine, image_size=64)"""
 
     num_classes: int | None  # 0: no labels; None: the classes are the folders at `data.train_path`
-    mean: Triple  # per channel, of pixels in [0, 1]
-    std: Triple
+    mean: PerChannel  # as many as the images have channels, but that gray ones are shown with 3
+    std: PerChannel
     load: Callable[["DataConfig", str], ImageSet] = field(repr=False, compare=False)  # see `load_dataset`
     _: KW_ONLY
     image_size: int | None = None  # side in pixels; None: images of any size
     box_classes: int = 0  # of the objects that have boxes; 0: none has
     small_images: bool = False  # whether the backbone gets solo-learn's CIFAR stem
     train_size: int | None = None  # number of images for pre-training
-    eval_mean: Triple | None = None  # where evaluation does not normalise as pre-training does
-    eval_std: Triple | None = None
+    eval_mean: PerChannel | None = None  # where evaluation does not normalise as pre-training does
+    eval_std: PerChannel | None = None
     recipes: str | None = None  # folder of its recipes in `scripts/*/`, where it is not the dataset's name
     hub: str | None = None  # id on the Hugging Face Hub
+
+    @property
+    def channels(self) -> int:
+        return len(self.mean)
+
+    def of(self, channels: int | None) -> "DatasetInfo":
+        """For images of so many channels, by default its own."""
+        if channels in (None, self.channels):
+            return self
+        return replace(self, mean=(0.5,) * channels, std=(0.25,) * channels, eval_mean=None, eval_std=None)
 
     def evaluated(self, mean: Any = None, std: Any = None) -> tuple[Any, Any]:
         """What evaluations normalise by, where a configuration has no mean or std."""
@@ -78,6 +87,7 @@ class DataConfig(Config, section="data"):
     train_path: str | None = None
     val_path: str | None = None
     format: Format = "auto"
+    channels: Count | None = None  # of the images; null: the dataset's own, 3 of files
     num_workers: Annotated[int, Bounds(0)] = 4  # processes of image_folder and h5, threads of dali; tensor has none
     no_labels: bool = False
     fraction: float = -1.0  # of the training set, stratified by class; -1: all of it
@@ -96,7 +106,7 @@ class DataConfig(Config, section="data"):
     info: dict[str, Any] | None = None  # derived: `FACTS` of the dataset, for who reads the run without it
     content: dict[str, Any] | None = None  # derived: the training and validation images, see `ImageSet.record`
 
-    when_given = frozenset({"decode", "content"})
+    when_given = frozenset({"channels", "decode", "content"})
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -116,12 +126,14 @@ FACTS = ("image_size", "small_images", "mean", "std", "eval_mean", "eval_std")
 def recorded_info(data: Mapping[str, Any]) -> DatasetInfo | None:
     """What is known of the dataset of an args.json's `data`: as recorded there, or by its name; None: nothing."""
     info, recorded = DATASETS.get(str(data.get("dataset"))), data.get("info")
-    return replace(info or CUSTOM, **{key: recorded[key] for key in FACTS}) if recorded else info
+    if recorded:
+        return replace(info or CUSTOM, **{key: recorded[key] for key in FACTS})
+    return info and info.of(data.get("channels"))
 
 
 def dataset_info(data: DataConfig) -> DatasetInfo:
     """Facts about `data.dataset`, found without reading an image; class folders are counted at `data.train_path`."""
-    info = DATASETS[data.dataset]
+    info = DATASETS[data.dataset].of(data.channels)
     if data.no_labels:
         return replace(info, num_classes=0)
     if info.num_classes is None and data.train_path is not None:
@@ -155,16 +167,21 @@ def load_dataset(data: DataConfig, split: str) -> ImageSet:
     downloaded, or damaged.
     """
     held_out = data.val_fraction > 0
-    images = DATASETS[data.dataset].load(data, "train" if held_out and split == "test" else split)
+    info = DATASETS[data.dataset].of(data.channels)
+    images = info.load(data, "train" if held_out and split == "test" else split)
     if isinstance(images.images, FileImages):
-        images.images.how = data.decode or AS_STORED
+        images.images.how, images.images.channels = data.decode or AS_STORED, info.channels
+        if data.channels and data.corrupt == "error":
+            images.images[0]  # where none has so many, a loader would look through all of them
+    elif (own := images.images.channels) != info.channels and (own, info.channels) != (1, 3):
+        raise ConfigError(f"data.channels: {info.channels}, but the images of '{data.dataset}' have {own}")
     elif data.decode:
         raise ConfigError(f"data.decode: the images of '{data.dataset}' are not decoded from files; leave it out")
     if held_out:
         labelled = np.flatnonzero(images.targets >= 0)
         if not len(labelled):
             raise DataError(f"data.val_fraction: the training images of '{data.dataset}' have no labels")
-        rows = labelled[_part(images.targets[labelled], data.val_fraction, "data.val_fraction")]
+        rows = labelled[part_of(images.targets[labelled], data.val_fraction, "data.val_fraction")]
         kept = np.setdiff1d(np.arange(len(images)), rows)
         images = images.subset(np.sort(rows) if split == "test" else kept)
     if data.no_labels:
@@ -175,17 +192,7 @@ def load_dataset(data: DataConfig, split: str) -> ImageSet:
         images = images.subset(rows_of(data.subset, images, Path(DEFAULT_FOLDER), data.download))
     if data.fraction == -1:
         return images
-    return images.subset(_part(images.targets, data.fraction, "data.fraction"))
-
-
-def _part(targets: np.ndarray, fraction: float, key: str) -> np.ndarray:
-    """The rows of solo-learn's fraction of the images: stratified by class, if there are labels."""
-    count, size, labelled = len(targets), int(fraction * len(targets)), targets.max() >= 0
-    _, counts = np.unique(targets, return_counts=True)
-    if not size or (labelled and (counts.min() < 2 or min(size, count - size) < len(counts))):
-        why = f"each of {len(counts)} classes needs an image in it and one outside" if labelled else "that is none"
-        raise DataError(f"{key}: {fraction} of {count} images cannot be drawn ({why})")
-    return stratified_rows(targets, size) if labelled else np.random.RandomState(42).permutation(count)[count - size :]
+    return images.subset(part_of(images.targets, data.fraction, "data.fraction"))
 
 
 def _load_mini(data: DataConfig, split: str) -> ImageSet:

@@ -1,4 +1,4 @@
-"""From an encoded image to 8-bit RGB, as `data.decode` says."""
+"""From an encoded image, or an array, to 8-bit RGB or other channels, as `data.decode` says."""
 
 import io
 from collections.abc import Callable
@@ -11,11 +11,12 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from solo_ext.errors import reason
+from solo_ext.errors import reason, require
 from solo_ext.files import log
 from solo_ext.schema import Config, Positive
 
 ORIENTATION, PHOTOMETRIC = 0x112, 262  # tags of EXIF and of TIFF
+ARRAY, TIFF = b"\x93NUMPY", (b"II", b"MM")  # what files of NumPy and TIFF begin with
 
 
 @dataclass
@@ -32,12 +33,61 @@ class DecodeConfig(Config, section="data.decode"):
 AS_STORED = DecodeConfig()
 
 
-def decode(data: bytes, how: DecodeConfig = AS_STORED) -> Tensor:
-    """The image in `data`, an encoded file: uint8 [3, H, W], RGB. Raises whatever the decoders raise."""
+def decode(data: bytes, how: DecodeConfig = AS_STORED, channels: int = 3) -> Tensor:
+    """The image in `data`, an encoded file or an .npy: uint8 [channels, H, W]. Raises whatever the decoders raise."""
+    array: np.ndarray | None = None
+    if data.startswith(ARRAY):
+        array = np.load(io.BytesIO(data), allow_pickle=False)
+    elif channels not in (1, 3) and data.startswith(TIFF):  # Pillow leaves out bands that it does not know
+        require("tifffile", "TIFF of other channels", "tiff")
+        import tifffile
+
+        array = tifffile.imread(io.BytesIO(data))
+    if array is not None:
+        return array_pixels(torch.from_numpy(array.astype(array.dtype.newbyteorder("="))), how, channels)
     with Image.open(io.BytesIO(data)) as image:  # reads the header, and refuses decompression bombs
-        if is_plain_jpeg(image, how) and (fast := jpeg_decoder()):
+        if channels == 3 and is_plain_jpeg(image, how) and (fast := jpeg_decoder()):
             return fast(data)
+        return image_pixels(image, how, channels)
+
+
+def image_pixels(image: Image.Image, how: DecodeConfig = AS_STORED, channels: int = 3) -> Tensor:
+    """uint8 [channels, H, W]: RGB, or of 1 gray, else all bands of the image, alpha too. Raises ValueError if they are
+    others, or as `to_rgb` does."""
+    if channels == 3:
         return pixels(to_rgb(image, how))
+    if channels == 1:
+        return pixels(to_rgb(image, how).convert("L"))
+    if (bands := len(image.getbands())) != channels:
+        raise ValueError(f"channels: {bands}, not data.channels={channels}")
+    return pixels(ImageOps.exif_transpose(image) if how.orientation == "exif" else image)
+
+
+def array_pixels(image: Tensor, how: DecodeConfig = AS_STORED, channels: int = 3) -> Tensor:
+    """uint8 [channels, H, W] of [H, W], [C, H, W] or [H, W, C]: bytes, or uint16 or floats by their white, as of gray.
+
+    channels: C, or 3 where one is repeated; 0: 3 of 1 or 3, else the smaller of the shape's ends. Raises ValueError for
+    other shapes and types, and for values that are not between black and white.
+    """
+    shape, fitting = list(image.shape), (1, 3) if channels in (0, 3) else (channels,)
+    if image.ndim == 2:
+        image = image[None]
+    elif image.ndim == 3 and shape[0] not in fitting:
+        last = shape[2] in fitting or (not channels and shape[2] < shape[0])
+        image = image.permute(2, 0, 1) if last else image
+    if image.ndim != 3 or (channels and image.shape[0] not in fitting):
+        raise ValueError(f"its shape is {shape}, no image{f' of data.channels={channels}' if channels else ''}")
+    if image.dtype != torch.uint8:
+        white = how.white or (1.0 if image.is_floating_point() else 65535.0 if image.dtype == torch.uint16 else None)
+        if white is None:
+            raise ValueError(f"its values are {image.dtype}, but an image is uint8, uint16 or floats from 0 to 1")
+        image = image if image.is_floating_point() else image.double()
+        low, high = image.min().item(), image.max().item()
+        if not 0 <= low <= high <= white:  # NaN neither
+            allowed = f"0 to {white:g} (data.decode.white)"
+            raise ValueError(f"values from {low:.3g} to {high:.3g}; give images before they are normalised, {allowed}")
+        image = (image * (255 / white)).round().to(torch.uint8)
+    return image.expand(3 if 3 in fitting and len(image) == 1 else -1, -1, -1).contiguous()
 
 
 def to_rgb(image: Image.Image, how: DecodeConfig = AS_STORED) -> Image.Image:

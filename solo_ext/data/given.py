@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from solo_ext.data.datasets import CUSTOM, DATASETS, DataConfig
-from solo_ext.data.decode import pixels, to_rgb
+from solo_ext.data.decode import array_pixels, image_pixels
 from solo_ext.data.images import FileImages, ImageSet
 from solo_ext.errors import DataError
 
@@ -39,7 +39,9 @@ class GivenImages(FileImages):
             return self.pixels(_parts(self.root[int(self.paths[i])])[0])  # type: ignore[index]  # no path
 
     def pixels(self, image: Any) -> Tensor:
-        return pixels(to_rgb(image, self.how)) if isinstance(image, Image.Image) else _bytes(torch.as_tensor(image))
+        if isinstance(image, Image.Image):
+            return image_pixels(image, self.how, self.channels or 3)
+        return array_pixels(torch.as_tensor(image), self.how, self.channels)
 
 
 def _parts(sample: Any) -> tuple[Any, Any]:
@@ -55,27 +57,8 @@ def _parts(sample: Any) -> tuple[Any, Any]:
     return image, (-1 if label[0] is None else label[0]) if label else None
 
 
-def _bytes(image: Tensor) -> Tensor:
-    """uint8 [3, H, W] of [H, W], [C, H, W] or [H, W, C], C 1 or 3, either bytes or floats from 0 to 1."""
-    shape = list(image.shape)
-    if image.ndim == 2:
-        image = image[None]
-    if image.ndim == 3 and image.shape[0] not in (1, 3):
-        image = image.permute(2, 0, 1)
-    if image.ndim != 3 or image.shape[0] not in (1, 3):
-        raise ValueError(f"its shape is {shape}, but an image is [H, W], or has 1 or 3 channels")
-    if image.is_floating_point():
-        low, high = image.min().item(), image.max().item()
-        if not (low >= 0 and high <= 1):
-            raise ValueError(f"values from {low:.3g} to {high:.3g}; give images before they are normalised, 0 to 1")
-        image = (image * 255).round()
-    elif image.dtype != torch.uint8:
-        raise ValueError(f"its values are {image.dtype}, but an image is uint8, or floats from 0 to 1")
-    return image.to(torch.uint8).expand(3, -1, -1).contiguous()
-
-
 def read_given(dataset: Any, key: str) -> ImageSet:
-    """A Dataset of images (of Pillow, uint8, or floats from 0 to 1), of (image, label), or of {"image": ..., "label":
+    """A Dataset of images (of Pillow, or arrays as of `array_pixels`), of (image, label), or of {"image": ..., "label":
     ...}. Labels are its attribute `targets` or `labels`, else every sample is read; None and -1 are none.
 
     Raises DataError for what has no length, no images or labels that are no class numbers.
@@ -85,7 +68,7 @@ def read_given(dataset: Any, key: str) -> ImageSet:
         raise DataError(f"{key}: a {kind} is no Dataset with len() and [i]")
     if not (count := len(dataset)):
         raise DataError(f"{key}: the {kind} is empty")
-    images, targets = GivenImages(dataset, np.arange(count).astype("S")), np.empty(count, np.int64)
+    images, targets = GivenImages(dataset, np.arange(count).astype("S"), channels=0), np.empty(count, np.int64)
 
     def label_of(i: int) -> Any:
         with images.named(i):
@@ -93,7 +76,7 @@ def read_given(dataset: Any, key: str) -> ImageSet:
 
     with images.named(0):
         image, first = _parts(dataset[0])
-        images.pixels(image)
+        images.channels = len(images.pixels(image))
     labels: Any = next((own for name in ("targets", "labels") if len(own := getattr(dataset, name, ())) == count), None)
     if first is None:
         labels = [None] * count
@@ -111,7 +94,7 @@ def read_given(dataset: Any, key: str) -> ImageSet:
     return ImageSet(images, targets, tuple(names if len(names) >= len(numbers) else numbers))  # type: ignore[arg-type]
 
 
-def give(train: Any, val: Any | None, like: str | None) -> dict[str, str | None]:
+def give(train: Any, val: Any | None, like: str | None) -> dict[str, Any]:
     """Makes the Datasets `train` and `val` known to this process, normalised and with the stem of `like`; the keys that
     name them."""
     images, known = read_given(train, "data"), DATASETS.get(str(like), CUSTOM)
@@ -119,7 +102,8 @@ def give(train: Any, val: Any | None, like: str | None) -> dict[str, str | None]
     side = known.image_size if {*images.images[0].shape[1:]} == {known.image_size} else None
     changes: dict[str, Any] = {"load": _load, "image_size": side, "num_classes": len(images.classes)}
     DATASETS[name] = replace(known, **changes, train_size=None, box_classes=0, recipes=None, hub=None)
-    return {"data.dataset": name, "data.train_path": None, "data.val_path": val_name}
+    keys = {"data.dataset": name, "data.train_path": None, "data.val_path": val_name}
+    return keys if images.images.channels == 3 else {**keys, "data.channels": images.images.channels}
 
 
 def _keep(images: ImageSet) -> str:

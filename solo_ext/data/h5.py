@@ -17,6 +17,7 @@ import h5py
 import numpy as np
 from PIL import Image
 
+from solo_ext.data.decode import ARRAY
 from solo_ext.data.images import FileImages, ImageSet, by_class_folder, class_folder, read_folder, reading
 from solo_ext.errors import DataError, SoloExtError, reason
 from solo_ext.files import replacing
@@ -102,7 +103,8 @@ def write_h5(
             for i in progress(range(len(images))):
                 with files.named(i):
                     data = files.read(i)
-                    Image.open(BytesIO(data)).close()
+                    if not data.startswith(ARRAY):
+                        Image.open(BytesIO(data)).close()
                 h5.create_dataset(bytes(files.paths[i]), data=np.frombuffer(data, np.uint8))
                 if file.error:
                     break

@@ -21,6 +21,7 @@ from solo_ext.errors import DataError, reason
 from solo_ext.files import log
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
+ARRAYS = (".npy",)  # images where there are no others
 # folders that file servers and systems put among the images: thumbnails, snapshots, what was deleted
 FOREIGN = {
     *("@eadir", "#recycle", "#snapshot", "@recycle", "@recently-snapshot", "@tmp"),
@@ -31,7 +32,7 @@ SPLITS = {"train", "training", "val", "valid", "validation", "test", "testing", 
 
 
 class ArrayImages:
-    """Images of one size in memory: `pixels` is uint8 [N, H, W] (gray) or [N, H, W, 3]."""
+    """Images of one size in memory: `pixels` is uint8 [N, H, W] (gray) or [N, H, W, C]."""
 
     # in words, and what can read them: auto takes the first, dali only for a GPU
     kind, formats = "images in memory", ("tensor", "image_folder")
@@ -50,19 +51,23 @@ class ArrayImages:
         """All of them on `device`: uint8 [N, C, H, W]."""
         return channels_first(torch.from_numpy(self.pixels).to(device)).contiguous()
 
+    @property
+    def channels(self) -> int:
+        return self.pixels.shape[3] if self.pixels.ndim == 4 else 1
+
     def subset(self, rows: np.ndarray) -> "ArrayImages":
         return ArrayImages(self.pixels[rows])
 
 
 class FileImages:
-    """Image files under `root`, each read as RGB when it is needed, or `DataError` with its path. Paths, with `/`, are
-    one byte array: the reference counts of a million `str` would be copied into every worker."""
+    """Image files under `root`, each read when it is needed, of 3 channels as RGB, or `DataError` with its path. Paths,
+    with `/`, are one byte array: the reference counts of a million `str` would be copied into every worker."""
 
     kind: str = "image files"
     formats: tuple[str, ...] = ("dali", "image_folder", "tensor")
 
-    def __init__(self, root: Path, paths: np.ndarray, how: DecodeConfig = AS_STORED):
-        self.root, self.paths, self.how = root, paths, how
+    def __init__(self, root: Path, paths: np.ndarray, how: DecodeConfig = AS_STORED, channels: int = 3):
+        self.root, self.paths, self.how, self.channels = root, paths, how, channels
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -93,9 +98,9 @@ class FileImages:
             return np.fromiter(threads.map(size, range(len(self)), chunksize=256), "<i8", len(self))
 
     def __getitem__(self, i: int) -> Tensor:
-        """uint8 [3, H, W]."""
+        """uint8 [channels, H, W]."""
         with self.named(i):
-            return decode(self.read(i), self.how)
+            return decode(self.read(i), self.how, self.channels)
 
     @contextmanager
     def named(self, i: int) -> Iterator[None]:
@@ -107,12 +112,12 @@ class FileImages:
             raise DataError(f"{self.path(i)}: not a readable image ({why})") from None
 
     def subset(self, rows: np.ndarray) -> "FileImages":
-        return type(self)(self.root, self.paths[rows], self.how)
+        return type(self)(self.root, self.paths[rows], self.how, self.channels)
 
 
 @dataclass(frozen=True)
 class ImageSet:
-    """`images[i]` is uint8 [C, H, W], C 3 (RGB) or 1 (gray); `targets[i]` its class or -1."""
+    """`images[i]` is uint8 [C, H, W], C 3 (RGB), 1 (gray) or any other; `targets[i]` its class or -1."""
 
     images: ArrayImages | FileImages
     targets: np.ndarray  # int64 [N]
@@ -224,7 +229,7 @@ def read_folder(root: str | os.PathLike, key: str, labels: bool = True) -> Image
         raise DataError(f"{key}: {problem} '{root}'")
     with reading(key):
         classes = class_folders(root) if labels else []
-        names = _image_files(root, key)
+        names = _image_files(root, key) or _image_files(root, key, ARRAYS)
     if classes:
         names.sort(key=class_folder)
     missing = {*classes} - {os.fsdecode(class_folder(name)) for name in names}
@@ -232,7 +237,7 @@ def read_folder(root: str | os.PathLike, key: str, labels: bool = True) -> Image
         empty = root / min(missing, default="")
         files = sorted(name for _, _, names in os.walk(empty, followlinks=True) for name in names)
         others = f"{len(files)} files such as '{files[0]}'" if files else "nothing"
-        raise DataError(f"{key}: no image in '{empty}' (looked for {' '.join(EXTENSIONS)}; found {others})")
+        raise DataError(f"{key}: no image in '{empty}' (looked for {' '.join(EXTENSIONS + ARRAYS)}; found {others})")
     return by_class_folder(FileImages(root, np.array(names)), key, labels)
 
 
@@ -259,8 +264,8 @@ def by_class_folder(images: FileImages, key: str, labels: bool) -> ImageSet:
     return ImageSet(images, np.array([numbers[name] for name in folders]), tuple(map(os.fsdecode, classes)))
 
 
-def _image_files(root: Path, key: str) -> list[bytes]:
-    """Paths below `root`, with `/`, of the visible image files: folder by folder, sorted."""
+def _image_files(root: Path, key: str, endings: tuple[str, ...] = EXTENSIONS) -> list[bytes]:
+    """Paths below `root`, with `/`, of the visible files with these endings: folder by folder, sorted."""
 
     def fail(error: OSError) -> None:
         raise error  # os.walk would skip a folder that cannot be listed
@@ -274,7 +279,7 @@ def _image_files(root: Path, key: str) -> list[bytes]:
             raise DataError(f"{key}: '{folder}' is the same folder as '{first}': remove one of the links")
         passed.update(f"{name}/" for name in folders if name.lower() in FOREIGN)
         folders[:] = [name for name in folders if not _foreign(name)]
-        images = [name for name in names if name.lower().endswith(EXTENSIONS) and not name.startswith(".")]
+        images = [name for name in names if name.lower().endswith(endings) and not name.startswith(".")]
         passed.update(Path(name).suffix.lower() or name for name in {*names} - {*images})
         tree.append((folder[start:].replace(os.sep, "/"), sorted(images)))
     if passed and any(images for _, images in tree):

@@ -1,6 +1,7 @@
 """The data of a run as Lightning data modules, which refuse what a user can get wrong, and the formats that read it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import cache, cached_property
 from importlib import import_module
@@ -14,14 +15,14 @@ from torch import Tensor
 from torch.utils.data import DataLoader, DistributedSampler
 
 from solo_ext.data.augmentations import AugmentationConfig, ClassificationAugmentationConfig
-from solo_ext.data.datasets import DataConfig, DatasetInfo, dataset_info, load_dataset
+from solo_ext.data.datasets import DATASETS, DataConfig, DatasetInfo, PerChannel, dataset_info, load_dataset
 from solo_ext.data.decode import jpeg_decoder
-from solo_ext.data.images import ArrayImages, FileImages, ImageSet
+from solo_ext.data.images import SOME, ArrayImages, FileImages, ImageSet
 from solo_ext.data.loader import EpochSampler, ResidentLoader, Skipped, ViewDataset, ViewLoader, finish_first
 from solo_ext.data.transforms import Transform, build_eval_transform
 from solo_ext.errors import ConfigError, DataError, reason
 from solo_ext.files import log
-from solo_ext.schema import build, fit
+from solo_ext.schema import build, fit, show
 
 DEFAULT_CROP = 224  # of sets whose images have no common size
 
@@ -29,11 +30,15 @@ DEFAULT_CROP = 224  # of sets whose images have no common size
 def pick_format(data: DataConfig, images: ArrayImages | FileImages, device: torch.device) -> str:
     """What `data.format` means for these images on this device; a `ConfigError` if that cannot read them."""
     if data.format == "auto":
-        on_gpu = device.type == "cuda"
-        return next(name for name in images.formats if name != "dali" or (on_gpu and not _without_dali()))
+        dali = device.type == "cuda" and images.channels == 3
+        return next(name for name in images.formats if name != "dali" or (dali and not _without_dali()))
     if data.format not in images.formats:
         here = f"which '{data.dataset}' has here (one of {', '.join(images.formats)}, auto)"
         raise ConfigError(f"data.format: '{data.format}' does not read {images.kind}, {here}")
+    if data.format == "dali" and images.channels != 3:
+        raise ConfigError(
+            f"data.format: 'dali' reads RGB, not data.channels={images.channels}; use {images.formats[1]}"
+        )
     if data.format == "dali" and (why := _without_dali()):
         raise ConfigError(f"data.format: 'dali' needs NVIDIA DALI, which {why}, or use image_folder")
     return data.format
@@ -54,6 +59,21 @@ def make_loader(data: DataConfig, views: ViewDataset, device: torch.device, **ba
     count = data.num_workers
     batching |= {"num_workers": count, "persistent_workers": count > 0, "worker_init_fn": finish_first}
     return ViewLoader(views, device, pin_memory=device.type == "cuda", **batching)
+
+
+def statistics(images: ArrayImages | FileImages, skip: bool) -> tuple[PerChannel, PerChannel]:
+    """Mean and standard deviation of each channel, of pixels in [0, 1]; images count alike. skip: those that cannot be
+    read are left out, if others can."""
+    found: list[tuple[torch.Tensor, torch.Tensor]] = []
+    for i in range(len(images)):
+        with suppress(*[DataError] * skip):
+            found.append(torch.var_mean(images[i].flatten(1) / 255, 1, correction=0))
+    if not found:
+        images[0]  # raises what is wrong with it
+    variances, means = (torch.stack(x) for x in zip(*found, strict=True))
+    deviation = (variances.mean(0) + means.var(0, correction=0)).sqrt().clamp(min=1 / 255)  # of a constant channel
+    mean, std = (tuple(round(x, 4) for x in values.tolist()) for values in (means.mean(0), deviation))
+    return mean, std
 
 
 @cache
@@ -107,6 +127,22 @@ class ImageData(pl.LightningDataModule):
     def info(self) -> DatasetInfo:
         info = dataset_info(self.data)
         return info if self.train_set.targets.max(initial=-1) >= 0 else replace(info, num_classes=0)
+
+    def _facts(self, views: Mapping[str, Any]) -> DatasetInfo:
+        """What is known of the dataset. A mean and std for its channels, which neither it nor the `views` (key -> what
+        has them) may have, are those of `SOME` training images. ConfigError for a view's that are of other channels."""
+        info = dataset_info(self.data)
+        for key, view in views.items():
+            for name in ("mean", "std"):
+                if (own := getattr(view, name)) is not None and len(own) != info.channels:
+                    there = f"the images have {info.channels} channels (data.channels)"
+                    raise ConfigError(f"{key}.{name}: {len(own)} numbers, {show(own)}, but {there}")
+        known = DATASETS[self.data.dataset].channels == info.channels
+        if known or all(view.mean and view.std for view in views.values()):
+            return info
+        sample = self.train_set.evenly(min(SOME, len(self.train_set)))
+        mean, std = statistics(sample.images, self.data.corrupt == "skip")
+        return replace(info, mean=mean, std=std)
 
     @property
     def num_classes(self) -> int:
@@ -188,7 +224,9 @@ class PretrainData(ImageData):
         self.augmentations: list[AugmentationConfig] = fit(list[AugmentationConfig], augmentations, "augmentations")
         if not self.augmentations:
             raise ConfigError("augmentations: empty, but at least one view is needed")
-        first, info = self.augmentations[0], dataset_info(self.data)
+        views = {f"augmentations.{i}": aug for i, aug in enumerate(self.augmentations)}
+        self.facts = info = self._facts(views)
+        first = self.augmentations[0]
         self.eval_view = first.crop_size, *info.evaluated(first.mean, first.std)
         for i, aug in enumerate(self.augmentations):
             for name in ("mean", "std"):
@@ -201,6 +239,10 @@ class PretrainData(ImageData):
             if (side := info.image_size) and aug.crop_size > side:
                 there = f"the images of '{self.data.dataset}' have {side}; use at most {side}"
                 raise ConfigError(f"augmentations.{i}.crop_size: {aug.crop_size} px, but {there}")
+        jitters = [(aug.color_jitter, aug.grayscale.prob) for aug in self.augmentations]
+        if info.channels != 3 and any(gray or (c.prob and (c.saturation or c.hue)) for c, gray in jitters):
+            only = "saturation, hue and grayscale are of RGB images, and left out"
+            log.warning("augmentations: %s for those of %d channels (data.channels)", only, info.channels)
 
     def train_dataloader(self) -> ViewLoader:
         return self._shuffled(self._views())
@@ -210,7 +252,7 @@ class PretrainData(ImageData):
         return self._loader(self.train_set, self._views())
 
     def _views(self) -> list[Transform]:
-        info, views = dataset_info(self.data), [aug for aug in self.augmentations for _ in range(aug.num_crops)]
+        info, views = self.facts, [aug for aug in self.augmentations for _ in range(aug.num_crops)]
         return [Transform.random(aug, aug.mean or info.mean, aug.std or info.std) for aug in views]
 
     def probe_dataloaders(self) -> tuple[ViewLoader, ViewLoader]:
@@ -228,7 +270,7 @@ class ClassificationData(ImageData):
     def __init__(self, data: DataConfig, batch_size: int, seed: int, augment: bool = True):
         super().__init__(data, batch_size, seed)
         options = self.data.augmentations or ClassificationAugmentationConfig()
-        info = dataset_info(self.data)
+        info = self._facts({"data.augmentations": options})
         crop_size = options.crop_size or info.image_size or DEFAULT_CROP
         self.eval_view = crop_size, *info.evaluated(options.mean, options.std)
         self.augment = augment

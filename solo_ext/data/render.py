@@ -70,9 +70,9 @@ def parts(images: Tensor) -> Iterator[slice]:
 
 def finish(crops: Tensor, views: Views, mean: Tensor, std: Tensor, out: Tensor | None = None) -> Tensor:
     """What follows the crop: colour, blur, flip, normalisation, by the `views` of these B images. uint8 or float
-    [B, C, S, S], 0 to 255, C 1 for gray images, to float32 [B, 3, S, S], in `out` if there is one."""
+    [B, C, S, S], 0 to 255, C 1 for gray images, to float32 [B, len(mean), S, S], in `out` if there is one."""
     if out is None:
-        out = torch.empty((len(crops), 3, *crops.shape[2:]), device=crops.device)
+        out = torch.empty((len(crops), len(mean), *crops.shape[2:]), device=crops.device)
     for rows in parts(crops):
         x, part = crops[rows].to(torch.float32, copy=True), Views(*(array[rows] for array in views))
         x = _jitter(x, part.order, part.factors)
@@ -87,7 +87,7 @@ def finish(crops: Tensor, views: Views, mean: Tensor, std: Tensor, out: Tensor |
 
 
 def normalise(crops: Tensor, mean: Tensor, std: Tensor, out: Tensor | None = None) -> Tensor:
-    """[B, C, S, S], values from 0 to 255, to float32 [B, 3, S, S]; mean, std: [3], of values in [0, 1]."""
+    """[B, C, S, S], values from 0 to 255, to float32 [B, C, S, S]; mean, std: [C] of values in [0, 1], [3] of gray."""
     mean, std = (n.to(crops.device, non_blocking=True)[:, None, None] for n in (mean, std))
     return torch.mul(crops, 1 / (255 * std), out=out).sub_(mean / std)
 
@@ -109,7 +109,7 @@ def _tensor(array: np.ndarray, like: Tensor) -> Tensor:
 
 def _jitter(x: Tensor, order: np.ndarray, factors: np.ndarray) -> Tensor:
     """Brightness, contrast, saturation and hue, in each image's own order; what changes nothing is left out."""
-    color = x.shape[1] == 3  # a gray image has no saturation and no hue
+    color = x.shape[1] == 3  # others have no saturation and no hue
     for place in np.where(order >= 0, JITTER_ORDERS[order].T, -1):
         for operation in (BRIGHTNESS, CONTRAST, SATURATION) if color else (BRIGHTNESS, CONTRAST):
             factor = factors[:, operation]
@@ -130,9 +130,9 @@ def _blend(operation: int, x: Tensor, share: Tensor, rest: Tensor) -> Tensor:
 
 
 def _luma(x: Tensor) -> Tensor:
-    """[B, C, H, W] to [B, 1, H, W]."""
-    if x.shape[1] == 1:
-        return x
+    """[B, C, H, W] to [B, 1, H, W]; of other channels than RGB the mean."""
+    if x.shape[1] != 3:
+        return x if x.shape[1] == 1 else x.mean(1, keepdim=True)
     red, green, blue = x.split(1, dim=1)
     return (red * LUMA[0]).add_(green, alpha=LUMA[1]).add_(blue, alpha=LUMA[2])
 

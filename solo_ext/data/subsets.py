@@ -1,10 +1,10 @@
-"""Parts of a training set that are published as lists of file names, so that all train on the same few labels."""
+"""Parts of a training set: drawn, or published as lists of file names, so that all train on the same few labels."""
 
 from pathlib import Path
 
 import numpy as np
 
-from solo_ext.data.images import FileImages, ImageSet
+from solo_ext.data.images import FileImages, ImageSet, stratified_rows
 from solo_ext.errors import DataError, naming
 from solo_ext.files import sha256
 
@@ -19,6 +19,16 @@ PUBLISHED = {  # name -> where it is, and its SHA-256: of ImageNet's training im
         "6d09de11e7bdaf5b1f3b1f249b6183695f97310cdd20f0c03e7235b6b9392091",
     ),
 }
+
+
+def part_of(targets: np.ndarray, fraction: float, key: str) -> np.ndarray:
+    """The rows of solo-learn's fraction of the images: stratified by class, if there are labels."""
+    count, size, labelled = len(targets), int(fraction * len(targets)), targets.max() >= 0
+    _, counts = np.unique(targets, return_counts=True)
+    if not size or (labelled and (counts.min() < 2 or min(size, count - size) < len(counts))):
+        why = f"each of {len(counts)} classes needs an image in it and one outside" if labelled else "that is none"
+        raise DataError(f"{key}: {fraction} of {count} images cannot be drawn ({why})")
+    return stratified_rows(targets, size) if labelled else np.random.RandomState(42).permutation(count)[count - size :]
 
 
 def rows_of(subset: str, images: ImageSet, folder: Path, download: bool = True) -> np.ndarray:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from solo_ext.data.augmentations import AugmentationConfig, ProbConfig
 from solo_ext.data.datasets import DatasetInfo
-from solo_ext.data.decode import pixels, to_rgb
+from solo_ext.data.decode import image_pixels
 from solo_ext.data.render import crop_resize, crop_resize_batch, finish, normalise, parts, resize, resize_center
 from solo_ext.data.views import DRAWS, draw_boxes, draw_views
 
@@ -20,8 +20,9 @@ Values = Sequence[float]  # per channel, of pixels in [0, 1]
 
 class Transform:
     """Images to normalised views, by numbers of U[0, 1): random ones, as `aug` says, or without it, the same each time.
-    size: of a view, in pixels. mode: bicubic or bilinear. shorter: side to which the whole image is resized before its
-    centre is cut out; None: a box of `boxes` is resized."""
+    size: of a view, in pixels. mean, std: for each of its C channels; 3 for gray, too. mode: bicubic or bilinear.
+    shorter: side to which the whole image is resized before its centre is cut out; None: a box of `boxes` is resized.
+    """
 
     def __init__(
         self,
@@ -64,22 +65,23 @@ class Transform:
         return np.stack([np.zeros_like(widths), np.zeros_like(heights), widths, heights], axis=1)
 
     def finish(self, crops: Tensor, u: np.ndarray, out: Tensor | None = None) -> Tensor:
-        """[B, C, size, size], values from 0 to 255, to float32 [B, 3, size, size], in `out` if there is one."""
+        """[B, C, size, size], values from 0 to 255, to float32 [B, C, size, size], in `out` if there is one."""
         if self.aug is None:
             return normalise(crops, self.mean, self.std, out)
         return finish(crops, draw_views(self.aug, u), self.mean, self.std, out)
 
     def batch(self, images: Tensor, u: np.ndarray) -> Tensor:
-        """Images of one size, uint8 [B, C, H, W], on any device: float32 [B, 3, size, size]."""
-        out = torch.empty((len(images), 3, self.size, self.size), device=images.device)
+        """Images of one size, uint8 [B, C, H, W], on any device: float32 [B, C, size, size]."""
+        out = torch.empty((len(images), len(self.mean), self.size, self.size), device=images.device)
         for rows in parts(images):
             self.finish(self.crop_batch(images[rows], u[rows]), u[rows], out[rows])
         return out
 
     def __call__(self, image: Image.Image | Tensor, u: np.ndarray | None = None) -> Tensor:
-        """One image, Pillow's or uint8 [C, H, W]: float32 [3, size, size]. Default of `u`: torch's global generator."""
+        """One image, Pillow's or uint8 [C, H, W]: float32 [C, size, size]. Default of `u`: torch's global generator."""
         if isinstance(image, Image.Image):
-            image = pixels(image if image.mode == "L" else to_rgb(image))
+            channels = len(self.mean)
+            image = image_pixels(image, channels=1 if image.mode == "L" and channels == 3 else channels)
         if u is None:
             u = np.zeros(DRAWS) if self.aug is None else torch.rand(DRAWS, dtype=torch.float64).numpy()
         return self.finish(self.crop(image, u)[None], u[None])[0]
@@ -88,7 +90,7 @@ class Transform:
 def build_eval_transform(
     info: DatasetInfo, crop_size: int, mean: Values | None = None, std: Values | None = None, augment: bool = False
 ) -> Transform:
-    """What an evaluation sees of an image, bilinear, float tensor [3, crop_size, crop_size]: all of it, resized, if the
+    """What an evaluation sees of an image, bilinear, float tensor [C, crop_size, crop_size]: all of it, resized, if the
     images of the dataset have one size; else the centre, after the shorter side became 256/224 of `crop_size`.
     `augment`, to train a linear classifier: a crop of 8 to 100% of the area, flipped at random."""
     mean, std = info.evaluated(mean, std)

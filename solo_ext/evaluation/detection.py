@@ -115,6 +115,8 @@ class DetectionModel(pl.LightningModule):
         std: Sequence[float],
         finetune: bool = True,
     ):
+        if len(mean) != 3 or len(std) != 3:
+            raise ConfigError("data.augmentations.mean and std must be lists of 3 numbers: a detector's images are RGB")
         require("pycocotools", "detect", "detect")
         from torchmetrics.detection import MeanAveragePrecision
 

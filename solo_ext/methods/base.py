@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
-from solo_ext.data.datasets import FOLDER, DataConfig, recorded_info
+from solo_ext.data.datasets import CUSTOM, FOLDER, DataConfig, recorded_info
 from solo_ext.losses import enqueue
 from solo_ext.methods.step import GapConfig
 from solo_ext.methods.variants import variants
@@ -240,6 +240,6 @@ def backbone_of(cfg: Any, method: type[Method] | None = None) -> nn.Module:
         declared = {field.name for field in fields(BackboneConfig)}
         backbone = build(BackboneConfig, {k: v for k, v in backbone.items() if k in declared}, "backbone")
     name = str(values.get("method") or values.get("pretrain_method")).lower()
-    info = recorded_info(data if isinstance(data, Mapping) else vars(data))
-    small = info is not None and info.small_images
-    return build_backbone(backbone, small, (method or DECLARED.get(name, Method)).backbones)
+    info = recorded_info(data if isinstance(data, Mapping) else vars(data)) or CUSTOM
+    own = (method or DECLARED.get(name, Method)).backbones
+    return build_backbone(backbone, info.small_images, own, info.channels)

@@ -63,7 +63,7 @@ def _vit(constructor: str, name: str, heads: int) -> partial[nn.Module]:
     return partial(_new, constructor, num_classes=0, embed_dim=width, depth=depth, num_heads=heads)
 
 
-# name -> constructor of one of torchvision's ResNets, or of a module [B, 3, H, W] -> [B, num_features]
+# name -> constructor of one of torchvision's ResNets, or of a module [B, C, H, W] -> [B, num_features]
 BACKBONES: dict[str, partial[nn.Module]] = {
     **{name: partial(_new, f"torchvision.models:{name}") for name in ("resnet18", "resnet34", "resnet50")},
     # four basic blocks of 16, 32, 64 and 128 channels: 176 k parameters, for CPUs
@@ -77,12 +77,12 @@ MOCO_VITS: dict[str, partial[nn.Module]] = {
 }
 
 
-def give_backbone(module: nn.Module) -> str:
-    """Makes copies of `module` [B, 3, H, W] -> [B, features], with its weights, a backbone of this process; returns its
-    name. Raises ConfigError if it gives something else."""
-    name, network = type(module).__name__, copy.deepcopy(module).eval()
-    with torch.no_grad(), naming(f"backbone: a {name} takes no images [2, 3, 224, 224]", Exception):
-        shape = network(torch.zeros(2, 3, 224, 224)).shape  # whatever a user's module raises, or returns
+def give_backbone(module: nn.Module, channels: int = 3) -> str:
+    """Makes copies of `module` [B, channels, H, W] -> [B, features], with its weights, a backbone of this process;
+    returns its name. Raises ConfigError if it takes or gives something else."""
+    name, network, images = type(module).__name__, copy.deepcopy(module).eval(), torch.zeros(2, channels, 224, 224)
+    with torch.no_grad(), naming(f"backbone: a {name} takes no images {list(images.shape)}", Exception):
+        shape = network(images).shape  # whatever a user's module raises, or returns
     if len(shape) != 2:
         raise ConfigError(f"backbone: a {name} gives {list(shape)}, but features of a backbone are [B, features]")
     network.num_features = shape[1]  # type: ignore[assignment]
@@ -101,23 +101,29 @@ def is_resnet(backbone: nn.Module) -> bool:
     return isinstance(backbone, resnet.ResNet | resnetv2.ResNetV2)
 
 
+def of_channels(channels: int) -> str:
+    """For messages; RGB goes without saying."""
+    return "" if channels == 3 else f" of {channels} channels (data.channels)"
+
+
 @torch.no_grad()
-def check_sizes(backbone: nn.Module, name: str, sizes: Iterable[int], built: bool = False) -> None:
+def check_sizes(backbone: nn.Module, name: str, sizes: Iterable[int], built: bool = False, channels: int = 3) -> None:
     """Raises ConfigError if the backbone cannot take square images of one of `sizes` in pixels (too small for it, or
-    not a ViT's own), or gives something else than features [B, num_features]. built: its weights are given, too."""
+    not a ViT's own) or so many channels, or gives something else than features [B, num_features]. built: its weights
+    are given, too."""
     training = backbone.training
     backbone.eval()
     own = getattr(getattr(backbone, "patch_embed", None), "img_size", None)  # of a ViT for one size
     sizes = list(dict.fromkeys(sizes))
     for size in sizes:
-        problem = f"backbone.name: {name} cannot take crops of {size} px"
+        problem = f"backbone.name: {name} cannot take crops of {size} px{of_channels(channels)}"
         if own and built:
             problem += f" (data.augmentations.crop_size={own[0]} suits it)"
         elif own:
             key = f"img_size={size}" if len(sizes) == 1 else "dynamic_img_size=true"
             problem += f" (backbone.kwargs.{key} makes one that can, if its patch_size divides them)"
         with naming(problem, SoloExtError, RuntimeError, ValueError, AssertionError):
-            shape = list(backbone(torch.zeros(1, 3, size, size)).shape)
+            shape = list(backbone(torch.zeros(1, channels, size, size)).shape)
         if shape != (expected := [1, backbone.num_features]):
             why = f"an image gives {shape}, but features of a backbone are {expected}"
             raise ConfigError(f"backbone.kwargs: {why}; leave out num_classes, global_pool and the like")
@@ -125,11 +131,15 @@ def check_sizes(backbone: nn.Module, name: str, sizes: Iterable[int], built: boo
 
 
 def build_backbone(
-    cfg: BackboneConfig, small_images: bool = False, own: Mapping[str, Callable[..., nn.Module]] | None = None
+    cfg: BackboneConfig,
+    small_images: bool = False,
+    own: Mapping[str, Callable[..., nn.Module]] | None = None,
+    channels: int = 3,
 ) -> nn.Module:
-    """A randomly initialised backbone [B, 3, H, W] -> [B, `num_features`], without its classification layer.
+    """A randomly initialised backbone [B, channels, H, W] -> [B, `num_features`], without its classification layer.
 
     small_images: what the stem `auto` is for. own: constructors that go before `BACKBONES`, such as `MOCO_VITS`.
+    channels: of the images; a network that somebody has added takes what it takes.
     Raises ConfigError for arguments that the constructor refuses, or `last_norm` without a ResNet.
     """
     from torchvision.models.resnet import ResNet
@@ -139,7 +149,8 @@ def build_backbone(
     errors = SoloExtError, AssertionError, TypeError, ValueError, RuntimeError
     fetched = f"backbone.kwargs: the initial weights of '{cfg.name}' are not here and cannot be fetched"
     with naming(fetched), naming(f"backbone.kwargs {cfg.kwargs} do not fit '{cfg.name}'", *errors):
-        backbone: Any = constructor(**cfg.kwargs)
+        timms = channels != 3 and (cfg.name in VITS or cfg.name.startswith("timm/"))
+        backbone: Any = constructor(**{**({"in_chans": channels} if timms else {}), **cfg.kwargs})
     if not isinstance(backbone, ResNet):
         if cfg.last_norm:
             resnets = ", ".join(key for key in BACKBONES if key.startswith("resnet"))
@@ -149,9 +160,15 @@ def build_backbone(
         return backbone
     backbone.num_features = backbone.inplanes
     backbone.fc = nn.BatchNorm1d(backbone.num_features) if cfg.last_norm else nn.Identity()
+    first = backbone.conv1
     if cfg.stem == "small" or (cfg.stem == "auto" and small_images):
         # initialised as PyTorch does by default, like solo-learn's
         stem = getattr(backbone, "small_stem", SMALL_STEM)
-        backbone.conv1 = nn.Conv2d(3, backbone.conv1.out_channels, bias=False, **stem)
+        backbone.conv1 = nn.Conv2d(channels, first.out_channels, bias=False, **stem)
         backbone.maxpool = nn.Identity()
+    elif channels != 3 and getattr(constructor, "func", None) is _new:  # a user's own has its own first layer
+        backbone.conv1 = nn.Conv2d(
+            channels, first.out_channels, first.kernel_size, first.stride, first.padding, bias=False
+        )
+        nn.init.kaiming_normal_(backbone.conv1.weight, mode="fan_out", nonlinearity="relu")
     return backbone

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.data import DataLoader
 
+from solo_ext.data.datasets import dataset_info
 from solo_ext.data.loader import free_memory
 from solo_ext.errors import ConfigError
 from solo_ext.runs.environment import environment
@@ -41,7 +42,7 @@ def photograph_size(cfg: DetectionConfig) -> tuple[int, int]:
 def synthetic_batch(
     cfg: PretrainConfig | DetectionConfig, images: int, device: torch.device
 ) -> tuple[Tensor, Any, Any]:
-    """A random batch in the shapes of `cfg`: (indexes [B], views [B, 3, H, W], targets [B]), or a detector's."""
+    """A random batch in the shapes of `cfg`: (indexes [B], views [B, C, H, W], targets [B]), or a detector's."""
     generator = torch.Generator().manual_seed(0)
     if isinstance(cfg, DetectionConfig):
         size = photograph_size(cfg)
@@ -52,7 +53,8 @@ def synthetic_batch(
         target |= {"masks": torch.ones(OBJECTS, *size, dtype=torch.bool)} if cfg.detector.masks else {}
         target = {name: x.to(device) for name, x in target.items()}
         return torch.arange(images, device=device), [image] * images, [target] * images
-    views = [torch.randn(images, 3, side, side, generator=generator).to(device) for side in crop_sizes(cfg)]
+    shape = images, dataset_info(cfg.data).channels
+    views = [torch.randn(*shape, side, side, generator=generator).to(device) for side in crop_sizes(cfg)]
     classes = cfg.data.num_classes or 0
     targets = torch.randint(classes, (images,), generator=generator) if classes else torch.full((images,), -1)
     return torch.arange(images, device=device), views, targets.to(device)

@@ -52,7 +52,7 @@ def plan(cfg: PretrainConfig | DetectionConfig, measure: bool = True) -> dict[st
         model, own = _detector(cfg, classes)
     else:
         model = METHODS[cfg.method](cfg)
-        check_sizes(model.backbone, cfg.backbone.name, crop_sizes(cfg))
+        check_sizes(model.backbone, cfg.backbone.name, crop_sizes(cfg), channels=dataset_info(cfg.data).channels)
         own = {"method": cfg.method, "crop_sizes": crop_sizes(cfg), "anatomy": anatomy(model)}
     p: dict[str, Any] = {
         "name": cfg.name,

@@ -14,7 +14,7 @@ from solo_ext.files import log
 from solo_ext.methods import backbone_of
 from solo_ext.methods.base import DECLARED, Method
 from solo_ext.networks import BackboneConfig
-from solo_ext.networks.backbones import BACKBONES
+from solo_ext.networks.backbones import BACKBONES, of_channels
 from solo_ext.runs.checkpoints import Checkpoint, foreign_config, open_checkpoint
 from solo_ext.runs.foreign import find_backbones, tensors_of
 from solo_ext.schema import plain
@@ -70,11 +70,17 @@ def load_encoder(
         if not described:
             check_heads(whole)
         backbone = bare_backbone(whole)
+        sets = (part.get("data") or {} for part in (whole, {**whole, **(config or {})}))
+        held, shown = ((recorded_info(data) or CUSTOM).channels for data in sets)
     network = f"{name} (features {backbone.num_features})"
+    if held != shown:
+        raise CheckpointError(
+            f"{path} holds a {network} of {held} channels, but the images have {shown} (data.channels)"
+        )
     for key in ("name", "stem", "last_norm") if described else ():
-        held = whole["backbone"].get(key, False)
-        if (value := expected.get(key)) not in (None, "auto", False, held):
-            what = "" if key == "name" else f" with {key}={held}"
+        own = whole["backbone"].get(key, False)
+        if (value := expected.get(key)) not in (None, "auto", False, own):
+            what = "" if key == "name" else f" with {key}={own}"
             raise CheckpointError(f"{path} holds a {network}{what}, but backbone.{key} is {value}")
     target, wants_teacher = backbone.state_dict(), teacher and branch_of(run) != "teacher"
     found = find_backbones(state, target)
@@ -99,7 +105,7 @@ def load_encoder(
             raise CheckpointError(f"{path} does not hold the {network} that its args.json names: {difference}")
         probe = state.get("classifier.weight")
         features = f" with {probe.size(1)} features" if probe is not None and probe.ndim == 2 else ""
-        raise CheckpointError(f"{path} holds a network{features}, not a {network}: {difference}")
+        raise CheckpointError(f"{path} holds a network{features}, not a {network}{of_channels(held)}: {difference}")
     backbone.load_state_dict(weights)
     return backbone.eval(), run
 
@@ -164,7 +170,7 @@ def evaluation_view(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def eval_transform(config: Mapping[str, Any] | None) -> "Transform":
-    """Pillow image, or uint8 [C, H, W], -> float32 [3, size, size], as the evaluations of a run with this args.json see
+    """Pillow image, or uint8 [C, H, W], -> float32 [C, size, size], as the evaluations of a run with this args.json see
     an image."""
     from solo_ext.data.modules import DEFAULT_CROP  # with Lightning, which a run's first line does not wait for
     from solo_ext.data.transforms import build_eval_transform

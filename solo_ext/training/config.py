@@ -40,7 +40,7 @@ from solo_ext.training.unread import ONE_PROCESS, UNREAD, reset, without_derived
 
 EVALUATION_DATA = (  # what an evaluation takes over from the run
     *("dataset", "train_path", "val_path", "val_fraction"),
-    *("num_workers", "download", "corrupt", "corrupt_limit", "decode"),
+    *("num_workers", "download", "corrupt", "corrupt_limit", "decode", "channels"),
 )
 # of SimCLR's fine-tuning with few labels (Chen et al., 2020, App. B.5), where it has 60 epochs for 1% of ImageNet
 FINETUNE_RECIPE: dict[str, Any] = {

@@ -173,7 +173,7 @@ def _encoder(
     else:
         backbone, source, about = _trained(cfg, opened, data)
     assert cfg.backbone is not None  # or the checkpoint would not have been read
-    check_sizes(backbone, cfg.backbone.name, data.eval_view[:1], built=True)
+    check_sizes(backbone, cfg.backbone.name, data.eval_view[:1], built=True, channels=data.info.channels)
     cfg.encoder = weights_sum(backbone)
     return backbone, about, _place(cfg, source, results)
 

@@ -4,6 +4,7 @@ import copy
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from solo_ext.data.datasets import dataset_info
 from solo_ext.methods import METHODS, Method
 from solo_ext.networks.backbones import check_sizes
 from solo_ext.runs.encoder import load_encoder
@@ -58,7 +59,8 @@ def pretrain(
     cfg.gap.place = getattr(module, "gap_at", None)
     ours = isinstance(module, Method)
     if ours:
-        check_sizes(module.backbone, cfg.backbone.name, [view.crop_size for view in cfg.augmentations])
+        sizes = [view.crop_size for view in cfg.augmentations]
+        check_sizes(module.backbone, cfg.backbone.name, sizes, channels=dataset_info(cfg.data).channels)
         if cfg.pretrained_feature_extractor and not (start and start.checkpoint):
             network = {"backbone": plain(cfg.backbone), "data": plain(cfg.data), "pretrain_method": cfg.method}
             encoder, _ = load_encoder(cfg.pretrained_feature_extractor, network)

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from lightning.fabric.plugins.environments import ClusterEnvironment
 
 # what a run that is continued cannot change: its network, and the parts of its optimizer's state
-NETWORK = ("method", "backbone.name", "encoder")
+NETWORK = ("method", "backbone.name", "data.channels", "encoder")
 OPTIMIZER = ("optimizer.name", "optimizer.exclude_bias_n_norm_wd", "optimizer.layer_decay")
 _CHOICE = "SOLO_EXT_START"  # how the processes that Lightning starts learn what the first one chose
 

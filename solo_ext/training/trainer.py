@@ -50,6 +50,8 @@ def prepare(cfg: AnyConfig, data: pl.LightningDataModule) -> AnyConfig:
         data.device = cfg.first_device  # until a trainer is attached
         data.check(cfg.processes)
         cfg.data.num_classes = data.num_classes
+        if cfg.data.channels and cfg.data.info:  # whose mean and std may have been measured
+            cfg.data.info |= dict(zip(("mean", "std"), plain(data.eval_view[1:]), strict=True))
     pl.seed_everything(cfg.seed, workers=True, verbose=False)
     return cfg
 

@@ -19,7 +19,13 @@ SAVING = tuple(f"checkpoint.{key}" for key in CheckpointConfig.__dataclass_field
 UNREAD = {  # by the kind of run
     "pretrain": ("data.augmentations", "optimizer.layer_decay"),
     "linear": ("optimizer.classifier_lr",),
-    "detect": ("optimizer.classifier_lr", "optimizer.layer_decay", "data.val_fraction", "data.no_labels"),
+    "detect": (
+        "optimizer.classifier_lr",
+        "optimizer.layer_decay",
+        "data.val_fraction",
+        "data.no_labels",
+        "data.channels",
+    ),
     "linear with cache_features": (
         *("optimizer.classifier_lr", "optimizer.layer_decay", "wandb.enabled", "tensorboard.enabled"),
         *("auto_resume.enabled", "resume_from_checkpoint", "callbacks", "skip_non_finite", "data.accept_changes"),

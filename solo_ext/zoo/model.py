@@ -23,8 +23,9 @@ def load_backbone(source: str | os.PathLike, teacher: bool = False) -> nn.Module
         teacher: the momentum encoder instead of the student.
 
     Returns:
-        A module [B, 3, H, W] -> [B, num_features] in eval mode, on the CPU, with the attributes `num_features`;
-        `transform`: Pillow image of any mode and size -> float32 [3, size, size], as the run's evaluations see it;
+        A module [B, C, H, W] -> [B, num_features] in eval mode, on the CPU, with the attributes `num_features`;
+        `transform`: Pillow image of any mode and size, or uint8 [C, H, W] -> float32 [C, size, size], as the run's
+        evaluations see it (C 3, if the run says no other);
         `config`: the run's args.json.
 
     Raises:

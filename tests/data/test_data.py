@@ -141,7 +141,6 @@ def test_count_crops_goes_by_the_first_size():
         ("rrc.crop_max_scale", 0.01),
         ("crop_size", 0),
         ("num_crops", 0),
-        ("mean", [0.5]),
         ("std", [0.2, 0.0, 0.2]),
     ],
 )

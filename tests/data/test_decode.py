@@ -37,6 +37,11 @@ def pillow(array: np.ndarray, kind: str, mode: str | None = None, **options) -> 
     return file.getvalue()
 
 
+def npy(array: np.ndarray) -> bytes:
+    np.save(file := io.BytesIO(), array)
+    return file.getvalue()
+
+
 def png16(values: np.ndarray) -> bytes:
     """16 bits for each of 3 channels, which Pillow does not write."""
 
@@ -124,6 +129,11 @@ KINDS = {
         )
         for i in (1, 3, 6)
     },
+    "rgb.npy": (npy(BYTES), RGB, {}, 0),
+    "planes.npy": (npy(BYTES.transpose(2, 0, 1)), RGB, {}, 0),
+    "16bit.npy": (npy(DEEP.astype(np.uint16)), DEEP / 257, {}, 0.51),
+    "12-of-16bit.npy": (npy((DEEP // 16).astype(np.uint16)), DEEP / 257, {"white": 4095}, 0.6),
+    "float.npy": (npy(FLOAT), 255 * FLOAT, {}, 0.51),
     "turned-16bit.png": (
         pillow(DEEP.astype(np.uint16), "PNG", exif=exif(6)), upright(DEEP / 257, 6), {"orientation": "exif"}, 0.51,
     ),

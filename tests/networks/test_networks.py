@@ -363,3 +363,34 @@ def test_the_stem_may_stand_in_kwargs_which_stay_the_callers():
         BackboneConfig("resnet10_w16", {"stem": "tiny"})
     with pytest.raises(ConfigError, match=r"backbone\.kwargs must be a mapping"):
         BackboneConfig("resnet10_w16", 5)
+
+
+@pytest.mark.parametrize("channels", [1, 4, 13])
+@pytest.mark.parametrize("name", [*BACKBONES, "mocov3", "timm/test_vit", "timm/test_resnet", "timm/test_convnext"])
+def test_a_first_layer_for_any_number_of_channels(name, channels):
+    method = name if name == "mocov3" else None
+    kwargs = TINY if name.startswith("vit") or method else {}
+    cfg = BackboneConfig("vit_tiny" if method else name, {**kwargs, **({"depth": 1} if kwargs else {})})
+    side = 160 if name == "timm/test_vit" else 32
+    for small in (False, True):
+        backbone = build_backbone(cfg, small, own_backbones(method) if method else None, channels)
+        check_sizes(backbone, name, [kwargs.get("img_size", side)], channels=channels)
+        rgb = build_backbone(cfg, small, own_backbones(method) if method else None)
+        different = [key for key, x in rgb.state_dict().items() if x.shape != backbone.state_dict()[key].shape]
+        assert [key for key in different if rgb.state_dict()[key].shape[1] == 3] == different and len(different) == 1
+
+
+def test_a_first_layer_starts_as_torchvisions():
+    """A Gaussian of variance 2 / fan-out, whatever comes in."""
+    backbone = build_backbone(BackboneConfig("resnet50"), channels=13)
+    assert backbone.conv1.weight.shape == (64, 13, 7, 7) and backbone.conv1.bias is None
+    assert abs(backbone.conv1.weight.std().item() / (2 / (64 * 7 * 7)) ** 0.5 - 1) < 0.02
+    assert backbone.conv1.stride == (2, 2) and backbone.conv1.padding == (3, 3)
+
+
+def test_a_network_of_ones_own_takes_what_it_takes():
+    message = r"^backbone\.name: x cannot take crops of 9 px of 4 channels \(data\.channels\): .* to have 3 channels"
+    with pytest.raises(ConfigError, match=message):
+        check_sizes(build_backbone(BackboneConfig("resnet10_w16")), "x", [9], channels=4)
+    own = {"resnet18": lambda: build_backbone(BackboneConfig("resnet18"), channels=5)}
+    assert build_backbone(BackboneConfig("resnet18"), own=own, channels=4).conv1.in_channels == 5

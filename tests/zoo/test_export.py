@@ -44,15 +44,26 @@ BACKBONES = {  # the configuration, and the targets that take it beside huggingf
     "vit": ({"name": "vit_tiny", "kwargs": SMALL_VIT}, {"timm"}),
     "mocov3's vit": ({"name": "vit_tiny", "kwargs": {**SMALL_VIT, "stop_grad_conv1": True}}, {"timm"}),
     "timm": ({"name": "timm/test_resnet"}, {"timm"}),
+    "resnet18-bands": ({"name": "resnet18", "stem": "imagenet"}, {"torchvision", "timm"}),  # four channels
+    "resnet18-small-bands": ({"name": "resnet18", "stem": "small"}, {"torchvision", "timm"}),
+    "vit-bands": ({"name": "vit_tiny", "kwargs": SMALL_VIT}, {"timm"}),
+    "timm-bands": ({"name": "timm/test_resnet"}, {"timm"}),
 }
 
 
 def config_of(case: str) -> dict:
+    bands = {"dataset": "custom", "channels": 4} if "bands" in case else {}
     return {
         "name": "tiny",
         "method": "mocov3" if "mocov3" in case else "byol",
         "backbone": {"kwargs": {}, **BACKBONES[case][0]},
-        "data": {"dataset": "cifar10", "train_path": "/home/jane/cifar", "val_path": "cifar", "num_workers": 0},
+        "data": {
+            "dataset": "cifar10",
+            "train_path": "/home/jane/cifar",
+            "val_path": "cifar",
+            "num_workers": 0,
+            **bands,
+        },
         "augmentations": [{"crop_size": SIZE}],
         "checkpoint": {"enabled": True, "dir": "trained_models"},
         "wandb": {"enabled": True, "entity": "jane", "project": "secret"},
@@ -102,10 +113,11 @@ def runs(tmp_path_factory):
     return make
 
 
-def features(network):
+def features(network, case: str = ""):
     torch.manual_seed(5)
+    channels = 4 if "bands" in case else 3
     with torch.no_grad():
-        return network(torch.randn(3, 3, SIZE, SIZE))
+        return network(torch.randn(3, channels, SIZE, SIZE))
 
 
 def loaded(report, monkeypatch):
@@ -120,7 +132,7 @@ def loaded(report, monkeypatch):
 @pytest.mark.parametrize("case", BACKBONES)
 def test_the_target_computes_the_same(case, to, runs, tmp_path, monkeypatch):
     run, student = runs(case)
-    works = BACKBONES[case][1] | {"huggingface", "onnx", "safetensors"}
+    works = BACKBONES[case][1] | {"onnx", "safetensors"} | ({"huggingface"} if "bands" not in case else set())
     assert {name for name, why in supporting(student).items() if why is None} == works
     out = tmp_path / "out"
     if to not in works:
@@ -130,7 +142,7 @@ def test_the_target_computes_the_same(case, to, runs, tmp_path, monkeypatch):
         return
     report = export(run, to, out, dtype="float32")
     network = load_encoder(out)[0] if to == "safetensors" else loaded(report, monkeypatch)
-    ours, theirs = features(student), features(network)
+    ours, theirs = features(student, case), features(network, case)
     torch.testing.assert_close(theirs, ours, rtol=0, atol=1e-5 * ours.abs().max().item())
     assert (
         report.record["difference"] <= report.record["bound"] == 1e-5
@@ -197,7 +209,7 @@ def test_weights_that_float16_cannot_hold(run_folder, tmp_path):
     assert export(run_folder, "safetensors", tmp_path / "out", dtype="bfloat16").record["difference"] <= 1e-5
 
 
-@pytest.mark.parametrize("case", ["resnet10_w16", "mocov3's vit"])
+@pytest.mark.parametrize("case", ["resnet10_w16", "mocov3's vit", "vit-bands"])
 def test_onnx(case, runs, tmp_path, capfd):
     import onnxruntime
 
@@ -207,8 +219,8 @@ def test_onnx(case, runs, tmp_path, capfd):
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [RECORD, "tiny-ab12.onnx"]
     session = onnxruntime.InferenceSession(tmp_path / "out" / "tiny-ab12.onnx")
     network = lambda x: torch.from_numpy(session.run(["features"], {"images": x.numpy()})[0])  # noqa: E731
-    ours = features(student)
-    torch.testing.assert_close(features(network), ours, rtol=0, atol=1e-4 * ours.abs().max().item())
+    ours = features(student, case)
+    torch.testing.assert_close(features(network, case), ours, rtol=0, atol=1e-4 * ours.abs().max().item())
     assert (
         report.record["difference"] <= 1e-4
         and json.loads((tmp_path / "out" / RECORD).read_text())["opset"] == onnx.OPSET

@@ -46,7 +46,7 @@ class Source:
     name: of the files, such as `byol-cifar10-ab12cd34-teacher`. out: where their folder will be.
     backbone: in eval mode, float32, its matrices rounded to `dtype`: what a target has to compute.
     tensors: its state_dict as files hold it: matrices (ndim > 1) in `dtype`, all else unchanged; contiguous.
-    transform: of the images that it takes; has `size` in pixels, and `mean`, `std` of RGB values in [0, 1].
+    transform: of the images that it takes; has `size` in pixels, and `mean`, `std` of each channel, in [0, 1].
     """
 
     checkpoint: Checkpoint
@@ -59,6 +59,10 @@ class Source:
     transform: Transform
     out: Path
 
+    @property
+    def channels(self) -> int:
+        return len(self.transform.mean)
+
     def failure(self, reason: str) -> CheckpointError:
         return CheckpointError(f"{self.checkpoint.path} is not exported: {reason}")
 
@@ -67,7 +71,7 @@ class Source:
 class Product:
     """What a target makes of a source.
 
-    network: images [B, 3, H, W] -> features [B, D]: built by the target's library, loaded from its files, in eval mode.
+    network: images [B, C, H, W] -> features [B, D]: built by the target's library, loaded from its files, in eval mode.
     architecture: the library's name for it.
     have, want: names of the tensors in the file, and in that architecture with its classifier.
     load: lines of code that load the files from their folder.
@@ -173,7 +177,7 @@ def preprocessing(transform: Transform) -> dict[str, Any]:
     # 0.4914 of float32's 0.49140000343322754
     mean, std = (tuple(float(f"{x:.7g}") for x in values.tolist()) for values in (transform.mean, transform.std))
     return {
-        "input_size": (3, size, size),
+        "input_size": (len(mean), size, size),
         "interpolation": transform.mode,
         "crop_pct": share,
         "crop_mode": "center" if transform.shorter else "squash",
@@ -200,7 +204,7 @@ def _prove(source: Source, product: Product, to: str, bound: float, folder: Path
     """Compares the product's network with ours; a CheckpointError if they differ, else the content of export.json."""
     generator = torch.Generator().manual_seed(0)
     size = source.transform.size
-    batches = [torch.randn(count, 3, size, size, generator=generator) for count in BATCHES]
+    batches = [torch.randn(count, source.channels, size, size, generator=generator) for count in BATCHES]
     ours = torch.cat([product.reference(source.backbone, batch) for batch in batches])
     theirs = torch.cat([product.network(batch) for batch in batches])
     if ours.shape != theirs.shape:

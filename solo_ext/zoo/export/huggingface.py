@@ -7,6 +7,7 @@ from typing import Any
 
 import timm.models
 from timm.models._hub import save_config_for_hf
+from torch import nn
 
 from solo_ext.data.datasets import CUSTOM, DATASETS
 from solo_ext.files import json_text
@@ -21,6 +22,13 @@ CARD = "README.md"
 PLACEHOLDER = "OWNER/NAME"  # in a card, until it is pushed
 LICENSE = "mit"
 OURS = solo_ext_backbone.__name__  # builds the networks that timm lacks
+
+
+def supports(backbone: nn.Module) -> str | None:
+    first = next((module for module in backbone.modules() if isinstance(module, nn.Conv2d)), None)
+    if first is None or first.in_channels == 3:
+        return None
+    return f"its cards and transforms are of RGB images, not of {first.in_channels} channels"
 
 
 def architecture(source: Source) -> tuple[str, dict[str, Any]]:

@@ -23,13 +23,13 @@ NAMED: dict[str, Any] = {"input_names": [INPUT], "output_names": [OUTPUT], "opse
 
 
 def export(source: Source, folder: Path) -> Product:
-    """One file: `images` [batch, 3, size, size] -> `features` [batch, D], any batch.
+    """One file: `images` [batch, C, size, size] -> `features` [batch, D], any batch.
 
     A network that the exporters, ONNX's checker or onnxruntime reject is a CheckpointError.
     """
     for package in ("onnx", "onnxscript", "onnxruntime"):
         require(package, "--to onnx", "onnx")
-    file, size = f"{source.name}.onnx", source.transform.size
+    file, shape = f"{source.name}.onnx", [source.channels, *[source.transform.size] * 2]
     if sum(x.nbytes for x in source.tensors.values()) >= LIMIT:
         raise source.failure("an ONNX file holds less than 2 GiB")
     graph = _graph(source)
@@ -43,7 +43,7 @@ def export(source: Source, folder: Path) -> Product:
         want=names,
         load=(
             f'session = onnxruntime.InferenceSession("{file}")',
-            f'features = session.run(["{OUTPUT}"], {{"{INPUT}": images}})[0]  # float32 [batch, 3, {size}, {size}]',
+            f'features = session.run(["{OUTPUT}"], {{"{INPUT}": images}})[0]  # float32 [batch, {str(shape)[1:]}',
         ),
         record={"opset": opset, "input": INPUT, "output": OUTPUT},
     )
@@ -51,8 +51,8 @@ def export(source: Source, folder: Path) -> Product:
 
 def _graph(source: Source) -> Any:
     """The onnx.ModelProto, by the first exporter whose graph is valid and runs on any number of images."""
-    size = source.transform.size
-    images = torch.zeros(2, 3, size, size)  # a batch of 1 would become a constant
+    shape = source.channels, source.transform.size, source.transform.size
+    images = torch.zeros(2, *shape)  # a batch of 1 would become a constant
     for trace in (_trace, _trace_as_before):
         try:
             with _silence():
@@ -60,7 +60,7 @@ def _graph(source: Source) -> Any:
             import_module("onnx").checker.check_model(graph, full_check=True)
             run = _session(graph.SerializeToString())
             for count in (1, 3):
-                run(torch.zeros(count, 3, size, size))
+                run(torch.zeros(count, *shape))
             return graph
         except Exception as error:  # of many types, from torch.export to onnxruntime
             failure = error

@@ -30,7 +30,7 @@ def architecture(source: Source) -> tuple[str, dict[str, Any]]:
     if isinstance(backbone, ResNet):
         widths = {"cardinality": (backbone.groups, 1), "base_width": (backbone.base_width, 64)}
         return name, {"num_classes": 0, **{key: width for key, (width, default) in widths.items() if width != default}}
-    kwargs = {"num_classes": 0, **kwargs_of(config)}
+    kwargs = {"num_classes": 0, **({"in_chans": source.channels} if source.channels != 3 else {}), **kwargs_of(config)}
     if name in VITS:
         kwargs["num_heads"] = backbone.get_submodule("blocks.0.attn").num_heads
     return VITS.get(name, name.removeprefix("timm/")), kwargs

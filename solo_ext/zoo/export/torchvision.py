@@ -37,8 +37,11 @@ def call(function: str, *args: Any, **kwargs: Any) -> str:
 
 def replacements(backbone: nn.Module) -> tuple[str, ...]:
     """The modules to replace in an ImageNet ResNet so that it has `backbone`'s stem."""
-    small = isinstance(backbone, ResNet) and isinstance(backbone.maxpool, nn.Identity)
-    return ("conv1", "maxpool") if small else ()
+    if not isinstance(backbone, ResNet):
+        return ()
+    if isinstance(backbone.maxpool, nn.Identity):
+        return "conv1", "maxpool"
+    return ("conv1",) if backbone.conv1.in_channels != 3 else ()
 
 
 def give_stem(model: nn.Module, backbone: nn.Module) -> list[str]:
