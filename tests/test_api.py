@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 import solo_ext
 import solo_ext.training.pretrain
 from solo_ext.data.datasets import DATASETS, DataConfig, load_dataset
+from solo_ext.data.given import read_given
 from solo_ext.errors import CheckpointError, ConfigError, DataError
 from solo_ext.networks.backbones import BACKBONES
 from solo_ext.runs.checkpoints import find_checkpoint, load_checkpoint
@@ -95,6 +96,19 @@ def test_a_dataset_of_the_users_own(places, kind):
     assert row["acc1"] == 100
     image = load_dataset(DataConfig(name), "train").images[5]
     assert image.dtype == torch.uint8 and torch.equal(image, torch.from_numpy(Squares("array")[5][0]).permute(2, 0, 1))
+
+
+def test_a_dataset_of_the_hub(places, caplog):
+    """Its labels are a column, for which no image is read; under another name they are not passed over in silence."""
+    hub = pytest.importorskip("datasets")
+    pictures, labels = [Squares()[i][0] for i in range(12)], [i % 2 for i in range(12)]
+    features = hub.Features({"image": hub.Image(), "label": hub.ClassLabel(names=["dark", "bright"])})
+    rows = hub.Dataset.from_dict({"image": pictures, "label": labels}, features).select(range(8))
+    images = read_given(rows, "data")
+    assert images.classes == ("dark", "bright") and images.targets.tolist() == labels[:8]
+    assert torch.equal(images.images[3], torch.from_numpy(np.array(pictures[3])).permute(2, 0, 1))
+    assert read_given(rows.rename_column("label", "fine_label"), "data").classes == ()
+    assert "data: no labels, since a sample has image, fine_label, but none of label, labels, target" in caplog.text
 
 
 def test_images_without_labels(places):

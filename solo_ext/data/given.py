@@ -15,6 +15,7 @@ from solo_ext.data.datasets import CUSTOM, DATASETS, DataConfig
 from solo_ext.data.decode import array_pixels, image_pixels
 from solo_ext.data.images import FileImages, ImageSet
 from solo_ext.errors import DataError
+from solo_ext.files import log
 
 GIVEN: dict[str, ImageSet] = {}  # by name
 IMAGE, LABEL = ("image", "img"), ("label", "labels", "target")  # keys of samples that are mappings, as the Hub's are
@@ -57,9 +58,17 @@ def _parts(sample: Any) -> tuple[Any, Any]:
     return image, (-1 if label[0] is None else label[0]) if label else None
 
 
+def _column(dataset: Any) -> tuple[Any, Any]:
+    """The labels of one of the Hub's Datasets, whose images are not read for them, and the names of its classes."""
+    features = getattr(dataset, "features", None)
+    key = next((key for key in LABEL if key in features), None) if isinstance(features, Mapping) else None
+    return (dataset[key], getattr(features[key], "names", None)) if key else (None, None)  # type: ignore[index]
+
+
 def read_given(dataset: Any, key: str) -> ImageSet:
     """A Dataset of images (of Pillow, or arrays as of `array_pixels`), of (image, label), or of {"image": ..., "label":
-    ...}. Labels are its attribute `targets` or `labels`, else every sample is read; None and -1 are none.
+    ...}, as the Hub's are. Labels are its column, its attribute `targets` or `labels`, or every sample's; None and -1
+    are none.
 
     Raises DataError for what has no length, no images or labels that are no class numbers.
     """
@@ -75,10 +84,16 @@ def read_given(dataset: Any, key: str) -> ImageSet:
             return _parts(dataset[i])[1]
 
     with images.named(0):
-        image, first = _parts(dataset[0])
+        image, first = _parts(sample := dataset[0])
         images.channels = len(images.pixels(image))
-    labels: Any = next((own for name in ("targets", "labels") if len(own := getattr(dataset, name, ())) == count), None)
+    labels, classes = _column(dataset)
+    attributes = [labels or (), *(getattr(dataset, name, ()) for name in ("targets", "labels"))]
+    labels = next((own for own in attributes if len(own) == count), None)
     if first is None:
+        if isinstance(sample, Mapping) and len(sample) > 1:
+            log.warning(
+                "%s: no labels, since a sample has %s, but none of %s", key, ", ".join(sample), ", ".join(LABEL)
+            )
         labels = [None] * count
     elif labels is None:
         labels = chain([first], map(label_of, range(1, count)))
@@ -90,7 +105,7 @@ def read_given(dataset: Any, key: str) -> ImageSet:
     if (least := targets.min()) < -1:
         raise DataError(f"{key}: labels are class numbers from 0, or -1 for none, not {least}")
     numbers = [*map(str, range(targets.max() + 1))]
-    names = [*map(str, getattr(dataset, "classes", None) or numbers)]
+    names = [*map(str, getattr(dataset, "classes", None) or classes or numbers)]
     return ImageSet(images, targets, tuple(names if len(names) >= len(numbers) else numbers))  # type: ignore[arg-type]
 
 
