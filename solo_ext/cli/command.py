@@ -43,10 +43,8 @@ class Layout(argparse.RawDescriptionHelpFormatter):
 
 def _example(line: str, width: int) -> str:
     together = re.sub(r"( -\S+) (?=[^-])", "\\1\0", line)  # an option and its value
-    lines = textwrap.wrap(
-        together, width - 2, subsequent_indent="      ", break_long_words=False, break_on_hyphens=False
-    )
-    return " \\\n".join(lines).replace("\0", " ")
+    wrapper = textwrap.TextWrapper(width - 2, "", " " * 6, break_long_words=False, break_on_hyphens=False)
+    return " \\\n".join(wrapper.wrap(together)).replace("\0", " ")
 
 
 class Help(argparse.ArgumentParser):
@@ -106,16 +104,10 @@ class Group(Help):
     def __call__(self, argv: Sequence[str]) -> None:
         if not argv or argv[0] in ("-h", "--help"):
             width = max(map(len, self.commands))
-            rows = [f"  {name:<{width}}  {command.summary}" for name, command in self.commands.items()]
-            more = f"{self.prog} <command> --help says what a command takes."
-            parts = (
-                f"usage: {self.prog} <command> ...",
-                self.description,
-                "\n".join(["commands:", *rows]),
-                more,
-                self.epilog,
-            )
-            print(Layout(self.prog).filled("\n\n".join(map(str, parts))))
+            rows = "\n".join(f"  {name:<{width}}  {command.summary}" for name, command in self.commands.items())
+            about = f"usage: {self.prog} <command> ...\n\n{self.description}\n\ncommands:\n{rows}"
+            more = f"{self.prog} <command> --help says what a command takes.\n\n{self.epilog}"
+            print(Layout(self.prog).filled(f"{about}\n\n{more}"))
         elif argv[0] in self.commands:
             self.commands[argv[0]](argv[1:])
         else:

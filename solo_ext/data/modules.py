@@ -278,7 +278,8 @@ class ClassificationData(ImageData):
     def check(self, world_size: int | None = None) -> None:
         if not self.num_classes:
             here = f"'{self.data.dataset}' has no labels here (data.train_path '{self.data.train_path}')"
-            raise DataError(f"data.dataset: {here}, but a classifier needs them")
+            instead = "name labelled images by data.train_path and data.val_path"
+            raise DataError(f"data.dataset: {here}, but a classifier needs them; {instead}")
         super().check(world_size)
         if self.val_set is None:
             raise DataError("data.val_path: missing, but a classifier is tested on the images there")

@@ -2,6 +2,7 @@
 timm are imported when a network is built."""
 
 import copy
+import inspect
 import pkgutil
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -114,14 +115,17 @@ def check_sizes(backbone: nn.Module, name: str, sizes: Iterable[int], built: boo
     training = backbone.training
     backbone.eval()
     own = getattr(getattr(backbone, "patch_embed", None), "img_size", None)  # of a ViT for one size
+    made = [inspect.signature(cls.__init__) for cls in type(backbone).__mro__]  # type: ignore[misc]  # only read
+    arguments = {name for signature in made for name in signature.parameters}
     sizes = list(dict.fromkeys(sizes))
+    key = "img_size" if len(sizes) == 1 else "dynamic_img_size"
     for size in sizes:
         problem = f"backbone.name: {name} cannot take crops of {size} px{of_channels(channels)}"
         if own and built:
             problem += f" (data.augmentations.crop_size={own[0]} suits it)"
-        elif own:
-            key = f"img_size={size}" if len(sizes) == 1 else "dynamic_img_size=true"
-            problem += f" (backbone.kwargs.{key} makes one that can, if its patch_size divides them)"
+        elif key in arguments and not built:
+            value = size if len(sizes) == 1 else "true"
+            problem += f" (backbone.kwargs.{key}={value} makes one that can, if its patches and windows divide them)"
         with naming(problem, SoloExtError, RuntimeError, ValueError, AssertionError):
             shape = list(backbone(torch.zeros(1, channels, size, size)).shape)
         if shape != (expected := [1, backbone.num_features]):

@@ -52,6 +52,20 @@ def test_it_is_shown_anew(whole, monkeypatch, capsys):  # noqa: F811
     assert pauses == [2, 2, 2] and whole.dir.name in capsys.readouterr().out
 
 
+def test_it_waits_for_a_run_that_is_about_to_begin(whole, tmp_path, monkeypatch, capsys):  # noqa: F811
+    folder = tmp_path / "byol" / "a"
+
+    def pause(seconds):
+        if folder.exists():
+            raise KeyboardInterrupt
+        shutil.copytree(whole.dir, folder)
+
+    monkeypatch.setattr(listing.time, "sleep", pause)
+    assert main(["runs", str(folder), "--watch", "2"]) == 130
+    first, _, second = " ".join(capsys.readouterr().out.split()).partition(" run ")
+    assert "does not exist" in first and "byol/a finished" in second
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [(["nowhere"], "nowhere does not exist"), ([".", "--watch", "0"], "--watch is a number of seconds above 0, not 0")],

@@ -22,6 +22,7 @@ def run(tmp_path_factory):
 
 def recorded(folder):
     columns, rows = read_table(folder / "filters.csv")
+    assert len({row["step"] for row in rows}) == len(rows)  # each once
     return columns, {int(row["step"]): [float(row[name]) for name in columns[1:]] for row in rows}
 
 

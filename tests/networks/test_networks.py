@@ -304,6 +304,18 @@ def test_a_crop_that_a_vit_is_not_built_for_names_the_key_that_helps():
         check_sizes(build_backbone(BackboneConfig("vit_tiny", {"depth": 1, "img_size": 32})), "x", [48], built=True)
 
 
+@pytest.mark.parametrize("model", ["mixer_s32_224", "levit_128s", "hiera_tiny_224"])
+def test_so_does_one_for_any_network_of_timm_that_is_built_for_a_size(model):
+    with pytest.raises(
+        ConfigError, match=r"cannot take crops of 96 px \(backbone.kwargs.img_size=96 makes one that can"
+    ):
+        check_sizes(build_backbone(BackboneConfig(f"timm/{model}")), model, [96])
+    backbone = build_backbone(BackboneConfig(f"timm/{model}", {"img_size": 96}))
+    check_sizes(backbone, model, [96])
+    with pytest.raises(ConfigError, match=r"cannot take crops of 64 px: "):  # nothing makes one for both
+        check_sizes(backbone, model, [96, 64])
+
+
 # solo-learn's.
 
 

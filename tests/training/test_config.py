@@ -4,6 +4,7 @@ import ast
 import copy
 import functools
 import json
+import pickle
 import random
 import re
 from pathlib import Path
@@ -706,6 +707,12 @@ def test_what_the_method_declares_is_in_the_configuration(method):
     assert own.momentum.stages == "none" and own.intra.weight == 0.5 and own.intra.distance == cls.intra.distance
     kwargs = {key.partition(".")[2] for key in keys(cls.Kwargs, "method_kwargs")}
     assert set(vars(own.method_kwargs)) - {"_section"} == kwargs
+
+
+def test_a_resolved_configuration_can_be_pickled():
+    cfg = cifar("res_byol", "momentum.stages={block4:0.5}")
+    again = pickle.loads(pickle.dumps(cfg))
+    assert type(again) is type(cfg) and again == cfg and again.optimizer is not cfg.optimizer
 
 
 def test_custom_data_counts_its_folders_or_waits_for_them(tmp_path):
