@@ -40,7 +40,10 @@ def test_every_step_is_recorded_with_the_weights_after_it(run):
 def test_a_resumed_run_records_the_same(run, tmp_path, monkeypatch):
     cfg = config(tmp_path, checkpoint__keep_prev=True, **FILTERS)
     folder, _ = interrupted(cfg, monkeypatch, step=5)
-    (folder / "filters.csv").write_text((folder / "filters.csv").read_text() + "7,1.0")  # a row that a kill cut
+    columns, steps = recorded(folder)
+    with (folder / "filters.csv").open("a") as file:  # a row after the last checkpoint, and one that a kill cut
+        file.write(",".join(["5", *["0.5"] * (len(columns) - 1)]) + "\n7,1.0")
+    assert list(steps) == [*range(5)]
     pretrain(cfg)
     assert recorded(folder) == recorded(run.dir)
 
