@@ -17,7 +17,7 @@ import solo_ext.training.pretrain
 from solo_ext.data.datasets import DATASETS, DataConfig, load_dataset
 from solo_ext.data.given import read_given
 from solo_ext.errors import CheckpointError, ConfigError, DataError
-from solo_ext.networks.backbones import BACKBONES
+from solo_ext.networks.backbones import BACKBONES, give_backbone
 from solo_ext.runs.checkpoints import find_checkpoint, load_checkpoint
 
 RECIPE = "fashion_mnist_mini/byol"
@@ -287,6 +287,16 @@ class Net(nn.Module):
 
     def forward(self, x):
         return self.conv(x).mean((2, 3))
+
+
+def test_backbones_of_one_class_have_names_by_their_structure():
+    names = [give_backbone(net) for net in (Net(), Net(), nn.Sequential(Net()), nn.Sequential(Net(), nn.Linear(6, 5)))]
+    try:
+        assert names[0] == names[1] and names[0].startswith("Net-") and len({*names}) == 3
+        assert BACKBONES[names[2]]().num_features == 6
+    finally:
+        for name in {*names}:
+            del BACKBONES[name]
 
 
 @pytest.mark.parametrize("make", [Net, lambda: __import__("torchvision").models.resnet18()])

@@ -146,7 +146,7 @@ class DetectionModel(pl.LightningModule):
 
     def training_step(self, batch: Sequence[Any], batch_idx: int) -> Tensor:
         indexes, images, targets = batch
-        self.loss_parts = self(images, [_trained_on(target) for target in targets])
+        self.loss_parts = self(images, [trained_on(target) for target in targets])
         loss = torch.stack([*self.loss_parts.values()]).sum()
         self.loss_parts = {name: value.detach() for name, value in self.loss_parts.items()}
         logs = {"train_loss": loss, **{f"train_{name}": value for name, value in self.loss_parts.items()}}
@@ -174,7 +174,7 @@ class DetectionModel(pl.LightningModule):
             norm.momentum = None  # a cumulative average
         loader: Any = self.trainer.datamodule.train_dataloader()  # type: ignore[attr-defined]  # Lightning's
         for _, images, targets in islice(loader, self.cfg.precise_bn):
-            here = [{k: x.to(self.device) for k, x in _trained_on(target).items()} for target in targets]
+            here = [{k: x.to(self.device) for k, x in trained_on(target).items()} for target in targets]
             self([image.to(self.device) for image in images], here)
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum
@@ -206,7 +206,8 @@ class DetectionModel(pl.LightningModule):
         return {"optimizer": optimizer, **({"lr_scheduler": scheduler} if scheduler else {})}
 
 
-def _trained_on(target: dict[str, Tensor]) -> dict[str, Tensor]:
+def trained_on(target: dict[str, Tensor]) -> dict[str, Tensor]:
+    """As torchvision takes it: without crowds."""
     return {name: x[~target["crowd"]] for name, x in target.items() if name in ("boxes", "labels", "masks")}
 
 

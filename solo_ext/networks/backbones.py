@@ -2,6 +2,7 @@
 timm are imported when a network is built."""
 
 import copy
+import hashlib
 import inspect
 import pkgutil
 from collections.abc import Callable, Iterable, Mapping
@@ -80,12 +81,15 @@ MOCO_VITS: dict[str, partial[nn.Module]] = {
 
 def give_backbone(module: nn.Module, channels: int = 3) -> str:
     """Makes copies of `module` [B, channels, H, W] -> [B, features], with its weights, a backbone of this process;
-    returns its name. Raises ConfigError if it takes or gives something else."""
+    returns its name, which is that of modules of the same structure. ConfigError if it takes or gives something else.
+    """
     name, network, images = type(module).__name__, copy.deepcopy(module).eval(), torch.zeros(2, channels, 224, 224)
     with torch.no_grad(), naming(f"backbone: a {name} takes no images {list(images.shape)}", Exception):
         shape = network(images).shape  # whatever a user's module raises, or returns
     if len(shape) != 2:
         raise ConfigError(f"backbone: a {name} gives {list(shape)}, but features of a backbone are [B, features]")
+    structure = f"{network} {[tuple(x.shape) for x in network.state_dict().values()]}"
+    name += f"-{hashlib.sha256(structure.encode()).hexdigest()[:8]}"
     network.num_features = shape[1]  # type: ignore[assignment]
     BACKBONES[name] = partial(copy.deepcopy, network)
     return name

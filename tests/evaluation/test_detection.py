@@ -21,7 +21,7 @@ from solo_ext.data.boxes import outlines, read_boxes
 from solo_ext.data.datasets import IMAGENET_MEAN, IMAGENET_STD, MINI, DataConfig
 from solo_ext.data.detection import DetectionData
 from solo_ext.errors import ConfigError, DataError
-from solo_ext.evaluation.detection import DetectionModel, build_detector, counted, percentages
+from solo_ext.evaluation.detection import DetectionModel, build_detector, counted, percentages, trained_on
 from solo_ext.evaluation.finetune import DetectorConfig
 from solo_ext.networks import BackboneConfig
 from solo_ext.networks.backbones import build_backbone
@@ -209,6 +209,14 @@ def test_mirrored_images_have_mirrored_boxes(tmp_path):
     assert mirrored == {True, False}
     [(_, images, _)] = data.val_dataloader()
     assert all(torch.equal(image, data.val_set.images[i]) for i, image in enumerate(images))
+
+
+def test_crowds_are_not_trained_on():
+    ignored = {"difficult": torch.tensor([True, False, False]), "crowd": torch.tensor([False, True, False])}
+    target = {"boxes": torch.arange(12.0).view(3, 4), "labels": torch.tensor([1, 2, 3]), **ignored}
+    shown = trained_on(target)
+    assert [*shown] == ["boxes", "labels"] and shown["labels"].tolist() == [1, 3]
+    assert torch.equal(shown["boxes"], target["boxes"][[0, 2]])
 
 
 def test_the_figures_are_pycocotools(tmp_path):
