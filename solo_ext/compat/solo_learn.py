@@ -229,9 +229,7 @@ def _suit_the_machine() -> bool:
                 OmegaConf.update(cfg, key, value)
             if changes:
                 log.disabled = False  # Hydra disables what it finds
-                _say(
-                    "keys that do not suit this machine", ", ".join(f"{key}={value}" for key, value in changes.items())
-                )
+                _say("keys for another machine", ", ".join(f"{key}={value}" for key, value in changes.items()))
             return cfg
 
         return parsed
@@ -273,7 +271,7 @@ REPAIRS: Sequence[Repair] = (
     Repair("compute_on_step", "torchmetrics dropped an argument that the kNN passes", _accept, ("pretrain", "knn")),
     Repair("checkpoint objects", "torch.load refuses the scheduler that SimSiam saves; it is skipped", _read_objects),
     Repair("no GPU", "the script moves everything to a GPU, and there is none", _stay_on_the_cpu, ("knn", "umap")),
-    Repair("keys", "they do not suit this machine: which, it says itself", _suit_the_machine, ("pretrain", "linear")),
+    Repair("keys for another machine", "it says itself which", _suit_the_machine, ("pretrain", "linear")),
 )
 
 

@@ -134,25 +134,28 @@ def _shared_memory() -> Iterator[Finding]:
 
 
 def _extras() -> Iterator[Finding]:
-    """The extras of this package whose packages are all there, and those that lack some."""
+    """The extras of this package whose packages are all there, those that lack some, and what it lacks without them."""
     try:
         requirements = [Requirement(text) for text in metadata.requires(PACKAGE) or ()]
     except metadata.PackageNotFoundError:
         yield "extras", "unknown", f"{PACKAGE} is not installed: pip install -e . in the checkout"
         return
     names = [name for name in metadata.metadata(PACKAGE).get_all("Provides-Extra") or () if name not in NOT_SAID]
+    core = [r for r in requirements if _asked(r)]
     lacking = {}
     for extra in names:
-        own = [
-            r
-            for r in requirements
-            if r.marker and r.marker.evaluate({"extra": extra}) and not r.marker.evaluate({"extra": ""})
-        ]
+        own = [r for r in requirements if _asked(r, extra) and r not in core]
         lacking[extra] = [r.name for r in own if r.name != PACKAGE and not _there(r)]
     yield "extras", ", ".join(name for name in names if not lacking[name]) or "none", None
     for name, packages in lacking.items():
         if packages:
             yield f"extra {name}", f"lacks {', '.join(packages)}", f"pip install '{PACKAGE}[{name}]'"
+    if packages := [f"'{r.name}{r.specifier}'" for r in core if not _there(r)]:
+        yield "packages", "missing, or too old", f"pip install {' '.join(packages)}"
+
+
+def _asked(requirement: Requirement, extra: str = "") -> bool:
+    return not requirement.marker or requirement.marker.evaluate({"extra": extra})
 
 
 def _there(requirement: Requirement) -> bool:

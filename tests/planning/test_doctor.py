@@ -45,7 +45,7 @@ def test_what_is_missing_and_what_brings_it(capsys, monkeypatch):
     def without(name):
         if name in ("h5py", "onnx"):
             raise metadata.PackageNotFoundError(name)
-        return "0.1" if name == "pyarrow" else version(name)
+        return "0.1" if name in ("pyarrow", "argcomplete") else version(name)
 
     monkeypatch.setattr(metadata, "version", without)
     monkeypatch.setitem(sys.modules, "h5py", None)
@@ -58,6 +58,7 @@ def test_what_is_missing_and_what_brings_it(capsys, monkeypatch):
     assert len(dali) == torch.cuda.is_available() and all("pip install 'solo-ext[dali]'" in text for text in dali)
     assert line(found, "extra h5").endswith("lacks h5py: pip install 'solo-ext[h5]'")
     assert "lacks onnx:" in line(found, "extra onnx") and "lacks pyarrow:" in line(found, "extra features")
+    assert line(found, "packages").endswith("pip install 'argcomplete>=3.1'")
     assert line(found, "workers").startswith("- workers      64 MiB") and "--shm-size" in line(found, "workers")
 
 
