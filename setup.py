@@ -1,5 +1,7 @@
-"""What pyproject.toml cannot say: zoo/ and scripts/, which lie beside the package, lie inside it in a wheel."""
+"""What pyproject.toml cannot say: zoo/ and scripts/, which lie beside the package, lie inside it in a wheel, whose
+description has no links to files of the checkout."""
 
+import re
 import shutil
 from pathlib import Path
 
@@ -22,4 +24,15 @@ class BuildWithFiles(build_py):
                 shutil.copytree(ROOT / source, inside, ignore=shutil.ignore_patterns("__pycache__", ".*"))
 
 
-setup(cmdclass={"build_py": BuildWithFiles})
+def described() -> str:
+    """README.md, with links to files of the checkout as mere text, and without its pictures."""
+    local = r"\((?!https?:)[^)]*\)"
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    return re.sub(rf"!\[[^]]*\]{local}\s*|\[([^]]*)\]{local}", r"\1", text)
+
+
+setup(
+    cmdclass={"build_py": BuildWithFiles},
+    long_description=described(),
+    long_description_content_type="text/markdown",
+)

@@ -8,7 +8,7 @@ from typing import Any
 
 from solo_ext.api import configured, evaluation, start
 from solo_ext.cli.command import SOLO_EXT, option
-from solo_ext.errors import ConfigError
+from solo_ext.errors import ConfigError, reason
 from solo_ext.text import hanging
 from solo_ext.training import recipes
 
@@ -288,8 +288,11 @@ def doctor(args: Namespace) -> None:
       solo-ext doctor
       solo-ext doctor | grep '^-'
     """
-    from solo_ext.planning.doctor import describe
-
+    try:
+        from solo_ext.planning.doctor import describe
+    except (ImportError, OSError, RuntimeError) as error:  # such as a torchvision that was built for another torch
+        advice = "reinstall it; torch and torchvision together, in one command"
+        raise ConfigError(f"a package cannot be imported here ({reason(error)}): {advice}") from error
     for line in describe():
         print(hanging(line), flush=True)
 
@@ -303,7 +306,7 @@ def with_solo_learn(args: Namespace) -> None:
     """Run a script of a solo-learn checkout with the methods of this package.
 
     Runs the script unchanged, with our methods and backbones beside its own, and says which repairs it needs to run on
-    the installed libraries. Its evaluation scripts read our run folders, and our commands read its run folders.
+    the installed libraries and on this machine. Its evaluation scripts read our run folders, and our commands its.
 
     ARGS are passed on unchanged. As without us, a relative --config-path is looked up in the checkout, and data,
     checkpoints and trained_models in the current folder.

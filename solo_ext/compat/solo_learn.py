@@ -17,7 +17,7 @@ from typing import Any
 
 import timm
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
 from solo_ext.errors import ConfigError, must_have
@@ -28,6 +28,9 @@ from solo_ext.methods.module import LightningMethod
 from solo_ext.methods.step import Monitor, Outputs, Step
 from solo_ext.networks.backbones import BACKBONES, MOCO_VITS, BackboneConfig, build_backbone
 from solo_ext.runs.layouts import PLACEHOLDERS
+from solo_ext.schema import build, plain
+from solo_ext.training.sync_bn import SyncNorms
+from solo_ext.training.trainer_config import TrainerConfig
 
 _RUN = "_SOLO_EXT_WITH_SOLO_LEARN"  # the checkout and script, for the processes that Lightning starts
 _PACKAGES = {  # module -> package, where the names differ
@@ -213,10 +216,62 @@ def _stay_on_the_cpu() -> bool:
     return True
 
 
+def _suit_the_machine() -> bool:
+    from lightning.pytorch.trainer.connectors import accelerator_connector
+    from solo.args import linear, pretrain
+
+    def suiting(parse: Callable[[DictConfig], DictConfig]) -> Callable[[DictConfig], DictConfig]:
+        @functools.wraps(parse)
+        def parsed(cfg: DictConfig) -> DictConfig:
+            cfg = parse(cfg)
+            changes = {key: value for key, value in _here(cfg).items() if OmegaConf.select(cfg, key) != value}
+            for key, value in changes.items():
+                OmegaConf.update(cfg, key, value)
+            if changes:
+                log.disabled = False  # Hydra disables what it finds
+                _say("keys for another machine", ", ".join(f"{key}={value}" for key, value in changes.items()))
+            return cfg
+
+        return parsed
+
+    for args in (linear, pretrain):
+        args.parse_cfg = suiting(args.parse_cfg)
+    if not torch.cuda.is_available():
+        accelerator_connector.TorchSyncBatchNorm = functools.partial(SyncNorms, on_gpu=False)  # type: ignore[misc, assignment]
+    return False  # which of them, is not known before a YAML is read
+
+
+def _here(cfg: DictConfig) -> dict[str, Any]:
+    """What the keys of a YAML for GPUs become on a machine without one, and wandb's where nobody has logged in."""
+    here: dict[str, Any] = {}
+    if not torch.cuda.is_available():
+        if cfg.get("accelerator") != "cpu":
+            asked = {key: value for key in ("devices", "num_nodes", "precision") if (value := plain(cfg).get(key))}
+            trainer = build(TrainerConfig, {**asked, "accelerator": "cpu"}, "")
+            here = {"accelerator": "cpu", "devices": trainer.device_count, "precision": trainer.pick_precision(False)}
+            if trainer.processes == 1:  # a process group of one only costs time
+                here |= {"strategy": "auto", "sync_batchnorm": False}
+        if cfg.data.format == "dali" and OmegaConf.select(cfg, "dali.device") != "cpu":
+            here["data.format"] = "image_folder"
+    if cfg.wandb.enabled and not cfg.wandb.offline and not _wandb_key():
+        here["wandb.offline"] = True
+    return here
+
+
+def _wandb_key() -> bool:
+    import wandb
+    from requests.utils import get_netrc_auth
+
+    settings = wandb.setup().settings
+    wandb.teardown()  # so that it reads the environment again, which Lightning changes
+    return bool(settings.api_key or get_netrc_auth(settings.base_url)) or settings.mode != "online"
+
+
 REPAIRS: Sequence[Repair] = (
     Repair("compute_on_step", "torchmetrics dropped an argument that the kNN passes", _accept, ("pretrain", "knn")),
     Repair("checkpoint objects", "torch.load refuses the scheduler that SimSiam saves; it is skipped", _read_objects),
     Repair("no GPU", "the script moves everything to a GPU, and there is none", _stay_on_the_cpu, ("knn", "umap")),
+    Repair("keys for another machine", "it says itself which", _suit_the_machine, ("pretrain", "linear")),
 )
 
 
@@ -225,8 +280,12 @@ def apply_repairs(script: str) -> list[str]:
     kind = script.removeprefix("main_").removesuffix(".py")
     applied = [repair for repair in REPAIRS if kind in (repair.scripts or [kind]) and repair.apply()]
     for repair in applied:
-        log.info("repaired for solo-learn: %s (%s)", repair.name, repair.why)
+        _say(repair.name, repair.why)
     return [repair.name for repair in applied]
+
+
+def _say(name: str, why: str) -> None:
+    log.info("repaired for solo-learn: %s (%s)", name, why)
 
 
 def run_script(checkout: str | Path, script: str, argv: Sequence[str] = ()) -> None:

@@ -15,8 +15,10 @@ import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
+import wandb
 from conftest import ROOT, own_backbones
 from frameworks import SOLO_FRAMEWORKS, spec_of
+from lightning.pytorch.trainer.connectors import accelerator_connector
 from omegaconf import OmegaConf
 from PIL import Image
 from torch import nn
@@ -33,6 +35,7 @@ from solo_ext.runs.encoder import load_encoder
 from solo_ext.training.config import resolve, run_values
 from solo_ext.training.evaluate import knn
 from solo_ext.training.pretrain import pretrain
+from solo_ext.training.trainer_config import TrainerConfig
 
 ON_THE_CPU = pytest.mark.skipif(torch.cuda.is_available(), reason="this is about machines without a GPU")
 
@@ -48,6 +51,7 @@ def process(monkeypatch):
     """What running a script changes in this process is set back."""
     changed_by_hand(monkeypatch, (Metric, "__init__"), (LRScheduler, "load_state_dict"), (nn.Module, "to"))
     changed_by_hand(monkeypatch, (torch.Tensor, "to"), (torch.Tensor, "cuda"))
+    changed_by_hand(monkeypatch, (accelerator_connector, "TorchSyncBatchNorm"))
     monkeypatch.setattr(sys, "path", sys.path[:])
     monkeypatch.setenv(runner._RUN, "")
     monkeypatch.setattr(logging.getLogger("solo_ext"), "disabled", False)  # Hydra disables what it finds
@@ -100,6 +104,7 @@ def checkout(tmp_path, process):
             "solo/methods/base.py": "import lightning.pytorch\n\n\nclass BaseMethod:\n    _BACKBONES = {}\n",
             "solo/utils/__init__.py": "",
             "solo/utils/knn.py": NEW_METRIC,
+            **{f"solo/args/{name}.py": "def parse_cfg(cfg):\n    return cfg\n" for name in ("linear", "pretrain")},
             "main_knn.py": SCRIPT,
             "main_linear.py": SCRIPT,
         }
@@ -184,8 +189,7 @@ def test_repairs_are_named_and_made_where_they_are_needed(run, checkout):
     strict = torch.__version__ >= (2, 6)
     status, _, err = run("with-solo-learn", "solo-learn", "main_knn.py")
     named = [line.split("solo-learn: ")[1].split(" (")[0] for line in err.splitlines() if "repaired" in line]
-    expected = [known.name for known in runner.REPAIRS if strict or known.name != "checkpoint objects"]
-    assert status == 0 and named == expected
+    assert status == 0 and named == ["compute_on_step", *["checkpoint objects"][:strict], "no GPU"]
     from solo.utils.knn import WeightedKNNClassifier
 
     metric = WeightedKNNClassifier()
@@ -196,17 +200,74 @@ def test_repairs_are_named_and_made_where_they_are_needed(run, checkout):
     assert torch.ones(1).to(device=torch.device("cuda", 0)).device.type == "cpu"
 
 
+READING = """
+import json
+from omegaconf import OmegaConf
+from solo.args.pretrain import parse_cfg
+
+print(json.dumps(OmegaConf.to_container(parse_cfg(OmegaConf.load("asked.yaml")))))
+"""
+FOR_GPUS = {
+    "accelerator": "gpu",
+    "devices": [0],
+    "strategy": "ddp",
+    "precision": "16-mixed",
+    "sync_batchnorm": True,
+    "data": {"format": "dali"},
+    "wandb": {"enabled": True, "offline": False},
+}
+
+
+@ON_THE_CPU
+@pytest.mark.parametrize(
+    ("asked", "expected"),
+    [
+        ({}, {"devices": 1, "strategy": "auto", "sync_batchnorm": False}),
+        ({"devices": [0, 1]}, {"devices": 2}),
+        ({"accelerator": "cpu", "devices": 1, "data": {"format": "h5"}, "wandb": {"enabled": False}}, {}),
+    ],
+)
+def test_keys_for_gpus_become_those_of_this_machine(run, checkout, tmp_path, monkeypatch, asked, expected):
+    checkout({"main_pretrain.py": READING})
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "none"))
+    asked = {**FOR_GPUS, **asked}
+    OmegaConf.save(asked, tmp_path / "asked.yaml")
+    status, out, err = run("with-solo-learn", "solo-learn", "main_pretrain.py")
+    if expected:
+        precision = TrainerConfig(accelerator="cpu", precision="16-mixed").pick_precision(warn=False)
+        expected |= {"accelerator": "cpu", "precision": precision, "data": {"format": "image_folder"}}
+        expected |= {"wandb": {"enabled": True, "offline": True}}
+    assert status == 0 and json.loads(out) == {**asked, **expected}
+    assert ("accelerator=cpu, devices=" in err and "wandb.offline=True" in err) == bool(expected)
+
+
+@pytest.mark.parametrize("key", ["WANDB_API_KEY", "NETRC", None])
+def test_only_where_nobody_has_logged_in_wandb_stays_offline(key, tmp_path, monkeypatch):
+    host = wandb.setup().settings.base_url.removeprefix("https://")
+    (tmp_path / "NETRC").write_text(f"machine {host} login user password {'0' * 40}\n")
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "none"))
+    if key:
+        monkeypatch.setenv(key, str(tmp_path / key))
+    wandb.teardown()
+    cfg = OmegaConf.create({**FOR_GPUS, "accelerator": "cpu"})
+    assert runner._here(cfg).get("wandb.offline", False) == (key is None)
+    wandb.teardown()
+
+
 # A real checkout.
 
 
 @pytest.fixture
 def solo(solo_learn, process, tmp_path, monkeypatch):
     """Runs a script of the real checkout, in this process, in a folder with images; returns what it printed."""
+    from solo.args import linear, pretrain
     from solo.methods import METHODS as registry
     from solo.methods.base import BaseMethod
     from solo.utils.knn import WeightedKNNClassifier
 
-    changed_by_hand(monkeypatch, (WeightedKNNClassifier, "forward"))
+    changed_by_hand(monkeypatch, (WeightedKNNClassifier, "forward"), (linear, "parse_cfg"), (pretrain, "parse_cfg"))
     monkeypatch.chdir(tmp_path)
     rng = np.random.default_rng(0)
     for split, number in (("train", 4), ("val", 3)):
@@ -432,12 +493,16 @@ def test_its_simsiam_resumes_where_it_was(solo, tmp_path, monkeypatch):
 
 
 def test_two_processes_train_our_method(solo, solo_learn, tmp_path):
-    """Lightning starts the second one; each sees half of the images."""
+    """Lightning starts the second one; each sees half of the images. Without a GPU, the YAML asks for two."""
     words = pretraining("projector_ema_byol", devices="'2'", strategy="ddp", optimizer__batch_size=4)
+    if not torch.cuda.is_available():
+        keys = tuple(f"++{key}" for key in (*FOR_GPUS.keys() - {"data"}, "data.format"))
+        words = [word for word in words if not word.startswith(keys)]
     env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "solo_ext", "with-solo-learn", str(solo_learn), "main_pretrain.py", *words]
     done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
+    assert ("accelerator=cpu, devices=2" in done.stderr) != torch.cuda.is_available()
     [checkpoint] = (tmp_path / "trained_models" / "projector_ema_byol").rglob("*.ckpt")
     assert load_checkpoint(checkpoint)["global_step"] == 24 // (2 * 4)
     load_encoder(checkpoint.parent)
