@@ -31,6 +31,7 @@ ALSO = {
 # the line of mutants.txt -> why nobody can tell
 EQUIVALENT = {
     "momentum/teacher.py | student[self.entry.name].detach() | student[self.entry.name]": "it runs under no_grad",
+    "analysis/embedding.py | torch.set_num_threads(threads) | pass": "where numba's OpenMP is not PyTorch's own",
 }
 
 
