@@ -295,6 +295,7 @@ def test_backbones_of_one_class_have_names_by_their_structure():
     try:
         assert names[0] == names[1] and names[0].startswith("Net-") and len({*names}) == 3
         assert BACKBONES[names[2]]().num_features == 6
+        assert BACKBONES[names[0]]() is not BACKBONES[names[0]](), "each run has its own"
     finally:
         for name in {*names}:
             del BACKBONES[name]

@@ -109,5 +109,7 @@ def test_children_by_other_names():
     assert student.keys() == taught.keys() == {"backbone", "projector"} and "momentum_head" in dict(
         net.named_children()
     )
+    alone = nn.ModuleDict({"backbone": backbone(), "projector": mlp(64, 8)})
+    assert {str(tau) for tau in Teacher.of(alone, "projector", 0.5).taus.values()} == {"0.5"}
     with pytest.raises(ConfigError, match=r"no stage 'block5' with a teacher .*valid: full, backbone, projector, none"):
         Teacher.of(net, ["block5"], parts={"backbone": "encoder", "projector": "head"})
