@@ -171,7 +171,7 @@ def pair(tmp_path_factory):
     run = only_run(folder, FLOAT32[0])
     # nothing but where it goes, the choice of format, the result and what comes next, each once
     first, *rest = output.splitlines()
-    assert first.endswith(f": 2 processes on the cpu, {run}")
+    assert f": 2 processes on the cpu, {run}; follow: solo-ext runs " in first
     assert [line.split(":")[0] for line in rest] == ["solo-ext", str(run), *["next"] * 3], output
     return run
 
