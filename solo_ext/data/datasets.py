@@ -15,13 +15,7 @@ import numpy as np
 from solo_ext.data.augmentations import ClassificationAugmentationConfig
 from solo_ext.data.decode import AS_STORED, DecodeConfig
 from solo_ext.data.imagenet100 import CLASSES
-from solo_ext.data.images import (
-    ArrayImages,
-    FileImages,
-    ImageSet,
-    class_folders,
-    read_folder,
-)
+from solo_ext.data.images import EXTENSIONS, ArrayImages, FileImages, ImageSet, class_folders, read_folder
 from solo_ext.data.lists import SUFFIXES, read_list
 from solo_ext.data.subsets import part_of, rows_of
 from solo_ext.errors import ConfigError, DataError, SoloExtError, naming, require
@@ -287,6 +281,9 @@ def _torchvision(data: DataConfig, which: str, name: str, **kwargs: Any) -> Any:
     with damaged, suppress(RuntimeError):  # torchvision's "not found or corrupted", after comparing checksums
         return cls(root, download=False, **kwargs)
     missing = f"{key}: no complete files of {name} in '{root}'"
+    if any(path.suffix.lower() in EXTENSIONS for pattern in ("*", "*/*") for path in root.glob(pattern)):
+        own = "data.dataset=custom, as in the recipes custom/..., trains on these"
+        raise DataError(f"{missing}, but images of another set; {own}, and a folder of its own takes the download")
     if not data.download:
         raise DataError(f"{missing}, and data.download is false")
     lock, existed = root / ".download.lock", root.exists()
