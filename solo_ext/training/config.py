@@ -59,7 +59,7 @@ UNUSED = ("auto_umap", "dali", "debug_augmentations", "augmentations_cfg", "wand
 
 @dataclass(kw_only=True)
 class RunConfig(TrainerConfig):
-    name: str = "solo-ext"
+    name: str = "solo-ext"  # of the run, for a reader
     data: DataConfig
     seed: Annotated[int, Bounds(0, 2**32 - 1)] = 5
     performance: PerformanceConfig = field(default_factory=PerformanceConfig)
