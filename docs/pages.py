@@ -1,9 +1,12 @@
 """The pages of the site that say what the code says: methods, recipes, every key, performance. A hook of MkDocs."""
 
 import dataclasses
+import fnmatch
 import inspect
+import itertools
 import json
 import re
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +30,10 @@ LOSSES = {
     "simsiam": "-cos(q₁, sg z₂) / 2 - cos(q₂, sg z₁) / 2",
 }
 EVALUATIONS = {
-    "linear, finetune": configuration.LinearConfig,
-    "detect": configuration.DetectionConfig,
-    "knn": configuration.KNNRunConfig,
-    "quality": configuration.QualityConfig,
+    "`linear` and `finetune`": configuration.LinearConfig,
+    "`detect`": configuration.DetectionConfig,
+    "`knn`": configuration.KNNRunConfig,
+    "`quality`": configuration.QualityConfig,
 }
 
 
@@ -47,24 +50,34 @@ def table(*head: str, rows: Any) -> list[str]:
     return ["", *("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines), ""]
 
 
-def prose(cls: type) -> str:
-    """A docstring, in which `field: meaning` is an item of a list."""
+def prose(cls: Any) -> tuple[str, dict[str, str]]:
+    """A docstring up to its first `field: meaning`, and these meanings; `a, b: ` and `*_a: ` are of several fields."""
     text = inspect.cleandoc(cls.__dict__.get("__doc__") or "")
-    return "" if text.startswith(f"{cls.__name__}(") else re.sub(r"(?m)^(\w[\w, *]*): ", r"\n- `\1`: ", text)
+    if text.startswith(f"{cls.__name__}(") or not dataclasses.is_dataclass(cls):
+        return "", {}
+    names, found = [field.name for field in dataclasses.fields(cls)], []
+    for said in re.finditer(r"(?m)(?:^|(?<=[.;] ))([\w*]+(?:, [\w*]+)*): ", text):
+        fields = [fnmatch.filter(names, part) for part in said[1].split(", ")]
+        found += [(said, [*itertools.chain(*fields)])] if all(fields) else []
+    ends = [said.start() for said, _ in found] + [len(text)]
+    spans = [(fields, text[said.end() : end]) for (said, fields), end in zip(found, ends[1:], strict=True)]
+    return text[: ends[0]], {field: " ".join(span.split()).rstrip(".;") for fields, span in spans for field in fields}
 
 
 def comments(cls: type) -> dict[str, str]:
-    """Field -> the comment on its line, or above it, in the source of a dataclass and those that it extends."""
+    """Field -> what the docstring says of it, or the comment on its line, or above it, in the source of a dataclass and
+    those that it extends."""
     found: dict[str, str] = {}
     for base in reversed(cls.__mro__):
+        found |= prose(base)[1]
         above: list[str] = []
         if base.__module__.startswith("solo_ext"):
-            for line in inspect.getsource(base).splitlines():
+            for line in textwrap.dedent(inspect.getsource(base)).splitlines():
                 code, _, said = re.sub(r"# type: ignore\S*", "", line).partition("  # ")
                 if comment := re.match(r"\s+# (.*)", line):
                     above.append(comment[1])
                 elif field := re.match(r"    (\w+):", code):
-                    found[field[1]] = " ".join([*above, said.strip("# ")])
+                    found[field[1]] = " ".join([*above, said.strip("# ")]).strip() or found.get(field[1], "")
                     above = []
                 else:
                     above = []
@@ -97,45 +110,47 @@ def sections(cls: Any, at: str = "", but: Any = ()) -> Any:
 
 
 def keys_page() -> list[str]:
-    head = "key", "value", "default", ""
+    head = "key", "value", "default", "meaning"
     cls: Any = configuration._pretraining(*MONITORS.values())  # type: ignore[arg-type]
-    lines = ["# Every key", "", "A mistyped key is refused, and the message names the nearest one.", ""]
-    lines += ["`method_kwargs` are on the methods' pages; what only evaluations have stands at the end.", ""]
-    lines += ["## Of a pre-training", *table(*head, rows=rows_of(cls))]
+    lines = [
+        "# Every key",
+        "",
+        "`method_kwargs` are on the methods' pages, and keys that only evaluations have at the end.",
+    ]
+    lines += ["A key without a meaning here is an argument of Lightning's Trainer, or what its name says.", ""]
+    lines += ["## At the top level", *table(*head, rows=rows_of(cls))]
     for name, section in sections(cls):
-        lines += [f"## {name}", "", prose(section), *table(*head, rows=rows_of(section, f"{name}."))]
+        lines += [f"## {name}", "", prose(section)[0], *table(*head, rows=rows_of(section, f"{name}."))]
     own = {field.name for field in dataclasses.fields(cls)}
     for title, kind in EVALUATIONS.items():
-        lines += [f"## Of {title}", "", prose(kind), *table(*head, rows=rows_of(kind, but=own - {"max_epochs"}))]
+        lines += [
+            f"## Only in {title}",
+            "",
+            prose(kind)[0],
+            *table(*head, rows=rows_of(kind, but=own - {"max_epochs"})),
+        ]
         for name, section in sections(kind, but=own - {"knn_eval"}):
             lines += table(*head, rows=rows_of(section, f"{name}."))
     return lines
 
 
 def recipes_page() -> list[str]:
-    how = "By name, from any folder: `solo-ext pretrain cifar10/res_mocov3`."
-    return [
-        "# Recipes",
-        "",
-        how,
-        "`solo-ext recipes copy NAME DIR` makes one yours.",
-        "",
-        "```text",
-        recipes.listing([]),
-        "```",
-    ]
+    how = (
+        "By name, from any folder: `solo-ext pretrain cifar10/res_mocov3`. `solo-ext recipes copy NAME DIR` copies one."
+    )
+    return ["# Recipes", "", how, "", "```text", recipes.listing([]), "```"]
 
 
 def method_page(name: str) -> list[str]:
     declared = METHODS.declared
     cls = declared[name]
     lines = [f"# {cls.__name__}", "", inspect.cleandoc(cls.__doc__ or ""), "", f"    loss = {LOSSES[name]}", ""]
-    lines += [
-        "m: the teacher's output. q: after the predictor. sg: without gradient. `loss_scale` shifts and scales it.",
-        "",
-        "## Variants",
-    ]
-    variants = []
+    symbols = "q, z: outputs of predictor and projector; 1, 2: the views; m: of the teacher; sg: without gradient."
+    scale = (
+        " As solo-learn codes it; `method_kwargs.loss_scale=paper` takes the printed form." if cls.loss_scale else ""
+    )
+    lines += [symbols + scale, "", "## Variants"]
+    variants, unread = [], () if cls.loss_scale else ("loss_scale",)
     for other, method in declared.items():
         if cls in method.__mro__:
             term = f"weight {method.intra.weight:g}, {method.intra.distance}" if method.intra.weight else "-"
@@ -145,13 +160,13 @@ def method_page(name: str) -> list[str]:
     lines += [
         "## Keys",
         "",
-        prose(cls.Kwargs),
-        *table("key", "value", "default", "", rows=rows_of(cls.Kwargs, "method_kwargs.")),
+        prose(cls.Kwargs)[0],
+        *table("key", "value", "default", "meaning", rows=rows_of(cls.Kwargs, "method_kwargs.", unread)),
     ]
     lines += [
         "## What the teacher costs",
         "",
-        "With a ResNet-18; passes through the backbone, for each image and view.",
+        "Parameters with a ResNet-18, and passes of a view through the backbone.",
         "",
     ]
     lines += table("momentum.stages", "student", "teacher", "passes", rows=[cost(name, preset) for preset in PRESETS])
@@ -174,16 +189,17 @@ def performance_page() -> list[str]:
         (f"`{scope}`", f"{x['median_ms']:,.0f}", f"{x['speedup']:.2f}x", f"{x['teacher_parameters'] / 1e6:.1f} M")
         for scope, x in step["scopes"].items()
     ]
-    about = (
-        f"{step['hardware']}, PyTorch {step['torch']}, n = {step['n']} interleaved steps, medians; {step['command']}"
-    )
-    lines = ["# Performance", "", "## A step, by what the teacher copies", "", about, ""]
+    options = " ".join(f"--{name} {step['command'][name]}" for name in ("batch", "steps", "threads"))
+    about = f"BYOL, ResNet-18, 32 px; {step['hardware']}, PyTorch {step['torch']}, medians of n = {step['n']}"
+    about += f" interleaved steps: `python benchmarks/step_time.py {options}`"
+    lines = ["# Performance", "", "On CPUs; no GPU has been measured yet.", ""]
+    lines += ["## A training step, by what the teacher copies", "", about, ""]
     lines += table("momentum.stages", "ms", "against full", "teacher's parameters", rows=scopes)
     for title, key in (("Two views of 224 px from JPEGs", "photos"), ("Two views of 32 px from memory", "cifar")):
         rows = [
             (f"`{name}`", f"{x['images/s']['median']:,.0f}", f"{x['ratio']['median']:.2f}x")
             for name, x in data[key].items()
         ]
-        lines += [f"## {title}", "", f"{data['rounds']} interleaved rounds on the {data['device']}, medians", ""]
+        lines += [f"## {title}", "", f"{data['rounds']} interleaved rounds, medians: `python benchmarks/data.py`", ""]
         lines += table("format", "images/s", "against Pillow", rows=rows)
     return lines

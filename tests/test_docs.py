@@ -61,6 +61,9 @@ def test_the_site(site):
     ):
         assert f"<code>{key}</code>" in keys, key
     assert "of the training set, stratified by class" in keys, "the comment in the source"
+    dino = (site / "methods" / "dino" / "index.html").read_text(encoding="utf-8")
+    assert "<td>BatchNorm in the head</td>" in dino, "one field of several in a docstring's line"
+    assert "loss_scale" not in dino, "which has no effect there"
     written = "".join(page.read_text(encoding="utf-8") for page in (site / "methods").glob("*/index.html"))
     assert all(f"<code>{name}</code>" in written for name in METHODS)
     assert "full_key" not in keys and "Trains an encoder without labels" in (site / "api" / "index.html").read_text()

@@ -12,7 +12,7 @@ from solo_ext.data.augmentations import ClassificationAugmentationConfig
 from solo_ext.data.datasets import CUSTOM, FOLDER, DataConfig, recorded_info
 from solo_ext.data.images import FileImages, ImageSet
 from solo_ext.data.modules import ClassificationData
-from solo_ext.errors import ConfigError, require
+from solo_ext.errors import ConfigError, DataError, require
 from solo_ext.evaluation.features import extract_features
 from solo_ext.files import output
 from solo_ext.runs.checkpoints import Checkpoint
@@ -73,6 +73,10 @@ def features_of(
         data = ClassificationData(read, BATCH, seed=0, augment=False)
         data.info = info  # how an image of another size is resized
         data.device = device
+        try:
+            data.train_set  # noqa: B018, which is read here
+        except DataError as error:
+            raise DataError(str(error).replace("data.train_path", "IMAGES")) from None
         split, make = "train_set", data.train_dataloader
     shown: ImageSet = getattr(data, split)
     if count is not None and count < len(shown):

@@ -32,7 +32,8 @@ def listing(folders: Sequence[str | Path], width: int) -> Any:
         [found] = table_rows([run])
         written = saved_at(run.dir / METRICS)
         age = f"{duration(time.time() - written)} ago" if written else "-"
-        rows.append([f"{run.method}/{run.id}", run.state, _progress(run), age, *(cell(found, key) for key in COLUMNS)])
+        state = "-" if run.untrained else run.state
+        rows.append([f"{run.method}/{run.id}", state, _progress(run), age, *(cell(found, key) for key in COLUMNS)])
     headings = ["run", "state", "epoch", "written", *(metric.label for metric in COLUMNS.values())]
     table, width = _table(), width - 2  # its edges
     shown = []
@@ -41,10 +42,12 @@ def listing(folders: Sequence[str | Path], width: int) -> Any:
         wide = max(map(len, [*texts, *heading.split()]))
         if {*texts} - {"-"} and wide + 2 <= width:
             width -= wide + 2
-            shown.append(n)
-            table.add_column(heading, justify="left" if n < 2 else "right", min_width=wide)
+            shown.append((n, heading, wide))
+    for n, heading, wide in shown:  # what is left keeps headings in one line
+        width -= (more := min(width, max(0, len(heading) - wide)))
+        table.add_column(heading, justify="left" if n < 2 else "right", width=wide + more)
     for row in rows:
-        table.add_row(*(Text(row[n], no_wrap=True) for n in shown))
+        table.add_row(*(Text(row[n], no_wrap=True) for n, *_ in shown))
     online = any(ONLINE in text for row in rows for text in row[4:])
     table.caption = ONLINE_NOTE if online else None
     return Group(table, *(Text(line, overflow="fold") for line in damaged))

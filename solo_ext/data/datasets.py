@@ -15,13 +15,7 @@ import numpy as np
 from solo_ext.data.augmentations import ClassificationAugmentationConfig
 from solo_ext.data.decode import AS_STORED, DecodeConfig
 from solo_ext.data.imagenet100 import CLASSES
-from solo_ext.data.images import (
-    ArrayImages,
-    FileImages,
-    ImageSet,
-    class_folders,
-    read_folder,
-)
+from solo_ext.data.images import EXTENSIONS, ArrayImages, FileImages, ImageSet, class_folders, read_folder
 from solo_ext.data.lists import SUFFIXES, read_list
 from solo_ext.data.subsets import part_of, rows_of
 from solo_ext.errors import ConfigError, DataError, SoloExtError, naming, require
@@ -83,18 +77,18 @@ DATASETS: dict[str, DatasetInfo] = {}  # filled at the end of this file
 
 @dataclass
 class DataConfig(Config, section="data"):
-    dataset: Annotated[str, OneOf(DATASETS)]
-    train_path: str | None = None
-    val_path: str | None = None
-    format: Format = "auto"
+    dataset: Annotated[str, OneOf(DATASETS)]  # by its name; custom: images of your own
+    train_path: str | None = None  # a folder, list of files or HDF5 file; for CIFAR and the like, that of the download
+    val_path: str | None = None  # the same of the test images; null: for CIFAR and the like, train_path
+    format: Format = "auto"  # auto: the fastest that works
     channels: Count | None = None  # of the images; null: the dataset's own, 3 of files
     num_workers: Annotated[int, Bounds(0)] = 4  # processes of image_folder and h5, threads of dali; tensor has none
-    no_labels: bool = False
+    no_labels: bool = False  # true: class folders are no labels
     fraction: float = -1.0  # of the training set, stratified by class; -1: all of it
-    # of the training set: a published one (`subsets.PUBLISHED`), or a text file with names of files; null: all of it
+    # of the training set: ImageNet's simclr_1percent or simclr_10percent, or a text file with names of files
     subset: str | None = None
     val_fraction: Share = 0.0  # of the labelled training images: evaluated on instead of the test images; 0: none
-    download: bool = True
+    download: bool = True  # whether missing files may be fetched
     corrupt: Literal["error", "skip"] = "error"  # an unreadable image: error, or skip (the next one takes its place)
     corrupt_limit: Share = 0.01  # of the images may be skipped
     decode: DecodeConfig | None = None  # image files with more than 8-bit RGB holds
@@ -103,7 +97,7 @@ class DataConfig(Config, section="data"):
     num_classes: int | None = None  # derived
     num_large_crops: int | None = None  # derived
     num_small_crops: int | None = None  # derived
-    info: dict[str, Any] | None = None  # derived: `FACTS` of the dataset, for who reads the run without it
+    info: dict[str, Any] | None = None  # derived: `FACTS` of the dataset, for readers of the run that lack the dataset
     content: dict[str, Any] | None = None  # derived: the training and validation images, see `ImageSet.record`
 
     when_given = frozenset({"channels", "decode", "content"})
@@ -287,6 +281,9 @@ def _torchvision(data: DataConfig, which: str, name: str, **kwargs: Any) -> Any:
     with damaged, suppress(RuntimeError):  # torchvision's "not found or corrupted", after comparing checksums
         return cls(root, download=False, **kwargs)
     missing = f"{key}: no complete files of {name} in '{root}'"
+    if any(path.suffix.lower() in EXTENSIONS for pattern in ("*", "*/*") for path in root.glob(pattern)):
+        own = "data.dataset=custom, as in the recipes custom/..., trains on these"
+        raise DataError(f"{missing}, but images of another set; {own}, and a folder of its own takes the download")
     if not data.download:
         raise DataError(f"{missing}, and data.download is false")
     lock, existed = root / ".download.lock", root.exists()

@@ -28,7 +28,8 @@ def build_imagenet100(source: str | os.PathLike, destination: str | os.PathLike)
                 "validation set, have to be sorted into one folder for each class first"
             )
         if missing := sorted({*CLASSES} - {*names}):
-            raise DataError(f"'{folder}' lacks {len(missing)} of the {len(CLASSES)} classes: {', '.join(missing)}")
+            some = ", ".join(missing[:5]) + ", ..." * (len(missing) > 5)
+            raise DataError(f"'{folder}' lacks {len(missing)} of the {len(CLASSES)} classes: {some}")
     targets = {f"{split}/{name}": source / split / name for split in SIZES for name in CLASSES}
     if os.path.lexists(destination):
         links = {f"{path.parent.name}/{path.name}": path.resolve() for path in destination.glob("*/*")}

@@ -72,7 +72,7 @@ class DetectorConfig(Config, section="detector"):
     head: c4, the ResNet's last stage on each region, as in MoCo's transfer (He et al., 2020, Appendix), or fpn.
     min_size: of the shorter side in pixels; training draws one, a test takes the last. max_size: of the longer side.
     anchors: their sizes in pixels; an fpn has one for each of its five maps.
-    regions: of an image that its last stage is trained on.
+    regions: drawn from each image to train its heads on.
     masks: also segments instances, where the annotation has outlines.
     precise_bn: training batches over which BatchNorm's statistics are averaged before each test; 0: moving averages.
     """

@@ -52,7 +52,7 @@ DECLARED: dict[str, type["Method"]] = {}  # see `METHODS`
 class PerformanceConfig(Config, section="performance"):
     """The YAML's `performance`."""
 
-    disable_channel_last: bool = False
+    disable_channel_last: bool = False  # true: convolutions in PyTorch's usual memory layout
 
 
 @dataclass(kw_only=True)

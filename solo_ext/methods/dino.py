@@ -18,13 +18,13 @@ class DINO(Method, name="dino"):
 
     @dataclass
     class Kwargs(Method.Kwargs):
-        """The projector's two widths and what follows:
+        """Of the head, its prototypes and the two temperatures.
 
         num_prototypes: number of outputs. use_bn_in_head: BatchNorm in the head. norm_last_layer: keep the prototypes
         at norm 1. clip_grad: largest L2 norm of the gradient of each tensor of the backbone; 0 is off.
-        freeze_last_layer: epochs at the start in which the prototypes are frozen. *_temperature: of the softmaxes; the
-        teacher's goes linearly from warmup_teacher_temperature to teacher_temperature in the first
-        warmup_teacher_temperature_epochs epochs.
+        freeze_last_layer: epochs at the start in which the prototypes are frozen.
+        student_temperature, teacher_temperature: of the softmaxes. warmup_teacher_temperature: where the teacher's
+        begins. warmup_teacher_temperature_epochs: in which it goes linearly from there to teacher_temperature.
         """
 
         proj_hidden_dim: Count = 2048

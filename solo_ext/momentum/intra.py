@@ -20,7 +20,7 @@ class IntraMomentum(Config, section="intra"):
         mse (Eq. 7, summed over dimensions; mse_mean: averaged).
     target: predictor (q_m) or projector (g_m, the asymmetric ablation of Sec. 3.3), both compared with the
         student's last head; or a stage, compared with the student's own.
-    every: optimizer steps after which the term is switched off, and on again (Fig. 12); None: always on.
+    every: optimizer steps after which the term is switched off, and on again (Fig. 12); null: always on.
     temperature: of the softmax of `ce` and `ce_printed`; the paper names 3, 4, 5 without choosing.
     """
 

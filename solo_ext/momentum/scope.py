@@ -25,7 +25,7 @@ class MomentumConfig(Config, section="momentum"):
 
     base_tau, final_tau: in [0, 1], base <= final under the cosine schedule.
     classifier: train a linear probe on the teacher's features too.
-    stages: a preset (full, backbone, projector, none), a list of stages, or {stage: tau}; None: the method's own.
+    stages: a preset (full, backbone, projector, none), a list of stages, or {stage: tau}; null: the method's own.
     schedule: cosine (base -> final) or constant (base).
     buffers: what happens to the teacher's BatchNorm buffers: its own running statistics (solo-learn), the student's
         copied after each step, or an EMA of the student's.

@@ -30,7 +30,7 @@ class BackboneConfig(Config, section="backbone"):
     last_norm: end a ResNet with a BatchNorm on its pooled features (ProjectorEMA's BN1, Table C.8).
     """
 
-    name: str = "???"  # a key of `BACKBONES`, or `timm/<name>`
+    name: str = "???"  # resnet18, resnet50, vit_small, ... (README), or `timm/<name>`
     kwargs: dict[str, Any] = field(default_factory=dict)  # further arguments of the constructor
     stem: Literal["auto", "small", "imagenet"] = "auto"
     last_norm: bool = False

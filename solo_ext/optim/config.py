@@ -24,16 +24,16 @@ DEFAULTS = {"sgd": {"momentum": 0.9}, "lars": {"momentum": 0.9}}  # where solo-l
 class OptimizerConfig(Config, section="optimizer"):
     """`optimizer`: solo-learn's keys. The effective rates are derived (`effective_lrs`)."""
 
-    name: Annotated[str, OneOf(OPTIMIZERS)]
+    name: Annotated[str, OneOf(OPTIMIZERS)]  # sgd, lars, adam or adamw
     batch_size: Count  # per device
     lr: NonNegative  # per 256 images, as is classifier_lr
-    classifier_lr: NonNegative | None = 0.1
+    classifier_lr: NonNegative | None = 0.1  # of the online probe
     weight_decay: NonNegative = 0.0
-    exclude_bias_n_norm_wd: bool = False
+    exclude_bias_n_norm_wd: bool = False  # true: no weight decay on biases and norms
     layer_decay: Share = 0.0  # lr factor from one layer to the one before it, for fine-tuning; 0 switches it off
     kwargs: dict[str, Any] = field(default_factory=dict)  # further options of the optimizer's class
-    effective_lr: NonNegative | None = None
-    effective_classifier_lr: NonNegative | None = None
+    effective_lr: NonNegative | None = None  # derived: lr x images of a step / 256
+    effective_classifier_lr: NonNegative | None = None  # derived
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -63,8 +63,8 @@ class SchedulerConfig(Config, section="scheduler"):
     """`scheduler`: solo-learn's keys. Its rates are the same for all groups, and grow with accumulation as lr does."""
 
     name: Literal["warmup_cosine", "step", "warmup_step", "none"] = "warmup_cosine"
-    min_lr: NonNegative = 0.0
-    warmup_start_lr: NonNegative = 3e-5
+    min_lr: NonNegative = 0.0  # at the end of the cosine
+    warmup_start_lr: NonNegative = 3e-5  # at the start of the warm-up
     warmup_epochs: NonNegative = 10.0
     warmup_steps: Annotated[int, Bounds(0)] = 0  # of warmup_step
     lr_decay_steps: list[Count] | None = None  # epochs; of warmup_step: steps

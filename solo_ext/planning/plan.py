@@ -257,11 +257,12 @@ def _methods_lines(p: dict[str, Any]) -> Iterator[tuple[str, str]]:
     views = " + ".join(f"{count} of {size} px" for size, count in Counter(p["crop_sizes"]).items())
     yield "run", f"{p['name']}: {p['method']}, {p['backbone']} on {p['dataset']}, views: {views}"
     yield "student", f"{a['student_parameters']:,} parameters, without probes"
-    copies = f"{a['teacher_parameters']:,} parameters, {a['teacher_layers']} weight layers with EMA"
+    layers = f"{a['teacher_layers']} weight layer{'s' * (a['teacher_layers'] != 1)}"
+    copies = f"{a['teacher_parameters']:,} parameters, {layers} with EMA"
     yield "teacher", copies if a["teacher_parameters"] else "none"
     for stage, names in a["teacher_tensors"].items():
         yield "", f"{stage:<20} tau {a['teacher_tau'][stage]:<18} {len(names):3} tensors, first {names[0]}"
-    again = a["teacher_backbone_stages"]
+    again = a["teacher_backbone_stages"] if a["teacher_forwards"] else []
     share = f" ({len(again)} of {len(a['backbone_stages'])} stages: {', '.join(again)})" if again else ""
     passes = f"student {a['student_forwards']:g}, teacher {a['teacher_forwards']:g}{share}"
     parameters = f"{a['parameters_millions']:.1f} M parameters in all backbones"

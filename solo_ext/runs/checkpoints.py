@@ -35,7 +35,7 @@ class CheckpointConfig(Config, section="checkpoint"):
     dir: a run lies in `<dir>/<method>/<run id>`.
     frequency: epochs between two checkpoints; the last epoch is always saved.
     every_n_steps, every_minutes: saved inside an epoch too.
-    keep_last: how many of the newest stay; keep_every: one of so many epochs stays for good; keep_prev: all of them.
+    keep_last: how many of the newest stay; keep_every: one of so many epochs stays for good; keep_prev: all stay.
     keep_best: a metric, such as val_acc1: the epoch at which it is highest, or lowest if it is a loss, stays too.
     """
 

@@ -105,7 +105,12 @@ def load_encoder(
             raise CheckpointError(f"{path} does not hold the {network} that its args.json names: {difference}")
         probe = state.get("classifier.weight")
         features = f" with {probe.size(1)} features" if probe is not None and probe.ndim == 2 else ""
-        raise CheckpointError(f"{path} holds a network{features}, not a {network}{of_channels(held)}: {difference}")
+        sizes = [tensors["conv1.weight"].shape[-1] for tensors in (weights, target) if "conv1.weight" in tensors]
+        stem = {7: "imagenet", 3: "small"}.get(sizes[0]) if len({*sizes}) == 2 else None
+        other = f"; backbone.stem={stem} has its first layer" if stem else ""
+        raise CheckpointError(
+            f"{path} holds a network{features}, not a {network}{of_channels(held)}: {difference}{other}"
+        )
     backbone.load_state_dict(weights)
     return backbone.eval(), run
 

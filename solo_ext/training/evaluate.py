@@ -225,13 +225,13 @@ def protocol_of(cfg: AnyEvaluation, data: ImageData) -> dict[str, Any]:
 
 def _features(cfg: RunConfig, backbone: nn.Module, data: ClassificationData) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Features and labels of the training images, then of the test images, on the device."""
-    bank, queries = (_extracted(cfg, backbone, loader) for loader in (data.train_dataloader(), data.val_dataloader()))
-    return *bank, *queries
+    bank = _extracted(cfg, backbone, data.train_dataloader())
+    return *bank, *_extracted(cfg, backbone, data.val_dataloader(), warn=False)
 
 
-def _extracted(cfg: RunConfig, backbone: nn.Module, loader: Iterable) -> tuple[Tensor, Tensor]:
-    """Features and labels of the images of `loader`, on the device."""
-    device, precision = cfg.first_device, cfg.pick_precision()
+def _extracted(cfg: RunConfig, backbone: nn.Module, loader: Iterable, warn: bool = True) -> tuple[Tensor, Tensor]:
+    """Features and labels of the images of `loader`, on the device; `warn`: as of `pick_precision`."""
+    device, precision = cfg.first_device, cfg.pick_precision(warn)
     layout = not cfg.performance.disable_channel_last
     backbone = backbone.to(device).to(memory_format=torch.channels_last if layout else torch.preserve_format)
     with explained():

@@ -57,7 +57,7 @@ def test_features(whole, folder, tmp_path, suffix, options, capsys):  # noqa: F8
     [
         ("features.csv", "images", "must end in one of .npz, .parquet, .h5"),
         ("images/a/é 0.png/x.npz", "images", "cannot be written: File exists"),
-        ("features.npz", "nowhere", "there is no folder"),
+        ("features.npz", "nowhere", "error: IMAGES: there is no folder"),
     ],
 )
 def test_mistakes(whole, folder, out, images, said, capsys):  # noqa: F811

@@ -1,8 +1,10 @@
 """The table of runs: what it says of finished, stopped and damaged ones, and of one that is running."""
 
+import io
 import shutil
 
 import pytest
+from rich.console import Console
 from tiny_runs import config, interrupted, whole  # noqa: F401, a fixture
 
 from solo_ext.analysis import listing
@@ -37,6 +39,22 @@ def test_a_damaged_run_is_named_and_the_others_are_shown(whole, tmp_path, capsys
     said = lines(capsys, tmp_path)
     assert "byol/b" in said and "byol/a " not in said
     assert "linear.jsonisdamaged" in "".join(said.split())  # which is wrapped
+
+
+def test_it_fits_every_terminal(whole, tmp_path, monkeypatch):  # noqa: F811
+    """Whole words only, of the columns that there is room for."""
+    shutil.copytree(whole.dir, tmp_path / "byol" / "a")
+    shutil.copytree(whole.dir, tmp_path / "untrained" / "resnet10_w16-seed5-0123abcd")
+    monkeypatch.setattr(listing.time, "time", lambda: 1e10)
+
+    def words(width):
+        out = io.StringIO()
+        Console(file=out, width=width).print(listing.listing([tmp_path], width))
+        return {*out.getvalue().replace("─", "").split()}
+
+    whole_words = words(300)
+    assert {"similarity", "seconds", "finished"} <= whole_words and "began" not in whole_words
+    assert {width: cut for width in range(45, 160) if (cut := words(width) - whole_words)} == {}
 
 
 def test_it_is_shown_anew(whole, monkeypatch, capsys):  # noqa: F811

@@ -289,6 +289,16 @@ def test_offline_without_files_is_one_sentence(tmp_path, monkeypatch, name):
         pretrain(dataset=name, train_path=str(root), download=False).check()
 
 
+@pytest.mark.parametrize("place", ["a.JPG", "cats/a.png"])
+def test_nothing_is_downloaded_among_other_images(tmp_path, place):
+    """A folder of one's own photographs under the name of a set that has a download."""
+    (tmp_path / place).parent.mkdir(exist_ok=True)
+    (tmp_path / place).touch()
+    with pytest.raises(DataError, match=r"but images of another set; data\.dataset=custom, .* trains on these"):
+        pretrain(dataset="cifar10", train_path=str(tmp_path)).check()
+    assert [file.name for file in tmp_path.iterdir()] == [place.split("/")[0]]
+
+
 def test_dataset_info_needs_no_data():
     facts = {name: dataset_info(DataConfig(name, train_path="/nowhere")) for name in DATASETS}
     classes = {"fashion_mnist": 10, "stl10": 10, "cifar10": 10, "cifar100": 100, "imagenet100": 100, "imagenet": 1000}

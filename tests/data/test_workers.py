@@ -45,6 +45,14 @@ def folder(tmp_path):
     return tmp_path
 
 
+def test_more_workers_than_cores_are_the_users_choice(folder, recwarn):
+    data = DataConfig(
+        "custom", train_path=str(folder), format="image_folder", num_workers=len(os.sched_getaffinity(0)) + 1
+    )
+    next(iter(PretrainData(data, [AugmentationConfig(crop_size=32)], 32, 0).train_dataloader()))
+    assert [str(warning.message) for warning in recwarn if "worker" in str(warning.message)] == []
+
+
 @pytest.mark.parametrize("size", ["1m", "64m"])
 def test_shared_memory_that_is_full(folder, size):
     mount = f"mount -t tmpfs -o size={size} tmpfs /dev/shm"

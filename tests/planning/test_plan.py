@@ -328,6 +328,11 @@ def run(capsys, tmp_path, monkeypatch):
     return run
 
 
+def test_one_layer_is_said_so(run):
+    _, out, _ = run(MINI, *TINY, "momentum.stages=projector.fc2", "--no-measure")
+    assert " parameters, 1 weight layer with EMA" in out
+
+
 def test_text(run):
     changes = ["momentum.stages=[block4,projector]", "max_epochs=2", "optimizer.batch_size=8"]
     status, out, err = run(MINI, *TINY, *changes)

@@ -748,7 +748,14 @@ def test_solo_learns_unused_keys_are_accepted_with_a_line(caplog, monkeypatch):
 
 @pytest.mark.parametrize("kind", ["linear", "knn"])
 def test_an_evaluation_takes_encoder_and_data_from_the_run(tmp_path, kind):
-    run = cifar("byol", "data.train_path=/images", "data.fraction=0.1", "data.no_labels=true", "precision=bf16-mixed")
+    run = cifar(
+        "byol",
+        "data.train_path=/images",
+        "data.val_path=/images",
+        "data.fraction=0.1",
+        "data.no_labels=true",
+        "precision=bf16-mixed",
+    )
     args = plain(run) | {"accelerator": "gpu", "devices": [0, 1]}
     args["data"]["format"] = "dali"  # as solo-learn's own runs may have
     (tmp_path / "args.json").write_text(json.dumps(args))
@@ -766,6 +773,8 @@ def test_an_evaluation_takes_encoder_and_data_from_the_run(tmp_path, kind):
     assert (cfg.data.fraction, cfg.data.no_labels, cfg.data.num_classes) == (-1, False, 10)  # all labels
     assert (cfg.accelerator, cfg.devices) == ("auto", 1)  # this machine, not the run's
     assert resolve(cfg, kind) == cfg
+    other = run_values(tmp_path, kind, ["data.dataset='cifar100'", "data.train_path=/others"]).data
+    assert (other.train_path, other.val_path) == ("/others", None), "not the run's, which are of another dataset"
 
 
 @pytest.mark.parametrize(

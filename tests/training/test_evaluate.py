@@ -70,12 +70,13 @@ def test_the_untrained_encoder_is_the_one_that_the_pretraining_started_from(tmp_
     assert weights and all(torch.equal(after[name], start[name]) for name in weights)
 
 
-def test_knn_evaluation_of_a_run(whole, capsys):
+def test_knn_evaluation_of_a_run(whole, capsys, caplog):
     raw = {
         "pretrained_feature_extractor": str(whole.dir),
         "data": {"dataset": "fashion_mnist_mini", "fraction": 0.01},
     }
-    results = knn(resolve({**raw, "accelerator": "cpu", "knn_eval": {"k": [1, 20]}}, "knn"))
+    results = knn(resolve({**raw, "accelerator": "cpu", "precision": 16, "knn_eval": {"k": [1, 20]}}, "knn"))
+    assert caplog.text.count("instead of 16") == 1
     written = json.loads((whole.dir / "knn.json").read_text())["results"]
     assert [{key: (row | row["protocol"])[key] for key in results[0]} for row in written] == results
     assert {(r["distance"], r["k"]) for r in results} >= {("cosine", 1), ("cosine", 20)}
