@@ -311,6 +311,7 @@ def test_a_backbone_of_the_users_own(places, make):
         ({"max_epoch": 3}, "unknown key 'max_epoch'; did you mean 'max_epochs'?"),
         ({"optimizer": {"learning_rate": 1}}, "unknown key 'optimizer.learning_rate'"),
         ({"momentum": {"stages": ["blok4"]}}, "momentum.stages: the network has no stage 'blok4'"),
+        ({"momentum": {"stages": "block4:0.9"}}, "teacher; put the option in quotes: 'momentum.stages="),
         ({"augmentations": [{**AUGMENTATION, "crop": 3}]}, "unknown key 'augmentations.0.crop'"),
         ({"backbone": nn.Conv2d(3, 4, 3)}, "backbone: a Conv2d gives [2, 4, 222, 222]"),
         ({"backbone": nn.Linear(3, 4)}, "backbone: a Linear takes no images [2, 3, 224, 224]"),
