@@ -116,7 +116,7 @@ def test_images_without_labels(places):
     assert "val_acc1" not in run.metrics and run._run.args["data"]["num_classes"] == 0
 
 
-def test_a_dataloader_with_indexes(places):
+def test_a_dataloader_with_indexes(places, caplog):
     """The learning rate is that of its batch size, and the probe is validated on the other loader."""
     images = [torch.from_numpy(Squares("array")[i][0]).permute(2, 0, 1) / 255 for i in range(48)]
     loader = DataLoader([(i, [image, image.flip(2)], i % 2) for i, image in enumerate(images)], batch_size=12)
@@ -124,7 +124,7 @@ def test_a_dataloader_with_indexes(places):
     keys = {**SMALL, "optimizer": {"lr": 0.1}, "max_epochs": 4, "data.num_classes": 2}
     run = solo_ext.pretrain("custom/byol", data=loader, val_data=val, **keys)
     cfg = run._run.args
-    assert (cfg["optimizer"]["batch_size"], cfg["data"]["num_classes"]) == (12, 2)
+    assert (cfg["optimizer"]["batch_size"], cfg["data"]["num_classes"]) == (12, 2) and "effect" not in caplog.text
     assert [row["step"] for row in rows(run.dir) if row["val_acc1"]] == ["3", "7", "11", "15"]
     assert run.metrics["val_acc1"] > 90
 
