@@ -1,6 +1,6 @@
 """What the commands do, for a script or a notebook.
 
-    run = solo_ext.pretrain("cifar10/res_mocov3", data="/my/images", max_epochs=100, optimizer={"lr": 0.1})
+    run = solo_ext.pretrain("custom/res_mocov3", data="/my/train", val_data="/my/val", optimizer={"lr": 0.1})
     run.linear(), run.knn(k=[20])
     backbone = run.backbone()
 
@@ -166,10 +166,11 @@ def pretrain(
 
     Args:
         recipe: a recipe's name (`solo-ext recipes` lists them), the path of a YAML, or a mapping with the same keys.
-        data: the training images, in place of the recipe's `data.train_path`: a folder, list of files or HDF5 file; a
-            PyTorch Dataset of images, of (image, label), or of {"image": ..., "label": ...}, un-augmented; or views of
-            your own, as a DataLoader with batches `([view, ...], targets)`, or as a LightningDataModule with batches
-            `(indexes, [view, ...], targets)`; `data.num_classes` says then how many classes there are.
+        data: the training images: a path, in place of the recipe's `data.train_path` (a folder, list of files or HDF5
+            file of your own goes with a `custom/` recipe); a PyTorch Dataset of images, of (image, label), or of
+            {"image": ..., "label": ...}, un-augmented, with any recipe; or views of your own, as a DataLoader with
+            batches `([view, ...], targets)`, or as a LightningDataModule with batches `(indexes, [view, ...],
+            targets)`, with a `custom/` recipe where `data.num_classes` says how many classes there are.
         val_data: labelled images for the online probes, as a path, Dataset or DataLoader.
         backbone: a name, or a module [B, C, H, W] -> [B, num_features], of which a copy is trained.
         method: a registered name, or a class or module of your own.

@@ -117,7 +117,7 @@ def test_images_without_labels(places):
     assert "val_acc1" not in run.metrics and run._run.args["data"]["num_classes"] == 0
 
 
-def test_a_dataloader_with_indexes(places):
+def test_a_dataloader_with_indexes(places, caplog):
     """The learning rate is that of its batch size, and the probe is validated on the other loader."""
     images = [torch.from_numpy(Squares("array")[i][0]).permute(2, 0, 1) / 255 for i in range(48)]
     loader = DataLoader([(i, [image, image.flip(2)], i % 2) for i, image in enumerate(images)], batch_size=12)
@@ -125,7 +125,7 @@ def test_a_dataloader_with_indexes(places):
     keys = {**SMALL, "optimizer": {"lr": 0.1}, "max_epochs": 4, "data.num_classes": 2}
     run = solo_ext.pretrain("custom/byol", data=loader, val_data=val, **keys)
     cfg = run._run.args
-    assert (cfg["optimizer"]["batch_size"], cfg["data"]["num_classes"]) == (12, 2)
+    assert (cfg["optimizer"]["batch_size"], cfg["data"]["num_classes"]) == (12, 2) and "effect" not in caplog.text
     assert [row["step"] for row in rows(run.dir) if row["val_acc1"]] == ["3", "7", "11", "15"]
     assert run.metrics["val_acc1"] > 90
 
@@ -323,6 +323,7 @@ def test_a_backbone_of_the_users_own(places, make):
         ({"max_epoch": 3}, "unknown key 'max_epoch'; did you mean 'max_epochs'?"),
         ({"optimizer": {"learning_rate": 1}}, "unknown key 'optimizer.learning_rate'"),
         ({"momentum": {"stages": ["blok4"]}}, "momentum.stages: the network has no stage 'blok4'"),
+        ({"momentum": {"stages": "block4:0.9"}}, "teacher; put the option in quotes: 'momentum.stages="),
         ({"augmentations": [{**AUGMENTATION, "crop": 3}]}, "unknown key 'augmentations.0.crop'"),
         ({"backbone": nn.Conv2d(3, 4, 3)}, "backbone: a Conv2d gives [2, 4, 222, 222]"),
         ({"backbone": nn.Linear(3, 4)}, "backbone: a Linear takes no images [2, 3, 224, 224]"),

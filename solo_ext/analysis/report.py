@@ -38,7 +38,7 @@ UNSAID = (
     *("checkpoint", "sha256", "pretrain_method", "untrained", "backbone", "performance", "strategy", "cache_features"),
     *("data.format", "data.train", "data.val", "data.corrupt", "data.corrupt_limit", "data.num_classes"),
 )
-TELLING = ("checkpoint", "data.dataset", "distance", "k", "T")  # of an evaluation that is not in the table
+TELLING = ("checkpoint", "data.dataset", "optimizer.lr", "distance", "k", "T")  # of what the table does not show
 FIGURES = {DETECTION: "ap", QUALITY: "rankme"}  # of an evaluation that has no accuracy
 FORMATS = (".png", ".pdf")
 HASHES = ("sha256", "fingerprint")

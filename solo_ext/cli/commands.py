@@ -14,8 +14,8 @@ from solo_ext.training import recipes
 
 SOURCE = "run folder or checkpoint, also solo-learn's; an entry of the zoo; hf://owner/name"
 OVERRIDES = """\
-overrides in Hydra's syntax: key=value or ++key=value sets a key, ~key removes it; a list is [1,2], nothing is null; a
-mistyped key is refused, with the nearest one that exists"""
+overrides in Hydra's syntax: key=value or ++key=value sets a key, ~key removes it; a list is 'key=[1,2]', a mapping
+'key={a:1}', nothing is null; a mistyped key is refused, with the nearest one that exists"""
 CFG = option("--cfg", "print the configuration that would run, and stop")
 TEACHER = option("--teacher", "the momentum encoder in place of the student")
 RESULTS = option("--out FOLDER", "folder that gets the results, where not the run's own")

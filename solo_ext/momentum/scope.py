@@ -71,8 +71,11 @@ class MomentumConfig(Config, section="momentum"):
             taus = {name: self._own(float(tau)) for name, tau in stages.items()}
         for name in taus:
             if name not in known:
+                advice = nearest(name, known)
+                if ":" in name:  # what a shell makes of braces
+                    advice = "; put the option in quotes: 'momentum.stages={STAGE:TAU,STAGE:TAU}'"
                 raise ConfigError(
-                    f"momentum.stages: the network has no stage '{name}' with a teacher{nearest(name, known)} "
+                    f"momentum.stages: the network has no stage '{name}' with a teacher{advice} "
                     f"(valid: {', '.join(dict.fromkeys([*PRESETS, *known]))})"
                 )
         # the more specific name wins: projector.fc2 over projector

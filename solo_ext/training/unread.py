@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from solo_ext.data.datasets import BUNDLED
+from solo_ext.data.datasets import BUNDLED, dataset_info
 from solo_ext.files import log
 from solo_ext.methods import METHODS
 from solo_ext.networks.backbones import VITS
@@ -91,6 +91,8 @@ def idle(cfg: Any) -> dict[str, str]:
         switch(f"{name}.enabled", getattr(section, "enabled", True) is False)
     off.pop("checkpoint.dir", None)  # where the run's folder is
     off |= dict.fromkeys(DERIVED, "it follows from other keys")
+    if dataset_info(cfg.data).num_classes is None:  # of loaders that a program hands over
+        off.pop("data.num_classes")
     if cfg.processes == 1:
         off |= dict.fromkeys(("strategy", "sync_batchnorm", "collective_timeout"), "there is one process")
     if cfg.gradient_clip_val is None:

@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 from tiny_runs import whole  # noqa: F401, a fixture
 
+from solo_ext.analysis.report import main_report
 from solo_ext.cli.main import main
 from solo_ext.data import subsets
 from solo_ext.data.datasets import FOLDER, DataConfig, load_dataset
@@ -49,6 +50,8 @@ def test_each_rate_of_a_grid_is_a_result_and_none_stands_for_the_run(whole, tmp_
     assert first["protocol"]["lr_grid"] == [0.1, 1.0] and second["acc1"] == single["acc1"] == alone.metrics["val_acc1"]
     said = capsys.readouterr().out
     assert "val_acc1/lr=0.1 " in said and "val_acc1/lr=1 " in said
+    page = main_report([tmp_path / "results"], tmp_path / "report").read_text(encoding="utf-8")
+    assert "optimizer.lr 0.1, " in page and "optimizer.lr 1.0, " in page, "which is which"
     run = Run(tmp_path / "results")
     run.evaluations[LINEAR] = [first, second]
     with pytest.raises(ConfigError, match="lr_grid must be empty with gradient_clip_val"):
