@@ -113,7 +113,7 @@ def _gradcam(seen: Seen) -> list[Row]:
 
 def _neighbours(seen: Seen, bank: str | None, teacher: bool) -> list[Row]:
     if bank is None:
-        raise ConfigError("--bank: missing, the images among which the neighbours are")
+        raise ConfigError("--bank: missing, the images that are searched for neighbours")
     features, images = features_of(seen.source, bank, teacher)
     with torch.no_grad():
         queries = F.normalize(seen.backbone(seen.inputs))

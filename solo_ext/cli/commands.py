@@ -71,10 +71,11 @@ def _evaluate(
 
 @SOLO_EXT.command(*YAML_WORDS, CFG)
 def pretrain(args: Namespace) -> None:
-    """Train an encoder without labels, as a YAML says.
+    """Train an encoder without labels, by a recipe.
 
-    The YAML is a recipe (solo-ext recipes lists them) or your own. Checkpoints, metrics and configuration go to
-    <checkpoint.dir>/<method>/<run id>/; the same command again continues an interrupted run (auto_resume).
+    A recipe is a YAML: one of those that solo-ext recipes lists, or your own. Checkpoints, metrics and configuration go
+    to <checkpoint.dir>/<method>/<run id>/, by default below trained_models; the same command again continues an
+    interrupted run (auto_resume).
 
       solo-ext pretrain cifar10/res_mocov3 data.train_path=/data seed=1
       solo-ext pretrain --config-path scripts/pretrain/cifar10 --config-name byol.yaml max_epochs=100 --cfg
@@ -139,9 +140,11 @@ def finetune(args: Namespace) -> None:
     """Train an encoder further, with a classifier on it, on labels.
 
     linear with finetune=true. --run PATH alone takes SimCLR's settings for few labels: SGD with Nesterov momentum, lr
-    0.05 per 256 images, no weight decay, 30 epochs. data.fraction=0.1 takes a seeded part of the training images, and
-    data.subset=simclr_1percent (or simclr_10percent, or a file of names) a fixed one. linear.json keeps the results.
+    0.05 per 256 images, no weight decay, 30 epochs. data.fraction=0.1 takes a tenth of the training images, always the
+    same; data.subset=simclr_1percent or simclr_10percent takes SimCLR's parts of ImageNet, data.subset=FILE those that
+    a file names. linear.json keeps the results.
 
+      solo-ext finetune --run trained_models/byol/RUN data.fraction=0.1
       solo-ext finetune --run trained_models/byol/RUN data.subset=simclr_1percent max_epochs=60
       solo-ext finetune --run trained_models/byol/RUN data.dataset=cifar100 optimizer.lr=0.02
     """
@@ -152,8 +155,8 @@ def finetune(args: Namespace) -> None:
 def detect(args: Namespace) -> None:
     """Fine-tune an object detector from an encoder.
 
-    Faster R-CNN of torchvision, with masks Mask R-CNN, that begins with a run's ResNet, an entry of the zoo, or any
-    program's weights (backbone.name says which network then). Recipes: voc/c4 and coco/c4 (MoCo's transfer), voc/fpn.
+    torchvision's Faster R-CNN, or Mask R-CNN for masks, which begins with a run's ResNet, an entry of the zoo or any
+    program's weights (backbone.name then says which network). Recipes: voc/c4 and coco/c4 (MoCo's transfer), voc/fpn.
     data.train_path and data.val_path name annotations, in VOC's layout or COCO's; several are joined by a colon.
 
     detection.json in the run folder keeps every result (AP, AP50, AP75 by pycocotools) with its whole protocol.
@@ -204,8 +207,8 @@ def quality(args: Namespace) -> None:
     """Measure an encoder's features without labels.
 
     rankme (directions that the features fill), lidar (those that tell images apart), alignment of views, uniformity and
-    spread, of images=1000 training images of the run in views=10 of its first augmentation each. quality.json in the
-    run folder keeps every result with its protocol.
+    spread: of 1,000 training images of the run (images=N) in 10 views each (views=N) of its first augmentation.
+    quality.json in the run folder keeps every result with its protocol.
 
       solo-ext quality --run trained_models/byol/RUN
       solo-ext quality --run trained_models/byol/RUN images=5000 views=4 --teacher
@@ -261,8 +264,8 @@ def study(args: Namespace) -> None:
 def _recipes(args: Namespace) -> None:
     """List the recipes, or copy one to edit it.
 
-    pretrain and plan take recipes by name, study takes studies. A recipe without a file is a framework's recipe with a
-    variant over it, which no paper prints. linear has a recipe of the same name for each, except ViTs and custom.
+    pretrain and plan take recipes by name, study takes studies. A derived recipe is a framework's with a variant's
+    settings over it, which no paper prints. linear has a recipe of the same name for each, except ViTs and custom.
 
     copy writes the recipe, and the YAMLs that it is composed of, below DIR; pretrain takes the copy by its path. copy
     linear/NAME DIR copies a recipe of linear.
@@ -308,8 +311,8 @@ def with_solo_learn(args: Namespace) -> None:
     Runs the script unchanged, with our methods and backbones beside its own, and says which repairs it needs to run on
     the installed libraries and on this machine. Its evaluation scripts read our run folders, and our commands its.
 
-    ARGS are passed on unchanged. As without us, a relative --config-path is looked up in the checkout, and data,
-    checkpoints and trained_models in the current folder.
+    ARGS are passed on unchanged. As in solo-learn itself, a relative --config-path is looked up in the checkout, and
+    data, checkpoints and trained_models in the current folder.
 
       solo-ext with-solo-learn . main_pretrain.py --config-path scripts/pretrain/cifar -cn byol method=res_byol
       solo-ext with-solo-learn ~/solo-learn main_knn.py --pretrained_checkpoint_dir trained_models/byol/RUN ...

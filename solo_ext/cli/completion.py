@@ -16,9 +16,11 @@ KINDS = {"pretrain": "pretrain", "plan": "pretrain", "linear": "linear", "finetu
 def completion(args: Namespace) -> None:
     """Print what makes a shell complete solo-ext's commands, options, recipes and paths.
 
-    A new shell takes it from the file that it is written to here; this one by eval "$(solo-ext completion bash)".
+    In a file that your shell reads when it starts, as below, it serves every new shell; eval "$(solo-ext completion
+    bash)" serves this one.
 
       solo-ext completion bash >> ~/.bashrc
+      solo-ext completion zsh >> ~/.zshrc
       solo-ext completion fish > ~/.config/fish/completions/solo-ext.fish
     """
     import argcomplete

@@ -9,7 +9,7 @@ from solo_ext.errors import ConfigError
 
 IMAGES_OF = "folder, list of files (.txt, .csv) or HDF5 file (default: the validation images of the run)"
 IMAGES = option("--images PATH", IMAGES_OF)
-WATCH = option("--watch SECONDS", "show it anew every so many seconds, until Ctrl-C", type=float)
+WATCH = option("--watch SECONDS", "refresh it every so many seconds, until Ctrl-C", type=float)
 
 
 @SOLO_EXT.command(
@@ -50,7 +50,7 @@ def features(args: Namespace) -> None:
     ),
     option("--out FILE", "where it goes: .png or .pdf (default: pictures/KIND.png in the folder of the first RUN)"),
     option("--count N", "how many images (default: 8; for maps 2000)", type=int),
-    option("--bank PATH", "the images among which the neighbours are"),
+    option("--bank PATH", "with neighbours: the images that are searched for them"),
     TEACHER,
 )
 def pictures(args: Namespace) -> None:
@@ -97,7 +97,7 @@ def trajectories(args: Namespace) -> None:
     Drawn are two weights of each filter over the steps, or --flat against each other (ProjectorEMA, Fig. 2, App. E).
 
       solo-ext trajectories trained_models/byol/A trained_models/byol/B --out filters.png
-      solo-ext trajectories trained_models/byol/A --filters 0 133 --flat --out flat.pdf
+      solo-ext trajectories trained_models/byol/A --filters 0 3 --flat --out flat.pdf
     """
     from solo_ext.analysis.trajectories import draw_trajectories
     from solo_ext.runs.run import find_runs
@@ -113,7 +113,7 @@ def trajectories(args: Namespace) -> None:
 def runs(args: Namespace) -> None:
     """List the runs in a folder: state, epoch, accuracies, speed.
 
-    The run that was written to last is at the top; one that has stopped continues by the same command.
+    The run that was written to last is at the top. One that has stopped continues when its command is given again.
 
       solo-ext runs
       solo-ext runs studies/residual-table2 --watch 5

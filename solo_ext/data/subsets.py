@@ -36,11 +36,11 @@ def rows_of(subset: str, images: ImageSet, folder: Path, download: bool = True) 
 
     A line is an image's file name, or its path below the training folder. `DataError` for what is not there.
     """
+    if not isinstance(images.images, FileImages):
+        raise DataError("data.subset: the training images are no files with names; use data.fraction")
     file = folder / f"{subset}.txt" if subset in PUBLISHED else Path(subset).expanduser()
     if subset in PUBLISHED:
         _fetch(subset, file, download)
-    if not isinstance(images.images, FileImages):
-        raise DataError("data.subset: the training images are no files with names; use data.fraction")
     with naming(f"data.subset: {file} cannot be read", OSError, UnicodeError, error=DataError):
         wanted = dict.fromkeys(line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip())
     known: dict[str, int] = {}
