@@ -171,7 +171,7 @@ def pretrain(
             {"image": ..., "label": ...}, un-augmented, with any recipe; or views of your own, as a DataLoader with
             batches `([view, ...], targets)`, or as a LightningDataModule with batches `(indexes, [view, ...],
             targets)`, with a `custom/` recipe where `data.num_classes` says how many classes there are.
-        val_data: labelled images for the online probes, as a path, Dataset or DataLoader.
+        val_data: labelled images for the online classifier and kNN, as a path, Dataset or DataLoader.
         backbone: a name, or a module [B, C, H, W] -> [B, num_features], of which a copy is trained.
         method: a registered name, or a class or module of your own.
         callbacks: Lightning's, beside those that follow from the configuration.
