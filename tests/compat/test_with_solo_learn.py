@@ -412,7 +412,8 @@ def test_its_knn_of_our_run_is_ours(solo, method, backbone, capsys):
 
 @ON_THE_CPU
 def test_its_umap_of_our_run(solo, tmp_path):
-    pytest.importorskip("umap")
+    for name in ("pandas", "seaborn", "umap"):
+        pytest.importorskip(name)
     solo("main_umap.py", images_and(our_run("projector_ema_simsiam").dir))
     assert {file.name for file in tmp_path.glob("*.pdf")} == {"im100_train_umap.pdf", "im100_val_umap.pdf"}
 
