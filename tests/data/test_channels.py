@@ -394,6 +394,8 @@ def test_images_of_other_channels_are_named(tmp_path, given):
     assert images[0].shape == (4, 24, 20)
     with pytest.raises(DataError, match=r"images/1\.png: not a readable image \(channels: 3, not data\.channels=4\)$"):
         images[1]
+    with pytest.raises(DataError, match=r"images/0\.png: .*channels: 4, not data\.channels=2"):  # and no other is read
+        load_dataset(DataConfig("custom", str(tmp_path / "images"), channels=2), "train")
     mixed = given([bands(0, 4), bands(0, 5), bands(0, 1)[..., 0]])
     images = load_dataset(DataConfig(**mixed), "train").images
     for i, shape in ((1, r"\[24, 20, 5\]"), (2, r"\[24, 20\]")):
