@@ -59,10 +59,11 @@ def _parts(sample: Any) -> tuple[Any, Any]:
 
 
 def _column(dataset: Any) -> tuple[Any, Any]:
-    """The labels of one of the Hub's Datasets, whose images are not read for them, and the names of its classes."""
+    """The labels of one of the Hub's Datasets, whose images are not read for them, and the names of its classes; none
+    of another."""
     features = getattr(dataset, "features", None)
     key = next((key for key in LABEL if key in features), None) if isinstance(features, Mapping) else None
-    return (dataset[key], getattr(features[key], "names", None)) if key else (None, None)  # type: ignore[index]
+    return (dataset[key], getattr(features[key], "names", None)) if key else ((), None)  # type: ignore[index]
 
 
 def read_given(dataset: Any, key: str) -> ImageSet:
@@ -86,9 +87,9 @@ def read_given(dataset: Any, key: str) -> ImageSet:
     with images.named(0):
         image, first = _parts(sample := dataset[0])
         images.channels = len(images.pixels(image))
-    labels, classes = _column(dataset)
-    attributes = [labels or (), *(getattr(dataset, name, ()) for name in ("targets", "labels"))]
-    labels = next((own for own in attributes if len(own) == count), None)
+    column, classes = _column(dataset)
+    known = column, *(getattr(dataset, name, ()) for name in ("targets", "labels"))
+    labels: Any = next((own for own in known if len(own) == count), None)
     if first is None:
         if isinstance(sample, Mapping) and len(sample) > 1:
             log.warning(

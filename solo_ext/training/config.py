@@ -300,7 +300,8 @@ def run_values(run: str | Path, kind: str, overrides: Sequence[str] = ()) -> Dic
         own, place = {key_of(text) for text in overrides}, config.get("checkpoint", {}).get("dir", "")
         folder = checkpoint.absolute().parent.parent.parent
         here = Path(place).expanduser().resolve() == folder.resolve() and os.access(folder, os.W_OK)
-        if {x.partition("=")[2].strip("'\"") for x in overrides if key_of(x) == "data.dataset"} - {data.get("dataset")}:
+        other = [text for text in overrides if key_of(text) == "data.dataset"]
+        if other and overlay({"data": {"dataset": None}}, other).data.get("dataset") != data.get("dataset"):
             data |= dict.fromkeys(("train_path", "val_path"))  # another dataset is elsewhere
         if any(data.get(key) and f"data.{key}" not in own for key in ("train_path", "val_path")):
             data["download"] = False
