@@ -155,6 +155,36 @@ def _check_watch(seconds: float | None) -> None:
 
 
 @SOLO_EXT.command(
+    option("run RUN", "the folder of a pre-training, finished or under way"),
+    option("--reference FILE", "the reference (default: the zoo's for the run's recipe)"),
+)
+def check(args: Namespace) -> None:
+    """Say whether a pre-training is on track: what of it departs from its recipe's reference, first ones first.
+
+    A reference has the curves of a recipe over several seeds: loss, accuracies, gap, spread, learning rate, tau, and
+    statistics of the views. What the configuration asks for otherwise, other images, and curves that leave the band of
+    the seeds are named, with what they point to. The exit status is 0 on track, 1 off it. solo-ext zoo reference makes
+    references; check.enabled=True, with pretrain, tells the same after each epoch.
+
+      solo-ext check trained_models/byol/RUN
+      solo-ext check trained_models/byol/RUN --reference zoo/references/fashion_mnist_mini/byol.json
+    """
+    from pathlib import Path
+
+    from solo_ext.runs.reference import Reference, compared, find_reference, judge
+    from solo_ext.runs.run import find_run
+    from solo_ext.runs.zoos import folders
+    from solo_ext.text import hanging
+
+    run = find_run(args.run)
+    reference = Reference.read(Path(args.reference)) if args.reference else find_reference(compared(run), folders())
+    verdict = judge(run, reference)
+    print(hanging(str(verdict)))
+    if not verdict.on_track:
+        raise SystemExit(1)
+
+
+@SOLO_EXT.command(
     option("checkpoint CKPT", SOURCE),
     option("--to TARGET", "torchvision, timm, detectron2, huggingface, onnx or safetensors", required=True),
     TEACHER,

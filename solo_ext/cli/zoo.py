@@ -175,12 +175,33 @@ def add(args: Namespace) -> None:
       solo-ext zoo add trained_models/byol/RUN
       solo-ext zoo add trained_models/byol/RUN --zoo /data/zoo --name byol-ours-r50
     """
-    from solo_ext.zoo import edit, store
+    from solo_ext.runs import zoos
+    from solo_ext.zoo import edit
 
-    zoo = args.zoo or store.installed()
+    zoo = args.zoo or zoos.installed()
     entry = edit.add(args.run, zoo, args.name, args.licence)
     size = sum(file.size for file in entry.files) / 1e6
     print(f"{zoo / entry.folder}: {len(entry.files)} files, {size:.1f} MB")
+
+
+@ZOO.command(
+    option("runs RUN", "finished runs of one recipe, each with another seed", nargs="+"),
+    option("--name NAME", "of the reference (default: the recipe's)"),
+    option("--zoo FOLDER", "the zoo that gets it (default: the one of this checkout)", type=Path),
+)
+def reference(args: Namespace) -> None:
+    """Make the reference of a recipe, with which solo-ext check compares runs.
+
+    Holds the curves of three runs or more that differ in the seed alone, with the band that one value in 5,000 of a
+    further seed leaves. A few kB, in <zoo>/references/<recipe>.json; one that is there is replaced.
+
+      solo-ext zoo reference trained_models/byol/*
+      solo-ext zoo reference runs/*/byol/* --name lab/byol-r50 --zoo /data/zoo
+    """
+    from solo_ext.runs import zoos
+    from solo_ext.zoo import edit
+
+    print(edit.add_reference(args.runs, args.zoo or zoos.installed(), args.name))
 
 
 @ZOO.command(
@@ -198,7 +219,8 @@ def publish(args: Namespace) -> None:
       solo-ext zoo publish --repo jane/solo-ext-zoo --all
       solo-ext zoo publish byol-ours-r50 --repo jane/zoo --zoo /data/zoo
     """
-    from solo_ext.zoo import edit, index, store
+    from solo_ext.runs import zoos
+    from solo_ext.zoo import edit, index
 
-    zoo = args.zoo or store.installed()
+    zoo = args.zoo or zoos.installed()
     print(edit.publish(zoo, args.repo, [entry.name for entry in _selection(args, "publish", index.read_index(zoo))]))

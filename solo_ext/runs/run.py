@@ -288,6 +288,14 @@ def saved_at(path: Path) -> float:
         return 0.0
 
 
+def find_run(path: str | Path) -> Run:
+    """The one run at or below `path`; CheckpointError if there is none, or several."""
+    run, *others = find_runs(path)
+    if others:
+        raise CheckpointError(f"{path} holds {1 + len(others)} runs; name one of them, such as {run.dir}")
+    return run
+
+
 def find_runs(path: str | Path) -> list[Run]:
     """The run in the folder `path`, else those below it, by name, without linear classifiers; if there are none, a
     CheckpointError names the nearest."""

@@ -9,6 +9,7 @@ from solo_ext.methods.step import Gap, Spread
 from solo_ext.text import Metric
 from solo_ext.training.callbacks import MONITORS
 from solo_ext.training.callbacks.collapse import CollapseWatch
+from solo_ext.training.callbacks.inputs import Inputs
 from solo_ext.training.callbacks.throughput import Throughput
 
 OTHER_LOSSES = tuple(Metric(f"train_*_{kind}", "Framework loss: *", section="losses") for kind in ("loss", "sim"))
@@ -18,7 +19,7 @@ def metrics() -> dict[str, Metric]:
     """Name or pattern -> metric, in the order in which they are shown; of two patterns that fit, the first counts."""
     named = {cls.loss_name: cls.loss_title for cls in METHODS.declared.values() if cls.loss_title}
     losses = [Metric(name, f"Framework loss: {title}", section="losses") for name, title in named.items()]
-    monitors: tuple = (Gap, Spread, CollapseWatch, *MONITORS.values(), Throughput)
+    monitors: tuple = (Gap, Spread, CollapseWatch, *MONITORS.values(), Throughput, Inputs)
     monitored = [metric for monitor in monitors for metric in monitor.metrics]
     return {metric.name: metric for metric in (TOTAL, *losses, *METRICS, *monitored, *OTHER_LOSSES)}
 

@@ -12,6 +12,7 @@ from solo_ext.runs.run import RunResult
 from solo_ext.schema import plain
 from solo_ext.training.callbacks import MONITORS
 from solo_ext.training.callbacks.collapse import CollapseWatch
+from solo_ext.training.callbacks.inputs import Inputs
 from solo_ext.training.config import PretrainConfig, declared_method, resolve
 from solo_ext.training.start import begin, runs_folder
 
@@ -70,7 +71,7 @@ def pretrain(
     images = data if isinstance(data, ImageData) else None
     monitors = [monitor.make(section, cfg, images) for monitor, section in sections if section.enabled]
     watch = [CollapseWatch(cfg.collapse)] if cfg.collapse != "off" else []
-    result = fit(cfg, module, data, start, [*filter(None, monitors), *watch, *callbacks])
+    result = fit(cfg, module, data, start, [Inputs(), *filter(None, monitors), *watch, *callbacks])
     print_result(result, ("val_acc1", "val_knn1", "val_knn20", "gap_sim"))
     return result
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import shlex
 import shutil
 from collections.abc import Sequence
@@ -12,16 +13,18 @@ from pathlib import Path, PurePath
 
 from omegaconf import OmegaConf
 
-from solo_ext.errors import CheckpointError
+from solo_ext.errors import CheckpointError, ConfigError
 from solo_ext.files import write_text
 from solo_ext.runs.checkpoints import find_checkpoint, foreign_config
 from solo_ext.runs.encoder import branch_of
-from solo_ext.runs.run import ENVIRONMENT, METRICS, Run
+from solo_ext.runs.reference import FOLDER, Reference
+from solo_ext.runs.run import ENVIRONMENT, METRICS, Run, find_run
+from solo_ext.runs.zoos import installed
 from solo_ext.training.compose import compose
 from solo_ext.training.recipes import derived
 from solo_ext.zoo.export import RECORD, export
-from solo_ext.zoo.index import Entry, Recipe, ZooFile, editing, markdown, read_index, scores, short
-from solo_ext.zoo.store import check_upload, find, installed, upload
+from solo_ext.zoo.index import WORD, Entry, Recipe, ZooFile, editing, markdown, read_index, scores, short
+from solo_ext.zoo.store import check_upload, find, upload
 
 # overrides that concern the machine and the display, not what is trained
 MACHINE_KEYS = (
@@ -81,6 +84,23 @@ def add(run: str | Path, zoo: Path, name: str | None = None, licence: str = "MIT
         on_failure.pop_all()
     write_tables(zoo)
     return entry
+
+
+def add_reference(runs: Sequence[str | Path], zoo: Path, name: str | None = None) -> Path:
+    """Writes the reference curves of runs of one recipe, each with another seed, to `<zoo>/references/<name>.json`.
+
+    `name` is by default that of the recipe, such as `cifar10/byol`. ConfigError for runs that are none of one recipe.
+    """
+    found = [find_run(run) for run in runs]
+    recipe = recipe_from(found[0].environment.get("command", []), zoo.parent)
+    if not name and recipe:
+        name = re.sub(r"^scripts/pretrain/(.*)\.yaml$", r"\1", recipe.path)
+    if not re.fullmatch(f"{WORD}(/{WORD})*", name or ""):
+        raise ConfigError(f"--name {name or 'is missing: the runs do not say which recipe they are of'}")
+    path = zoo / FOLDER / f"{name}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, Reference.of(str(name), found).text)
+    return path
 
 
 def recipe_from(command: Sequence[str], root: Path) -> Recipe | None:

@@ -15,10 +15,10 @@ from filelock import FileLock
 from solo_ext.errors import CheckpointError, ConfigError, naming, reason
 from solo_ext.files import write_text
 from solo_ext.runs.run import KNN, LINEAR, WEIGHTS, Run
+from solo_ext.runs.zoos import INDEX
 from solo_ext.schema import Bounds, Config, build, show
 from solo_ext.text import markdown_table
 
-INDEX = "index.yaml"
 METRICS = ("linear top-1", "kNN-1", "kNN-20")  # in the tables
 WORD = r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}"
 CHARACTERS = "letters, digits, '.', '_' and '-'"

@@ -18,33 +18,15 @@ import solo_ext
 from solo_ext.errors import CheckpointError, ConfigError
 from solo_ext.files import log, read_json
 from solo_ext.runs.run import ARGS, RECORDS, WEIGHTS, Run
+from solo_ext.runs.zoos import folders
 from solo_ext.text import nearest
-from solo_ext.zoo.index import INDEX, REPOSITORY, Entry, ZooFile, read_index
+from solo_ext.zoo.index import REPOSITORY, Entry, ZooFile, read_index
 
 if TYPE_CHECKING:
     from solo_ext.runs.checkpoints import Checkpoint
 
-ZOO = "SOLO_EXT_ZOO"  # environment variable
 CONFIG = "config.json"  # timm's
 _AGENT: dict[str, Any] = {"library_name": "solo_ext", "library_version": solo_ext.__version__}
-
-
-def installed() -> Path:
-    """The zoo that comes with the code: of the checkout, or else of the installed package."""
-    package = Path(solo_ext.__file__).parent
-    checkout = package.parent / "zoo"
-    return checkout if (checkout / INDEX).is_file() else package / "zoo" / "files"
-
-
-def folders() -> list[Path]:
-    """The zoos on disk: that of $SOLO_EXT_ZOO, if it is set, and the installed one."""
-    own = os.environ.get(ZOO)
-    if not own:
-        return [installed()]
-    folder = Path(own).expanduser().absolute()
-    if not (folder / INDEX).is_file():
-        raise CheckpointError(f"{ZOO}: '{own}' is not the folder of a zoo: it has no {INDEX}")
-    return [folder, installed()]
 
 
 def entries() -> dict[str, Entry]:

@@ -21,6 +21,7 @@ from hub_server import TOKEN
 
 import solo_ext
 from solo_ext.errors import CheckpointError, SoloExtError
+from solo_ext.runs import zoos
 from solo_ext.runs.encoder import load_encoder
 from solo_ext.runs.run import Run
 from solo_ext.training.config import resolve, run_values
@@ -39,7 +40,7 @@ SAMPLE = WEIGHTS[0]
 @pytest.fixture(autouse=True)
 def installed_zoo(monkeypatch):
     """No zoo of one's own."""
-    monkeypatch.delenv(store.ZOO, raising=False)
+    monkeypatch.delenv(zoos.ZOO, raising=False)
 
 
 @pytest.fixture
@@ -59,7 +60,7 @@ def own(tmp_path, monkeypatch):
     folder = tmp_path / "a b"
     shutil.copytree(ZOO / ENTRIES[SAMPLE].folder, folder / ENTRIES[SAMPLE].folder)
     write_index(folder / "index.yaml", [ENTRIES[SAMPLE]])
-    monkeypatch.setenv(store.ZOO, str(folder))
+    monkeypatch.setenv(zoos.ZOO, str(folder))
     return folder
 
 
@@ -336,7 +337,7 @@ def test_weights_are_hashed_when_they_are_loaded(own):
         solo_ext.load_backbone(SAMPLE)
     with pytest.raises(CheckpointError, match="differs from its SHA-256"):
         load_encoder(folder)
-    os.environ.pop(store.ZOO)
+    os.environ.pop(zoos.ZOO)
     after = solo_ext.load_backbone(SAMPLE).state_dict()
     assert all(torch.equal(x, after[name]) for name, x in before.items())
 
@@ -354,11 +355,11 @@ def test_a_zoo_of_ones_own_goes_first(run_folder, tmp_path, own, monkeypatch):
 @pytest.mark.parametrize("value", ["nowhere", "https://x.org/zoo", "{tmp}"])
 def test_a_zoo_that_is_none_is_refused(value, monkeypatch, run, tmp_path):
     value = value.format(tmp=tmp_path)
-    monkeypatch.setenv(store.ZOO, value)
+    monkeypatch.setenv(zoos.ZOO, value)
     status, out, err = run("zoo", "download", SAMPLE)
     assert (status, out) == (2, "") and f"SOLO_EXT_ZOO: '{value}' is not the folder of a zoo: it has no index" in err
     (tmp_path / "index.yaml").write_text("<html><body>Not found</body></html>")
-    monkeypatch.setenv(store.ZOO, str(tmp_path))
+    monkeypatch.setenv(zoos.ZOO, str(tmp_path))
     status, _, err = run("zoo", "list")
     assert status == 2 and f"{tmp_path / 'index.yaml'} is not an index of a zoo" in err
 
@@ -622,7 +623,8 @@ def test_the_bash_script(tmp_path):
 def test_a_wheel_has_the_zoo(tmp_path):
     words = ["-q", "egg_info", "--egg-base", tmp_path, "build_py", "--build-lib", tmp_path / "lib"]
     subprocess.run([sys.executable, "setup.py", *map(str, words)], cwd=ROOT, check=True, capture_output=True)
-    code = f"from solo_ext.zoo import store; print(store.installed()); store.fetch(store.find({SAMPLE!r}))"
+    code = "from solo_ext.runs import zoos; from solo_ext.zoo import store; print(zoos.installed())"
+    code += f"; store.fetch(store.find({SAMPLE!r}))"
     done = subprocess.run(
         [sys.executable, "-c", code],
         env={**os.environ, "PYTHONPATH": str(tmp_path / "lib")},

@@ -12,6 +12,7 @@ from hub_server import TOKEN, whole
 
 import solo_ext
 from solo_ext.errors import CheckpointError
+from solo_ext.runs import zoos
 from solo_ext.zoo import store
 from solo_ext.zoo.edit import publish
 from solo_ext.zoo.index import Entry, ZooFile, read_index, write_index
@@ -34,7 +35,7 @@ def zoo(tmp_path, monkeypatch):
         (folder / path).write_bytes(content)
     files = [ZooFile(len(content), sha256(content).hexdigest(), path) for path, content in CONTENTS.items()]
     write_index(folder / "index.yaml", [Entry(NAME, "byol", "resnet18", "a", 1, files=files)])
-    monkeypatch.setenv(store.ZOO, str(folder))
+    monkeypatch.setenv(zoos.ZOO, str(folder))
     return folder
 
 
