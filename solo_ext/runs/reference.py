@@ -14,7 +14,7 @@ from solo_ext.errors import CheckpointError, ConfigError, naming
 from solo_ext.files import json_text, read_json
 from solo_ext.runs.comparison import IGNORED, differences, flatten, within
 from solo_ext.runs.run import Run
-from solo_ext.schema import fit
+from solo_ext.schema import build
 from solo_ext.text import nearest
 
 FOLDER = "references"  # of a zoo
@@ -103,9 +103,7 @@ class Reference:
         if content is None:
             raise CheckpointError(f"there is no reference '{path}'")
         with naming(f"{path} is not a reference", TypeError, ConfigError, error=CheckpointError):
-            reference = cls(**content)
-            fit(dict[str, list[list[float | None]]], reference.curves, "curves")
-        return reference
+            return build(cls, content)
 
     @property
     def text(self) -> str:

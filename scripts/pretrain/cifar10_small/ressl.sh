@@ -1,0 +1,2 @@
+#!/usr/bin/env bash
+exec solo-ext pretrain --config-path "$(dirname "$0")" --config-name ressl.yaml "$@"
