@@ -75,6 +75,11 @@ class Reference:
     epochs: list[int]
     curves: dict[str, list[list[float | None]]]
 
+    def __post_init__(self) -> None:
+        for name, parts in self.curves.items():
+            if [len(part) for part in parts] != [len(self.epochs)] * 2:
+                raise ConfigError(f"curves.{name} is not two lists of {len(self.epochs)} numbers")
+
     @classmethod
     def of(cls, name: str, runs: Sequence[Run]) -> "Reference":
         """Of finished runs that differ in the seed alone; ConfigError if there are fewer than three, or they do not."""
