@@ -111,7 +111,7 @@ def test_every_script_has_its_file():
 def test_shipped_yaml_resolves_to_what_its_path_says(file):
     kind, folder = file.parts[-3:-1]
     cfg = recipe(kind, folder, file.stem)
-    assert cfg["data.dataset"] == folder.replace("-", "")
+    assert cfg["data.dataset"] == folder.replace("-", "").removesuffix("_small")
     assert file.stem.removesuffix("_vit") == cfg["method" if kind == "pretrain" else "pretrain_method"]
     assert cfg["accelerator"] == "auto" and not cfg["wandb.enabled"]
     several = kind == "pretrain" and folder.startswith("imagenet")
