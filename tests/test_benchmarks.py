@@ -5,7 +5,10 @@ import subprocess
 import sys
 
 import pytest
+import yaml
 from conftest import ROOT
+
+from solo_ext.studies.study import load_study
 
 TINY = "--rounds 2 --seconds 0.01 --workers 1 --threads 1 --files 4 --small 16 --batch 4"
 
@@ -42,3 +45,11 @@ def test_a_batch_is_a_part_of_the_step(report):
 
 def test_the_report_says_where_it_comes_from(report):
     assert report["environment"]["cpu"] and report["rounds"] == 2 and report["device"] == "cpu"
+
+
+def test_the_claims_about_photographs_are_about_cells_of_the_studies():
+    files = (ROOT / "scripts" / "studies" / "photographs").glob("*.yaml")
+    cells = {f"{file.stem}/{cell.name}" for file in files for cell in load_study(file).runs}
+    claims = yaml.safe_load((ROOT / "benchmarks" / "photographs.yaml").read_text(encoding="utf-8"))["claims"]
+    named = {row[side] for claim in claims for row in claim["rows"] for side in ("more", "less")}
+    assert named <= cells

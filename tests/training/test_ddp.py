@@ -35,7 +35,7 @@ YAMLS = ROOT / "scripts/pretrain/fashion_mnist_mini"
 BATCH = 32  # joint
 
 # the logged values that are not those of the joint batch: a time, and a spread over each rank's images
-OWN = {"images_per_s", "train_rankme", "train_z_std"}
+OWN = {"images_per_s", "train_rankme", "train_z_std", "view_std", "view_brightness"}
 
 # The steps are those of the papers' optimizer: in float32, AdamW and SGD make of one ReLU that opens in one order of
 # summation and not in another more than 1e-5 within five steps, in one process too.

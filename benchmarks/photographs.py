@@ -1,0 +1,137 @@
+"""The runs of the studies on photographs as CSV, and what they show of the claims in photographs.yaml.
+
+    python benchmarks/photographs.py studies/photographs-residual studies/photographs-stages
+
+adds the finished runs in these folders to runs.csv and curves.csv in docs/results/photographs, in place of rows of the
+same cell and seed, and prints the tables of docs/results/photographs.md from all rows there.
+"""
+
+import argparse
+import csv
+import math
+import statistics
+from collections import defaultdict
+from pathlib import Path
+
+import yaml
+from scipy.stats import t
+
+from solo_ext.runs.run import find_runs
+from solo_ext.text import markdown_table
+
+HERE = Path(__file__).parent
+OUT = HERE.parent / "docs" / "results" / "photographs"
+LAST = ("val_acc1", "val_knn1", "val_knn20", "gap_sim", "val_gap_sim_q", "train_z_std", "train_rankme")
+CURVES = ("val_acc1", "val_knn20", "gap_sim", "val_gap_sim_q", "train_z_std", "train_rankme", "intra_on")
+FACTS = ("linear", "seconds", "cpu", "torch", "commit")
+NAMES = {"val_acc1": "linear, online", "linear": "linear, offline", "val_knn1": "kNN-1", "val_knn20": "kNN-20"}
+NAMES |= {"gap_sim": "similarity", "train_rankme": "RankMe"}
+
+
+def collect(folder: Path) -> tuple[list[dict], list[dict]]:
+    """A row for each finished run of a study's folder, and one for every second epoch of it."""
+    ends, curves = [], []
+    study = folder.name.removeprefix("photographs-")
+    for place in sorted((folder / "runs").iterdir()):
+        cell, _, seed = place.name.rpartition("-seed")
+        for run in find_runs(place):
+            if not run.finished or "linear" not in {row.get("name") for row in run.evaluations["linear.json"]}:
+                continue
+            key = {"study": study, "cell": cell, "seed": seed}
+            about = run.environment
+            facts = {
+                "linear": f"{run.evaluated('linear')['acc1']:.2f}",
+                "seconds": "" if run.resumed else f"{run.summary['seconds']:.0f}",
+                "cpu": about["cpu"],
+                "torch": about["packages"]["torch"],
+                "commit": about["commit"]["hash"][:8],
+            }
+            last = {name: f"{run.last(name):.5g}" for name in LAST if name in run.columns}
+            ends.append(key | last | facts)
+            values = {name: run.series(name)[1:] for name in CURVES if name in run.columns}
+            for epoch in range(2, run.args["max_epochs"] + 1, 2):
+                means = {name: v[(e > epoch - 1 + 1e-9) & (e <= epoch + 1e-9)] for name, (e, v) in values.items()}
+                row = {name: f"{v.mean():.5g}" for name, v in means.items() if len(v)}
+                curves.append(key | {"epoch": str(epoch)} | row)
+    return ends, curves
+
+
+def read(path: Path) -> list[dict]:
+    return list(csv.DictReader(path.open(encoding="utf-8"))) if path.is_file() else []
+
+
+def merge(path: Path, columns: tuple[str, ...], new: list[dict]) -> list[dict]:
+    """The rows of a CSV with `new` ones, in its order; written back."""
+    changed = {(row["study"], row["cell"], row["seed"]) for row in new}
+    rows = [row for row in read(path) if (row["study"], row["cell"], row["seed"]) not in changed] + new
+    rows.sort(key=lambda row: (row["study"], row["cell"], int(row["seed"]), int(row.get("epoch", 0))))
+    with path.open("w", encoding="utf-8", newline="") as file:
+        table = csv.DictWriter(file, columns, restval="", lineterminator="\n")
+        table.writeheader()
+        table.writerows(rows)
+    return rows
+
+
+def spread(values: list[float], form: str) -> str:
+    deviation = f" ± {statistics.stdev(values):{form}}" if len(values) > 1 else ""
+    return f"{statistics.fmean(values):{form}}{deviation} ({len(values)})"
+
+
+def results(rows: list[dict]) -> str:
+    """Mean, standard deviation and number of seeds of each cell."""
+    cells = defaultdict(list)
+    for row in rows:
+        cells[row["study"], row["cell"]].append(row)
+    lines = []
+    for (study, cell), members in cells.items():
+        texts = []
+        for name in NAMES:
+            values = [float(row[name]) for row in members if row[name]]
+            texts.append(spread(values, ".4f" if name == "gap_sim" else ".1f") if values else "-")
+        lines.append([f"`{study}/{cell}`", *texts])
+    return markdown_table(["cell", *NAMES.values()], lines, range(1, 1 + len(NAMES)))
+
+
+def verdict(differences: list[float], margin: float) -> tuple[str, str]:
+    """The mean difference with its interval, and what it says."""
+    n, mean = len(differences), statistics.fmean(differences) if differences else math.nan
+    if n < 2:
+        return (f"{mean:+.2f} ({n})" if n else "-"), "cannot be told"
+    half = t.ppf(0.975, n - 1) * statistics.stdev(differences) / math.sqrt(n)
+    said = "holds" if mean - half > -margin else "does not hold" if mean + half < -margin else "cannot be told"
+    form = "+.2f" if abs(mean) >= 0.1 else "+.4f"
+    return f"{mean:{form}} [{mean - half:{form}}, {mean + half:{form}}] ({n})", said
+
+
+def claims(rows: list[dict]) -> str:
+    by_cell: dict[str, dict[str, dict]] = defaultdict(dict)
+    for row in rows:
+        by_cell[f"{row['study']}/{row['cell']}"][row["seed"]] = row
+    content = yaml.load((HERE / "photographs.yaml").read_text(encoding="utf-8"), yaml.BaseLoader)
+    lines = []
+    for claim in content["claims"]:
+        metric, margin = claim.get("metric", content["metric"]), float(claim.get("margin", 0))
+        for row in claim["rows"]:
+            more, less = by_cell[row["more"]], by_cell[row["less"]]
+            pairs = [float(more[seed][metric]) - float(less[seed][metric]) for seed in sorted({*more} & {*less})]
+            title = claim["title"] + (f" (within {margin:g})" if margin else "")
+            lines.append(
+                [title, row["name"], claim.get("paper", "-"), row.get("printed", "-"), *verdict(pairs, margin)]
+            )
+    return markdown_table(["claim", "in", "paper", "printed", "ours", ""], lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("studies", type=Path, nargs="*", help="folders of results")
+    found = [collect(folder) for folder in parser.parse_args().studies]
+    OUT.mkdir(parents=True, exist_ok=True)
+    key = ("study", "cell", "seed")
+    rows = merge(OUT / "runs.csv", (*key, *LAST, *FACTS), [row for ends, _ in found for row in ends])
+    merge(OUT / "curves.csv", (*key, "epoch", *CURVES), [row for _, curves in found for row in curves])
+    print(claims(rows))
+    print(results(rows))
+
+
+if __name__ == "__main__":
+    main()
