@@ -39,7 +39,7 @@ FLOOR = 1e-3  # of a curve's largest value, where all seeds agree
 # Curve -> what its departure points to. Those of an `INPUT` come first in time: the others follow from them.
 INPUTS = {
     "steps": "another number of images, or of images in a batch",
-    "lr": "another learning rate than the recipe's after scaling, another warm-up or another schedule",
+    "lr": "another learning rate",  # `_rate` says more
     "tau": "another momentum of the teacher, or another schedule of it",
     "bn_images": "BatchNorm of another batch: optimizer.batch_size, or sync_batchnorm on several devices",
     "view_mean": "the views are normalised otherwise, or solarized",
@@ -285,6 +285,7 @@ def _first_outside(
     cause = INPUTS.get(curve) or next((text for pattern, text in EFFECTS.items() if fnmatchcase(curve, pattern)), "")
     if curve not in INPUTS and not effects:
         return None
+    cause = _rate(values, means) if curve == "lr" else cause
     points = [p for p in zip(epochs, values, means, bands, strict=False) if None not in p and not math.isnan(p[1])]
     found = [Departure(curve, epoch, float(value), mean, band, cause) for epoch, value, mean, band in points]
     for i, here in enumerate(found):
@@ -292,3 +293,13 @@ def _first_outside(
         if here.excess > 1 and (later > 1 or here.excess > 3):
             return here
     return None
+
+
+def _rate(values: np.ndarray, means: Sequence) -> str:
+    """How a learning rate departs: by a factor, in its warm-up or in its schedule."""
+    pairs = np.array([(value, mean) for value, mean in zip(values, means, strict=False) if mean and value == value])
+    ratios = pairs[:, 0] / pairs[:, 1] if len(pairs) else np.ones(1)
+    if ratios.max() <= 1.02 * ratios.min():
+        warm = " so far, or another warm-up" if len(ratios) == 1 else ""
+        return f"{ratios.mean():.3g} times the recipe's after scaling{warm}"
+    return "another warm-up" if abs(ratios[-1] - 1) < 0.02 else "another schedule"

@@ -129,8 +129,9 @@ def scaled(name, factor, since=1):
 @pytest.mark.parametrize(
     "change, curve, epoch, cause",
     [
-        (scaled("lr", 2), "lr", 1, "another learning rate than the recipe's after scaling"),
-        (lambda epoch, _: {"lr": 1e-3 * epoch} if epoch < 4 else {}, "lr", 1, "another warm-up"),
+        (scaled("lr", 2), "lr", 1, "; 2 times the recipe's after scaling"),
+        (lambda epoch, _: {"lr": 1e-3 * epoch} if epoch < 4 else {}, "lr", 1, "; another warm-up"),
+        (lambda epoch, _: {"lr": 4e-3 * (1 - epoch / 30)}, "lr", 1, "; another schedule"),
         (scaled("tau", 0.99), "tau", 1, "another momentum of the teacher"),
         (scaled("view_detail", 0.7), "view_detail", 1, "blurred, cropped or resized"),
         (scaled("view_mean", 1.5), "view_mean", 1, "normalised otherwise"),
@@ -182,7 +183,10 @@ def test_one_epoch_is_too_few_for_all_but_what_goes_in(write, reference):
     verdict = judge(write("short", 9, epochs=1, change=wrong), reference)
     assert verdict.on_track and "1 epochs are too few to judge the curves" in str(verdict)
     verdict = judge(write("short2", 9, epochs=1, change=scaled("lr", 2)), reference)
-    assert [departure.curve for departure in verdict.departures] == ["lr"]
+    [departure] = verdict.departures
+    assert (
+        departure.curve == "lr" and departure.cause == "2 times the recipe's after scaling so far, or another warm-up"
+    )
 
 
 def test_what_is_configured_otherwise_is_named(write, reference):
