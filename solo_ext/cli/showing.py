@@ -167,7 +167,7 @@ def check(args: Namespace) -> None:
     references; check.enabled=True, with pretrain, tells the same after each epoch.
 
       solo-ext check trained_models/byol/RUN
-      solo-ext check trained_models/byol/RUN --reference zoo/references/fashion_mnist_mini/byol.json
+      solo-ext check trained_models/byol/RUN --reference mine/byol.json
     """
     from pathlib import Path
 

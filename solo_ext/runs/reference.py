@@ -42,8 +42,8 @@ INPUTS = {
     "lr": "another learning rate",  # `_rate` says more
     "tau": "another momentum of the teacher, or another schedule of it",
     "bn_images": "BatchNorm of another batch: optimizer.batch_size, or sync_batchnorm on several devices",
-    "view_mean": "the views are normalised otherwise, or solarized",
-    "view_std": "the views are normalised otherwise, or another contrast",
+    "view_mean": "the views are normalised, solarized or cropped otherwise",
+    "view_std": "the views are normalised otherwise, or have another contrast",
     "view_brightness": "another brightness of the views: jitter, solarization or crops",
     "view_detail": "the views are blurred, cropped or resized otherwise",
     "view_colour": "other colours in the views: jitter, grayscale, or their normalisation",
@@ -57,7 +57,7 @@ EFFECTS = {
     "*acc1": "the labels do not belong to the images, or other features",
     "val_knn*": "other features, or other validation images",
     "val_*": "other validation images, or shown otherwise",
-    "train_*": "another loss: its scale, temperature, queue or heads; or the optimizer or its weight decay",
+    "train_*": "another loss (scale, temperature, queue, heads), other views, or the optimizer (weight decay)",
 }
 UNHELD = ("images_per_s", "*acc5", "train_loss", "train_momentum*", "momentum_val*", "val_gap*", "lr-*", "intra_on")
 
@@ -134,7 +134,7 @@ class Departure:
 
     @property
     def order(self) -> tuple:
-        return self.epoch, self.curve not in INPUTS, -self.excess
+        return self.epoch, self.curve not in INPUTS, self.curve.startswith("val_"), -self.excess
 
     def __str__(self) -> str:
         reading = f"{self.value:.4g} instead of {self.mean:.4g} ± {self.band:.2g}"
@@ -262,14 +262,17 @@ def _mean(parts: Iterable[np.ndarray]) -> float:
 
 def _band(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Mean, and half the width of the band that a further seed's value leaves with a chance of 2 `RISK`, of values
-    [seeds, epochs]: Student's t, with a variance that is pooled over five neighbouring points, counted as two."""
+    [seeds, epochs]: Student's t, with the geometric mean of the variances of five neighbouring points (times what makes
+    it unbiased for independent ones), counted as two."""
+    from scipy.special import digamma
     from scipy.stats import t
 
     n, means = len(values), values.mean(0)
     known = np.flatnonzero(np.isfinite(means))
     variance = np.full_like(means, np.nan)
-    raw = values[:, known].var(0, ddof=1)
-    variance[known] = [raw[max(0, i - 2) : i + 3].mean() for i in range(len(known))]
+    logs = np.log(np.maximum(values[:, known].var(0, ddof=1), 1e-30))
+    pooled = [logs[max(0, i - 2) : i + 3].mean() for i in range(len(known))]
+    variance[known] = np.exp(np.array(pooled) + np.log((n - 1) / 2) - digamma((n - 1) / 2))
     wide = t.ppf(1 - RISK, 2 * (n - 1)) * np.sqrt(variance * (1 + 1 / n))
     return means, wide + FLOOR * np.nanmax(np.abs(means))
 
