@@ -31,7 +31,7 @@ FREE = (
     *("accelerator", "strategy", "sync_batchnorm", "precision", "performance", "callbacks", "skip_non_finite"),
     *("limit_val_batches", "check_val_every_n_epoch", "num_sanity_val_steps", "optimizer.effective_classifier_lr"),
 )
-POINTS = 25  # epochs at which a curve is held, beside the first ones
+POINTS = 13  # epochs at which a curve is held, beside the first ones
 LEAST = 2  # epochs, before which curves say nothing
 RISK = 1e-4  # of a value of an honest run above its band, and as much below
 FLOOR = 1e-3  # of a curve's largest value, where all seeds agree
@@ -208,11 +208,14 @@ def find_reference(config: Mapping[str, Any], folders: Iterable[Path]) -> Refere
 
 
 def compared(run: Run | Mapping[str, Any]) -> dict[str, Any]:
-    """What the curves of a run, or of a configuration, depend on: full key -> value."""
+    """What the curves of a run, or of a configuration, depend on: full key -> value. Its batch is all devices'."""
     values = run.config if isinstance(run, Run) else run
     if not values or "method" not in values:
         raise CheckpointError(f"{run.dir if isinstance(run, Run) else run} has no args.json of a pre-training")
-    return {key: value for key, value in flatten(values).items() if not within(key, (*IGNORED, *FREE))}
+    flat = {key: value for key, value in flatten(values).items() if not within(key, (*IGNORED, *FREE))}
+    devices = values.get("devices", 1)  # "auto" and -1 do not say how many
+    count = max(1, devices) if isinstance(devices, int) else len(devices) if isinstance(devices, list) else 1
+    return flat | {"optimizer.batch_size": flat["optimizer.batch_size"] * count * values.get("num_nodes", 1)}
 
 
 def _data(run: Run) -> dict[str, dict[str, Any]]:
@@ -234,8 +237,9 @@ def _data_changed(theirs: dict[str, dict[str, Any]], run: Run) -> list[str]:
 
 
 def _points(epochs: int) -> list[int]:
-    """The first epochs, and at most `POINTS` more, evenly, with the last."""
-    stride = -(-epochs // POINTS)
+    """The first five epochs, at most `POINTS` more, multiples of 1, 2, 5, 10, ..., at which kNN is, and the last."""
+    strides = (unit * 10**power for power in range(9) for unit in (1, 2, 5))
+    stride = next(stride for stride in strides if epochs <= POINTS * stride)
     return sorted({*range(1, min(5, epochs) + 1), *range(stride, epochs + 1, stride), epochs})
 
 
@@ -278,7 +282,7 @@ def _band(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _rounded(values: np.ndarray) -> list[float | None]:
-    return [float(f"{value:.5g}") if math.isfinite(value) else None for value in values]
+    return [float(f"{value:.4g}") if math.isfinite(value) else None for value in values]
 
 
 def _first_outside(

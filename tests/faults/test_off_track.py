@@ -5,12 +5,16 @@ Each run has the schedule of the recipe's 25 epochs and is looked at after `EPOC
 
 import dataclasses
 import math
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import lightning.pytorch as pl
 import pytest
 import torch
 from conftest import ROOT
-from trials import trials
+from trials import ALL, trials
 
 from solo_ext.data import loader, render, transforms
 from solo_ext.data.views import draw_boxes
@@ -18,13 +22,13 @@ from solo_ext.methods import module
 from solo_ext.momentum.teacher import Teacher
 from solo_ext.optim import build_optimizer, build_scheduler
 from solo_ext.runs.reference import Reference, judge
-from solo_ext.runs.run import Run
+from solo_ext.runs.run import Run, find_runs
 from solo_ext.training.compose import compose
 from solo_ext.training.config import resolve
 from solo_ext.training.pretrain import pretrain
 
 DEMO = ROOT / "scripts" / "pretrain" / "fashion_mnist_mini"
-REFERENCE = Reference.read(ROOT / "zoo" / "references" / "fashion_mnist_mini" / "mocov3.json")
+REFERENCES = ROOT / "zoo" / "references" / "fashion_mnist_mini"
 EPOCHS = 5
 
 
@@ -38,11 +42,11 @@ class Until(pl.Callback):
         trainer.should_stop = trainer.current_epoch + 1 >= self.epochs
 
 
-def verdict(folder, *overrides, epochs=EPOCHS, callbacks=()):
+def verdict(folder, recipe, *overrides, epochs=EPOCHS, callbacks=()):
     own = [f"checkpoint.dir={folder}", "checkpoint.enabled=false", "enable_progress_bar=false", "accelerator=cpu"]
-    cfg = resolve(compose(DEMO, "mocov3", [*own, *overrides]))
+    cfg = resolve(compose(DEMO, recipe, [*own, *overrides]))
     stop = [Until(epochs)] if epochs < cfg.max_epochs else []
-    return judge(Run(pretrain(cfg, callbacks=[*stop, *callbacks]).dir), REFERENCE)
+    return judge(Run(pretrain(cfg, callbacks=[*stop, *callbacks]).dir), Reference.read(REFERENCES / f"{recipe}.json"))
 
 
 FAULTS = {}
@@ -240,13 +244,31 @@ def validation_labels_of_another_order(patch):
 def test_a_fault_is_found(tmp_path, monkeypatch, name):
     function, curves = FAULTS[name]
     callback = function(monkeypatch)
-    found = verdict(tmp_path, "seed=50", callbacks=[callback] if callback else [])
+    found = verdict(tmp_path, "mocov3", "seed=50", callbacks=[callback] if callback else [])
     assert not found.asked  # by the configuration
     assert found.departures, "nothing departs"
     assert not curves or found.departures[0].curve in curves, found
 
 
-@pytest.mark.parametrize("seed", trials(range(100, 110)))
-def test_an_honest_seed_is_on_track_to_its_end(tmp_path, seed):
-    found = verdict(tmp_path, f"seed={seed}", epochs=math.inf)
-    assert found.on_track, found
+def test_norms_that_are_not_synchronised_are_found(tmp_path):
+    words = ["fashion_mnist_mini/mocov3", "devices=2", "strategy=ddp", "sync_batchnorm=false", "accelerator=cpu"]
+    words += ["optimizer.batch_size=62", "callbacks={test_off_track.Until: {epochs: 1}}", f"checkpoint.dir={tmp_path}"]
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests"), str(Path(__file__).parent)])
+    }
+    subprocess.run([sys.executable, "-m", "solo_ext", "pretrain", *words], env=environment, check=True, timeout=300)
+    [run] = find_runs(tmp_path)
+    found = judge(run, Reference.read(REFERENCES / "mocov3.json"))
+    assert found.asked == ["optimizer.batch_size: 125 -> 124"] and found.departures[0].curve == "bn_images"
+
+
+HONEST = [("mocov3", seed) for seed in range(100, 110)]
+HONEST += [(file.stem, 100) for file in sorted(REFERENCES.glob("*.json")) if file.stem != "mocov3"]
+
+
+@pytest.mark.skipif(not ALL, reason="make test-faults trains to the end")
+@pytest.mark.parametrize("recipe, seed", HONEST)
+def test_an_honest_run_is_on_track_to_its_end(tmp_path, recipe, seed):
+    """So a change that costs accuracy fails here."""
+    found = verdict(tmp_path, recipe, f"seed={seed}", epochs=math.inf)
+    assert found.on_track, str(found)
