@@ -80,7 +80,7 @@ def main() -> None:
             write(folder, 16)
         listed = next(folder.glob("ImageSets/Main/*.txt" if name == "voc" else "annotations/*.json"))
         boxes[name] = [f"data.train_path={listed}", f"data.val_path={listed}"]
-    for file in sorted(STUDIES.glob("*/*.yaml")):
+    for file in sorted(file for paper in ("projector_ema", "residual") for file in STUDIES.glob(f"{paper}/*.yaml")):
         name = f"{file.parent.name}/{file.stem}"
         if not args.names or name in args.names:
             try:

@@ -3,7 +3,7 @@
     python benchmarks/photographs.py studies/photographs-residual studies/photographs-stages
 
 adds the finished runs in these folders to runs.csv and curves.csv in docs/results/photographs, in place of rows of the
-same cell and seed, and prints the tables of docs/results/photographs.md from all rows there.
+same cell and seed, and writes the tables of docs/results/photographs.md, and its pictures, from all rows there.
 """
 
 import argparse
@@ -13,9 +13,12 @@ import statistics
 from collections import defaultdict
 from pathlib import Path
 
+import numpy as np
 import yaml
 from scipy.stats import t
 
+from solo_ext.analysis import pages
+from solo_ext.analysis.figures import Curve, Panel, Style, styles
 from solo_ext.runs.run import find_runs
 from solo_ext.text import markdown_table
 
@@ -121,6 +124,58 @@ def claims(rows: list[dict]) -> str:
     return markdown_table(["claim", "in", "paper", "printed", "ours", ""], lines)
 
 
+def panel(rows: list[dict], study: str, cells: dict[str, Style], metric: str, title: str) -> Panel:
+    """Mean curves of cells of a study, in bands of the standard deviation over their seeds."""
+    curves = []
+    for cell, style in cells.items():
+        by_epoch = defaultdict(list)
+        for row in rows:
+            if (row["study"], row["cell"]) == (study, cell) and row[metric]:
+                by_epoch[int(row["epoch"])].append(float(row[metric]))
+        if by_epoch:
+            values = list(by_epoch.values())
+            band = np.array([statistics.stdev(v) if len(v) > 1 else 0.0 for v in values])
+            curves.append(Curve(style, np.array([*by_epoch]), np.array([*map(statistics.fmean, values)]), band=band))
+    return Panel(title, metric, curves)
+
+
+def draw(rows: list[dict]) -> None:
+    """projector_only.png: accuracy by what has momentum; residual.png: gap and accuracy by kind of momentum."""
+    scopes = styles(["all", "backbone", "projector", "nothing"])
+    kinds = styles(["inter", "intra", "inter-and-intra", "none", "inter-intra-on-and-off"])
+    frameworks = {"byol": "BYOL", "dino": "DINO", "ressl": "ReSSL", "moco-v2": "MoCo v2"}
+    figures = {
+        "projector_only": (
+            scopes,
+            [
+                panel(
+                    rows,
+                    "projector_only",
+                    {f"{name}_{s.label}": s for s in scopes},
+                    "val_acc1",
+                    f"{title}, linear, online (%)",
+                )
+                for name, title in frameworks.items()
+            ],
+        ),
+        "residual": (
+            kinds,
+            [
+                panel(rows, "residual", {f"{name}_{s.label}": s for s in kinds}, metric, f"{title}, {what}")
+                for name, title in (("moco-v3", "MoCo v3"), ("byol", "BYOL"))
+                for metric, what in (
+                    ("gap_sim", "similarity, training"),
+                    ("val_gap_sim_q", "similarity, validation"),
+                    ("val_acc1", "linear, online (%)"),
+                )
+            ],
+        ),
+    }
+    for name, (legend, drawn) in figures.items():
+        with pages.house_style():
+            pages.save(pages.grid(drawn, legend, 50), OUT / f"{name}.png")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("studies", type=Path, nargs="*", help="folders of results")
@@ -128,9 +183,13 @@ def main() -> None:
     OUT.mkdir(parents=True, exist_ok=True)
     key = ("study", "cell", "seed")
     rows = merge(OUT / "runs.csv", (*key, *LAST, *FACTS), [row for ends, _ in found for row in ends])
-    merge(OUT / "curves.csv", (*key, "epoch", *CURVES), [row for _, curves in found for row in curves])
-    print(claims(rows))
-    print(results(rows))
+    draw(merge(OUT / "curves.csv", (*key, "epoch", *CURVES), [row for _, curves in found for row in curves]))
+    page = OUT.with_suffix(".md")
+    text = page.read_text(encoding="utf-8")
+    for name, table in (("claims", claims(rows)), ("results", results(rows))):
+        before, _, rest = text.partition(f"<!-- {name} -->\n")
+        text = f"{before}<!-- {name} -->\n{table}<!-- /{name} -->{rest.partition(f'<!-- /{name} -->')[2]}"
+    page.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from solo_ext.training.config import resolve
 
 STUDIES = Path(__file__).parents[2] / "scripts" / "studies"
 RESULTS = STUDIES / "paper_results.yaml"
-FILES = sorted(STUDIES.glob("*/*.yaml"))
+FILES = sorted(file for paper in ("projector_ema", "residual") for file in STUDIES.glob(f"{paper}/*.yaml"))
 TABLES = list(read_text_yaml(RESULTS))
 
 every_study = pytest.mark.parametrize("file", FILES, ids=lambda f: f"{f.parent.name}/{f.stem}")
@@ -421,3 +421,16 @@ def test_a_fixed_random_encoder_trains_its_classifier_alone():
     moved = {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
     assert moved == {"classifier.weight", "classifier.bias"}
     assert all(torch.isfinite(p).all() for p in model.parameters())
+
+
+@pytest.mark.parametrize("file", sorted(STUDIES.glob("photographs/*.yaml")), ids=lambda f: f.stem)
+def test_the_studies_on_photographs_have_one_setting(file):
+    """But for what they vary, so that cells of different ones compare."""
+    ours = load_study(file)
+    ours.check()
+    assert ours.seeds == [0, 1, 2]
+    for cell in ours.runs:
+        cfg = plain(cell.config(0))
+        assert cell.recipe.parent.name == "cifar10_small" and cfg["data"]["dataset"] == "custom"
+        setting = [cfg["backbone"]["name"], cfg["max_epochs"], cfg["optimizer"]["batch_size"], cfg["data"]["fraction"]]
+        assert setting == ["resnet10_w16", 50, 256, 0.4]
