@@ -28,9 +28,11 @@ IDENTITY = (
 FREE = (
     *("name", "seed", "data.train_path", "data.val_path", "data.format", "data.download", "optimizer.effective_lr"),
     *("knn_eval", "val_gap", "gap", "filters", "gradients", "check", "momentum.classifier", "max_steps", "max_time"),
-    *("accelerator", "strategy", "sync_batchnorm", "precision", "performance", "callbacks", "skip_non_finite"),
+    *("accelerator", "strategy", "sync_batchnorm", "performance", "callbacks", "skip_non_finite"),
     *("limit_val_batches", "check_val_every_n_epoch", "num_sanity_val_steps", "optimizer.effective_classifier_lr"),
 )
+NOTED = "precision: "  # what may be otherwise, and is said
+IMAGES = {"images": "number", "fingerprint": "names or labels", "bytes": "contents"}
 POINTS = 13  # epochs at which a curve is held, beside the first ones
 LEAST = 2  # epochs, before which curves say nothing
 RISK = 1e-4  # of a value of an honest run above its band, and as much below
@@ -179,16 +181,18 @@ def judge(run: Run, reference: Reference) -> Verdict:
         values = _values(run, curve, epochs)
         if found := _first_outside(curve, epochs, values, means, bands, done >= LEAST):
             departures.append(found)
-    remarks = []
+    changes = differences(reference.config, mine)
+    remarks = [change for change in changes if change.startswith(NOTED)]
     if done < LEAST:
+        few = f"{done} epoch{'s' * (done != 1)}"
         remarks.append(
-            f"{done} epochs are too few to judge the curves, but for inputs and schedules; {LEAST} are needed"
+            f"too short to judge the curves, but for what goes in: it has {few} of the {LEAST} that it takes"
         )
-    packages = reference.packages, run.environment.get("packages", {})
-    theirs, ours = (str(versions.get("solo-ext", "?")) for versions in packages)
-    if theirs.rpartition(".")[0] != ours.rpartition(".")[0]:
-        remarks.append(f"the reference is of solo-ext {theirs}, the run of {ours}")
-    asked = [*differences(reference.config, mine), *_data_changed(reference.data, run)]
+    for package in ("solo-ext", "torch"):
+        theirs, ours = (facts.get(package) for facts in (reference.packages, run.environment.get("packages", {})))
+        if str(theirs).split(".")[:2] != str(ours).split(".")[:2]:
+            remarks.append(f"the reference is of {package} {theirs}, the run of {ours or 'an unknown version'}")
+    asked = [change for change in changes if not change.startswith(NOTED)] + _data_changed(reference.data, run)
     return Verdict(reference, asked, sorted(departures, key=lambda d: d.order), done, remarks)
 
 
@@ -221,16 +225,15 @@ def compared(run: Run | Mapping[str, Any]) -> dict[str, Any]:
 def _data(run: Run) -> dict[str, dict[str, Any]]:
     sets = run.environment.get("data")
     sets = sets if isinstance(sets, dict) else {}
-    kept = ("images", "fingerprint")
-    return {split: {key: (sets.get(split) or {}).get(key) for key in kept} for split in ("train", "val")}
+    return {split: {key: (sets.get(split) or {}).get(key) for key in IMAGES} for split in ("train", "val")}
 
 
 def _data_changed(theirs: dict[str, dict[str, Any]], run: Run) -> list[str]:
-    """How the images differ: their number, or else their names and labels."""
+    """How the images differ: in number, or else in names or labels, or else in content."""
     changes = []
     for split, now in _data(run).items():
         before = theirs.get(split, {})
-        pairs = ((what, before.get(key), now[key]) for key, what in (("images", "number"), ("fingerprint", "names")))
+        pairs = ((what, before.get(key), now[key]) for key, what in IMAGES.items())
         if change := next(((what, a, b) for what, a, b in pairs if None not in (a, b) and a != b), None):
             changes.append(f"{split} images: {change[0]} {str(change[1])[:12]} -> {str(change[2])[:12]}")
     return changes

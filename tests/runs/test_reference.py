@@ -185,7 +185,7 @@ def test_a_run_under_way_is_judged_by_the_epochs_that_it_has(write, reference):
 def test_one_epoch_is_too_few_for_all_but_what_goes_in(write, reference):
     wrong = lambda *_: {"val_acc1": 0.0, "train_z_std": 5.0}  # noqa: E731
     verdict = judge(write("short", 9, epochs=1, change=wrong), reference)
-    assert verdict.on_track and "1 epochs are too few to judge the curves" in str(verdict)
+    assert verdict.on_track and "too short to judge the curves, but for what goes in: it has 1 epoch of" in str(verdict)
     verdict = judge(write("short2", 9, epochs=1, change=scaled("lr", 2)), reference)
     [departure] = verdict.departures
     assert (
@@ -196,7 +196,7 @@ def test_one_epoch_is_too_few_for_all_but_what_goes_in(write, reference):
 def test_what_is_configured_otherwise_is_named(write, reference):
     run = write("off", 9, overrides=["optimizer.lr=0.5", "momentum.base_tau=0.9"])
     assert judge(run, reference).asked == ["momentum.base_tau: 0.95 -> 0.9", "optimizer.lr: 0.008 -> 0.5"]
-    for free in ("precision=32-true", "knn_eval.every=2", "data.num_workers=0", "gap.every=5", "name=mine"):
+    for free in ("knn_eval.every=2", "data.num_workers=0", "gap.every=5", "name=mine"):
         assert judge(write(free.partition("=")[0], 9, overrides=[free]), reference).on_track
 
 
@@ -210,7 +210,13 @@ def test_other_images_are_named(write, reference):
     half = DATA | {"train": {"images": 2500, "fingerprint": "c" * 64}}
     assert judge(write("half", 9, data=half), reference).asked == ["train images: number 5000 -> 2500"]
     other = DATA | {"val": DATA["val"] | {"fingerprint": "c" * 64}}
-    assert judge(write("other", 9, data=other), reference).asked == ["val images: names bbbbbbbbbbbb -> cccccccccccc"]
+    asked = judge(write("other", 9, data=other), reference).asked
+    assert asked == ["val images: names or labels bbbbbbbbbbbb -> cccccccccccc"]
+
+
+def test_another_precision_is_said(write, reference):
+    verdict = judge(write("wide", 9, overrides=["precision=32-true"]), reference)
+    assert verdict.on_track and verdict.remarks == ["precision: bf16-mixed -> 32-true"]
 
 
 def test_another_version_is_said(write, reference):
