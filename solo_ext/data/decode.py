@@ -51,6 +51,15 @@ def decode(data: bytes, how: DecodeConfig = AS_STORED, channels: int = 3) -> Ten
         return image_pixels(image, how, channels)
 
 
+def size_of(data: bytes, how: DecodeConfig = AS_STORED, channels: int = 3) -> tuple[int, int]:
+    """Height and width of what `decode` makes of `data`: by the header, where that says it."""
+    if data.startswith((ARRAY, *TIFF)):
+        return tuple(decode(data, how, channels).shape[-2:])  # type: ignore[return-value]
+    with Image.open(io.BytesIO(data)) as image:
+        turned = how.orientation == "exif" and image.getexif().get(ORIENTATION, 1) >= 5
+        return image.size if turned else image.size[::-1]
+
+
 def image_pixels(image: Image.Image, how: DecodeConfig = AS_STORED, channels: int = 3) -> Tensor:
     """uint8 [channels, H, W]: RGB, or of 1 gray, else all bands of the image, alpha too. Raises ValueError if they are
     others, or as `to_rgb` does."""

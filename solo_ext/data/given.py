@@ -35,6 +35,8 @@ class GivenImages(FileImages):
     def sizes(self) -> None:
         return None
 
+    small_size = None  # a Dataset may make its images anew each time
+
     def __getitem__(self, i: int) -> Tensor:
         with self.named(i):
             return self.pixels(_parts(self.root[int(self.paths[i])])[0])  # type: ignore[index]  # no path

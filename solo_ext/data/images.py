@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import torch
 from PIL import UnidentifiedImageError
 from torch import Tensor
 
-from solo_ext.data.decode import AS_STORED, DecodeConfig, channels_first, decode
+from solo_ext.data.decode import AS_STORED, DecodeConfig, channels_first, decode, size_of
 from solo_ext.errors import DataError, reason
 from solo_ext.files import log
 
@@ -27,6 +28,7 @@ FOREIGN = {
     *("@eadir", "#recycle", "#snapshot", "@recycle", "@recently-snapshot", "@tmp"),
     *("__macosx", "$recycle.bin", "system volume information", "lost+found"),
 }
+SMALL = 96  # pixels of a side, up to which a set is kept on the device
 FEW, SOME = 1 << 26, 64  # bytes that are read at the start of a run; files of a larger set
 SPLITS = {"train", "training", "val", "valid", "validation", "test", "testing", "dev", "unlabeled", "unlabelled"}
 
@@ -101,6 +103,18 @@ class FileImages:
         """uint8 [channels, H, W]."""
         with self.named(i):
             return decode(self.read(i), self.how, self.channels)
+
+    @cached_property
+    def small_size(self) -> tuple[int, int] | None:
+        """Height and width of all images that can be read, if they are the same and at most `SMALL`, else None."""
+        found: set[tuple[int, int]] = set()
+        for rows in (np.linspace(0, len(self) - 1, SOME).astype(int), range(len(self))):  # a few rule most sets out
+            for i in rows:
+                with suppress(OSError, ValueError):  # a file that cannot be read is for who needs it
+                    found.add(size_of(self.read(i), self.how, self.channels))
+                if len(found) > 1 or (found and max(map(max, found)) > SMALL):
+                    return None
+        return min(found, default=None)
 
     @contextmanager
     def named(self, i: int) -> Iterator[None]:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, get_worker_info
 
-from solo_ext.data.images import ArrayImages, ImageSet
+from solo_ext.data.images import ArrayImages, FileImages, ImageSet
 from solo_ext.data.render import CHUNK, GPU_CHUNK
 from solo_ext.data.transforms import Transform
 from solo_ext.data.views import uniforms
@@ -33,6 +33,7 @@ T = TypeVar("T")
 
 GRACE = 30
 SHARE = 0.8  # of the free memory that a set on the device may take
+LIMIT = 1 << 32  # bytes of one that is kept there without being asked for
 _RESIDENT: WeakKeyDictionary = WeakKeyDictionary()  # images -> device -> what `_load` gives; a run's loaders share it
 
 
@@ -235,6 +236,14 @@ def _load(images: ImageSet, device: torch.device, skipped: Skipped) -> tuple[Ten
             raise DataError(f"data.format: 'tensor' needs images of one size, but {sizes}; use image_folder")
         pixels[index] = image
     return pixels.to(device), source
+
+
+def kept_by_itself(images: ArrayImages | FileImages, device: torch.device) -> int:
+    """Bytes of a set of small files of one size, if they may be kept on `device` without being asked for, else 0."""
+    if isinstance(images, ArrayImages) or "tensor" not in images.formats or not (size := images.small_size):
+        return 0
+    needed = len(images) * images.channels * size[0] * size[1]
+    return needed if needed <= min(LIMIT, SHARE * free_memory(device)) else 0
 
 
 def _check_memory(needed: int, device: torch.device) -> None:

@@ -18,7 +18,15 @@ from solo_ext.data.augmentations import AugmentationConfig, ClassificationAugmen
 from solo_ext.data.datasets import DATASETS, DataConfig, DatasetInfo, PerChannel, dataset_info, load_dataset
 from solo_ext.data.decode import jpeg_decoder
 from solo_ext.data.images import SOME, ArrayImages, FileImages, ImageSet
-from solo_ext.data.loader import EpochSampler, ResidentLoader, Skipped, ViewDataset, ViewLoader, finish_first
+from solo_ext.data.loader import (
+    EpochSampler,
+    ResidentLoader,
+    Skipped,
+    ViewDataset,
+    ViewLoader,
+    finish_first,
+    kept_by_itself,
+)
 from solo_ext.data.transforms import Transform, build_eval_transform
 from solo_ext.errors import ConfigError, DataError, reason
 from solo_ext.files import log
@@ -30,6 +38,8 @@ DEFAULT_CROP = 224  # of sets whose images have no common size
 def pick_format(data: DataConfig, images: ArrayImages | FileImages, device: torch.device) -> str:
     """What `data.format` means for these images on this device; a `ConfigError` if that cannot read them."""
     if data.format == "auto":
+        if kept_by_itself(images, device):
+            return "tensor"
         dali = device.type == "cuda" and images.channels == 3
         return next(name for name in images.formats if name != "dali" or (dali and not _without_dali()))
     if data.format not in images.formats:
@@ -187,7 +197,9 @@ class ImageData(pl.LightningDataModule):
         if self.trainer:
             self.device = self.trainer.strategy.root_device
         if self.data.format == "auto":
-            log.info("data.format: auto takes %s", self.format)
+            size = kept_by_itself(self.train_set.images, self.device)
+            memory = f", all images in memory ({size / 1e6:.3g} MB)" if size else ""
+            log.info("data.format: auto takes %s%s", self.format, memory)
 
     def val_dataloader(self) -> ViewLoader | list:
         """One un-augmented view, in order, this rank's share; an empty list where there is no `val_set`."""

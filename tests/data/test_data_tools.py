@@ -308,7 +308,7 @@ def test_a_run_records_its_data(run, folder):
     assert recorded == {"images": 8, "classes": 2, "fingerprint": read_folder(folder / "images", "k").fingerprint()}
     content = read_folder(folder / "images", "k").content()
     sets = dict.fromkeys(("train", "val"), recorded | content)
-    assert json.loads(path.read_text())["data"] == {"dataset": "custom", "format": "image_folder", **sets}
+    assert json.loads(path.read_text())["data"] == {"dataset": "custom", "format": "tensor", **sets}
     assert json.loads(path.with_name("args.json").read_text())["data"]["content"] == sets
     status, out, _ = run("data", "fingerprint", "images")
     assert status == 0 and [line.split(None, 1)[1] for line in out.splitlines()] == list(map(str, recorded.values()))
@@ -330,7 +330,7 @@ def test_to_h5_and_back(run, folder):
     pytest.importorskip("h5py")
     assert run("data", "to-h5", "images", "x.h5") == (0, "x.h5: 8 images, 2 classes\n", "")
     assert run("data", "fingerprint", "x.h5") == run("data", "fingerprint", "images")
-    status, _, err = run("pretrain", CUSTOM, "data.train_path=x.h5", *SMALL, *VIEWS)
+    status, _, err = run("pretrain", CUSTOM, "data.train_path=x.h5", "data.format=h5", *SMALL, *VIEWS)
     [path] = (folder / "trained_models").rglob("environment.json")
     assert status == 0 and json.loads(path.read_text())["data"]["format"] == "h5", err
 

@@ -115,6 +115,42 @@ def test_a_format_that_cannot_read_the_set_is_refused(kind, dataset):
 # The resident set.
 
 
+def test_auto_keeps_small_images_of_one_size(folder, tmp_path, caplog):
+    def picked(path, **changes):
+        module = data(path, "auto", **changes)
+        module.setup()
+        return module.format
+
+    caplog.set_level("INFO", "solo_ext")
+    assert picked(folder) == "tensor" and "auto takes tensor, all images in memory (" in caplog.text
+    for name, size in (("large", (97, 20)), ("mixed", (20, 21))):
+        images = tmp_path / name
+        images.mkdir()
+        for i in range(9):
+            Image.new("RGB", (20, 20) if i < 8 else size).save(images / f"{i}.jpg")
+        assert picked(images) == "image_folder"
+
+
+def test_auto_keeps_what_fits(folder, monkeypatch):
+    images = data(folder, "auto").train_set.images
+    size = images.small_size
+    needed = len(images) * 3 * size[0] * size[1]
+    assert loader.kept_by_itself(images, CPU) == needed
+    monkeypatch.setattr(loader, "LIMIT", needed - 1)
+    assert loader.kept_by_itself(images, CPU) == 0
+
+
+def test_the_size_is_that_of_the_decoded_image(tmp_path):
+    exif = Image.Exif()
+    exif[0x112] = 6
+    Image.new("RGB", (8, 5)).save(tmp_path / "a.jpg", exif=exif)
+    np.save(tmp_path / "b.npy", np.zeros((4, 7, 3), np.uint8))
+    for name in ("a.jpg", "b.npy"):
+        content = (tmp_path / name).read_bytes()
+        for how in (decode.DecodeConfig(), decode.DecodeConfig(orientation="exif")):
+            assert decode.size_of(content, how) == decode.decode(content, how).shape[1:]
+
+
 def test_a_folder_of_equal_images_can_be_resident(folder):
     files, on_device = batches_of("image_folder", folder), batches_of("tensor", folder)
     for one, other in zip(files, on_device, strict=True):
