@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import inspect
 import logging
 import pkgutil
 import reprlib
@@ -18,10 +19,12 @@ import torch
 from lightning.fabric.utilities.warnings import disable_possible_user_warnings
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch.nn.parallel import DistributedDataParallel
 
 from solo_ext.data.modules import ImageData
 from solo_ext.errors import CheckpointError, ConfigError, DataError, FailedRun, SoloExtError, naming, reason
 from solo_ext.files import log
+from solo_ext.methods import Method
 from solo_ext.runs.checkpoints import Checkpoint
 from solo_ext.runs.encoder import explain_mismatch
 from solo_ext.runs.environment import environment
@@ -84,6 +87,12 @@ def fit(
     batches = len(data.train_set) // (data.batch_size * cfg.processes) if isinstance(data, ImageData) else None
     with quietly():
         trainer = make_trainer(cfg, callbacks, batches, runs_folder(cfg))
+        if isinstance(module, Method) and isinstance(trainer.strategy, DDPStrategy):
+            from solo_ext.training.sync_bn import NormsOfTheFirst
+
+            newer = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters  # torch 2.14
+            trainer.strategy._ddp_kwargs["forward_sync_buffers" if newer else "broadcast_buffers"] = False
+            trainer.callbacks.append(NormsOfTheFirst())  # type: ignore[attr-defined]  # set by Lightning
         start = agree(trainer, start)
         step, inside, over = _check_resumable(module, start, cfg) if start.checkpoint else (0, False, False)
         with contextlib.ExitStack() as in_use:
@@ -96,7 +105,7 @@ def fit(
                 about = {**environment(), "data": images or type(data).__name__}
                 in_use.enter_context(start.run.in_use(plain(cfg), about, lambda: trainer.global_step > 0))
             checkpointer = Checkpointer(start.run, cfg.name, cfg.checkpoint, cfg.seconds)
-            trainer.callbacks.append(checkpointer)  # type: ignore[attr-defined]  # set by Lightning
+            trainer.callbacks.append(checkpointer)  # type: ignore[attr-defined]
             in_use.enter_context(checkpointer.listening())
             if not over:
                 trainer.loggers = make_loggers(cfg, start.run.dir, step, start.checkpoint)

@@ -348,3 +348,16 @@ def test_a_validation_of_an_uneven_number_of_images_is_that_of_one_process(tmp_p
         metrics = json.loads(result.read_text())["metrics"]
         figures.append([round(metrics[name], 3) for name in ("val_acc1", "val_acc5", "val_loss")])
     assert figures[0] == figures[1] and figures[0][0] > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", ["mocov2plus", "byol"])
+def test_no_step_broadcasts_buffers(tmp_path, recipe, monkeypatch):
+    """A queue is alike on all ranks, and BatchNorm reads no statistics while it trains."""
+    command = words(tmp_path, 2, (recipe, "sync_batchnorm=false"))
+    command.remove("sync_batchnorm=true")
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
+    code, output = launch("-m", "solo_ext", "pretrain", *command, "callbacks={counting.Count: {}}")
+    assert code == 0, output
+    ranks = [line for line in output.splitlines() if line.startswith("rank ")]
+    assert len(ranks) == 2 and not any("_broadcast_coalesced" in line for line in ranks), ranks
