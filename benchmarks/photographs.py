@@ -72,7 +72,7 @@ def merge(path: Path, columns: tuple[str, ...], new: list[dict]) -> list[dict]:
         table = csv.DictWriter(file, columns, restval="", lineterminator="\n")
         table.writeheader()
         table.writerows(rows)
-    return rows
+    return read(path)
 
 
 def spread(values: list[float], form: str) -> str:
@@ -97,9 +97,11 @@ def results(rows: list[dict]) -> str:
 
 def verdict(differences: list[float], margin: float) -> tuple[str, str]:
     """The mean difference with its interval, and what it says."""
-    n, mean = len(differences), statistics.fmean(differences) if differences else math.nan
-    if n < 2:
-        return (f"{mean:+.2f} ({n})" if n else "-"), "cannot be told"
+    if not differences:
+        return "-", "not run yet"
+    n, mean = len(differences), statistics.fmean(differences)
+    if n == 1:
+        return f"{mean:+.2f} (1)", "one seed"
     half = t.ppf(0.975, n - 1) * statistics.stdev(differences) / math.sqrt(n)
     said = "holds" if mean - half > -margin else "does not hold" if mean + half < -margin else "cannot be told"
     form = "+.2f" if abs(mean) >= 0.1 else "+.4f"
