@@ -32,7 +32,7 @@ NAMES |= {"gap_sim": "similarity", "train_rankme": "RankMe"}
 
 
 def collect(folder: Path) -> tuple[list[dict], list[dict]]:
-    """A row for each finished run of a study's folder, and one for every second epoch of it."""
+    """A row for each finished run of a study's folder, and one for every second and every fifth epoch of it."""
     ends, curves = [], []
     study = folder.name.removeprefix("photographs-")
     for place in sorted((folder / "runs").iterdir()):
@@ -52,7 +52,7 @@ def collect(folder: Path) -> tuple[list[dict], list[dict]]:
             last = {name: f"{run.last(name):.5g}" for name in LAST if name in run.columns}
             ends.append(key | last | facts)
             values = {name: run.series(name)[1:] for name in CURVES if name in run.columns}
-            for epoch in range(2, run.args["max_epochs"] + 1, 2):
+            for epoch in (epoch for epoch in range(1, run.args["max_epochs"] + 1) if not epoch % 2 or not epoch % 5):
                 means = {name: v[(e > epoch - 1 + 1e-9) & (e <= epoch + 1e-9)] for name, (e, v) in values.items()}
                 row = {name: f"{v.mean():.5g}" for name, v in means.items() if len(v)}
                 curves.append(key | {"epoch": str(epoch)} | row)

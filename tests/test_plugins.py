@@ -127,7 +127,7 @@ def test_a_run_of_what_a_module_of_ones_own_registers(mine):
 def test_a_monitor_brings_lightning_only_when_it_is_built():
     code = (
         "import sys; from solo_ext.training.callbacks import MONITORS; print('lightning' in sys.modules)\n"
-        "made = [cls.make(cls.Config(), None, None) for cls in MONITORS.values()]\n"
+        "made = [cls.make(cls.Config(), None, None) for cls in MONITORS.values() if cls.key != 'check']\n"
         "import lightning.pytorch as pl; print([isinstance(monitor, pl.Callback) for monitor in made if monitor])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)

@@ -44,6 +44,8 @@ class Inputs(MonitorCallback):
         Metric("bn_images", "Images that a BatchNorm sees", section="inputs"),
     )
 
+    images = 0  # of the last batch
+
     def on_fit_start(self, trainer: Trainer, module: Any) -> None:
         if hasattr(module, "monitors"):  # of our methods
             module.monitors.append(Views(large_crops=module.large_crops))
@@ -55,3 +57,9 @@ class Inputs(MonitorCallback):
         if norm := next((layer for layer in module.modules() if isinstance(layer, _BatchNorm)), None):
             together = trainer.world_size if "Sync" in type(norm).__name__ else 1  # torch's, timm's and our own
             module.log("bn_images", float(self.images * together))
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"images": self.images}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.images = int(state["images"])
