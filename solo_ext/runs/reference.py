@@ -18,12 +18,8 @@ from solo_ext.schema import build
 from solo_ext.text import nearest
 
 FOLDER = "references"  # of a zoo
-IDENTITY = (
-    "method",
-    "backbone.name",
-    "data.dataset",
-    "max_epochs",
-)  # whose curves cannot be compared where these differ
+# without these in common, curves cannot be compared
+IDENTITY = ("method", "backbone.name", "data.dataset", "max_epochs")
 # what may be otherwise: names and places, what is only watched, and how it is computed
 FREE = (
     *("name", "seed", "data.train_path", "data.val_path", "data.format", "data.download", "optimizer.effective_lr"),
@@ -35,6 +31,7 @@ NOTED = "precision: "  # what may be otherwise, and is said
 IMAGES = {"images": "number", "fingerprint": "names or labels", "bytes": "contents"}
 POINTS = 13  # epochs at which a curve is held, beside the first ones
 LEAST = 2  # epochs, before which curves say nothing
+AT_ENDS = ("images_per_s", "bn_images", "train_z_std")  # logged when an epoch is over
 RISK = 1e-4  # of a value of an honest run above its band, and as much below
 FLOOR = 1e-3  # of a curve's largest value, where all seeds agree
 
@@ -42,7 +39,7 @@ FLOOR = 1e-3  # of a curve's largest value, where all seeds agree
 INPUTS = {
     "steps": "another number of images, or of images in a batch",
     "lr": "another learning rate",  # `_rate` says more
-    "tau": "another momentum of the teacher, or another schedule of it",
+    "1 - tau": "another momentum of the teacher, or another schedule of it",
     "bn_images": "BatchNorm of another batch: optimizer.batch_size, or sync_batchnorm on several devices",
     "view_mean": "the views are normalised, solarized or cropped otherwise",
     "view_std": "the views are normalised otherwise, or have another contrast",
@@ -99,7 +96,8 @@ class Reference:
         for curve in dict.fromkeys(name for run in runs for name in _curves(run)):
             values = np.array([_values(run, curve, epochs) for run in runs])
             if np.isfinite(values).all(0).any():
-                curves[curve] = [_rounded(part) for part in _band(values)]
+                mean, band = _band(values)
+                curves[curve] = [_rounded(mean, 6), _rounded(band, 3)]
         packages = first.environment.get("packages", {})
         return cls(name, compared(first), _data(first), packages, seeds, epochs, curves)
 
@@ -174,7 +172,7 @@ def judge(run: Run, reference: Reference) -> Verdict:
         if theirs != ours:
             problem = f"has {key} {ours}, but the reference {reference.name} {theirs}"
             raise ConfigError(f"{run.dir} {problem}: their curves cannot be compared")
-    done = int(run.progress)
+    done = round(max(run.series(name)[1].max(initial=0) for name in AT_ENDS))
     epochs = [epoch for epoch in reference.epochs if epoch <= done]
     departures = []
     for curve, (means, bands) in reference.curves.items():
@@ -248,7 +246,8 @@ def _points(epochs: int) -> list[int]:
 
 def _curves(run: Run) -> list[str]:
     """The names of what is held of a run's curves."""
-    names = dict.fromkeys(name.partition("/")[0] if "weight_distance" in name else name for name in run.columns)
+    renamed = {"tau": "1 - tau"}  # whose digits count
+    names = dict.fromkeys(renamed.get(name, re.sub("(?<=weight_distance)/.*", "", name)) for name in run.columns)
     return ["steps", *(name for name in names if not any(fnmatchcase(name, pattern) for pattern in UNHELD))]
 
 
@@ -257,6 +256,8 @@ def _values(run: Run, curve: str, epochs: Sequence[int]) -> np.ndarray:
     if curve == "steps":
         ends = run.metrics.epoch_ends
         return np.array([ends.get(epoch - 1, math.nan) + 1 for epoch in epochs], dtype=float)
+    if curve == "1 - tau":
+        return 1 - _values(run, "tau", epochs)
     names = [name for name in run.columns if name == curve or name.startswith(f"{curve}/")]
     series = [run.series(name)[1:] for name in names]
     return np.array([_mean(v[(e > epoch - 1 + 1e-9) & (e <= epoch + 1e-9)] for e, v in series) for epoch in epochs])
@@ -284,8 +285,8 @@ def _band(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return means, wide + FLOOR * np.nanmax(np.abs(means))
 
 
-def _rounded(values: np.ndarray) -> list[float | None]:
-    return [float(f"{value:.4g}") if math.isfinite(value) else None for value in values]
+def _rounded(values: np.ndarray, digits: int) -> list[float | None]:
+    return [float(f"{value:.{digits}g}") if math.isfinite(value) else None for value in values]
 
 
 def _first_outside(

@@ -142,14 +142,14 @@ def teacher_updated_once_an_epoch(patch):
     patch.setattr(Teacher, "update", lambda self, step, total: update(self, step, total) if step % 40 == 0 else None)
 
 
-@fault("tau", "gap_sim", "gap_sim_feats", "weight_distance")
+@fault("1 - tau", "gap_sim", "gap_sim_feats", "weight_distance")
 def tau_that_swings_within_epochs(patch):
     """solo-learn's of May 2022: the steps of an epoch were taken for those of the run."""
     update = Teacher.update
     patch.setattr(Teacher, "update", lambda self, step, total: update(self, step % 40, 40))
 
 
-@fault("tau")
+@fault("1 - tau")
 def tau_of_another_base(patch):
     tau = Teacher.tau
     patch.setattr(Teacher, "tau", lambda self, *at: None if (t := tau(self, *at)) is None else 1 - 2 * (1 - t))

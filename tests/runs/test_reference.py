@@ -13,7 +13,7 @@ from scipy import integrate, special
 from solo_ext.cli.main import main
 from solo_ext.errors import CheckpointError, ConfigError
 from solo_ext.files import write_json
-from solo_ext.runs.metrics import write_table
+from solo_ext.runs.metrics import read_table, write_table
 from solo_ext.runs.reference import RISK, Reference, _band, compared, find_reference, judge
 from solo_ext.runs.run import ARGS, ENVIRONMENT, METRICS, RESULT, Run
 from solo_ext.schema import plain
@@ -136,7 +136,8 @@ def scaled(name, factor, since=1):
         (scaled("lr", 2), "lr", 1, "; 2 times the recipe's after scaling"),
         (lambda epoch, _: {"lr": 1e-3 * epoch} if epoch < 4 else {}, "lr", 1, "; another warm-up"),
         (lambda epoch, _: {"lr": 4e-3 * (1 - epoch / 26)}, "lr", 1, "; another schedule"),
-        (scaled("tau", 0.99), "tau", 1, "another momentum of the teacher"),
+        (scaled("tau", 0.99), "1 - tau", 1, "another momentum of the teacher"),
+        (lambda epoch, values: {"tau": 1 - 1.01 * (1 - values["tau"])}, "1 - tau", 1, "another schedule of it"),
         (scaled("view_detail", 0.7), "view_detail", 1, "blurred, cropped or resized"),
         (scaled("view_mean", 1.5), "view_mean", 1, "normalised, solarized or cropped"),
         (lambda *_: {"bn_images": 62}, "bn_images", 1, "BatchNorm of another batch"),
@@ -162,7 +163,7 @@ def test_what_goes_in_comes_before_what_follows_from_it(write, reference):
         "val_acc1": 0.0, "train_z_std": 5.0, "lr": 1.1 * values["lr"], "tau": 0.5 if epoch > 3 else values["tau"]
     }  # fmt: skip
     names = [departure.curve for departure in judge(write("off", 9, change=both), reference).departures]
-    assert names == ["lr", "train_z_std", "val_acc1", "tau"]
+    assert names == ["lr", "train_z_std", "val_acc1", "1 - tau"]
 
 
 def test_one_bad_epoch_is_no_departure_unless_it_is_far_off(write, reference):
@@ -180,6 +181,15 @@ def test_a_run_under_way_is_judged_by_the_epochs_that_it_has(write, reference):
     late = scaled("gap_sim", 0.5, since=20)
     assert judge(write("early", 9, epochs=15, change=late), reference).on_track
     assert not judge(write("later", 9, epochs=25, change=late), reference).on_track
+
+
+def test_an_epoch_that_is_not_over_is_left_out(write, reference):
+    run = write("under way", 9, epochs=3)
+    columns, rows = read_table(run.dir / METRICS)
+    started = {"epoch": 3, "step": 3 * STEPS + 4, "lr": 1.0}  # not a departure: the epoch's mean is another one
+    write_table(run.dir / METRICS, columns, [*rows, started])
+    verdict = judge(Run(run.dir), reference)
+    assert verdict.on_track and verdict.epochs == 3
 
 
 def test_one_epoch_is_too_few_for_all_but_what_goes_in(write, reference):
