@@ -7,7 +7,6 @@ same cell and seed, and writes the tables of docs/results/photographs.md, and it
 """
 
 import argparse
-import csv
 import math
 import statistics
 from collections import defaultdict
@@ -15,12 +14,13 @@ from pathlib import Path
 
 import numpy as np
 import yaml
-from scipy.stats import t
+from study_runs import finished
 
 from solo_ext.analysis import pages
 from solo_ext.analysis.figures import Curve, Panel, Style, styles
-from solo_ext.runs.run import find_runs
-from solo_ext.text import markdown_table
+from solo_ext.runs.metrics import read_table, write_table
+from solo_ext.studies.scores import Score, half_width
+from solo_ext.text import between_marks, markdown_table
 
 HERE = Path(__file__).parent
 OUT = HERE.parent / "docs" / "results" / "photographs"
@@ -34,50 +34,34 @@ NAMES |= {"gap_sim": "similarity", "train_rankme": "RankMe"}
 def collect(folder: Path) -> tuple[list[dict], list[dict]]:
     """A row for each finished run of a study's folder, and one for every second and every fifth epoch of it."""
     ends, curves = [], []
-    study = folder.name.removeprefix("photographs-")
-    for place in sorted((folder / "runs").iterdir()):
-        cell, _, seed = place.name.rpartition("-seed")
-        for run in find_runs(place):
-            if not run.finished or "linear" not in {row.get("name") for row in run.evaluations["linear.json"]}:
-                continue
-            key = {"study": study, "cell": cell, "seed": seed}
-            about = run.environment
-            facts = {
-                "linear": f"{run.evaluated('linear')['acc1']:.2f}",
-                "seconds": "" if run.resumed else f"{run.summary['seconds']:.0f}",
-                "cpu": about["cpu"],
-                "torch": about["packages"]["torch"],
-                "commit": about["commit"]["hash"][:8],
-            }
-            last = {name: f"{run.last(name):.5g}" for name in LAST if name in run.columns}
-            ends.append(key | last | facts)
-            values = {name: run.series(name)[1:] for name in CURVES if name in run.columns}
-            for epoch in (epoch for epoch in range(1, run.args["max_epochs"] + 1) if not epoch % 2 or not epoch % 5):
-                means = {name: v[(e > epoch - 1 + 1e-9) & (e <= epoch + 1e-9)] for name, (e, v) in values.items()}
-                row = {name: f"{v.mean():.5g}" for name, v in means.items() if len(v)}
-                curves.append(key | {"epoch": str(epoch)} | row)
+    for cell, seed, run in finished(folder):
+        if not (linear := run.evaluated("linear")):
+            continue
+        key = {"study": folder.name.removeprefix("photographs-"), "cell": cell, "seed": seed}
+        about = run.environment
+        facts = {
+            "linear": f"{linear['acc1']:.2f}",
+            "seconds": "" if run.resumed else f"{run.summary['seconds']:.0f}",
+            "cpu": about["cpu"],
+            "torch": about["packages"]["torch"],
+            "commit": about["commit"]["hash"][:8],
+        }
+        ends.append(key | {name: f"{run.last(name):.5g}" for name in LAST if name in run.columns} | facts)
+        epochs = [epoch for epoch in range(1, run.args["max_epochs"] + 1) if not epoch % 2 or not epoch % 5]
+        means = {name: run.means([name], epochs) for name in CURVES if name in run.columns}
+        for i, epoch in enumerate(epochs):
+            row = {name: f"{values[i]:.5g}" for name, values in means.items() if math.isfinite(values[i])}
+            curves.append(key | {"epoch": str(epoch)} | row)
     return ends, curves
-
-
-def read(path: Path) -> list[dict]:
-    return list(csv.DictReader(path.open(encoding="utf-8"))) if path.is_file() else []
 
 
 def merge(path: Path, columns: tuple[str, ...], new: list[dict]) -> list[dict]:
     """The rows of a CSV with `new` ones, in its order; written back."""
     changed = {(row["study"], row["cell"], row["seed"]) for row in new}
-    rows = [row for row in read(path) if (row["study"], row["cell"], row["seed"]) not in changed] + new
+    rows = [row for row in read_table(path)[1] if (row["study"], row["cell"], row["seed"]) not in changed] + new
     rows.sort(key=lambda row: (row["study"], row["cell"], int(row["seed"]), int(row.get("epoch", 0))))
-    with path.open("w", encoding="utf-8", newline="") as file:
-        table = csv.DictWriter(file, columns, restval="", lineterminator="\n")
-        table.writeheader()
-        table.writerows(rows)
-    return read(path)
-
-
-def spread(values: list[float], form: str) -> str:
-    deviation = f" ± {statistics.stdev(values):{form}}" if len(values) > 1 else ""
-    return f"{statistics.fmean(values):{form}}{deviation} ({len(values)})"
+    write_table(path, columns, rows)
+    return read_table(path)[1]
 
 
 def results(rows: list[dict]) -> str:
@@ -87,10 +71,8 @@ def results(rows: list[dict]) -> str:
         cells[row["study"], row["cell"]].append(row)
     lines = []
     for (study, cell), members in cells.items():
-        texts = []
-        for name in NAMES:
-            values = [float(row[name]) for row in members if row[name]]
-            texts.append(spread(values, ".4f" if name == "gap_sim" else ".1f") if values else "-")
+        values = {name: {int(row["seed"]): float(row[name]) for row in members if row[name]} for name in NAMES}
+        texts = [Score(x).texts(".4f" if name == "gap_sim" else ".1f")[0] for name, x in values.items()]
         lines.append([f"`{study}/{cell}`", *texts])
     return markdown_table(["cell", *NAMES.values()], lines, range(1, 1 + len(NAMES)))
 
@@ -102,7 +84,7 @@ def verdict(differences: list[float], margin: float) -> tuple[str, str]:
     n, mean = len(differences), statistics.fmean(differences)
     if n == 1:
         return f"{mean:+.2f} (1)", "one seed"
-    half = t.ppf(0.975, n - 1) * statistics.stdev(differences) / math.sqrt(n)
+    half = half_width(differences)
     said = "holds" if mean - half > -margin else "does not hold" if mean + half < -margin else "cannot be told"
     form = "+.2f" if abs(mean) >= 0.1 else "+.4f"
     return f"{mean:{form}} [{mean - half:{form}}, {mean + half:{form}}] ({n})", said
@@ -143,39 +125,23 @@ def panel(rows: list[dict], study: str, cells: dict[str, Style], metric: str, ti
 
 def draw(rows: list[dict]) -> None:
     """projector_only.png: accuracy by what has momentum; residual.png: gap and accuracy by kind of momentum."""
-    scopes = styles(["all", "backbone", "projector", "nothing"])
-    kinds = styles(["inter", "intra", "inter-and-intra", "none", "inter-intra-on-and-off"])
+    scopes = ["all", "backbone", "projector", "nothing"]
+    kinds = ["inter", "intra", "inter-and-intra", "none", "inter-intra-on-and-off"]
+    readings = {"gap_sim": "similarity, training", "val_gap_sim_q": "similarity, validation"}
+    accuracy = {"val_acc1": "linear, online (%)"}
     frameworks = {"byol": "BYOL", "dino": "DINO", "ressl": "ReSSL", "moco-v2": "MoCo v2"}
-    figures = {
-        "projector_only": (
-            scopes,
-            [
-                panel(
-                    rows,
-                    "projector_only",
-                    {f"{name}_{s.label}": s for s in scopes},
-                    "val_acc1",
-                    f"{title}, linear, online (%)",
-                )
-                for name, title in frameworks.items()
-            ],
-        ),
-        "residual": (
-            kinds,
-            [
-                panel(rows, "residual", {f"{name}_{s.label}": s for s in kinds}, metric, f"{title}, {what}")
-                for name, title in (("moco-v3", "MoCo v3"), ("byol", "BYOL"))
-                for metric, what in (
-                    ("gap_sim", "similarity, training"),
-                    ("val_gap_sim_q", "similarity, validation"),
-                    ("val_acc1", "linear, online (%)"),
-                )
-            ],
-        ),
-    }
-    for name, (legend, drawn) in figures.items():
+    for study, parts, names, metrics in (
+        ("projector_only", scopes, frameworks, accuracy),
+        ("residual", kinds, {"moco-v3": "MoCo v3", "byol": "BYOL"}, readings | accuracy),
+    ):
+        legend = styles(parts)
+        drawn = [
+            panel(rows, study, {f"{name}_{style.label}": style for style in legend}, metric, f"{title}, {what}")
+            for name, title in names.items()
+            for metric, what in metrics.items()
+        ]
         with pages.house_style():
-            pages.save(pages.grid(drawn, legend, 50), OUT / f"{name}.png")
+            pages.save(pages.grid(drawn, legend, 50), OUT / f"{study}.png")
 
 
 def main() -> None:
@@ -189,8 +155,7 @@ def main() -> None:
     page = OUT.with_suffix(".md")
     text = page.read_text(encoding="utf-8")
     for name, table in (("claims", claims(rows)), ("results", results(rows))):
-        before, _, rest = text.partition(f"<!-- {name} -->\n")
-        text = f"{before}<!-- {name} -->\n{table}<!-- /{name} -->{rest.partition(f'<!-- /{name} -->')[2]}"
+        text = between_marks(text, name, table)
     page.write_text(text, encoding="utf-8")
 
 

@@ -64,6 +64,13 @@ def markdown_table(headings: Sequence[str], rows: Iterable[Sequence[str]], right
     return "".join(f"| {line} |\n" for line in lines)
 
 
+def between_marks(text: str, mark: str, content: str) -> str:
+    """`text` with `content` between `<!-- mark -->`, in a line of its own, and `<!-- /mark -->`; unchanged without."""
+    before, begin, rest = text.partition(f"<!-- {mark} -->\n")
+    _, end, after = rest.partition(f"<!-- /{mark} -->")
+    return before + begin + content + end + after if end else text
+
+
 @dataclass(frozen=True)
 class Metric:
     """How a logged metric is shown everywhere; defined in the file that computes the metric.

@@ -169,16 +169,12 @@ def check(args: Namespace) -> None:
       solo-ext check trained_models/byol/RUN
       solo-ext check trained_models/byol/RUN --reference mine/byol.json
     """
-    from pathlib import Path
-
-    from solo_ext.runs.reference import Reference, compared, find_reference, judge
+    from solo_ext.runs.reference import judge, reference_for
     from solo_ext.runs.run import find_run
-    from solo_ext.runs.zoos import folders
     from solo_ext.text import hanging
 
     run = find_run(args.run)
-    reference = Reference.read(Path(args.reference)) if args.reference else find_reference(compared(run), folders())
-    verdict = judge(run, reference)
+    verdict = judge(run, reference_for(run, args.reference))
     print(hanging(str(verdict)))
     if not verdict.on_track:
         raise SystemExit(1)

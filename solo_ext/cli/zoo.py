@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 ZOO = SOLO_EXT.group("zoo", __doc__)
 NAMES = option("names NAME", "entries, as solo-ext zoo list shows them", nargs="*")
 EVERY = option("--all", "all entries with weights")
+INTO = option("--zoo FOLDER", "the zoo that gets it (default: the one of this checkout)", type=Path)
 
 
 def _selection(args: Namespace, command: str, known: Mapping[str, "Entry"]) -> list["Entry"]:
@@ -162,7 +163,7 @@ def verify(args: Namespace) -> None:
 @ZOO.command(
     option("run RUN", "run folder or checkpoint of a pre-training, or an export of one"),
     option("--name NAME", "of the entry (default: <method>-<dataset>-<backbone>)"),
-    option("--zoo FOLDER", "the zoo that gets it (default: the one of this checkout)", type=Path),
+    INTO,
     option("--licence NAME", "of the weights (default: %(default)s)", default="MIT"),
 )
 def add(args: Namespace) -> None:
@@ -187,7 +188,7 @@ def add(args: Namespace) -> None:
 @ZOO.command(
     option("runs RUN", "finished runs of one recipe, each with another seed", nargs="+"),
     option("--name NAME", "of the reference (default: the recipe's)"),
-    option("--zoo FOLDER", "the zoo that gets it (default: the one of this checkout)", type=Path),
+    INTO,
 )
 def reference(args: Namespace) -> None:
     """Make the reference of a recipe, with which solo-ext check compares runs.

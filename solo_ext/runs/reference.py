@@ -14,6 +14,7 @@ from solo_ext.errors import CheckpointError, ConfigError, naming
 from solo_ext.files import json_text, read_json
 from solo_ext.runs.comparison import IGNORED, differences, flatten, within
 from solo_ext.runs.run import Run
+from solo_ext.runs.zoos import folders
 from solo_ext.schema import build
 from solo_ext.text import nearest
 
@@ -136,9 +137,12 @@ class Departure:
     def order(self) -> tuple:
         return self.epoch, self.curve not in INPUTS, self.curve.startswith("val_"), -self.excess
 
+    @property
+    def place(self) -> str:
+        return f"{self.curve} from epoch {self.epoch}"
+
     def __str__(self) -> str:
-        reading = f"{self.value:.4g} instead of {self.mean:.4g} ± {self.band:.2g}"
-        return f"{self.curve} from epoch {self.epoch}: {reading}; {self.cause}"
+        return f"{self.place}: {self.value:.4g} instead of {self.mean:.4g} ± {self.band:.2g}; {self.cause}"
 
 
 @dataclass(frozen=True)
@@ -194,10 +198,15 @@ def judge(run: Run, reference: Reference) -> Verdict:
     return Verdict(reference, asked, sorted(departures, key=lambda d: d.order), done, remarks)
 
 
-def find_reference(config: Mapping[str, Any], folders: Iterable[Path]) -> Reference:
+def reference_for(run: Run | Mapping[str, Any], file: str | None) -> Reference:
+    """The one in `file`, or else the zoo's for a run or a configuration; CheckpointError or ConfigError without one."""
+    return Reference.read(Path(file)) if file else find_reference(compared(run), folders())
+
+
+def find_reference(config: Mapping[str, Any], zoos: Iterable[Path]) -> Reference:
     """The one in these zoos for a run's configuration, as `compared` has it: of those of its method, backbone, data and
     epochs, the one that has most of it; ConfigError if there is none."""
-    known = [Reference.read(path) for folder in folders for path in sorted((folder / FOLDER).rglob("*.json"))]
+    known = [Reference.read(path) for zoo in zoos for path in sorted((zoo / FOLDER).rglob("*.json"))]
     fitting = [r for r in known if all(r.config.get(key) == config.get(key) for key in IDENTITY)]
     if not fitting:
         *what, epochs = (str(config.get(key)) for key in IDENTITY)
@@ -258,14 +267,7 @@ def _values(run: Run, curve: str, epochs: Sequence[int]) -> np.ndarray:
         return np.array([ends.get(epoch - 1, math.nan) + 1 for epoch in epochs], dtype=float)
     if curve == "1 - tau":
         return 1 - _values(run, "tau", epochs)
-    names = [name for name in run.columns if name == curve or name.startswith(f"{curve}/")]
-    series = [run.series(name)[1:] for name in names]
-    return np.array([_mean(v[(e > epoch - 1 + 1e-9) & (e <= epoch + 1e-9)] for e, v in series) for epoch in epochs])
-
-
-def _mean(parts: Iterable[np.ndarray]) -> float:
-    values = np.concatenate([np.zeros(0), *parts])
-    return float(values.mean()) if len(values) else math.nan
+    return run.means([name for name in run.columns if name == curve or name.startswith(f"{curve}/")], epochs)
 
 
 def _band(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -139,6 +139,13 @@ class Run:
         ends = np.maximum.accumulate([self.metrics.epoch_ends[epoch] + 1 for epoch in epochs])
         return steps, np.interp(steps + 1, [0, *ends], [0, *(epoch + 1 for epoch in epochs)]), values
 
+    def means(self, names: Sequence[str], epochs: Sequence[int]) -> np.ndarray:
+        """The mean of what was logged as any of `names` in each of `epochs`, counted from 1; NaN where nothing was."""
+        series = [self.series(name)[1:] for name in names]
+        logged = [[v[(e > epoch - 1 + 1e-9) & (e <= epoch + 1e-9)] for e, v in series] for epoch in epochs]
+        together = [np.concatenate([np.zeros(0), *parts]) for parts in logged]
+        return np.array([values.mean() if len(values) else np.nan for values in together])
+
     @property
     def last_metrics(self) -> dict[str, float]:
         """The last value of everything logged."""

@@ -50,9 +50,7 @@ class Score:
         mean, n = statistics.fmean(pairs), len(pairs)
         if n == 1 or not math.isfinite(mean):
             return f"{mean:+{form}} ({n})"
-        from scipy.stats import t
-
-        half = t.ppf(0.975, n - 1) * statistics.stdev(pairs) / math.sqrt(n)
+        half = half_width(pairs)
         return f"{mean:+{form}} [{mean - half:+{form}}, {mean + half:+{form}}] ({n})"
 
     def texts(self, form: str) -> tuple[str, str, str]:
@@ -64,6 +62,14 @@ class Score:
             ours = f"{ours}, {self.failed} failed" if self.values else "failed"
         paper = "-" if self.paper is None else f"{self.paper:{form}}"
         return ours, paper, "-" if self.difference is None else f"{self.difference:+{form}}"
+
+
+def half_width(differences: Sequence[float]) -> float:
+    """Of the 95% interval of their mean, by Student's t, of two or more."""
+    from scipy.stats import t
+
+    n = len(differences)
+    return float(t.ppf(0.975, n - 1) * statistics.stdev(differences) / math.sqrt(n))
 
 
 Results = dict[str, dict[str, Run]]  # name of the cell's runs -> name of the job -> run

@@ -1,7 +1,5 @@
-"""BatchNorm in several processes: over the joint batch, on CPUs too (the YAML's `sync_batchnorm`), or over each one's,
-and then with the statistics of the first one wherever they are read."""
+"""BatchNorm over the joint batch of all processes, on CPUs too: the YAML's `sync_batchnorm`."""
 
-import lightning.pytorch as pl
 import timm.layers
 import torch
 import torch.distributed as dist
@@ -73,13 +71,3 @@ class SyncNorms(LayerSync):
         for layer, kind in self.before.items():
             layer.__class__ = kind
         return model
-
-
-class NormsOfTheFirst(pl.Callback):
-    """Gives all processes the BatchNorm statistics of the first one, which checkpoints hold, before a validation. DDP
-    would broadcast them in every step, and with them the queues, which are alike."""
-
-    def on_validation_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        norms = (layer for layer in module.modules() if isinstance(layer, _BatchNorm))
-        for buffer in (buffer for norm in norms for buffer in norm.buffers(recurse=False)):
-            dist.broadcast(buffer, 0)

@@ -19,6 +19,7 @@ import torch
 from lightning.fabric.utilities.warnings import disable_possible_user_warnings
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
 from solo_ext.data.modules import ImageData
@@ -67,6 +68,16 @@ def _imported(path: str, arguments: dict[str, Any] | None) -> pl.Callback:
         return cls(**(arguments or {}))
 
 
+class NormsOfTheFirst(pl.Callback):
+    """Gives all processes the BatchNorm statistics of the first one, which checkpoints hold, before a validation. DDP
+    would broadcast them in every step, and with them the queues, which are alike."""
+
+    def on_validation_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        norms = (layer for layer in module.modules() if isinstance(layer, _BatchNorm))
+        for buffer in (buffer for norm in norms for buffer in norm.buffers(recurse=False)):
+            torch.distributed.broadcast(buffer, 0)
+
+
 def fit(
     cfg: TrainingConfig,
     module: pl.LightningModule,
@@ -88,8 +99,6 @@ def fit(
     with quietly():
         trainer = make_trainer(cfg, callbacks, batches, runs_folder(cfg))
         if isinstance(module, Method) and isinstance(trainer.strategy, DDPStrategy):
-            from solo_ext.training.sync_bn import NormsOfTheFirst
-
             newer = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters  # torch 2.14
             trainer.strategy._ddp_kwargs["forward_sync_buffers" if newer else "broadcast_buffers"] = False
             trainer.callbacks.append(NormsOfTheFirst())  # type: ignore[attr-defined]  # set by Lightning

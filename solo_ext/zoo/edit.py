@@ -20,6 +20,7 @@ from solo_ext.runs.encoder import branch_of
 from solo_ext.runs.reference import FOLDER, Reference
 from solo_ext.runs.run import ENVIRONMENT, METRICS, Run, find_run
 from solo_ext.runs.zoos import installed
+from solo_ext.text import between_marks
 from solo_ext.training.compose import compose
 from solo_ext.training.recipes import derived
 from solo_ext.zoo.export import RECORD, export
@@ -93,8 +94,8 @@ def add_reference(runs: Sequence[str | Path], zoo: Path, name: str | None = None
     """
     found = [find_run(run) for run in runs]
     recipe = recipe_from(found[0].environment.get("command", []), zoo.parent)
-    if not name and recipe:
-        name = re.sub(r"^scripts/pretrain/(.*)\.yaml$", r"\1", recipe.path)
+    if recipe:
+        name = name or recipe.name
     if not re.fullmatch(f"{WORD}(/{WORD})*", name or ""):
         raise ConfigError(f"--name {name or 'is missing: the runs do not say which recipe they are of'}")
     path = zoo / FOLDER / f"{name}.json"
@@ -128,11 +129,10 @@ def write_tables(zoo: Path) -> None:
     """Updates the README.md of the repository (weights) and of the zoo (recipes), between `<!-- zoo -->` marks."""
     for readme, weights in ((zoo.parent / "README.md", True), (zoo / "README.md", False)):
         if readme.is_file():
-            before, begin, rest = readme.read_text(encoding="utf-8").partition("<!-- zoo -->\n")
-            old, end, after = rest.partition("<!-- /zoo -->")
-            table = markdown(read_index(zoo).values(), weights)
-            if end and table != old:
-                write_text(readme, before + begin + table + end + after)
+            old = readme.read_text(encoding="utf-8")
+            new = between_marks(old, "zoo", markdown(read_index(zoo).values(), weights))
+            if new != old:
+                write_text(readme, new)
 
 
 def publish(zoo: Path, repository: str, names: Sequence[str]) -> str:

@@ -74,6 +74,11 @@ class Recipe(Config):
     sha256: Sha256
     overrides: list[str] = field(default_factory=list)
 
+    @property
+    def name(self) -> str:
+        """By which commands know it in any folder; its path if it is none of the repository's."""
+        return re.sub(r"^scripts/pretrain/(.*)\.yaml$", r"\1", self.path)
+
 
 @dataclass
 class Score(Config):
@@ -128,9 +133,8 @@ class Entry(Config):
         """Raises CheckpointError if it is only a recipe."""
         if not self.files:
             advice = ""
-            if self.recipe:  # by its name, which is known in any folder
-                name = re.sub(r"^scripts/pretrain/(.*)\.yaml$", r"\1", self.recipe.path)
-                advice = f"; {shlex.join(['solo-ext', 'pretrain', name, *self.recipe.overrides])} trains it"
+            if self.recipe:
+                advice = f"; {shlex.join(['solo-ext', 'pretrain', self.recipe.name, *self.recipe.overrides])} trains it"
             raise CheckpointError(f"'{self.name}' is a recipe without weights: the paper published none{advice}")
 
     @property

@@ -1,13 +1,11 @@
 """Whether a run keeps within the bands of its recipe's reference, told while it trains."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from solo_ext.files import log
-from solo_ext.runs.reference import Reference, compared, find_reference, judge
+from solo_ext.runs.reference import Reference, judge, reference_for
 from solo_ext.runs.run import Run
-from solo_ext.runs.zoos import folders
 from solo_ext.schema import Config, plain
 from solo_ext.training.callbacks import LightningModule, MonitorCallback, Trainer
 
@@ -28,9 +26,7 @@ class Check(MonitorCallback):
 
     @classmethod
     def make(cls, section: CheckConfig, cfg: Any, data: Any) -> "Check":
-        if section.reference:
-            return cls(Reference.read(Path(section.reference)))
-        return cls(find_reference(compared(plain(cfg)), folders()))
+        return cls(reference_for(plain(cfg), section.reference))
 
     def __init__(self, reference: Reference):
         self.reference, self.told = reference, set[str]()
@@ -48,11 +44,10 @@ class Check(MonitorCallback):
         table = next(logger for logger in trainer.loggers if logger.name == "csv")
         table.flush()
         verdict = judge(Run(table.path.parent), self.reference)
-        first = [f"{d.curve} from epoch {d.epoch}" for d in verdict.departures]
-        for name, text in zip([*verdict.asked, *first], [*verdict.asked, *verdict.departures], strict=True):
-            if name not in self.told:
-                log.warning("check: %s: %s", self.reference.name, text)
-        self.told |= {*verdict.asked, *first}
+        found = {text: text for text in verdict.asked} | {d.place: str(d) for d in verdict.departures}
+        for place in [place for place in found if place not in self.told]:
+            log.warning("check: %s: %s", self.reference.name, found[place])
+            self.told.add(place)
 
     def state_dict(self) -> dict[str, Any]:
         return {"told": sorted(self.told)}
