@@ -30,6 +30,14 @@ def mean_over_ranks(x: Tensor) -> Tensor:
     return x / dist.get_world_size()
 
 
+@torch.no_grad()
+def max_over_ranks(x: Tensor) -> Tensor:
+    """The largest over ranks of each entry of a tensor of the same shape on each; without torch.distributed, `x`."""
+    if _distributed():
+        dist.all_reduce(x, dist.ReduceOp.MAX)
+    return x
+
+
 class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor) -> Tensor:

@@ -78,7 +78,8 @@ class LightningMethod(pl.LightningModule, Method):  # type: ignore[override]  # 
         self._kept = [s for s in self.row if s == self.teacher.entry or s in self._compared]
         self._passes: dict[tuple[int, bool, tuple[str, ...]], Passes] = {}  # planned once for each case
         self.loss_parts: dict[str, Tensor] = {}  # of the batch
-        self.measured: dict[int, dict[str, Tensor]] = {}  # step -> what monitors read, until it is logged
+        self.measured: dict[int, dict[str, Tensor]] = {}  # step -> what is read of it, until it is logged
+        self.measures = False  # whether somebody logs that: Lightning would join the ranks in every step
         self._fresh: list[Tensor] = []  # targets of the batch whose backward pass is still to come
 
     def _build_teacher(self) -> Teacher:
@@ -137,10 +138,13 @@ class LightningMethod(pl.LightningModule, Method):  # type: ignore[override]  # 
         self.loss_parts = {name: value.detach() for name, value in values.items()}
         loss = total(term.weight * values[term.name] for term in terms)
         log = partial(self.log_dict, on_epoch=True, sync_dist=True, batch_size=len(step.labels))
-        log({"train_loss": loss}, on_step=True)
+        log({"train_loss": loss}, on_step=not self.measures)
         log({**values, **step.metrics}, on_step=False)
         if self.intra.every:
             log({"intra_on": loss.new_tensor(self.intra.active(step.number), dtype=torch.float32)}, on_step=False)
+        trainer: Any = self.trainer if self.measures else None
+        if trainer and (trainer.is_last_batch or (step.number + 1) % trainer.log_every_n_steps == 0):
+            self.measured.setdefault(step.number, {})["train_loss"] = loss.detach()
         with torch.no_grad():
             for monitor in self.monitors:
                 if monitor.due(step.number):

@@ -9,6 +9,7 @@ from torch.optim import Optimizer
 
 from solo_ext.errors import NonFiniteError
 from solo_ext.files import log
+from solo_ext.losses.distributed import max_over_ranks
 from solo_ext.training.callbacks import is_logging_step
 
 
@@ -81,7 +82,7 @@ class FiniteSteps(pl.Callback):
         if not self.steps:
             return
         bad = torch.stack([bad for _, bad, _ in self.steps]).float()
-        for (step, _, group), is_bad in zip(self.steps, trainer.strategy.reduce(bad, reduce_op="max"), strict=True):
+        for (step, _, group), is_bad in zip(self.steps, max_over_ranks(bad), strict=True):
             if is_bad:
                 self.skipped += 1
                 said = _description(step, group)

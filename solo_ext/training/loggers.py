@@ -24,6 +24,7 @@ from solo_ext.runs.checkpoints import Checkpoint
 from solo_ext.runs.metrics import read_table, write_table
 from solo_ext.runs.run import METRICS
 from solo_ext.schema import plain
+from solo_ext.training.callbacks.throughput import Throughput
 from solo_ext.training.config import TrainingConfig
 from solo_ext.training.metrics import metric_of, metrics
 from solo_ext.training.start import is_first
@@ -236,11 +237,12 @@ class RunProgress(pl.Callback):
     def on_train_batch_end(self, trainer: pl.Trainer, module: pl.LightningModule, out: Any, batch: Any, i: int) -> None:
         # the loss is on the device: reading it waits for the step, so only when it is logged (and waited for) anyway
         if not self.bar.disable and trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]  # Lightning's
-            self.shown = _metrics(trainer)
+            latest = (callback.latest for callback in trainer.callbacks if isinstance(callback, Throughput))  # type: ignore[attr-defined]
+            self.shown = _metrics({**trainer.callback_metrics, **next(latest, {})})
         self._update(trainer, advance=1)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        self.shown = _metrics(trainer)
+        self.shown = _metrics(trainer.callback_metrics)
         self._update(trainer)
         if trainer.is_global_zero and self.bar.disable:
             seconds = f"{time.monotonic() - self.epoch_began:.1f} s"
@@ -267,9 +269,8 @@ def _epoch(trainer: pl.Trainer) -> str:
     return f"epoch {trainer.current_epoch + 1:>{len(str(last))}}/{last}"
 
 
-def _metrics(trainer: pl.Trainer) -> list[str]:
-    """The metrics that declare `progress`, in the order in which they are declared."""
-    values = trainer.callback_metrics
+def _metrics(values: Mapping[str, Any]) -> list[str]:
+    """Those that declare `progress`, in the order in which they are declared."""
     declared = [metric.name for metric in metrics().values() if metric.progress]
     logged = [(metric, name) for name in values if (metric := metric_of(name)).name in declared]
     logged.sort(key=lambda pair: declared.index(pair[0].name))

@@ -506,7 +506,7 @@ def test_stopped_runs_continue_and_failed_ones_stop_no_others(file, command, tmp
     cfg.checkpoint.dir, cfg.checkpoint.enabled, cfg.enable_progress_bar = str(tmp_path / "whole"), True, False
     whole = pretrain(resolve(cfg)).metrics
     metrics = json.loads((run / "result.json").read_text())["metrics"]
-    same = ("train_loss_epoch", "val_loss", "val_acc1", "weight_distance/projector.fc1")
+    same = ("train_loss", "val_loss", "val_acc1", "weight_distance/projector.fc1")
     assert {name: metrics[name] for name in same} == {name: whole[name] for name in same}
 
     [(_, row)] = [

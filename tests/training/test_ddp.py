@@ -1,8 +1,10 @@
 """Runs of two CPU processes, started by Lightning, torchrun and SLURM's variables, against one with the joint batch."""
 
+import ast
 import csv
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -351,13 +353,17 @@ def test_a_validation_of_an_uneven_number_of_images_is_that_of_one_process(tmp_p
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("recipe", ["mocov2plus", "byol"])
-def test_no_step_broadcasts_buffers(tmp_path, recipe, monkeypatch):
-    """A queue is alike on all ranks, and BatchNorm reads no statistics while it trains."""
+@pytest.mark.parametrize("recipe, kinds", [("mocov2plus", {"all_gather", "all_reduce"}), ("byol", {"all_reduce"})])
+def test_a_step_joins_the_ranks_for_its_loss_alone(tmp_path, recipe, kinds, monkeypatch):
+    """Besides DDP's gradients, a flag for signals and, on CPUs, one for bad numbers: no barrier, no buffers. A queue is
+    alike on all ranks, and BatchNorm reads no statistics while it trains."""
     command = words(tmp_path, 2, (recipe, "sync_batchnorm=false"))
     command.remove("sync_batchnorm=true")
+    command[command.index("++log_every_n_steps=1")] = "++log_every_n_steps=50"
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
-    code, output = launch("-m", "solo_ext", "pretrain", *command, "callbacks={counting.Count: {}}")
+    code, output = launch("-m", "solo_ext", "pretrain", *command, "callbacks={counting.Count: {}}", "gap.enabled=false")
     assert code == 0, output
-    ranks = [line for line in output.splitlines() if line.startswith("rank ")]
-    assert len(ranks) == 2 and not any("_broadcast_coalesced" in line for line in ranks), ranks
+    ranks = [ast.literal_eval(counts) for counts in re.findall(r"rank \d: ({.*?})", output)]
+    assert len(ranks) == 2
+    for counts in ranks:
+        assert counts.keys() == kinds and counts["all_reduce"] == [4] * 2 * 3  # steps

@@ -7,6 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from solo_ext.losses.distributed import max_over_ranks
 from solo_ext.schema import Config, Count
 from solo_ext.text import Metric
 from solo_ext.training.callbacks import LightningModule, MonitorCallback, Trainer, is_logging_step, our_method
@@ -75,7 +76,7 @@ class GradientMonitor(MonitorCallback):
 
     def flush(self, trainer: Any, module: Any) -> None:
         for step, norms in self.pending.items():
-            values = trainer.strategy.reduce(torch.stack(list(norms.values())), reduce_op="max").tolist()
+            values = max_over_ranks(torch.stack(list(norms.values()))).tolist()
             row = {f"grad_linf/{name}": value for name, value in zip(norms, values, strict=True)}
             for logger in trainer.loggers:
                 logger.log_metrics(row, step=step)

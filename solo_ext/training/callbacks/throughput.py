@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from solo_ext.losses.distributed import mean_over_ranks
 from solo_ext.text import Metric
 from solo_ext.training.callbacks import LightningModule, MonitorCallback, Trainer, is_logging_step
 
@@ -23,6 +24,11 @@ class Throughput(MonitorCallback):
     def __init__(self) -> None:
         self.epochs: list[float] = []  # images per second
         self.since: float | None = None
+        self.latest: dict[str, float] = {}  # what the module measured, the mean over ranks
+
+    def on_fit_start(self, trainer: Trainer, module: Any) -> None:
+        if hasattr(module, "measured"):
+            module.measures = True
 
     def on_train_epoch_start(self, trainer: Trainer, module: LightningModule) -> None:
         self.skip = int(min(trainer.num_training_batches, 25)) // 5
@@ -45,9 +51,10 @@ class Throughput(MonitorCallback):
     def flush(self, trainer: Any, module: Any) -> None:
         measured: dict[int, dict[str, Any]] = getattr(module, "measured", {})
         for step, values in measured.items():
-            means = trainer.strategy.reduce(torch.stack(list(values.values())), reduce_op="mean").tolist()
+            means = mean_over_ranks(torch.stack(list(values.values()))).tolist()
+            self.latest |= zip(values, means, strict=True)
             for logger in trainer.loggers:
-                logger.log_metrics({f"{name}_step": x for name, x in zip(values, means, strict=True)}, step=step)
+                logger.log_metrics({f"{name}_step": x for name, x in self.latest.items() if name in values}, step=step)
         measured.clear()
 
     def on_validation_start(self, trainer: Trainer, module: LightningModule) -> None:
