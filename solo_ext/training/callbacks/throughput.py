@@ -45,7 +45,8 @@ class Throughput(MonitorCallback):
             self.images += len(batch[0]) * trainer.world_size
         if is_logging_step(trainer) and not trainer.fit_loop._should_accumulate():
             for logger in trainer.loggers:
-                logger.log_metrics({"lr": float(self.lr)}, step=max(trainer.global_step - 1, 0))
+                place = {"epoch": trainer.current_epoch}
+                logger.log_metrics({"lr": float(self.lr), **place}, step=max(trainer.global_step - 1, 0))
             self.flush(trainer, module)
 
     def flush(self, trainer: Any, module: Any) -> None:
@@ -54,7 +55,8 @@ class Throughput(MonitorCallback):
             means = mean_over_ranks(torch.stack(list(values.values()))).tolist()
             self.latest |= zip(values, means, strict=True)
             for logger in trainer.loggers:
-                logger.log_metrics({f"{name}_step": x for name, x in self.latest.items() if name in values}, step=step)
+                now_read = {f"{name}_step": x for name, x in self.latest.items() if name in values}
+                logger.log_metrics({**now_read, "epoch": trainer.current_epoch}, step=step)
         measured.clear()
 
     def on_validation_start(self, trainer: Trainer, module: LightningModule) -> None:
