@@ -104,6 +104,15 @@ class LightningMethod(pl.LightningModule, Method):  # type: ignore[override]  # 
         self.gap_at = "predictor" if "predictor" in read and gap.at != "projector" else "projector"
         return Teacher(self, row, {s.name: taus[s.name] for s in row if s.name in taus}, momentum.buffers)
 
+    def compile_networks(self, **options: Any) -> None:
+        """Runs the parts of student and teacher through torch.compile, which takes `options`; not those whose inside
+        the teacher or the intra term reads, and no copies of some stages of a part, which run one by one."""
+        read = {stage.attribute for stage in self._kept if stage.output != stage.attribute}
+        for name in self.parts.values():
+            for part in (getattr(self, name), getattr(self, self.teacher.prefix + name, None)):
+                if part is not None and name not in read:
+                    part.forward = torch.compile(part.forward, dynamic=False, **options)  # by size
+
     def part(self, name: str) -> nn.Module:
         """The student's `backbone`, `projector` or `predictor`."""
         return getattr(self, self.parts[name])

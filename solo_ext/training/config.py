@@ -94,6 +94,7 @@ class PretrainConfig(TrainingConfig, MethodConfig):  # type: ignore[misc]  # her
     augmentations: list[AugmentationConfig]
     pretrained_feature_extractor: str | None = None  # whose weights the backbone begins with: a run, or any program's
     collapse: Action = "warn"  # what happens when the outputs collapse; off: nobody looks
+    compile: bool = False  # true: student and teacher through torch.compile, which takes about a minute before step 1
 
     def __post_init__(self) -> None:
         super().__post_init__()

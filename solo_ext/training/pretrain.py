@@ -59,6 +59,7 @@ def pretrain(
     module: Any = method(cfg) if isinstance(method, type) else method
     cfg.gap.place = getattr(module, "gap_at", None)
     ours = isinstance(module, Method)
+    cfg.require(ours or not cfg.compile, "compile", "false for a module that is not one of our methods")
     if ours:
         sizes = [view.crop_size for view in cfg.augmentations]
         check_sizes(module.backbone, cfg.backbone.name, sizes, channels=dataset_info(cfg.data).channels)
@@ -67,6 +68,8 @@ def pretrain(
             encoder, _ = load_encoder(cfg.pretrained_feature_extractor, network)
             module.backbone.load_state_dict(encoder.state_dict())
             module.teacher.restart()
+        if cfg.compile:
+            module.compile_networks()
     sections = [(monitor, getattr(cfg, key)) for key, monitor in MONITORS.items()]
     images = data if isinstance(data, ImageData) else None
     monitors = [monitor.make(section, cfg, images) for monitor, section in sections if section.enabled]
