@@ -1,4 +1,4 @@
-"""Files and folders that are written whole or not at all, JSON, and SHA-256."""
+"""Files and folders that are written whole or not at all, JSON, SHA-256, and the processor's cores."""
 
 import hashlib
 import json
@@ -134,6 +134,11 @@ def read_json(path: Path, **parts: type) -> dict[str, Any] | None:
             actual = type(content[key]).__name__
             raise CheckpointError(f"{path} is damaged: its {key} is a {actual}, not a {kind.__name__}")
     return content
+
+
+def cores() -> int:
+    """Of the processor, those that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def sha256(source: str | Path | BinaryIO, size: int = sys.maxsize) -> str:

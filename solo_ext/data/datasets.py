@@ -82,7 +82,8 @@ class DataConfig(Config, section="data"):
     val_path: str | None = None  # the same of the test images; null: for CIFAR and the like, train_path
     format: Format = "auto"  # auto: the fastest that works
     channels: Count | None = None  # of the images; null: the dataset's own, 3 of files
-    num_workers: Annotated[int, Bounds(0)] = 4  # processes of image_folder and h5, threads of dali; tensor has none
+    # processes of image_folder and h5, threads of dali, but no more than there are cores; tensor has none
+    num_workers: Annotated[int, Bounds(0)] = 4
     no_labels: bool = False  # true: class folders are no labels
     fraction: float = -1.0  # of the training set, stratified by class; -1: all of it
     # of the training set: ImageNet's simclr_1percent or simclr_10percent, or a text file with names of files

@@ -158,9 +158,6 @@ class ViewLoader(DataLoader):
         own = {"collate_fn": tuple, "generator": torch.Generator().manual_seed(dataset.seed)}
         super().__init__(dataset, **{**own, **options})
 
-    def check_worker_number_rationality(self) -> None:
-        """Nothing, where torch warns of more workers than cores, twice: they may wait for a disk."""
-
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]  # nothing is prefetched before the first `next`
         # A generator: on a resume Lightning calls iter() before it sets the sampler's epoch, and workers that start
         # at once would start on the wrong one.

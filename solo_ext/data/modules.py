@@ -29,7 +29,7 @@ from solo_ext.data.loader import (
 )
 from solo_ext.data.transforms import Transform, build_eval_transform
 from solo_ext.errors import ConfigError, DataError, reason
-from solo_ext.files import log
+from solo_ext.files import cores, log
 from solo_ext.schema import build, fit, show
 
 DEFAULT_CROP = 224  # of sets whose images have no common size
@@ -62,12 +62,12 @@ def make_loader(data: DataConfig, views: ViewDataset, device: torch.device, **ba
     batching["skipped"] = Skipped(len(views), data.corrupt, data.corrupt_limit)
     if name == "tensor":
         return ResidentLoader(views, device, **batching)
+    workers = min(data.num_workers, cores())
     if name == "dali":
         from solo_ext.data.dali import DaliLoader
 
-        return DaliLoader(views, device, threads=max(1, data.num_workers), **batching)
-    count = data.num_workers
-    batching |= {"num_workers": count, "persistent_workers": count > 0, "worker_init_fn": finish_first}
+        return DaliLoader(views, device, threads=max(1, workers), **batching)
+    batching |= {"num_workers": workers, "persistent_workers": workers > 0, "worker_init_fn": finish_first}
     return ViewLoader(views, device, pin_memory=device.type == "cuda", **batching)
 
 

@@ -1,7 +1,6 @@
 """The environment.json of a run: versions, code, hardware."""
 
 import hashlib
-import os
 import platform
 import re
 import socket
@@ -15,6 +14,7 @@ from typing import Any
 import torch
 
 import solo_ext
+from solo_ext.files import cores
 
 PACKAGES = ("torch", "torchvision", "lightning", "timm", "solo-ext")
 _SECRET = re.compile(r"(?i)((?:key|token|secret|password)\w*=).+")
@@ -31,7 +31,7 @@ def environment() -> dict[str, Any]:
         "os": platform.platform(),
         "host": hashlib.sha256(socket.gethostname().encode()).hexdigest()[:12],
         "cpu": _cpu_model(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": cores(),
         "threads": torch.get_num_threads(),
         "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
         "cuda": torch.version.cuda,

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from solo_ext.errors import ConfigError, naming
+from solo_ext.files import cores
 
 if TYPE_CHECKING:
     from solo_ext.runs.locks import RunLock
@@ -63,8 +64,7 @@ class LocalPool:
         import torch
 
         n, gpus = len(self.slots), torch.cuda.device_count()
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        variables = {"OMP_NUM_THREADS": str(max(1, cores // n)), **os.environ}
+        variables = {"OMP_NUM_THREADS": str(max(1, cores() // n)), **os.environ}
         if n > 1 and gpus > 1:
             names = variables.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(gpus)))).split(",")[:gpus]
             each = max(1, gpus // n)

@@ -45,11 +45,12 @@ def folder(tmp_path):
     return tmp_path
 
 
-def test_more_workers_than_cores_are_the_users_choice(folder, recwarn):
-    data = DataConfig(
-        "custom", train_path=str(folder), format="image_folder", num_workers=len(os.sched_getaffinity(0)) + 1
-    )
-    next(iter(PretrainData(data, [AugmentationConfig(crop_size=32)], 32, 0).train_dataloader()))
+def test_there_are_no_more_workers_than_cores(folder, monkeypatch, recwarn):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 1})
+    for asked, there in [(1, 1), (2, 2), (5, 2)]:
+        data = DataConfig("custom", train_path=str(folder), format="image_folder", num_workers=asked)
+        loader = PretrainData(data, [AugmentationConfig(crop_size=32)], 32, 0).train_dataloader()
+        assert loader.num_workers == there
     assert [str(warning.message) for warning in recwarn if "worker" in str(warning.message)] == []
 
 
