@@ -120,7 +120,7 @@ def _write(runs: Sequence[Run], damaged: Sequence[str], folder: Path, reload: fl
                     pages.save(figure, folder / f"{name}{suffix}")
     single = list(zip(runs, labels(runs, apart=True), strict=True))
     configs = {style: run for run, style in reversed(shown) if run.args and not run.untrained}
-    machines = [(label, machine(run.environment)) for run, label in single if run.environment]
+    machines = [(label, machine(run.environment) | _times(run)) for run, label in single if run.environment]
     text = pages.render(
         "report.html",
         [*dict.fromkeys(style for _, style in trained), *(style for section in sections for style in section.legend)],
@@ -283,6 +283,14 @@ def _protocol(shown: Shown, of: Callable[[Run], dict[str, Any]]) -> tuple[dict[s
         same["images"] = "augmented" if augmented == "true" else "not augmented"
     labels = [label for label, _ in protocols]
     return same, {key: grouped(zip(texts, labels, strict=True)) for key, texts in differing.items()}
+
+
+def _times(run: Run) -> dict[str, str]:
+    """The shares of the parts of a training in its time, those of 1% or more."""
+    seconds, parts = run.summary.get("seconds"), run.summary.get("parts") or {}
+    shares = {part: value / seconds for part, value in parts.items()} if seconds else {}
+    told = [f"{part} {share:.0%}" for part, share in sorted(shares.items(), key=lambda x: -x[1]) if share >= 0.005]
+    return {"time": ", ".join([*told, f"other {max(0, 1 - sum(shares.values())):.0%}"])} if told else {}
 
 
 def machine(environment: Mapping[str, Any]) -> dict[str, Any]:

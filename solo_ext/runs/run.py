@@ -6,7 +6,7 @@ import secrets
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
@@ -37,13 +37,14 @@ _PLACE = re.compile(r"-ep=(\d+)(?:-step=(\d+))?\.ckpt$")
 @dataclass(frozen=True)
 class RunResult:
     """What a run left behind in its folder `dir`: the last value of everything logged, and, of this process only, the
-    wall-clock time and the median training throughput."""
+    wall-clock time, the median training throughput, and the seconds that each part of the training took."""
 
     dir: Path
     checkpoint: Path | None
     metrics: dict[str, float]
     seconds: float
     images_per_s: float | None
+    parts: dict[str, float] = field(default_factory=dict)
 
 
 def _json(name: str, **parts: type) -> cached_property[dict[str, Any]]:

@@ -38,6 +38,7 @@ from solo_ext.training.finite import FiniteSteps
 from solo_ext.training.loggers import RunProgress, close, make_loggers
 from solo_ext.training.resume import ExactResume, place_in
 from solo_ext.training.safety import Checkpointer, CheckpointIO, Stopped
+from solo_ext.training.shares import Shares
 from solo_ext.training.start import Start, agree, cluster_environment, is_first, runs_folder
 from solo_ext.training.trainer_config import TrainerConfig
 
@@ -124,7 +125,10 @@ def fit(
             metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
             newest, seconds = next(iter(start.run.checkpoints), None), time.perf_counter() - began
             speed = statistics.median(throughput.epochs) if throughput.epochs else None
-            result = RunResult(start.run.dir, newest, start.run.last_metrics if over else metrics, seconds, speed)
+            parts = dict(getattr(trainer.profiler, "seconds", {}))  # type: ignore[attr-defined]  # set by Lightning
+            result = RunResult(
+                start.run.dir, newest, start.run.last_metrics if over else metrics, seconds, speed, parts
+            )
             if trainer.is_global_zero and finished:
                 start.run.finish(result)
     return result
@@ -161,6 +165,7 @@ def make_trainer(
         "plugins": plugins,
         "callbacks": list(callbacks),
         "default_root_dir": folder,
+        "profiler": cfg.profiler or Shares(),
     }
     replaced = ("sync_batchnorm", "enable_progress_bar", "logger", "enable_checkpointing")  # by plugins and callbacks
     with explained(ValueError, TypeError):  # about the arguments, which are the user's
