@@ -52,6 +52,7 @@ class DatasetInfo:
     box_classes: int = 0  # of the objects that have boxes; 0: none has
     small_images: bool = False  # whether the backbone gets solo-learn's CIFAR stem
     train_size: int | None = None  # number of images for pre-training
+    test_size: int | None = None  # of test images, where all of those for pre-training have labels
     eval_mean: PerChannel | None = None  # where evaluation does not normalise as pre-training does
     eval_std: PerChannel | None = None
     recipes: str | None = None  # folder of its recipes in `scripts/*/`, where it is not the dataset's name
@@ -317,6 +318,7 @@ _CIFAR = partial(
     image_size=32,
     small_images=True,
     train_size=50_000,
+    test_size=10_000,
     # solo-learn evaluates both CIFAR sets with CIFAR-10's mean and a coarser std; kept, so that accuracies compare
     eval_mean=(0.4914, 0.4822, 0.4465),
     eval_std=(0.247, 0.243, 0.261),
@@ -330,15 +332,15 @@ _IMAGENET_100 = partial(
 FOLDER, CUSTOM = "custom", DatasetInfo(None, IMAGENET_MEAN, IMAGENET_STD, _load_folder)
 
 DATASETS |= {
-    BUNDLED: _FASHION(load=_load_mini, train_size=5_000),
-    "fashion_mnist": _FASHION(load=_load_fashion_mnist, train_size=60_000),
+    BUNDLED: _FASHION(load=_load_mini, train_size=5_000, test_size=1_000),
+    "fashion_mnist": _FASHION(load=_load_fashion_mnist, train_size=60_000, test_size=10_000),
     "cifar10": _CIFAR(10, (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616), hub="uoft-cs/cifar10"),
     "cifar100": _CIFAR(100, (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762), hub="uoft-cs/cifar100"),
     "stl10": DatasetInfo(
         10, (0.4914, 0.4823, 0.4466), (0.247, 0.243, 0.261), _load_stl10, image_size=96, train_size=105_000
     ),
-    "imagenet100": _IMAGENET(100, load=_IMAGENET_100, train_size=126_689, recipes="imagenet-100"),
-    "imagenet": _IMAGENET(1000, load=_load_folder, train_size=1_281_167),
+    "imagenet100": _IMAGENET(100, load=_IMAGENET_100, train_size=126_689, test_size=5_000, recipes="imagenet-100"),
+    "imagenet": _IMAGENET(1000, load=_load_folder, train_size=1_281_167, test_size=50_000),
     "voc": _BOXES(box_classes=20),
     "coco": _BOXES(box_classes=80),
     FOLDER: CUSTOM,

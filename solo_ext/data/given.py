@@ -119,7 +119,7 @@ def give(train: Any, val: Any | None, like: str | None) -> dict[str, Any]:
     name, val_name = _keep(images), None if val is None else _keep(read_given(val, "val_data"))
     side = known.image_size if {*images.images[0].shape[1:]} == {known.image_size} else None
     changes: dict[str, Any] = {"load": _load, "image_size": side, "num_classes": len(images.classes)}
-    DATASETS[name] = replace(known, **changes, train_size=None, box_classes=0, recipes=None, hub=None)
+    DATASETS[name] = replace(known, **changes, train_size=None, test_size=None, box_classes=0, recipes=None, hub=None)
     keys = {"data.dataset": name, "data.train_path": None, "data.val_path": val_name}
     return keys if images.images.channels == 3 else {**keys, "data.channels": images.images.channels}
 

@@ -63,10 +63,10 @@ def synthetic_batch(
 def measure_steps(cfg: PretrainConfig | DetectionConfig, method: pl.LightningModule) -> dict[str, Any]:
     """Time and memory of an optimizer step at `optimizer.batch_size`; trains `method` for a few steps.
 
-    `seconds` is the median and `quartiles` the first and third of `steps` steps, without data loading; `memory` is the
-    peak in bytes, of what `memory_of` says. Both are scaled if a batch of fewer `images` was measured: on a CPU, or if
-    more do not fit a GPU. `fits`: whether the full batch fits the free memory. ConfigError: not even two images do, or
-    a detector's one.
+    `seconds` is the median and `quartiles` the first and third of `steps` steps, without data loading; `forward` is
+    what an evaluation takes for an image; `memory` is the peak in bytes, of what `memory_of` says. Both are scaled if a
+    batch of fewer `images` was measured: on a CPU, or if more do not fit a GPU. `fits`: whether the full batch fits the
+    free memory. ConfigError: not even two images do, or a detector's one.
     """
     images, least, most = cfg.optimizer.batch_size, 1, 1  # of a detector's, one alone may take a CPU a minute
     if isinstance(cfg, PretrainConfig):
@@ -80,6 +80,18 @@ def measure_steps(cfg: PretrainConfig | DetectionConfig, method: pl.LightningMod
             images //= 2
             if images < least:
                 raise ConfigError(f"backbone.name: {cfg.backbone.name} does not fit this GPU's memory")
+
+
+@torch.no_grad()
+def _forward(method: Any, view: Tensor) -> float:
+    """Median seconds of the backbone on a batch of images [B, C, H, W] in eval mode."""
+    times = []
+    with method.trainer.precision_plugin.forward_context():
+        for _ in range(LEAST):
+            began = now(view.device)
+            method.backbone.eval()(view)
+            times.append(now(view.device) - began)
+    return statistics.median(times)
 
 
 def _measure(cfg: PretrainConfig | DetectionConfig, method: pl.LightningModule, images: int) -> dict[str, Any]:
@@ -110,6 +122,7 @@ def _measure(cfg: PretrainConfig | DetectionConfig, method: pl.LightningModule, 
     batches: Any = [synthetic_batch(cfg, images, device)] * steps
     with nullcontext() if gpu else saved_tensors_hooks(keep, lambda tensor: tensor):
         trainer.fit(method, DataLoader(batches, batch_size=None, collate_fn=tuple))
+    forward = _forward(method, batches[0][1][0]) / images if isinstance(cfg, PretrainConfig) else None
     weights = list(method.state_dict().values())
     for tensor in weights:  # the backward pass keeps them too
         saved.pop(tensor.untyped_storage().data_ptr(), None)
@@ -129,6 +142,7 @@ def _measure(cfg: PretrainConfig | DetectionConfig, method: pl.LightningModule, 
         "steps": len(seconds),
         "seconds": median,
         "quartiles": (low, high),
+        "forward": forward,
         "memory": memory,
         "memory_of": "torch.cuda.max_memory_allocated" if gpu else "weights, optimizer, what the backward pass keeps",
         "fits": images == batch if gpu else memory <= free,

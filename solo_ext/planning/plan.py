@@ -43,7 +43,8 @@ def plan(cfg: PretrainConfig | DetectionConfig, measure: bool = True) -> dict[st
     Returns plain values, as `solo-ext plan --json` prints them. `batch_size` is per device: an optimizer step has it
     times `devices` (of all nodes) times `accumulate` images. `images` of the training set, and with it the numbers of
     steps, is None if it is unknown here, for the reason `images_unknown`; `steps` is then `max_steps`, if there is one.
-    `seconds` is the time of all steps. `warnings`, a sentence each, are about what is allowed but probably not
+    `seconds` is the time of all steps, `evaluating` that of the backbone in validations and online kNN, None where the
+    number of images is unknown. `warnings`, a sentence each, are about what is allowed but probably not
     intended.
     """
     images, unknown, classes = _images(cfg)
@@ -74,6 +75,8 @@ def plan(cfg: PretrainConfig | DetectionConfig, measure: bool = True) -> dict[st
     if s.name == "warmup_step":
         p |= {"warmup_steps": s.warmup_steps, "decay_steps": s.lr_decay_steps}
     p["seconds"] = measured["seconds"] * steps if measured and steps is not None else None
+    evaluated = _evaluated(cfg, p) if isinstance(cfg, PretrainConfig) and p["steps_per_epoch"] else None
+    p["evaluating"] = evaluated * measured["forward"] if measured and evaluated is not None else None
     return p | {"warnings": list(_warnings(p, cfg, model))}
 
 
@@ -119,6 +122,18 @@ def _length(cfg: PretrainConfig | DetectionConfig, images: int | None) -> dict[s
     steps = epoch * cfg.max_epochs
     steps = steps if cfg.max_steps in (None, -1) else min(steps, cfg.max_steps)
     return {"steps_per_epoch": epoch, "steps": steps}
+
+
+def _evaluated(cfg: PretrainConfig, p: dict[str, Any]) -> float | None:
+    """How many images each device classifies in validations and online kNN; None if the test images are not known."""
+    info, knn = dataset_info(cfg.data), getattr(cfg, "knn_eval", None)
+    if info.test_size is None or info.train_size is None:
+        return None
+    test = info.train_size * cfg.data.val_fraction or info.test_size
+    epochs = p["steps"] / p["steps_per_epoch"]
+    rounds = epochs // (cfg.check_val_every_n_epoch or 1)
+    probed = min(rounds, math.ceil(epochs / knn.every)) if knn and knn.enabled else 0
+    return (rounds * test + probed * (p["images"] + test)) / p["devices"]
 
 
 def anatomy(method: LightningMethod) -> dict[str, Any]:
@@ -248,7 +263,14 @@ def _lines(p: dict[str, Any]) -> Iterator[tuple[str, str]]:
         yield "step time", f"{duration(m['seconds'])} ({spread}){'; on one device alone' * (p['devices'] > 1)}"
         yield "memory", f"{m['memory'] / 2**30:.2f} GiB at the peak ({m['memory_of']})"
         whole = "unknown" if p["seconds"] is None else duration(p["seconds"]) + " at most" * (not known)
-        yield "run time", f"{whole}, without loading images{' and tests' if detector else ', validation and kNN'}"
+        if (evaluating := p["evaluating"]) is None:
+            yield "run time", f"{whole}, without loading images{' and tests' if detector else ', validation and kNN'}"
+        else:
+            share = f"{evaluating / (evaluating + p['seconds']):.1%}"
+            yield (
+                "run time",
+                f"{duration(p['seconds'] + evaluating)}, without loading images; validation and kNN {share}",
+            )
     yield from (("warning", warning) for warning in p["warnings"])
 
 

@@ -346,7 +346,7 @@ def test_text(run):
         "0.00025 (configured: 0.008 per 256 images); warm-up 1 epochs = 625 steps",
         "(median of ",
         "GiB at the peak",
-        "without loading images, validation and kNN",
+        "without loading images; validation and kNN ",
     ):
         assert words in out, out
 
@@ -365,6 +365,16 @@ def test_json_says_the_same(run):
 def test_run_time_is_steps_times_step_time(run):
     found = json.loads(run(MINI, *TINY, "--json", "max_steps=70", "optimizer.batch_size=8")[1])
     assert found["seconds"] == pytest.approx(70 * found["measured"]["seconds"])
+
+
+def test_evaluations_take_a_forward_pass_of_each_image(run):
+    """Of 10 epochs, three end with a validation of the 1,000 test images, two of them with kNN among the 5,000."""
+    words = ["max_epochs=10", "check_val_every_n_epoch=3", "knn_eval.every=6", "knn_eval.enabled=true"]
+    found = json.loads(run(MINI, *TINY, "--json", *words)[1])
+    images = 3 * 1000 + 2 * (1000 + 5000)
+    assert found["measured"]["forward"] > 0
+    assert found["evaluating"] == pytest.approx(images * found["measured"]["forward"])
+    assert json.loads(run(MINI, *TINY, "--json", "data.dataset=stl10")[1])["evaluating"] is None
 
 
 @pytest.mark.parametrize(
