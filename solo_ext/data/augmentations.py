@@ -61,9 +61,26 @@ class AugmentationConfig(Config, section="augmentations"):
     equalization: ProbConfig = field(default_factory=ProbConfig)
     horizontal_flip: ProbConfig = field(default_factory=ProbConfig)
     crop_size: Count = 224  # pixels
+    # smaller ones at first, at less cost: [[10, 16], [20, 24]] is 16 px in the first 10 epochs, then 24 up to 20 epochs
+    progressive: list[list[Count]] | None = None
     num_crops: Count = 1
     mean: Mean | None = None  # null: the dataset's own
     std: Std | None = None
+
+    when_given = frozenset({"progressive"})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        steps = self.progressive or []
+        pairs = [pair for pair in steps if len(pair) == 2 and pair[1] <= self.crop_size]
+        ends = [end for end, _ in pairs]
+        well = len(pairs) == len(steps) and ends == sorted(set(ends))
+        form = f"pairs of a number of epochs, each larger than the last, and a size of at most {self.crop_size} px"
+        self.require(well, "progressive", form)
+
+    def size_in(self, epoch: int) -> int:
+        """The side of the views in an epoch, counted from 0, in pixels."""
+        return next((size for end, size in self.progressive or () if epoch < end), self.crop_size)
 
 
 @dataclass

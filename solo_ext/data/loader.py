@@ -89,16 +89,21 @@ class ViewDataset(Dataset):
         epochs, indexes = np.array(pairs, dtype=np.int64).T.copy()
         return indexes, uniforms(self.seed, epochs, indexes, len(self.transforms)).swapaxes(0, 1)
 
+    def transforms_of(self, keys: Sequence[Key]) -> list[Transform]:
+        """Those of a batch, which is of one epoch."""
+        return [transform.at(keys[0][0] if isinstance(keys[0], tuple) else 0) for transform in self.transforms]
+
     def __getitems__(self, keys: Sequence[Key]) -> tuple[Batch, Unreadable]:
         """A whole batch, (int64 [B], [float32 [B, 3, H, W] per view], int64 [B]), and what could not be read."""
         indexes, numbers = self.draw(keys)
         unreadable: Unreadable = []
-        crops: list[list[Tensor]] = [[] for _ in self.transforms]
+        transforms = self.transforms_of(keys)
+        crops: list[list[Tensor]] = [[] for _ in transforms]
         for row, index in enumerate(indexes.tolist()):
             indexes[row], image = read(self.images.images.__getitem__, index, len(self), unreadable)
-            for transform, view, u in zip(self.transforms, crops, numbers[:, row], strict=True):
+            for transform, view, u in zip(transforms, crops, numbers[:, row], strict=True):
                 view.append(transform.crop(image, u))
-        rows = zip(self.transforms, crops, numbers, strict=True)
+        rows = zip(transforms, crops, numbers, strict=True)
         views = [transform.finish(torch.stack(view), u) for transform, view, u in rows]
         batch = torch.from_numpy(indexes), views, torch.from_numpy(self.images.targets[indexes])
         if get_worker_info():
@@ -208,7 +213,8 @@ class ResidentLoader(ViewLoader):
             indexes, numbers = self.dataset.draw(list(chain(*keys)))
             rows = torch.from_numpy(self.source[indexes]).to(self.device, non_blocking=True)
             images = self.pixels[rows]
-            views = [t.batch(images, u) for t, u in zip(self.dataset.transforms, numbers, strict=True)]
+            transforms = self.dataset.transforms_of(keys[0])
+            views = [t.batch(images, u) for t, u in zip(transforms, numbers, strict=True)]
             parts = (tensor.split(self.batch_size) for tensor in (rows, self.targets[rows], *views))
             for indexes, targets, *views in zip(*parts, strict=True):
                 yield indexes, views, targets

@@ -61,7 +61,9 @@ def pretrain(
     ours = isinstance(module, Method)
     cfg.require(ours or not cfg.compile, "compile", "false for a module that is not one of our methods")
     if ours:
-        sizes = [view.crop_size for view in cfg.augmentations]
+        sizes = [
+            side for view in cfg.augmentations for side in (view.crop_size, *(n for _, n in view.progressive or ()))
+        ]
         check_sizes(module.backbone, cfg.backbone.name, sizes, channels=dataset_info(cfg.data).channels)
         if cfg.pretrained_feature_extractor and not (start and start.checkpoint):
             network = {"backbone": plain(cfg.backbone), "data": plain(cfg.data), "pretrain_method": cfg.method}

@@ -207,6 +207,26 @@ def test_batches_rendered_together_are_those_rendered_alone(monkeypatch, folder)
 
 
 @pytest.mark.parametrize("kind", ["image_folder", "tensor"])
+def test_crops_that_grow_are_those_of_a_loader_of_that_size(folder, kind):
+    """4 px in epoch 0, 6 in epochs 1 and 2, then 8; evaluations see the last size from the start."""
+    config = DataConfig("custom", train_path=str(folder), val_path=str(folder), format=kind, num_workers=0)
+
+    def module(size, **more):
+        return PretrainData(config, [AugmentationConfig(crop_size=size, num_crops=2, **more)], 4, seed=5)
+
+    growing = module(8, progressive=[[1, 4], [3, 6]])
+    train = growing.train_dataloader()
+    for epoch, size in enumerate([4, 6, 6, 8, 8]):
+        fixed = module(size).train_dataloader()
+        for batches in (train, fixed):
+            batches.sampler.set_epoch(epoch)
+        for (indexes, views, _), (indexes_, views_, _) in zip(train, fixed, strict=True):
+            assert torch.equal(indexes, indexes_) and views[0].shape[2:] == (size, size)
+            assert all(map(torch.equal, views, views_))
+    assert next(iter(growing.probe_dataloaders()[0]))[1][0].shape[2:] == (8, 8)
+
+
+@pytest.mark.parametrize("kind", ["image_folder", "tensor"])
 @pytest.mark.parametrize("damage", ["truncated", "text", "empty"])
 def test_error_names_the_file(folder, kind, damage):
     path = spoil(folder / "a" / "04.png", damage)

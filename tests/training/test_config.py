@@ -566,6 +566,7 @@ OUT_OF_RANGE = {
     "augmentations.0.color_jitter.hue": [0.7],
     "augmentations.0.rrc.crop_max_scale": [0.0],
     "augmentations.0.crop_size": [0],
+    "augmentations.0.progressive": [[[5]], [[5, 999]], [[5, 8], [3, 8]], [[0, 8]]],
     "augmentations.0.num_crops": [-1],
     "checkpoint.frequency": [0],
     "knn_eval.k": [0],
