@@ -260,6 +260,31 @@ def study(args: Namespace) -> None:
         raise SystemExit(1)
 
 
+@SOLO_EXT.command(
+    option(
+        "words [RECORD] key=value", f"a study in speedrun/ (default: cpu), and, for all runs, {OVERRIDES}", nargs="*"
+    ),
+    option("--out FOLDER", "output folder (default: studies/speedrun-RECORD)"),
+    option("--only CELL", "run only these cells, such as 'record'; repeatable", action="append", default=[]),
+)
+def speedrun(args: Namespace) -> None:
+    """Time from random weights to an accuracy.
+
+    A study whose runs have the machine to themselves, one after the other, with all its cores: the time of each is that
+    of its process, from its start over the loading of images and the training to its last evaluation. The page in
+    <out> says how many runs reach the target, in what time, on which machine, with which versions.
+
+    The first cell is the record; each of the others lacks one of its means.
+
+      solo-ext speedrun cpu --only record
+      solo-ext speedrun cpu seeds=[0,1,2,3,4]
+    """
+    named = bool(args.words) and "=" not in args.words[0]
+    only = [word for cell in args.only for word in ("--only", cell)]
+    out = ["--out", args.out] if args.out else []
+    study([f"speedrun/{args.words[0] if named else 'cpu'}", *args.words[named:], *out, *only])
+
+
 @SOLO_EXT.command(option("words [WORD...] | copy NAME DIR", "only names with all these WORDs", nargs="*"))
 def _recipes(args: Namespace) -> None:
     """List the recipes, or copy one to edit it.

@@ -170,10 +170,10 @@ def refuse_orphans(out: Path) -> None:
 def start(command: Mapping[str, Any], log: str | Path, **options: Any) -> subprocess.Popen:
     """`solo_ext.cli.job` in a process and session of its own, whose output is added to the file `log`."""
     with open(log, "a", encoding="utf-8") as file:
-        words = shlex.join(["solo-ext", *command["pretrain"]])
+        words, job = shlex.join(["solo-ext", *command["pretrain"]]), {**command, "began": time.time()}
         print(f"$ {words}    # {time.strftime('%Y-%m-%d %H:%M:%S')}", file=file, flush=True)
         options |= {"stdin": subprocess.DEVNULL, "stdout": file, "stderr": subprocess.STDOUT, "start_new_session": True}
-        return subprocess.Popen([sys.executable, "-m", "solo_ext.cli.job", json.dumps(command)], **options)
+        return subprocess.Popen([sys.executable, "-m", "solo_ext.cli.job", json.dumps(job)], **options)
 
 
 class Command:

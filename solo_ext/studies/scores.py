@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from solo_ext.runs.comparison import flatten, value_text
 from solo_ext.runs.metrics import is_number
-from solo_ext.runs.run import Run
+from solo_ext.runs.run import WALL, Run
 from solo_ext.schema import plain
 from solo_ext.studies.rows import Cell, Job, Row
 from solo_ext.studies.study import Reading, Study
@@ -15,6 +15,7 @@ from solo_ext.text import nearest
 
 FACTS = ("teacher_layers", "parameters_millions", "forwards_per_view")  # of the method, whatever the run did
 MINUTES = "minutes_per_epoch"
+WHOLE = "wall_minutes"  # of a run that one process did, from its start to the last evaluation
 SETTING = {  # where these differ from the paper's, the numbers are not comparable
     "data.dataset": "data set",
     "max_epochs": "epochs",
@@ -109,6 +110,9 @@ def read(run: Run, reading: Reading, cell: Cell) -> float | None:
     if name in cell.evaluations:
         value = run.evaluated(name).get(figure)
         return reading.times * float(value) if is_number(value) else None
+    if reading.metric == WHOLE:
+        seconds = run.summary.get(WALL)
+        return None if seconds is None else reading.times * seconds / 60
     if reading.metric == MINUTES:
         seconds = run.summary.get("seconds")
         if seconds is None or run.resumed:
@@ -156,8 +160,14 @@ def remarks(study: Study, results: Results) -> Iterator[str]:
         if metric == MINUTES:
             if any(run.resumed for run in runs.values()):
                 yield f"{MINUTES} is left out for runs that were resumed: their seconds are the last part's."
-        elif metric not in FACTS and without:
+        elif metric not in (*FACTS, WHOLE) and without:
             yield f"{metric} was not logged by {', '.join(without)}{nearest(metric, logged)}"
+    for column, least in study.spec.target.items():
+        for cell in study.runs:
+            values = [read(run, study.metrics[column], cell) for run in results[cell.name].values()]
+            known = [value for value in values if value is not None]
+            reached = f"{sum(value >= least for value in known)} of {len(known)} runs"
+            yield f"{column} of {least:g}: reached by {reached}{f' of {cell.name}' if len(study.runs) > 1 else ''}."
     if study.readout:
         at = {cell.epoch: scaled_epoch(cell, cell.config(study.seeds[0]).max_epochs) for cell in study.cells}
         if moved := [f"{printed} at {epoch}" for printed, epoch in at.items() if printed != epoch]:

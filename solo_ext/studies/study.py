@@ -71,6 +71,7 @@ class StudyFile:
     evaluate: dict[str, list[str]] = field(default_factory=dict)
     # column -> logged metric, or figure of an evaluation: `linear.acc1` of the one named linear
     metrics: dict[str, str | Reading] = field(default_factory=dict)
+    target: dict[str, float] = field(default_factory=dict)  # column -> what a run has to reach
     readout: str | None = None  # the key column that says at which epoch a run is read out
     curves: list[str] = field(default_factory=list)  # metrics over epochs
     # the paper's form; filters: paths of weights, which the runs record (filters.enabled)
@@ -87,6 +88,8 @@ class StudyFile:
             raise ConfigError("a study has either table or figure, not both")
         if self.plot == "lines" and not self.curves:
             raise ConfigError("plot is lines, but curves names no metric to draw")
+        for column in self.target:
+            must_have(column, self.metrics, "target: metrics has no column")
         if self.plot == "bars" and not self.metrics:
             raise ConfigError("metrics is empty, so there is nothing to compare")
         for name, words in self.evaluate.items():

@@ -126,6 +126,11 @@ def fit(
             newest, seconds = next(iter(start.run.checkpoints), None), time.perf_counter() - began
             speed = statistics.median(throughput.epochs) if throughput.epochs else None
             parts = dict(getattr(trainer.profiler, "seconds", {}))  # type: ignore[attr-defined]  # set by Lightning
+            if getattr(cfg, "compile", False) and "steps" in parts:
+                from torch._dynamo.utils import calculate_time_spent  # which takes a second to import
+
+                parts["compiling"] = calculate_time_spent()["total_wall_time"]
+                parts["steps"] -= parts["compiling"]
             result = RunResult(
                 start.run.dir, newest, start.run.last_metrics if over else metrics, seconds, speed, parts
             )

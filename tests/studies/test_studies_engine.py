@@ -15,7 +15,7 @@ import yaml
 import solo_ext.cli.main as cli
 from solo_ext.errors import ConfigError
 from solo_ext.runs.locks import RunLock
-from solo_ext.studies.scores import results_of, scores, warning
+from solo_ext.studies.scores import remarks, results_of, scores, warning
 from solo_ext.studies.study import load_study
 from solo_ext.studies.table import short_labels, write_tables
 from solo_ext.training.config import resolve
@@ -595,3 +595,32 @@ def test_submitits_jobs_save_when_the_study_is_stopped(file, command, tmp_path):
     assert status == 143 and "stopped byol_y_no-seed5" in out, out + err
     [job] = load_study(path, TINY).jobs(tmp_path / "out")
     assert job.state() == "begun"
+
+
+# Speedruns.
+
+
+@pytest.mark.slow
+def test_a_speedrun_takes_the_time_of_whole_processes(command, capfd, tmp_path):
+    words = [*TINY[1:], "data.dataset=fashion_mnist_mini", "data.train_path=null", "data.val_path=null", "max_epochs=1"]
+    words += ["check_val_every_n_epoch=1", "optimizer.batch_size=32"]
+    assert cli.main(["speedrun", *words, "seeds=[3]", "--out", "fast"]) == 0
+    study = load_study(ROOT / "scripts" / "studies" / "speedrun" / "cpu.yaml", [*words, "seeds=[3]"])
+    [job] = study.jobs(tmp_path / "fast")
+    run = job.result()
+    assert run.summary["wall_seconds"] > run.summary["seconds"] > 0
+    [(_, found)] = scores(study, results_of(study, [job]))
+    assert found["Minutes"].values == {3: pytest.approx(run.summary["wall_seconds"] / 60)}
+    accuracy = found["kNN-200"].values[3]
+    for least, reached in ((accuracy, 1), (accuracy + 0.01, 0)):
+        study.spec.target = {"kNN-200": least}
+        assert f"kNN-200 of {least:g}: reached by {reached} of 1 runs." in remarks(study, results_of(study, [job]))
+    # a part that another process does is not in the time
+    (run.dir / "knn.json").unlink()
+    assert cli.main(["speedrun", *words, "seeds=[3]", "--out", "fast"]) == 0
+    assert job.result().summary["wall_seconds"] == run.summary["wall_seconds"]
+
+
+def test_a_target_names_a_column(file):
+    with pytest.raises(ConfigError, match="target: metrics has no column 'Accuracy'"):
+        load_study(file(target={"Accuracy": 60}))
