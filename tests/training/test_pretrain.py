@@ -1,6 +1,10 @@
 """Pre-training with a method, data and callbacks of one's own, and what a user can get wrong."""
 
 import json
+import platform
+import resource
+import subprocess
+import sys
 
 import lightning.pytorch as pl
 import pytest
@@ -13,6 +17,7 @@ from solo_ext.methods import METHODS
 from solo_ext.methods.mocov3 import MoCoV3
 from solo_ext.runs.comparison import differences
 from solo_ext.runs.encoder import load_encoder
+from solo_ext.training import trainer
 from solo_ext.training.pretrain import pretrain
 
 
@@ -108,6 +113,31 @@ def test_a_run_begins_in_train_mode(tmp_path):
 
     pretrain(config(tmp_path, max_epochs=1), callbacks=[modes := Modes()])
     assert modes.evaluating == []
+
+
+FAULTS = """if True:
+    import resource, sys
+    import torch
+    from solo_ext.training.trainer import keep_freed_memory
+    if sys.argv[1:]:
+        keep_freed_memory()
+    for i in range(20):
+        if i == 10:
+            before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        torch.ones(2**24).mul(2)
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="of glibc")
+def test_a_training_on_cpus_keeps_its_memory(tmp_path, monkeypatch):
+    """By the pages that the kernel hands out for tensors of 64 MiB which come and go."""
+    without, kept = (int(subprocess.check_output([sys.executable, "-c", FAULTS, *words])) for words in ([], ["keep"]))
+    assert without > 10 * 2 * 2**26 / resource.getpagesize() / 2 and kept < without / 50
+    calls: list[int] = []
+    monkeypatch.setattr(trainer, "keep_freed_memory", lambda: calls.append(1))
+    pretrain(config(tmp_path, max_epochs=1, limit_train_batches=1))
+    assert calls == [1]
 
 
 class MyMoCo(MoCoV3):
