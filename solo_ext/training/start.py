@@ -2,6 +2,7 @@
 the processes that have to agree on them."""
 
 import contextlib
+import copy
 import ctypes
 import json
 import os
@@ -61,6 +62,10 @@ def begin(cfg: TrainingConfig, base: Path) -> Start | None:
             run = old
         else:  # the old run stays what it is
             resumed += f" of {old.dir}, which has gone on from there"
+        if (images := copy.deepcopy(cfg).keep_batch(checkpoint.config)) != cfg.optimizer.batch_size:
+            resumed += f", {images} images on each device"
+            if not cfg.sync_batchnorm:
+                log.warning("sync_batchnorm=false: a BatchNorm sees the %d images of its device", images)
     if is_first():
         line = f"{cfg.name}: {cfg.devices_text}, {run.dir}{resumed}"
         follow = f"follow: solo-ext runs {shlex.quote(str(run.dir))} --watch 5"

@@ -74,29 +74,32 @@ def launch(*command):
     return done.returncode, done.stdout
 
 
-def slurm(*command, stop=None):
-    """Statuses and outputs of the two processes of a command, as srun starts them; `stop` = (rank, step, signal).
+def slurm(*command, stop=None, processes=2, target=None):
+    """Statuses and outputs of the processes of a command, as srun starts them; `stop` = (rank, step, signal). target:
+    in place of `one_process`.
 
-    When the first has failed, the other is ended, as by srun --kill-on-bad-exit.
+    When the first has failed, the others are ended, as by srun --kill-on-bad-exit.
     """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         job = {"MASTER_PORT": str(free.getsockname()[1]), "SLURM_NODELIST": "127.0.0.1", "SLURM_JOB_ID": "4711"}
     job |= {"SLURM_JOB_NAME": "solo-ext", "SLURM_STEP_ID": "0", "SLURM_NODEID": "0", "SLURM_NNODES": "1"}
-    job |= {"SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "2"}
+    job |= {"SLURM_NTASKS": str(processes), "SLURM_NTASKS_PER_NODE": str(processes)}
     with tempfile.TemporaryDirectory() as folder:
-        logs = [Path(folder, str(rank)) for rank in range(2)]
+        logs = [Path(folder, str(rank)) for rank in range(processes)]
         for log in logs:
             log.touch()  # the second may be ended before it has written
         ranks = [
-            forks.Process(target=one_process, args=(rank, job, command, log, stop)) for rank, log in enumerate(logs)
+            forks.Process(target=target or one_process, args=(rank, job, command, log, stop))
+            for rank, log in enumerate(logs)
         ]
         for rank in ranks:
             rank.start()
         ranks[0].join(120)
-        if ranks[0].exitcode not in (0, 143):
-            ranks[1].kill()
-        ranks[1].join(30)
+        for rank in ranks[1:]:
+            if ranks[0].exitcode not in (0, 143):
+                rank.kill()
+            rank.join(30)
         for rank in ranks:
             rank.kill()
         return [(rank.exitcode, log.read_text()) for rank, log in zip(ranks, logs, strict=True)]
