@@ -1,10 +1,8 @@
 """Runs of two CPU processes, started by Lightning, torchrun and SLURM's variables, against one with the joint batch."""
 
-import ast
 import csv
 import json
 import os
-import re
 import signal
 import socket
 import subprocess
@@ -16,6 +14,7 @@ from pathlib import Path
 import pytest
 import tiny_runs
 import torch
+from frameworks import SPECS
 from lightning.fabric.plugins.environments import LightningEnvironment, SLURMEnvironment, TorchElasticEnvironment
 from tiny_runs import forks
 
@@ -356,17 +355,14 @@ def test_a_validation_of_an_uneven_number_of_images_is_that_of_one_process(tmp_p
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("recipe, kinds", [("mocov2plus", {"all_gather", "all_reduce"}), ("byol", {"all_reduce"})])
-def test_a_step_joins_the_ranks_for_its_loss_alone(tmp_path, recipe, kinds, monkeypatch):
+def test_a_step_joins_the_ranks_for_its_loss_alone(tmp_path):
     """Besides DDP's gradients, a flag for signals and, on CPUs, one for bad numbers: no barrier, no buffers. A queue is
     alike on all ranks, and BatchNorm reads no statistics while it trains."""
-    command = words(tmp_path, 2, (recipe, "sync_batchnorm=false"))
-    command.remove("sync_batchnorm=true")
-    command[command.index("++log_every_n_steps=1")] = "++log_every_n_steps=50"
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
-    code, output = launch("-m", "solo_ext", "pretrain", *command, "callbacks={counting.Count: {}}", "gap.enabled=false")
+    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+    out = tmp_path / "collectives.md"
+    code, output = launch(*torchrun, "benchmarks/collectives.py", "--batch", "8", "--out", str(out))
     assert code == 0, output
-    ranks = [ast.literal_eval(counts) for counts in re.findall(r"rank \d: ({.*?})", output)]
-    assert len(ranks) == 2
-    for counts in ranks:
-        assert counts.keys() == kinds and counts["all_reduce"] == [4] * 2 * 3  # steps
+    methods = json.loads(out.with_suffix(".json").read_text())["methods"]
+    assert {*SPECS} < {*methods}
+    for name, row in methods.items():
+        assert row["loss"] == row["needed"] and row["gradients"] and not row["beyond"], name
