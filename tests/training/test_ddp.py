@@ -292,6 +292,32 @@ def test_slurm_scripts_parse(script):
     subprocess.run(["bash", "-n", script], check=True)
 
 
+@pytest.mark.parametrize(
+    ("script", "words", "said"),
+    [
+        (
+            "evaluate",
+            "linear cifar10/byol --run R a=1",
+            "linear cifar10/byol data.num_workers=4 * devices=2 num_nodes=1 --run R a=1",
+        ),
+        ("evaluate", "finetune --run R", "finetune data.num_workers=4 * devices=2 num_nodes=1 --run R"),
+        ("evaluate", "knn --run R --k 5", "knn data.num_workers=4 --run R --k 5"),
+        ("study", "residual/table2 seeds=[0,1]", "study residual/table2 --array data.num_workers=4 seeds=[0,1]"),
+    ],
+)
+def test_what_slurm_runs(script, words, said, tmp_path):
+    """With `srun` and `solo-ext` that say what they are given."""
+    for name, text in {"srun": 'shift\nexec "$@"', "solo-ext": 'echo "$@"'}.items():
+        (tmp_path / name).write_text(f"#!/bin/bash\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+    env = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_SUBMIT_DIR": str(ROOT), "SLURM_CPUS_PER_TASK": "4"}
+    env |= {"SLURM_NTASKS_PER_NODE": "2", "SLURM_NNODES": "1", "SLURM_STEP_ID": "0"}
+    command = ["bash", ROOT / f"scripts/slurm/{script}.sbatch", *words.split()]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
+    common = "strategy=ddp sync_batchnorm=true checkpoint.enabled=true auto_resume.enabled=true"
+    assert done.stdout.strip() == said.replace("*", common)
+
+
 def start_another(pipe):
     starter = os.getpid()
     if not os.fork():
