@@ -50,6 +50,11 @@ class OptimizerConfig(Config, section="optimizer"):
         with naming(f"optimizer.kwargs does not suit {self.name}", ConfigError, ValueError, RuntimeError):
             judge([torch.nn.Parameter(torch.zeros(1))], lr=1.0, **DEFAULTS.get(self.name, {}) | self.kwargs)
 
+    def scale(self, joint_batch: int, accumulate: int = 1) -> None:
+        """Derives the rates of a batch of so many images on all devices."""
+        rates = effective_lrs(self.lr, self.classifier_lr, joint_batch, accumulate=accumulate)
+        self.joint_batch, (self.effective_lr, self.effective_classifier_lr) = joint_batch, rates
+
     def rates(self, accumulate: int = 1) -> tuple[float, float | None]:
         """The learning rates of the network and of the probe, as the optimizer takes them: the effective ones, or else
         the configured ones, which solo-learn has scaled by all but the accumulated batches."""

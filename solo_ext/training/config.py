@@ -26,7 +26,7 @@ from solo_ext.files import log
 from solo_ext.methods import METHODS, Method
 from solo_ext.methods.base import MethodConfig, PerformanceConfig
 from solo_ext.networks import BackboneConfig
-from solo_ext.optim.config import OptimizerConfig, SchedulerConfig, effective_lrs
+from solo_ext.optim.config import OptimizerConfig, SchedulerConfig
 from solo_ext.runs.checkpoints import AutoResumeConfig, CheckpointConfig, find_checkpoint, foreign_config
 from solo_ext.runs.encoder import evaluation_view, network_of
 from solo_ext.runs.run import Run
@@ -84,28 +84,6 @@ class TrainingConfig(RunConfig):
     skip_non_finite: Annotated[int, Bounds(0)] = 0  # steps with a loss or gradient that is NaN or infinite, left out
     callbacks: dict[str, Any] | None = None  # {my_module.MyCallback: {every: 3}}: class and arguments
     when_given = TrainerConfig.when_given | {"callbacks"}
-
-    def scale(self, joint_batch: int) -> None:
-        """Derives the rates of a batch of so many images on all devices."""
-        # in an evaluation, solo-learn's scaling leaves the accumulation out
-        o, accumulate = self.optimizer, self.accumulate_grad_batches if isinstance(self, PretrainConfig) else 1
-        o.joint_batch, rates = joint_batch, effective_lrs(o.lr, o.classifier_lr, joint_batch, accumulate=accumulate)
-        o.effective_lr, o.effective_classifier_lr = rates
-
-    def keep_batch(self, saved: Mapping[str, Any] | None) -> int:
-        """Takes over the joint batch of the run that is continued, of the configuration `saved`, unless another
-        `batch_size` or accumulation asks for another one; the images on each of the devices that there are now.
-        ConfigError if these cannot share it evenly."""
-        before, size, n = (saved or {}).get("optimizer", {}), self.optimizer.batch_size, self.processes
-        same = before.get("batch_size"), (saved or {}).get("accumulate_grad_batches")
-        if same != (size, self.accumulate_grad_batches) or not (joint := before.get("joint_batch")):
-            return size
-        if joint % n:
-            can = ", ".join(str(k) for k in range(1, 2 * n) if joint % k == 0)
-            problem = f"{n} cannot share the {joint} images of a batch of the run evenly"
-            raise ConfigError(f"devices: {problem}, as {can} can; another optimizer.batch_size gives it other batches")
-        self.scale(joint)
-        return joint // n
 
 
 @dataclass(kw_only=True)
@@ -285,9 +263,10 @@ def _derive(cfg: AnyConfig) -> AnyConfig:
     if info.num_classes is not None:  # else its folder is not there yet
         cfg.data.num_classes = info.num_classes
     if isinstance(cfg, TrainingConfig):
-        o = cfg.optimizer
+        o, accumulate = cfg.optimizer, 1  # in a linear evaluation, solo-learn's scaling leaves the accumulation out
         processes = 1 if isinstance(cfg, LinearConfig) and cfg.cache_features else cfg.processes
         if isinstance(cfg, PretrainConfig):
+            accumulate = cfg.accumulate_grad_batches
             # an encoder is read where its method is not known, too
             cfg.backbone.kwargs = declared_method(cfg.method).own_arguments(cfg.backbone.name) | cfg.backbone.kwargs
             cfg.gap.place = None  # until the network is there
@@ -297,7 +276,7 @@ def _derive(cfg: AnyConfig) -> AnyConfig:
                 raise ConfigError(f"optimizer.classifier_lr {problem}")
         else:
             o.classifier_lr = None  # only the classifier is trained
-        cfg.scale(o.batch_size * processes)
+        o.scale(o.batch_size * processes, accumulate)
     return cfg
 
 

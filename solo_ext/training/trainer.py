@@ -38,7 +38,7 @@ from solo_ext.training.finite import FiniteSteps
 from solo_ext.training.loggers import RunProgress, close, make_loggers
 from solo_ext.training.resume import ExactResume, place_in
 from solo_ext.training.safety import Checkpointer, CheckpointIO, Stopped
-from solo_ext.training.start import Start, agree, cluster_environment, is_first, runs_folder
+from solo_ext.training.start import Start, agree, cluster_environment, is_first, keep_batch, runs_folder
 from solo_ext.training.trainer_config import TrainerConfig
 
 _CONTENT = {"images": "images", "classes": "classes", "fingerprint": "names and labels"}
@@ -102,7 +102,7 @@ def fit(
             trainer.strategy._ddp_kwargs["forward_sync_buffers" if newer else "broadcast_buffers"] = False
             trainer.callbacks.append(NormsOfTheFirst())  # type: ignore[attr-defined]  # set by Lightning
         start = agree(trainer, start)
-        on_each, batches = cfg.keep_batch(start.checkpoint.config if start.checkpoint else None), 1
+        on_each, batches = keep_batch(cfg, start.checkpoint.config if start.checkpoint else None), 1
         if isinstance(data, ImageData):
             data.batch_size = on_each
             data.check(cfg.processes)

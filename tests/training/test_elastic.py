@@ -17,7 +17,7 @@ from solo_ext.runs.comparison import differences
 from solo_ext.schema import plain
 from solo_ext.training.pretrain import pretrain
 from solo_ext.training.resume import ExactResume
-from solo_ext.training.start import begin
+from solo_ext.training.start import begin, keep_batch
 
 METHOD = "mocov2plus"  # with a queue, which is alike on all ranks, and gathered keys
 JOINT, STEPS = 24, 12  # images of a batch, which two processes begin; optimizer steps of three epochs of 100 images
@@ -106,10 +106,10 @@ def test_the_batch_of_a_run_is_kept_or_refused(tmp_path, monkeypatch, capsys, ca
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     found = find_resumable(wide := config(tmp_path, devices=2), tmp_path / "byol")
     rate = wide.optimizer.effective_lr
-    assert found.path.parent == folder and wide.keep_batch(found.config) == 8
+    assert found.path.parent == folder and keep_batch(wide, found.config) == 8
     assert wide.optimizer.effective_lr == rate / 2 == config(tmp_path).optimizer.effective_lr
-    assert config(tmp_path, devices=2, optimizer__batch_size=12).keep_batch(found.config) == 12, "another is asked for"
-    assert config(tmp_path, devices=2, accumulate_grad_batches=2).keep_batch(found.config) == 16
+    assert keep_batch(config(tmp_path, devices=2, optimizer__batch_size=12), found.config) == 12, "another is asked for"
+    assert keep_batch(config(tmp_path, devices=2, accumulate_grad_batches=2), found.config) == 16
     assert begin(config(tmp_path, devices=2), tmp_path / "byol").run.dir == folder
     assert ", 8 images on each device; follow" in capsys.readouterr().out.replace("\n", "; ")
     assert "sync_batchnorm=false: a BatchNorm sees the 8 images of its device" in caplog.text
