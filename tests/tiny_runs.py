@@ -45,7 +45,8 @@ def config(folder, kind="pretrain", **changes):
 
 
 forks = multiprocessing.get_context("forkserver")  # of a process without threads, which a fork would not survive
-forks.set_forkserver_preload(["solo_ext.training.pretrain"])  # once, not once per process
+# once, not once per process
+forks.set_forkserver_preload([f"solo_ext.training.{name}" for name in ("pretrain", "trainer", "sync_bn")])
 
 
 def die():

@@ -1,6 +1,7 @@
 """The commands of `solo-ext`: what each takes, says about itself, and calls. Torch is imported when one runs."""
 
 import json
+import os
 from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
@@ -222,6 +223,7 @@ def quality(args: Namespace) -> None:
     option("--jobs N", "local processes at a time (default: %(default)s)", type=int, default=1),
     option("--only CELL", "run only these cells, such as 'byol*'; repeatable", action="append", default=[]),
     option("--launcher NAME", "run through submitit: submitit_slurm or submitit_local"),
+    option("--array", "run the share of this task of a SLURM job array", action="store_true"),
     option("--dry-run", "print the runs and their state, and stop"),
 )
 def study(args: Namespace) -> None:
@@ -235,7 +237,7 @@ def study(args: Namespace) -> None:
     the study's own overrides. Overrides on the command line go over both, but not over what a cell varies.
 
     With --launcher submitit_slurm, submitit hands all runs to SLURM; hydra.launcher.* are its parameters. Runs that
-    run out of time are queued again.
+    run out of time are queued again. With --array, each task of a job array runs its share; the tables show all.
 
       solo-ext study projector_ema/table3 dataset=fashion_mnist_mini seeds=[0,1,2] --jobs 2
       solo-ext study residual/table2 --launcher submitit_slurm hydra.launcher.partition=gpu
@@ -256,7 +258,7 @@ def study(args: Namespace) -> None:
     out = Path(args.out or f"studies/{file.absolute().parent.name}-{file.stem}")
     if args.dry_run:
         dry_run(study, out, args.only)
-    elif run_study(study, out, args.jobs, args.launcher, settings, args.only):
+    elif run_study(study, out, args.jobs, args.launcher, settings, args.only, _array() if args.array else (0, 1)):
         raise SystemExit(1)
 
 
@@ -283,6 +285,16 @@ def speedrun(args: Namespace) -> None:
     only = [word for cell in args.only for word in ("--only", cell)]
     out = ["--out", args.out] if args.out else []
     study([f"speedrun/{args.words[0] if named else 'cpu'}", *args.words[named:], *out, *only])
+
+
+def _array() -> tuple[int, int]:
+    """Which task of a SLURM job array this is, from 0, and of how many."""
+    try:
+        number, first, step, count = (int(os.environ[f"SLURM_ARRAY_TASK_{x}"]) for x in ("ID", "MIN", "STEP", "COUNT"))
+    except (KeyError, ValueError):
+        way = "sbatch --array=0-7 scripts/slurm/study.sbatch starts one"
+        raise ConfigError(f"--array: this is no task of a SLURM job array; {way}") from None
+    return (number - first) // step, count
 
 
 @SOLO_EXT.command(option("words [WORD...] | copy NAME DIR", "only names with all these WORDs", nargs="*"))

@@ -123,16 +123,20 @@ def share(tensors: Iterable[Tensor]) -> None:
 
 
 class EpochSampler(DistributedSampler):
-    """(epoch, index) pairs: this rank's share of a shuffled epoch, cut to the same length for all ranks."""
+    """(epoch, index) pairs: this rank's share of a shuffled epoch. Of each joint batch it takes the block of `batch`
+    images that is its own, so that all ranks together, in their order, see the batches of one process."""
 
-    def __init__(self, size: int, seed: int, world_size: int = 1, rank: int = 0):
-        # torch adds the epoch to the seed: derived, neighbouring seeds share no epoch
+    def __init__(self, size: int, seed: int, world_size: int = 1, rank: int = 0, batch: int = 1):
         everything = range(size)  # torch reads only its length
-        super().__init__(everything, world_size, rank, seed=derive_seed(seed), drop_last=True)  # type: ignore[arg-type]
+        super().__init__(everything, world_size, rank, seed=derive_seed(seed))  # type: ignore[arg-type]
+        self.size, self.batch, self.num_samples = size, batch, size // (world_size * batch) * batch
         self.skip = 0  # samples of the next pass that were seen before a resume
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
-        indexes, self.skip = list(super().__iter__())[self.skip :], 0
+        # the seed is derived: with the epoch added, neighbouring seeds share no epoch
+        order = torch.randperm(self.size, generator=torch.Generator().manual_seed(self.seed + self.epoch))
+        blocks = order[: self.num_samples * self.num_replicas].view(-1, self.num_replicas, self.batch)
+        indexes, self.skip = blocks[:, self.rank].flatten()[self.skip :].tolist(), 0
         return ((self.epoch, index) for index in indexes)
 
 

@@ -207,7 +207,7 @@ class ImageData(pl.LightningDataModule):
 
     def _shuffled(self, views: Sequence[Transform]) -> ViewLoader:
         """This rank's share of the training images, without the last incomplete batch."""
-        sampler = EpochSampler(len(self.train_set), self.seed, *self._shard())
+        sampler = EpochSampler(len(self.train_set), self.seed, *self._shard(), self.batch_size)
         return self._loader(self.train_set, views, sampler=sampler, drop_last=True)
 
     def _in_order(self, images: ImageSet, world_size: int = 1, rank: int = 0) -> ViewLoader:

@@ -15,12 +15,14 @@ from solo_ext.losses.distances import (
     soft_cross_entropy,
     softmax_mse,
 )
+from solo_ext.losses.distributed import gather_each
 
 __all__ = [
     "Center",
     "cosine_distance",
     "dino",
     "enqueue",
+    "gather_each",
     "info_nce",
     "mean",
     "negative_cosine",

@@ -14,14 +14,14 @@ from solo_ext.losses.precision import in_float32
 
 
 @in_float32
-def info_nce(query: Tensor, key: Tensor, temperature: float) -> Tensor:
+def info_nce(query: Tensor, keys: Tensor, temperature: float) -> Tensor:
     """Cross-entropy of telling each query's key among the keys of all ranks (residual momentum, Eq. 2).
 
-    query, key: [B, D], normalised here; row i of both is the same image, all other rows are negatives. key
-    carries no gradient. MoCo v3's factor 2 * temperature is not included. In nats.
+    query: [B, D], keys: [W B, D] of W ranks (`gather_each`), normalised here; row i of a rank's block is the image of
+    its query i, all other rows are negatives. keys carry no gradient. MoCo v3's factor 2 * temperature is not included.
+    In nats.
     """
-    query = F.normalize(query, dim=1)
-    keys = gather_no_grad(F.normalize(key, dim=1))
+    query, keys = F.normalize(query, dim=1), F.normalize(keys.detach(), dim=1)
     logits = query @ keys.T / temperature
     labels = torch.arange(len(query), device=query.device) + len(query) * rank()
     return F.cross_entropy(logits, labels)

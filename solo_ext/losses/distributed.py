@@ -1,5 +1,7 @@
 """Batches joined over the ranks of torch.distributed; without it all functions return their argument."""
 
+from collections.abc import Sequence
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -13,6 +15,11 @@ def rank() -> int:
 def gather_no_grad(x: Tensor) -> Tensor:
     """[B, ...] on each of W ranks -> [W B, ...] in rank order, without gradient. B is the same on all."""
     return _all_gather(x) if _distributed() else x.detach()
+
+
+def gather_each(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """`gather_no_grad` of tensors of one shape, in one call."""
+    return [*gather_no_grad(torch.stack([*tensors], 1)).unbind(1)] if _distributed() else [x.detach() for x in tensors]
 
 
 def gather(x: Tensor) -> Tensor:

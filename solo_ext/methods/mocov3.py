@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from solo_ext.losses import info_nce, total
+from solo_ext.losses import gather_each, info_nce, total
 from solo_ext.methods.base import Method, cross_views
 from solo_ext.networks import mlp
 from solo_ext.networks.backbones import MOCO_VITS, is_resnet
@@ -37,5 +37,5 @@ class MoCoV3(Method, name="mocov3"):
     def loss(self, queries: list[Tensor], targets: list[Tensor]) -> Tensor:
         """`solo`: the sum over directions times 2 * temperature; `paper`: the mean (residual momentum, Eq. 3)."""
         temperature = self.kwargs.temperature
-        losses = [info_nce(q, k, temperature) for q, k in cross_views(queries, targets)]
+        losses = [info_nce(q, keys, temperature) for q, keys in cross_views(queries, gather_each(targets))]
         return total(losses) * (2 * temperature if self.kwargs.loss_scale == "solo" else 1 / len(losses))

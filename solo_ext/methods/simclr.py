@@ -5,7 +5,7 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
-from solo_ext.losses import info_nce, mean, nt_xent
+from solo_ext.losses import gather_each, info_nce, mean, nt_xent
 from solo_ext.methods.base import Method, cross_views
 from solo_ext.networks import mlp
 from solo_ext.schema import Count, Temperature
@@ -44,4 +44,5 @@ class SimCLR(Method, name="simclr"):
             return nt_xent(queries, self.kwargs.temperature)
         if self.kwargs.negatives == "both":
             return nt_xent(queries, self.kwargs.temperature, targets)
-        return mean([info_nce(q, k, self.kwargs.temperature) for q, k in cross_views(queries, targets)])
+        pairs = cross_views(queries, gather_each(targets))
+        return mean([info_nce(q, keys, self.kwargs.temperature) for q, keys in pairs])

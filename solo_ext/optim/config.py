@@ -22,7 +22,7 @@ DEFAULTS = {"sgd": {"momentum": 0.9}, "lars": {"momentum": 0.9}}  # where solo-l
 
 @dataclass
 class OptimizerConfig(Config, section="optimizer"):
-    """`optimizer`: solo-learn's keys. The effective rates are derived (`effective_lrs`)."""
+    """`optimizer`: solo-learn's keys. The joint batch and the effective rates are derived (`effective_lrs`)."""
 
     name: Annotated[str, OneOf(OPTIMIZERS)]  # sgd, lars, adam or adamw
     batch_size: Count  # per device
@@ -32,6 +32,7 @@ class OptimizerConfig(Config, section="optimizer"):
     exclude_bias_n_norm_wd: bool = False  # true: no weight decay on biases and norms
     layer_decay: Share = 0.0  # lr factor from one layer to the one before it, for fine-tuning; 0 switches it off
     kwargs: dict[str, Any] = field(default_factory=dict)  # further options of the optimizer's class
+    joint_batch: Count | None = None  # derived: images of a batch on all devices; a run keeps its own on any of them
     effective_lr: NonNegative | None = None  # derived: lr x images of a step / 256
     effective_classifier_lr: NonNegative | None = None  # derived
 
@@ -48,6 +49,11 @@ class OptimizerConfig(Config, section="optimizer"):
         judge = type(self.name, (OPTIMIZERS[self.name],), {"add_param_group": lambda self, group: None})
         with naming(f"optimizer.kwargs does not suit {self.name}", ConfigError, ValueError, RuntimeError):
             judge([torch.nn.Parameter(torch.zeros(1))], lr=1.0, **DEFAULTS.get(self.name, {}) | self.kwargs)
+
+    def scale(self, joint_batch: int, accumulate: int = 1) -> None:
+        """Derives the rates of a batch of so many images on all devices."""
+        rates = effective_lrs(self.lr, self.classifier_lr, joint_batch, accumulate=accumulate)
+        self.joint_batch, (self.effective_lr, self.effective_classifier_lr) = joint_batch, rates
 
     def rates(self, accumulate: int = 1) -> tuple[float, float | None]:
         """The learning rates of the network and of the probe, as the optimizer takes them: the effective ones, or else

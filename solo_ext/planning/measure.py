@@ -109,7 +109,7 @@ def _measure(cfg: PretrainConfig | DetectionConfig, method: pl.LightningModule, 
         return tensor
 
     clock = LambdaCallback(on_train_batch_end=lambda trainer, module, *_: ends.append(now(module.device)))
-    trainer = make_trainer(TrainerConfig(**values), [clock, Timer({"seconds": SECONDS})], steps)
+    trainer = make_trainer(TrainerConfig(**values), [clock, Timer({"seconds": SECONDS})])
     trainer.fit_loop.min_epochs = 0  # so that the time limit ends it within the first
     device = trainer.strategy.root_device
     gpu, free = device.type == "cuda", free_memory(device)

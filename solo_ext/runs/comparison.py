@@ -15,9 +15,10 @@ IGNORED = (
     *("data.num_workers", "data.info", "gap.place"),
     # the images, which are compared when they have been read, see `training.trainer`
     *("data.content", "data.accept_changes"),
-    # which devices: their number is compared in optimizer.effective_lr, which it scales
-    *("devices", "num_nodes", "collective_timeout"),
+    # which devices, since a run keeps its joint batch on any number of them
+    *("devices", "num_nodes", "collective_timeout", "optimizer.joint_batch"),
 )
+RATES = ("optimizer.effective_lr", "optimizer.effective_classifier_lr")  # which other keys and the joint batch give
 OFF: tuple = (None, False, 0, -1, [], {})  # the values of a key that asks for nothing
 _ABSENT = object()
 
@@ -60,7 +61,8 @@ def differences(saved: Any, now: Any) -> list[str]:
     pairs = _aligned([plain(saved), plain(now)])
     if pairs.get("data.num_classes", [0, 0])[1] is None:
         del pairs["data.num_classes"]
-    counted = (key for key in pairs if not within(key, IGNORED))
+    joint = _ABSENT not in pairs.get("optimizer.joint_batch", [_ABSENT])  # or only the rates tell the devices
+    counted = (key for key in pairs if not within(key, (*IGNORED, *RATES * joint)))
     changed = [(key, *pairs[key]) for key in counted if pairs[key][0] != pairs[key][1] and not _new(key, pairs)]
     return [f"{key}: {value_text(old)} -> {value_text(new)}" for key, old, new in changed]
 

@@ -16,14 +16,14 @@ class RunLock:
 
     file: TextIO
 
-    def __init__(self, folder: Path):
-        self.path = folder / ".lock"
+    def __init__(self, folder: Path, shared: bool = False):
+        self.path, self.shared = folder / ".lock", shared
 
     def take(self) -> bool:
         """Whether the lock is ours now; True as well where the file system has no locks."""
         self.file = open(self.path, "a")  # noqa: SIM115, held open for the run
         try:
-            fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(self.file, (fcntl.LOCK_SH if self.shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except BlockingIOError:
             self.file.close()
             return False
@@ -32,17 +32,18 @@ class RunLock:
         return True
 
     def release(self) -> None:
-        remove(self.path)
+        if not self.shared:  # else the others hold that very file
+            remove(self.path)
         self.file.close()
 
 
 @contextmanager
-def held(folder: Path, key: str, busy_key: str, owner: str) -> Iterator[RunLock]:
-    """Makes `folder`, unless it exists, and holds its lock.
+def held(folder: Path, key: str, busy_key: str, owner: str, shared: bool = False) -> Iterator[RunLock]:
+    """Makes `folder`, unless it exists, and holds its lock; `shared`: together with others who share it.
 
     ConfigError, naming `key`, if the folder cannot be made; naming `busy_key`, if `owner` is working in it.
     """
-    lock = RunLock(folder)
+    lock = RunLock(folder, shared)
     with naming(f"{key}: {folder} cannot be made"):
         folder.mkdir(parents=True, exist_ok=True)
         ours = lock.take()

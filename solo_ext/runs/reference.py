@@ -226,7 +226,8 @@ def compared(run: Run | Mapping[str, Any]) -> dict[str, Any]:
     flat = {key: value for key, value in flatten(values).items() if not within(key, (*IGNORED, *FREE))}
     devices = values.get("devices", 1)  # "auto" and -1 do not say how many
     count = max(1, devices) if isinstance(devices, int) else len(devices) if isinstance(devices, list) else 1
-    return flat | {"optimizer.batch_size": flat["optimizer.batch_size"] * count * values.get("num_nodes", 1)}
+    older = flat["optimizer.batch_size"] * count * values.get("num_nodes", 1)  # whose joint batch is not recorded
+    return flat | {"optimizer.batch_size": values["optimizer"].get("joint_batch") or older}
 
 
 def _data(run: Run) -> dict[str, dict[str, Any]]:

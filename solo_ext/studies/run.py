@@ -32,13 +32,20 @@ def dry_run(study: Study, out: Path, only: Sequence[str]) -> None:
 
 
 def run_study(
-    study: Study, out: Path, size: int, launcher: str | None, settings: Sequence[str], only: Sequence[str]
+    study: Study,
+    out: Path,
+    size: int,
+    launcher: str | None,
+    settings: Sequence[str],
+    only: Sequence[str],
+    share: tuple[int, int] = (0, 1),
 ) -> list[str]:
     """Runs what is missing in `out`, with the tables written anew after each run; returns the names of failed runs.
 
     size: local processes at a time. launcher: `submitit_slurm` or `submitit_local`, if submitit is to run the jobs.
     settings: the launcher's, such as `hydra.launcher.partition=gpu`.
     only: patterns of the cells to run, such as `byol*`; the tables show what is there of the others.
+    share: (i, n): of these runs the i-th of n shares; n studies may then work in `out`.
 
     Raises ConfigError, before anything is trained, for a cell that cannot work or a folder that is in use; after Ctrl-C
     KeyboardInterrupt, after SIGTERM SystemExit (143), when the runs have saved and ended.
@@ -51,12 +58,13 @@ def run_study(
     cells = study.pick(only)
     study.check()
     caught: list[int] = []
-    with held(out, "--out", "--out", "a study that has not ended, or by one of its runs") as lock:
+    with held(out, "--out", "--out", "a study that has not ended, or by one of its runs", share[1] > 1) as lock:
         refuse_orphans(out)
         jobs = study.jobs(out)
         states = {job.name: job.state() for job in jobs}
-        todo = [job for job in jobs if states[job.name] in ("begun", "missing") and job.cell.name in cells]
-        failed = {job.name: "another process is running it" for job in jobs if states[job.name] == "running"}
+        mine = [job for job in jobs if job.cell.name in cells][share[0] :: share[1]]
+        todo = [job for job in mine if states[job.name] in ("begun", "missing")]
+        failed = {job.name: "another process is running it" for job in mine if states[job.name] == "running"}
         done = list(states.values()).count("done")
         print(f"{len(jobs)} runs: {done} done, {len(todo)} to do; logs in {out / 'logs'}", flush=True)
         with handling(lambda number, _: caught.append(number), signal.SIGINT, signal.SIGTERM):

@@ -17,6 +17,7 @@ from solo_ext.analysis.trajectories import trajectories
 from solo_ext.files import write_text
 from solo_ext.runs.comparison import compare
 from solo_ext.runs.environment import environment
+from solo_ext.runs.locks import one_at_a_time
 from solo_ext.studies.rows import Cell, Job
 from solo_ext.studies.scores import Results, Scores, remarks, results_of, scores, setting, warning
 from solo_ext.studies.study import Study
@@ -33,28 +34,29 @@ CITED = " In italics: printed by the paper, not run here."
 def write_tables(study: Study, jobs: Sequence[Job], out: Path, failed: Mapping[str, str] | None = None) -> Path:
     """Writes `study.md`, `.html`, `.png` and `.pdf` into `out`, each whole or not at all; returns the path of the HTML.
     `failed`: names of the jobs that failed -> why."""
-    failed = failed or {}
-    results = results_of(study, jobs)
-    rows = scores(study, results, failed)
-    labels = [{k: v for k, v in cell.labels.items() if k != study.readout} for cell in study.runs]
-    by_cell = dict(zip(results, styles(short_labels(labels)[1]), strict=True))
-    with pages.house_style():
-        section = curves(study, results, rows, by_cell)
-        figure = plot = bars(study, rows, by_cell) if study.metrics else None
-        if study.plot == "lines":
-            figure = pages.grid(section.panels, section.legend, section.last_epoch) if section.panels else None
-        elif study.plot == "filters":
-            shown = [(run, by_cell[name]) for name, by_job in results.items() for run in list(by_job.values())[:1]]
-            figure = trajectories(shown, study.spec.filters) if shown else None
-        for suffix in ("png", "pdf") if figure else ():
-            pages.save(figure, temporary := out / f".study.tmp.{suffix}")
-            os.replace(temporary, out / f"study.{suffix}")
-        values = _words(study, jobs, results, failed) | _numbers(study, rows, by_cell)
-        values |= {"study": study, "plot": plot, "curves": section, "drawn": figure is not None}
-        page = pages.render("study.html", by_cell.values(), section.last_epoch, **values)
-    write_text(out / "study.md", pages.render("study.md", **values))
-    write_text(out / "study.html", page)
-    return out / "study.html"
+    with one_at_a_time(out):  # of the tasks of a job array
+        failed = failed or {}
+        results = results_of(study, jobs)
+        rows = scores(study, results, failed)
+        labels = [{k: v for k, v in cell.labels.items() if k != study.readout} for cell in study.runs]
+        by_cell = dict(zip(results, styles(short_labels(labels)[1]), strict=True))
+        with pages.house_style():
+            section = curves(study, results, rows, by_cell)
+            figure = plot = bars(study, rows, by_cell) if study.metrics else None
+            if study.plot == "lines":
+                figure = pages.grid(section.panels, section.legend, section.last_epoch) if section.panels else None
+            elif study.plot == "filters":
+                shown = [(run, by_cell[name]) for name, by_job in results.items() for run in list(by_job.values())[:1]]
+                figure = trajectories(shown, study.spec.filters) if shown else None
+            for suffix in ("png", "pdf") if figure else ():
+                pages.save(figure, temporary := out / f".study.tmp.{suffix}")
+                os.replace(temporary, out / f"study.{suffix}")
+            values = _words(study, jobs, results, failed) | _numbers(study, rows, by_cell)
+            values |= {"study": study, "plot": plot, "curves": section, "drawn": figure is not None}
+            page = pages.render("study.html", by_cell.values(), section.last_epoch, **values)
+        write_text(out / "study.md", pages.render("study.md", **values))
+        write_text(out / "study.html", page)
+        return out / "study.html"
 
 
 def short_labels(rows: list[dict[str, str]]) -> tuple[list[str], list[str]]:

@@ -26,7 +26,7 @@ from solo_ext.files import log
 from solo_ext.methods import METHODS, Method
 from solo_ext.methods.base import MethodConfig, PerformanceConfig
 from solo_ext.networks import BackboneConfig
-from solo_ext.optim.config import OptimizerConfig, SchedulerConfig, effective_lrs
+from solo_ext.optim.config import OptimizerConfig, SchedulerConfig
 from solo_ext.runs.checkpoints import AutoResumeConfig, CheckpointConfig, find_checkpoint, foreign_config
 from solo_ext.runs.encoder import evaluation_view, network_of
 from solo_ext.runs.run import Run
@@ -277,8 +277,7 @@ def _derive(cfg: AnyConfig) -> AnyConfig:
                 raise ConfigError(f"optimizer.classifier_lr {problem}")
         else:
             o.classifier_lr = None  # only the classifier is trained
-        effective = effective_lrs(o.lr, o.classifier_lr, o.batch_size, processes, accumulate)
-        o.effective_lr, o.effective_classifier_lr = effective
+        o.scale(o.batch_size * processes, accumulate)
     return cfg
 
 

@@ -39,6 +39,7 @@ class ExactResume(pl.Callback):
         self.sums: dict[str, list] = {}  # what was logged in the epoch -> its weighted sum, the weight, whether forked
 
     def on_save_checkpoint(self, trainer: pl.Trainer, module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
+        checkpoint["processes"] = trainer.world_size
         checkpoint["wandb_step"] = max([0, *(x.experiment.step for x in trainer.loggers if isinstance(x, WandbLogger))])
         if trainer.validating:  # it is not over, and will be made again
             checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]["completed"] -= 1
@@ -52,7 +53,9 @@ class ExactResume(pl.Callback):
                     sums[key] = [*both, item.meta.on_step]
 
     def on_load_checkpoint(self, trainer: pl.Trainer, module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
-        self.loops, self.sums = checkpoint.pop("loops")["fit_loop"], checkpoint.get("epoch_sums", {})
+        self.loops, sums = checkpoint.pop("loops")["fit_loop"], checkpoint.get("epoch_sums", {})
+        ratio = checkpoint.get("processes", trainer.world_size) / trainer.world_size  # the sums are the mean process's
+        self.sums = {key: [total * ratio, weight * ratio, forked] for key, (total, weight, forked) in sums.items()}
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         if not self.loops:
@@ -112,7 +115,8 @@ class ExactResume(pl.Callback):
         for key in [*filter(results.__contains__, self.sums)]:
             total, weight, _ = self.sums.pop(key)
             results[key].value += total.to(module.device)
-            results[key].cumulated_batch_size += weight.to(module.device)
+            # a float, also where processes share a weight unevenly
+            results[key].cumulated_batch_size = results[key].cumulated_batch_size + weight.to(module.device)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         for key, (total, weight, forked) in self.sums.items():  # of what was not logged again

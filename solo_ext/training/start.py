@@ -2,11 +2,13 @@
 the processes that have to agree on them."""
 
 import contextlib
+import copy
 import ctypes
 import json
 import os
 import shlex
 import signal
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -18,7 +20,7 @@ from solo_ext.runs.encoder import is_neutral, network_of
 from solo_ext.runs.run import Run
 from solo_ext.schema import plain
 from solo_ext.text import line_width
-from solo_ext.training.config import RunConfig, TrainingConfig
+from solo_ext.training.config import PretrainConfig, RunConfig, TrainingConfig
 from solo_ext.training.trainer_config import TrainerConfig
 
 if TYPE_CHECKING:
@@ -61,6 +63,10 @@ def begin(cfg: TrainingConfig, base: Path) -> Start | None:
             run = old
         else:  # the old run stays what it is
             resumed += f" of {old.dir}, which has gone on from there"
+        if (images := keep_batch(copy.deepcopy(cfg), checkpoint.config)) != cfg.optimizer.batch_size:
+            resumed += f", {images} images on each device"
+            if not cfg.sync_batchnorm:
+                log.warning("sync_batchnorm=false: a BatchNorm sees the %d images of its device", images)
     if is_first():
         line = f"{cfg.name}: {cfg.devices_text}, {run.dir}{resumed}"
         follow = f"follow: solo-ext runs {shlex.quote(str(run.dir))} --watch 5"
@@ -85,6 +91,26 @@ def _checkpoint(cfg: TrainingConfig, base: Path) -> Checkpoint | None:
     if changed:
         log.warning("resuming with another configuration: %s", ", ".join(changed))
     return checkpoint
+
+
+def keep_batch(cfg: TrainingConfig, saved: Mapping[str, Any] | None) -> int:
+    """Makes `cfg` take over the joint batch of the run that it continues, of the configuration `saved`, unless another
+    batch size or accumulation asks for another one; returns the images on each of the devices that there are now.
+    ConfigError if these cannot share it evenly."""
+    saved, o, n = saved or {}, cfg.optimizer, cfg.processes
+    before = saved.get("optimizer", {})
+    asked = (before.get("batch_size"), saved.get("accumulate_grad_batches")) != (
+        o.batch_size,
+        cfg.accumulate_grad_batches,
+    )
+    if asked or not (joint := before.get("joint_batch")):
+        return o.batch_size
+    if joint % n:
+        can = ", ".join(str(k) for k in range(1, 2 * n) if joint % k == 0)
+        problem = f"{n} cannot share the {joint} images of a batch of the run evenly"
+        raise ConfigError(f"devices: {problem}, as {can} can; another optimizer.batch_size gives it other batches")
+    o.scale(joint, cfg.accumulate_grad_batches if isinstance(cfg, PretrainConfig) else 1)
+    return joint // n
 
 
 def cluster_environment(cfg: TrainerConfig) -> "ClusterEnvironment | None":

@@ -40,7 +40,7 @@ from solo_ext.training.loggers import RunProgress, close, make_loggers
 from solo_ext.training.resume import ExactResume, place_in
 from solo_ext.training.safety import Checkpointer, CheckpointIO, Stopped
 from solo_ext.training.shares import Shares
-from solo_ext.training.start import Start, agree, cluster_environment, is_first, runs_folder
+from solo_ext.training.start import Start, agree, cluster_environment, is_first, keep_batch, runs_folder
 from solo_ext.training.trainer_config import TrainerConfig
 
 _CONTENT = {"images": "images", "classes": "classes", "fingerprint": "names and labels"}
@@ -56,7 +56,7 @@ def prepare(cfg: AnyConfig, data: pl.LightningDataModule) -> AnyConfig:
         keep_freed_memory()
     if isinstance(data, ImageData):
         data.device = cfg.first_device  # until a trainer is attached
-        data.check(cfg.processes)
+        data.check(1)  # for all devices, when it is known what is continued
         cfg.data.num_classes = data.num_classes
         if cfg.data.channels and cfg.data.info:  # whose mean and std may have been measured
             cfg.data.info |= dict(zip(("mean", "std"), plain(data.eval_view[1:]), strict=True))
@@ -108,14 +108,20 @@ def fit(
     callbacks = [*safety, *callbacks, *named, throughput := Throughput()]
     if cfg.enable_progress_bar is not False:
         callbacks.append(RunProgress())
-    batches = len(data.train_set) // (data.batch_size * cfg.processes) if isinstance(data, ImageData) else None
     with quietly():
-        trainer = make_trainer(cfg, callbacks, batches, runs_folder(cfg))
+        trainer = make_trainer(cfg, callbacks, isinstance(data, ImageData), runs_folder(cfg))
         if isinstance(module, Method) and isinstance(trainer.strategy, DDPStrategy):
             newer = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters  # torch 2.14
             trainer.strategy._ddp_kwargs["forward_sync_buffers" if newer else "broadcast_buffers"] = False
             trainer.callbacks.append(NormsOfTheFirst())  # type: ignore[attr-defined]  # set by Lightning
         start = agree(trainer, start)
+        on_each, batches = keep_batch(cfg, start.checkpoint.config if start.checkpoint else None), 1
+        if isinstance(data, ImageData):
+            data.batch_size = on_each
+            data.check(cfg.processes)
+            batches = len(data.train_set) // (on_each * cfg.processes)
+        # at least one row an epoch
+        trainer.log_every_n_steps = cfg.log_every_n_steps or max(1, min(50, batches))  # type: ignore[attr-defined]
         step, inside, over = _check_resumable(module, start, cfg) if start.checkpoint else (0, False, False)
         with contextlib.ExitStack() as in_use:
             if trainer.is_global_zero:  # which alone locks and writes the folder
@@ -152,11 +158,11 @@ def fit(
 
 
 def make_trainer(
-    cfg: TrainerConfig, callbacks: Sequence[pl.Callback], batches: int | None, folder: Path | None = None
+    cfg: TrainerConfig, callbacks: Sequence[pl.Callback], own_data: bool = False, folder: Path | None = None
 ) -> pl.Trainer:
     """Lightning's Trainer for the resolved `cfg`, without logger; ConfigError if Lightning cannot work with a value.
-    batches: in an epoch of our own data, whose samplers split it; None: the data is the caller's. folder: where
-    Lightning writes, such as a profiler's output; default: the current one."""
+    own_data: whose samplers split it. folder: where Lightning writes, such as a profiler's output; default: the current
+    one."""
     alone = cfg.processes == 1
     strategy: Any = "auto" if alone else cfg.strategy  # a process group of one only costs time
     if strategy in ("auto", "ddp") and not alone:
@@ -169,8 +175,7 @@ def make_trainer(
     defaults = {
         "enable_model_summary": False,
         "num_sanity_val_steps": 0,
-        "use_distributed_sampler": batches is None,
-        "log_every_n_steps": max(1, min(50, batches or 1)),  # at least one row an epoch
+        "use_distributed_sampler": not own_data,
     }
     # the checkpointer looks at the clock
     given = TrainerConfig.__dataclass_fields__.keys() - {"max_time", "collective_timeout"}

@@ -36,7 +36,8 @@ UNREAD = {  # by the kind of run
 }
 DERIVED = (
     *("data.num_classes", "data.num_large_crops", "data.num_small_crops", "data.info", "data.content"),
-    *("optimizer.effective_lr", "optimizer.effective_classifier_lr", "recipe", "encoder", "branch", "gap.place"),
+    *("optimizer.joint_batch", "optimizer.effective_lr", "optimizer.effective_classifier_lr"),
+    *("recipe", "encoder", "branch", "gap.place"),
 )
 ONE_PROCESS = ("linear with cache_features", "knn", "quality")
 READ_BY = {  # scheduler.name -> keys of its section that it reads

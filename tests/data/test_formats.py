@@ -4,6 +4,7 @@ import io
 import logging
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -270,3 +271,32 @@ def test_a_set_without_a_readable_image_ends(folder):
         spoil(path, "empty")
     with pytest.raises(DataError, match=f"none of {COUNT} images can be read; the last: "):
         batches_of("image_folder", folder, corrupt="skip", corrupt_limit=1.0)
+
+
+@pytest.mark.parametrize("kind", ["image_folder", "h5", "tensor", "dali"])
+def test_any_number_of_processes_goes_on_inside_an_epoch(folder, tmp_path, kind):
+    """Two processes begin, three and one go on, each after a batch: the samples and views of one, to the bit."""
+    if kind in ("h5", "dali"):
+        pytest.importorskip({"h5": "h5py", "dali": "nvidia.dali"}[kind])
+    if kind == "h5":
+        from solo_ext.data.h5 import write_h5
+
+        write_h5(folder, folder := tmp_path / "images.h5")
+
+    def joint(processes: int, epoch: int, start: int) -> list[tuple]:
+        """The batches of all, joined in their order, from number `start` of the epoch on."""
+        ranks = []
+        for rank in range(processes):
+            set_ = data(folder, kind, batch_size=6 // processes)
+            set_.trainer = SimpleNamespace(world_size=processes, global_rank=rank)
+            loader = set_.train_dataloader()
+            loader.load_state_dict({"epoch": epoch, "batches": start})
+            loader.sampler.set_epoch(epoch)
+            ranks.append([(rows, torch.stack(views, 1)) for rows, views, _ in loader])
+        return [tuple(map(torch.cat, zip(*step, strict=True))) for step in zip(*ranks, strict=True)]
+
+    whole = [*joint(1, 0, 0), *joint(1, 1, 0)]
+    parts = [*joint(2, 0, 0)[:1], *joint(3, 0, 1), *joint(3, 1, 0)[:1], *joint(1, 1, 1)]
+    assert len(whole) == len(parts) == 4 and len({*whole[0][0].tolist(), *whole[1][0].tolist()}) == COUNT
+    for mine, theirs in zip(parts, whole, strict=True):
+        assert torch.equal(mine[0], theirs[0]) and torch.equal(mine[1], theirs[1])

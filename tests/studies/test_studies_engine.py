@@ -14,7 +14,8 @@ import yaml
 
 import solo_ext.cli.main as cli
 from solo_ext.errors import ConfigError
-from solo_ext.runs.locks import RunLock
+from solo_ext.runs.locks import RunLock, held
+from solo_ext.studies.pool import LocalPool
 from solo_ext.studies.scores import remarks, results_of, scores, warning
 from solo_ext.studies.study import load_study
 from solo_ext.studies.table import short_labels, write_tables
@@ -474,6 +475,27 @@ CELLS = [
     {"row": {"Method": "BYOL", "projector": "-"}, "overrides": ["recipe=byol", "optimizer.batch_size=16"]},
 ]
 CITED = [{"Method": "Other"}, {"projector": "Y", "Method": "BYOL"}]
+
+
+def test_the_tasks_of_a_job_array_share_the_runs(file, command, tmp_path, monkeypatch):
+    """Two tasks, 3 and 5, of three runs, two of which are there already; the table has all."""
+    for job in load_study(file(), MINI).jobs(tmp_path / "out")[:2]:
+        pretend(job, val_acc1=1.0)
+    words = [file(), *MINI, "--out", "out", "--only", "byol*", "--array"]
+    status, _, err = command(*words)
+    assert status == 2 and "--array: this is no task of a SLURM job array; sbatch --array=0-7" in err
+    for name, value in {"MIN": 3, "STEP": 2, "COUNT": 2, "ID": 5}.items():
+        monkeypatch.setenv(f"SLURM_ARRAY_TASK_{name}", str(value))
+    with held(tmp_path / "out", "", "", "", shared=True):  # by the other task
+        status, out, err = command(*words)
+        assert status == 0 and "4 runs: 2 done, 0 to do" in out, err
+        monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "3")
+        started = []
+        monkeypatch.setattr(LocalPool, "poll", lambda self: started.extend(self.waiting) or self.waiting.clear() or ())
+        status, out, err = command(*words)
+        assert [job.name for job in started] == ["byol_no_y-seed5"] and "4 runs: 2 done, 1 to do" in out, err
+        assert command(*words[:-1])[0] == 2, "who would have the folder alone waits for nobody"
+    assert (tmp_path / "out/study.md").is_file()
 
 
 def test_stopped_runs_continue_and_failed_ones_stop_no_others(file, command, tmp_path):

@@ -1,10 +1,8 @@
 """Runs of two CPU processes, started by Lightning, torchrun and SLURM's variables, against one with the joint batch."""
 
-import ast
 import csv
 import json
 import os
-import re
 import signal
 import socket
 import subprocess
@@ -16,6 +14,7 @@ from pathlib import Path
 import pytest
 import tiny_runs
 import torch
+from frameworks import SPECS
 from lightning.fabric.plugins.environments import LightningEnvironment, SLURMEnvironment, TorchElasticEnvironment
 from tiny_runs import forks
 
@@ -74,29 +73,32 @@ def launch(*command):
     return done.returncode, done.stdout
 
 
-def slurm(*command, stop=None):
-    """Statuses and outputs of the two processes of a command, as srun starts them; `stop` = (rank, step, signal).
+def slurm(*command, stop=None, processes=2, target=None):
+    """Statuses and outputs of the processes of a command, as srun starts them; `stop` = (rank, step, signal). target:
+    in place of `one_process`.
 
-    When the first has failed, the other is ended, as by srun --kill-on-bad-exit.
+    When the first has failed, the others are ended, as by srun --kill-on-bad-exit.
     """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         job = {"MASTER_PORT": str(free.getsockname()[1]), "SLURM_NODELIST": "127.0.0.1", "SLURM_JOB_ID": "4711"}
     job |= {"SLURM_JOB_NAME": "solo-ext", "SLURM_STEP_ID": "0", "SLURM_NODEID": "0", "SLURM_NNODES": "1"}
-    job |= {"SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "2"}
+    job |= {"SLURM_NTASKS": str(processes), "SLURM_NTASKS_PER_NODE": str(processes)}
     with tempfile.TemporaryDirectory() as folder:
-        logs = [Path(folder, str(rank)) for rank in range(2)]
+        logs = [Path(folder, str(rank)) for rank in range(processes)]
         for log in logs:
             log.touch()  # the second may be ended before it has written
         ranks = [
-            forks.Process(target=one_process, args=(rank, job, command, log, stop)) for rank, log in enumerate(logs)
+            forks.Process(target=target or one_process, args=(rank, job, command, log, stop))
+            for rank, log in enumerate(logs)
         ]
         for rank in ranks:
             rank.start()
         ranks[0].join(120)
-        if ranks[0].exitcode not in (0, 143):
-            ranks[1].kill()
-        ranks[1].join(30)
+        for rank in ranks[1:]:
+            if ranks[0].exitcode not in (0, 143):
+                rank.kill()
+            rank.join(30)
         for rank in ranks:
             rank.kill()
         return [(rank.exitcode, log.read_text()) for rank, log in zip(ranks, logs, strict=True)]
@@ -290,6 +292,32 @@ def test_slurm_scripts_parse(script):
     subprocess.run(["bash", "-n", script], check=True)
 
 
+@pytest.mark.parametrize(
+    ("script", "words", "said"),
+    [
+        (
+            "evaluate",
+            "linear cifar10/byol --run R a=1",
+            "linear cifar10/byol data.num_workers=4 * devices=2 num_nodes=1 --run R a=1",
+        ),
+        ("evaluate", "finetune --run R", "finetune data.num_workers=4 * devices=2 num_nodes=1 --run R"),
+        ("evaluate", "knn --run R --k 5", "knn data.num_workers=4 --run R --k 5"),
+        ("study", "residual/table2 seeds=[0,1]", "study residual/table2 --array data.num_workers=4 seeds=[0,1]"),
+    ],
+)
+def test_what_slurm_runs(script, words, said, tmp_path):
+    """With `srun` and `solo-ext` that say what they are given."""
+    for name, text in {"srun": 'shift\nexec "$@"', "solo-ext": 'echo "$@"'}.items():
+        (tmp_path / name).write_text(f"#!/bin/bash\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+    env = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_SUBMIT_DIR": str(ROOT), "SLURM_CPUS_PER_TASK": "4"}
+    env |= {"SLURM_NTASKS_PER_NODE": "2", "SLURM_NNODES": "1", "SLURM_STEP_ID": "0"}
+    command = ["bash", ROOT / f"scripts/slurm/{script}.sbatch", *words.split()]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
+    common = "strategy=ddp sync_batchnorm=true checkpoint.enabled=true auto_resume.enabled=true"
+    assert done.stdout.strip() == said.replace("*", common)
+
+
 def start_another(pipe):
     starter = os.getpid()
     if not os.fork():
@@ -353,17 +381,14 @@ def test_a_validation_of_an_uneven_number_of_images_is_that_of_one_process(tmp_p
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("recipe, kinds", [("mocov2plus", {"all_gather", "all_reduce"}), ("byol", {"all_reduce"})])
-def test_a_step_joins_the_ranks_for_its_loss_alone(tmp_path, recipe, kinds, monkeypatch):
+def test_a_step_joins_the_ranks_for_its_loss_alone(tmp_path):
     """Besides DDP's gradients, a flag for signals and, on CPUs, one for bad numbers: no barrier, no buffers. A queue is
     alike on all ranks, and BatchNorm reads no statistics while it trains."""
-    command = words(tmp_path, 2, (recipe, "sync_batchnorm=false"))
-    command.remove("sync_batchnorm=true")
-    command[command.index("++log_every_n_steps=1")] = "++log_every_n_steps=50"
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
-    code, output = launch("-m", "solo_ext", "pretrain", *command, "callbacks={counting.Count: {}}", "gap.enabled=false")
+    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+    out = tmp_path / "collectives.md"
+    code, output = launch(*torchrun, "benchmarks/collectives.py", "--batch", "8", "--out", str(out))
     assert code == 0, output
-    ranks = [ast.literal_eval(counts) for counts in re.findall(r"rank \d: ({.*?})", output)]
-    assert len(ranks) == 2
-    for counts in ranks:
-        assert counts.keys() == kinds and counts["all_reduce"] == [4] * 2 * 3  # steps
+    methods = json.loads(out.with_suffix(".json").read_text())["methods"]
+    assert {*SPECS} < {*methods}
+    for name, row in methods.items():
+        assert row["loss"] == row["needed"] and row["gradients"] and not row["beyond"], name

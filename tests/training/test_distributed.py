@@ -11,7 +11,7 @@ from frameworks import SPECS, ids
 from lightning.pytorch.strategies import DDPStrategy
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from solo_ext.losses import Center, dino, enqueue, info_nce, nt_xent, queue_nce, relational
+from solo_ext.losses import Center, dino, enqueue, gather_each, info_nce, nt_xent, queue_nce, relational
 from solo_ext.losses.distributed import gather
 from solo_ext.methods import METHODS
 
@@ -70,7 +70,7 @@ def weighted(q, k):
 
 LOSSES = {
     "gather": lambda: stateless(weighted),
-    "info_nce": lambda: stateless(lambda q, k: info_nce(q[0], k[1], 0.2)),
+    "info_nce": lambda: stateless(lambda q, k: info_nce(q[0], gather_each(k)[1], 0.2)),
     "nt_xent": lambda: stateless(lambda q, k: nt_xent(q.unbind(), 0.2)),
     "nt_xent, momentum target": lambda: stateless(lambda q, k: nt_xent(q.unbind(), 0.2, k.unbind())),
     "nt_xent, two large crops": lambda: stateless(lambda q, k: nt_xent(q.unbind(), 0.2, k[:2].unbind())),

@@ -48,7 +48,7 @@ ELSEWHERE = {  # read by runs that are not made here
     ),  # derived, for solo-learn's code
     *("pretrain_method", "backbone"),  # of a checkpoint without args.json
     "check.reference",  # tests/training/test_inputs.py
-    "auto_resume.max_hours",  # where a run is continued
+    *("auto_resume.max_hours", "optimizer.joint_batch"),  # where a run is continued
     "recipe",  # an evaluation finds out by itself which was taken
     "auto_augment",  # its one value is what is done
     *("checkpoint.enabled", "checkpoint.dir"),  # `linear`'s, which `run_values` gives to all

@@ -44,19 +44,19 @@ class Inputs(MonitorCallback):
         Metric("bn_images", "Images that a BatchNorm sees", section="inputs"),
     )
 
-    images = 0  # of the last batch
+    images = 0  # of the last batch, on all devices
 
     def on_fit_start(self, trainer: Trainer, module: Any) -> None:
         if hasattr(module, "monitors"):  # of our methods
             module.monitors.append(Views(large_crops=module.large_crops))
 
     def on_train_batch_start(self, trainer: Trainer, module: LightningModule, batch: Any, i: int) -> None:
-        self.images = len(batch[0])
+        self.images = len(batch[0]) * trainer.world_size
 
     def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
         if norm := next((layer for layer in module.modules() if isinstance(layer, _BatchNorm)), None):
-            together = trainer.world_size if "Sync" in type(norm).__name__ else 1  # torch's, timm's and our own
-            module.log("bn_images", float(self.images * together))
+            shares = 1 if "Sync" in type(norm).__name__ else trainer.world_size  # torch's, timm's and our own
+            module.log("bn_images", self.images / shares)
 
     def state_dict(self) -> dict[str, Any]:
         return {"images": self.images}
