@@ -52,7 +52,8 @@ class CSVMetrics(Logger):
         self.path = Path(folder) / METRICS
         # the file whose rows before the step `until` are taken over when all is written `anew`
         self.source, self.until, self.anew = Path(continued or folder) / METRICS, float(resume_at - bool(row)), True
-        self.columns = (read_table(self.source)[0] if resume_at else []) or ["epoch", "step"]
+        columns = read_table(self.source)[0] if resume_at else []
+        self.columns = list(dict.fromkeys([*(columns or ("epoch", "step")), *(row or ())]))
         # step -> row: those to be written, and the last that were
         self.rows: dict[int, dict[str, Any]] = {resume_at - 1: dict(row)} if row else {}
         self.last: dict[int, dict[str, Any]] = {}
