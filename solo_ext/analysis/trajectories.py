@@ -53,8 +53,8 @@ def trajectories(runs: Sequence[tuple[Run, Style]], filters: Sequence[int], dime
 
 
 def _table(run: Run) -> dict[str, np.ndarray]:
-    columns, rows = read_table(run.dir / FILTERS)
-    if not rows:
+    columns, steps = read_table(run.dir / FILTERS)
+    if not (rows := [*steps]):
         raise ConfigError(f"{run.dir} has no {FILTERS}: filters.enabled=true records them while it trains")
     rows = rows[:: -(-len(rows) // MOST)]
     return {column: np.array([row[column] for row in rows], float) for column in columns}

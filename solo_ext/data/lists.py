@@ -1,6 +1,7 @@
 """Lists of image files: text with one `path [label]` a line, or a CSV."""
 
 import codecs
+import io
 import os
 import re
 from functools import cache
@@ -12,8 +13,9 @@ from solo_ext.data.images import FileImages, ImageSet, reading
 from solo_ext.errors import DataError
 
 SUFFIXES = (".txt", ".csv")
-# what ends a path, a label (a number or a word), and a line with the names of columns
-_GAP, _LABEL = re.compile(rb"[\s,;]+"), re.compile(rb"(-1|\d+)|(?=.*[a-zA-Z\x80-\xff])[^,;\t]+")
+GAP = b" \t\n\r\f\v,;"
+# what precedes a gap, a label (a number or a word), and a line with the names of columns
+_BEFORE, _LABEL = re.compile(rb"(.*)[\s,;]"), re.compile(rb"(-1|\d+)|(?=.*[a-zA-Z\x80-\xff])[^,;\t]+")
 _HEADER = re.compile(rb"[a-z_]*(path|file|name|image|img)[a-z_]*([\s,;]+[a-z_]+)*", re.IGNORECASE)
 
 
@@ -40,36 +42,43 @@ def read_list(path: str | os.PathLike, key: str, labels: bool = True) -> ImageSe
         except OSError:
             return set()
 
-    def there(name: bytes) -> bool:
-        base = name.rfind(b"/") + 1
-        return name[base:] in names(name[:base])
+    def refused(number: int, why: str) -> DataError:
+        return DataError(f"{key}: line {number} of the list '{path}'{why}")
 
-    lines = enumerate(map(bytes.strip, text.split(b"\n")), 1)
-    rows = [(number, line) for number, line in lines if line and not line.startswith(b"#")]
-    if rows and _HEADER.fullmatch(rows[0][1]) and not there(rows[0][1]):
-        del rows[0]
-    if not rows:
+    paths: list[bytes] = []
+    numbers: list[int] = []
+    known: dict[bytes, int] = {}  # label -> its number
+    bare = 0  # a line without one
+    for line, row in enumerate(map(bytes.strip, io.BytesIO(text)), 1):
+        if not row or row.startswith(b"#"):
+            continue
+        name = row
+        while name and name[(base := name.rfind(b"/") + 1) :] not in names(name[:base]):
+            name = before[1].rstrip(GAP) if (before := _BEFORE.match(name)) else b""
+        if not name:
+            if not paths and _HEADER.fullmatch(row):
+                continue
+            absent = os.fsdecode(re.sub(rb"\s+(-1|\d+)$", b"", row))
+            raise refused(line, f": there is no file '{absent}'")
+        label = row[len(name) :].lstrip(GAP)
+        if label not in known:
+            if label and not _LABEL.fullmatch(label):
+                why = f": '{os.fsdecode(label)}' is no label, which is a number from 0, -1 for none, or a word"
+                raise refused(line, why)
+            known[label] = len(known)
+            bare = bare if label else line
+        paths.append(name)
+        numbers.append(known[label])
+    if not paths:
         raise DataError(f"{key}: no image in the list '{path}'")
-    paths, words = [], []
-    for number, row in rows:
-        where, gaps = f"{key}: line {number} of the list '{path}'", [gap.span() for gap in _GAP.finditer(row)]
-        end, start = next((cut for cut in [(len(row), len(row)), *gaps[::-1]] if there(row[: cut[0]])), (0, 0))
-        if not end:
-            name = os.fsdecode(re.sub(rb"\s+(-1|\d+)$", b"", row))
-            raise DataError(f"{where}: there is no file '{name}'")
-        if row[start:] and not _LABEL.fullmatch(row[start:]):
-            what = f"'{os.fsdecode(row[start:])}' is no label, which is a number from 0, -1 for none, or a word"
-            raise DataError(f"{where}: {what}")
-        paths.append(row[:end])
-        words.append(os.fsdecode(row[start:]))
     images = FileImages(path.parent, np.array(paths))
-    if not (labels and any(words)):
+    if not (labels and any(known)):
         return ImageSet(images, np.full(len(images), -1))
-    if "" in words:
-        line, _ = rows[words.index("")]
-        raise DataError(f"{key}: line {line} of the list '{path}' has no label, unlike others")
-    if numbers := all(word == "-1" or word.isdecimal() for word in words):
+    if bare:
+        raise refused(bare, " has no label, unlike others")
+    words = [*map(os.fsdecode, known)]
+    if digits := all(word == "-1" or word.isdecimal() for word in words):
         words = [str(int(word)) for word in words]
-    classes = sorted({*words} - {"-1"}, key=int if numbers else str)
-    known = {word: i for i, word in enumerate(classes)}
-    return ImageSet(images, np.array([known.get(word, -1) for word in words]), tuple(classes))
+    classes = sorted({*words} - {"-1"}, key=int if digits else str)
+    targets = {word: i for i, word in enumerate(classes)}
+    return ImageSet(images, np.array([targets.get(word, -1) for word in words])[numbers], tuple(classes))

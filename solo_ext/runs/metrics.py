@@ -1,47 +1,55 @@
 """`metrics.csv`: a row for each logged optimizer step, and a column for each metric."""
 
+import codecs
 import csv
 import io
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeGuard
 
 from solo_ext.errors import CheckpointError, naming
-from solo_ext.files import log, read_bytes, write_text
+from solo_ext.files import log, read_bytes, replacing
 
 
-def read_table(path: Path) -> tuple[list[str], list[dict[str, Any]]]:
-    """The names of the columns, and the rows; both empty without a file. CheckpointError if it is no table.
+def read_table(path: Path) -> tuple[list[str], Iterator[dict[str, Any]]]:
+    """The names of the columns, and the rows as they are taken; both empty without a file. CheckpointError if it is no
+    table.
 
     Rows that were cut, by a machine that lost its power, are left out with a warning.
     """
-    if (content := read_bytes(path)) is None:
-        return [], []
-    with naming(f"{path} is damaged: it is not a table", csv.Error, error=CheckpointError):
-        # NUL bytes are what such a machine may leave; Python 3.10's reader refuses them
-        text = content.decode("utf-8", "replace").replace("\0", "")
-        reader = csv.DictReader(io.StringIO(text, newline=""))
-        rows = list(reader)
-    whole = [row for row in rows if None not in row.values()]
-    if whole and whole[-1] is rows[-1] and not text.endswith("\n"):
-        whole.pop()
-    if cut := len(rows) - len(whole):
-        log.warning("%s: %d of %d rows were cut, and are left out", path, cut, len(rows))
-    return list(reader.fieldnames or ()), whole
+    # NUL bytes are what such a machine may leave; Python 3.10's reader refuses them
+    text = (read_bytes(path) or b"").decode("utf-8", "replace").replace("\0", "")
+    *_, rest = text.rpartition("\n")
+    reader = csv.DictReader(io.StringIO(text.removesuffix(rest), newline=""))
+    table = partial(naming, f"{path} is damaged: it is not a table", csv.Error, error=CheckpointError)
+
+    def rows() -> Iterator[dict[str, Any]]:
+        cut = half = int(bool(rest))
+        with table():
+            for row in reader:
+                if None in row.values():
+                    cut += 1
+                else:
+                    yield row
+        if cut:
+            log.warning("%s: %d of %d rows were cut, and are left out", path, cut, reader.line_num - 1 + half)
+
+    with table():
+        return list(reader.fieldnames or ()), rows()
 
 
 def write_table(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]], append: bool = False) -> None:
     """Replaces the whole file, or appends to it."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, restval="", extrasaction="ignore", lineterminator="\n")
-    if not append:
-        writer.writeheader()
-    writer.writerows(rows)
-    if not append:
-        return write_text(path, text.getvalue())
-    with naming(f"{path} cannot be written", error=CheckpointError), open(path, "a", encoding="utf-8") as file:
-        file.write(text.getvalue())
+    with (
+        naming(f"{path} cannot be written", error=CheckpointError),
+        open(path, "ab") if append else replacing(path) as file,
+    ):
+        writer = csv.DictWriter(codecs.getwriter("utf-8")(file), columns, "", "ignore", lineterminator="\n")
+        if not append:
+            writer.writeheader()
+        writer.writerows(rows)
 
 
 class Metrics(dict[str, list[tuple[float, float]]]):

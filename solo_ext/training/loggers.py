@@ -1,12 +1,15 @@
 """Where metrics go: to `metrics.csv`, to wandb and TensorBoard if the YAML says so, and to a line on the terminal."""
 
 import contextlib
+import heapq
+import math
 import os
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import timedelta
 from functools import cache
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -47,32 +50,28 @@ class CSVMetrics(Logger):
     ):
         super().__init__()
         self.path = Path(folder) / METRICS
-        columns, rows = read_table(Path(continued or folder) / METRICS) if resume_at else ([], [])
-        self.columns = columns or ["epoch", "step"]
-        steps = {int(row["step"]): row for row in rows if (row.get("step") or "").isdigit()}
+        # the file whose rows before the step `until` are taken over when all is written `anew`
+        self.source, self.until, self.anew = Path(continued or folder) / METRICS, float(resume_at - bool(row)), True
+        columns = read_table(self.source)[0] if resume_at else []
+        self.columns = list(dict.fromkeys([*(columns or ("epoch", "step")), *(row or ())]))
         # step -> row: those to be written, and the last that were
-        self.rows: dict[int, dict[str, Any]] = {step: row for step, row in steps.items() if step < resume_at}
-        if row:
-            self.rows[resume_at - 1] = dict(row)
+        self.rows: dict[int, dict[str, Any]] = {resume_at - 1: dict(row)} if row else {}
         self.last: dict[int, dict[str, Any]] = {}
-        self.written: set[int] = set()
-        self.anew = True  # write the whole file
+        self.newest = resume_at - 1  # step in the file
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        step = max([*self.rows, *self.written], default=-1) + 1 if step is None else int(step)
+        step = max([*self.rows, self.newest]) + 1 if step is None else int(step)
         values = {name: float(value) for name, value in metrics.items()}
         if "epoch" in metrics:
             values["epoch"] = int(metrics["epoch"])
-        if step in self.written and step not in self.rows:
-            old = self.last.get(step)
-            if old and values.items() <= old.items():
-                return
-            self._read()
-        self.rows.setdefault(step, {"step": step}).update(values)
-        if new := [name for name in values if name not in self.columns]:
-            self.columns += new
-            self._read()
+        old = self.last.get(step, {})
+        if step in self.last and step not in self.rows and values.items() <= old.items():
+            return
+        new = [name for name in values if name not in self.columns]
+        self.anew |= bool(new) or (step <= self.newest and step not in self.rows)
+        self.columns += new
+        self.rows.setdefault(step, {"step": step, **old}).update(values)
 
     def row(self, step: int) -> dict[str, Any]:
         """What has been logged at `step`, if that was lately."""
@@ -87,31 +86,35 @@ class CSVMetrics(Logger):
         self._write(sorted(self.rows)[:-1])
 
     @rank_zero_only
-    def flush(self) -> None:
-        """Writes all rows, to the disk."""
-        if self.rows:
-            self._write(sorted(self.rows))
+    def flush(self, before: float = math.inf) -> None:
+        """Writes all rows, or those before a step, to the disk."""
+        self._write(sorted(step for step in self.rows if step < before))
+        if self.path.exists():
             sync(self.path)
 
     def _write(self, steps: list[int]) -> None:
-        if steps:
-            self.last = {step: self.rows[step] for step in steps}
-            write_table(self.path, self.columns, self.last.values(), append=not self.anew)
-            self.rows = {step: row for step, row in self.rows.items() if step not in self.last}
-            self.written |= self.last.keys()
-            self.anew = False
+        if not (steps or (self.anew and self.until > 0)):
+            return
+        rows = [self.rows[step] for step in steps]
+        write_table(self.path, self.columns, self._with_older(rows) if self.anew else rows, append=not self.anew)
+        self.last = {step: self.rows.pop(step) for step in steps} or self.last
+        self.newest = max([self.newest, *steps])
+        self.source, self.until, self.anew = self.path, math.inf, False
 
-    def _read(self) -> None:
-        """Takes all rows up again: one of them changes, or all get another column."""
-        if not self.anew:
-            table = {int(row["step"]): row for row in read_table(self.path)[1]}
-            self.rows = {step: table.get(step, {}) | self.rows.get(step, {}) for step in [*table, *self.rows]}
-            self.anew = True
+    def _with_older(self, rows: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+        older = (row for row in read_table(self.source)[1] if (row.get("step") or "").isdigit())
+        kept = (row for row in older if int(row["step"]) < self.until)
+        for _, same in groupby(heapq.merge(kept, rows, key=_step), _step):
+            yield {name: value for row in same for name, value in row.items()}
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
         if self.path.parent.is_dir():
             self.flush()
+
+
+def _step(row: Mapping[str, Any]) -> int:
+    return int(row["step"])
 
 
 def _grouped(metrics: Mapping[str, Any]) -> dict[str, Any]:

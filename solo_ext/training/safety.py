@@ -253,7 +253,8 @@ class Checkpointer(CheckpointCallback):
             if isinstance(logger, CSVMetrics):
                 if due:
                     logger.log_metrics(metrics, loop._batches_that_stepped - (batch is None))
-                logger.flush()
+                # a checkpoint inside an epoch has the row of its step, which will get the epoch's means
+                logger.flush(math.inf if batch is None else trainer.global_step - 1)
 
     def _prune(self, newest: Path) -> None:
         """Removes what need not stay beside `newest`, in the thread that wrote it."""

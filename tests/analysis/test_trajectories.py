@@ -22,8 +22,9 @@ def run(tmp_path_factory):
 
 def recorded(folder):
     columns, rows = read_table(folder / "filters.csv")
-    assert len({row["step"] for row in rows}) == len(rows)  # each once
-    return columns, {int(row["step"]): [float(row[name]) for name in columns[1:]] for row in rows}
+    steps = [(int(row["step"]), [float(row[name]) for name in columns[1:]]) for row in rows]
+    assert len(dict(steps)) == len(steps)  # each once
+    return columns, dict(steps)
 
 
 def test_every_step_is_recorded_with_the_weights_after_it(run):

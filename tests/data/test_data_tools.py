@@ -3,8 +3,10 @@
 import hashlib
 import json
 import os
+import pickle
 import re
 import shutil
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -103,6 +105,24 @@ def test_words_are_labels_and_a_list_may_have_a_header(folder, lines, classes, t
     images = read_images(path, "k")
     assert (images.classes, images.targets.tolist()) == (classes, targets)
     assert images.images.path(0) == str(folder / "images/cat/0 0.png") and images.images[1].shape == (3, 24, 20)
+
+
+def test_a_list_takes_the_memory_of_a_folder(tmp_path):
+    """While it is read, and in each worker."""
+    for i in range(3000):
+        (tmp_path / "set" / f"{i % 3}").mkdir(parents=True, exist_ok=True)
+        (tmp_path / "set" / f"{i % 3}" / f"{i}.png").touch()
+    files = read_folder(tmp_path / "set", "k")
+    rows = zip(files.images.names, files.targets, strict=True)
+    path, peaks, sizes = write(tmp_path / "set" / "all.txt", *(f"{name} {c}" for name, c in rows)), [], []
+    for read, where in ((read_folder, tmp_path / "set"), (read_list, path)):
+        tracemalloc.start()
+        images = read(where, "k")
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+        sizes.append(len(pickle.dumps(images)))
+        assert images.fingerprint() == files.fingerprint()
+    assert peaks[1] < 1.5 * peaks[0] and sizes[1] == sizes[0], (peaks, sizes)
 
 
 def test_a_list_in_another_encoding(folder):

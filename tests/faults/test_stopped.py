@@ -130,14 +130,15 @@ def test_a_signal_saves_and_the_same_command_continues(uncut, place, name, tmp_p
         assert len(trained) == 2 * STEPS * EPOCHS - (2 * STEPS * epoch + group), "none is trained twice"
 
 
-def ended(folder, accumulate, place, how):
-    attempt(config(folder, **options(accumulate)), place, how, pytest.MonkeyPatch())
+def ended(folder, accumulate, place, how, every_n_steps=None):
+    cfg = config(folder, **options(accumulate), checkpoint__every_n_steps=every_n_steps)
+    attempt(cfg, place, how, pytest.MonkeyPatch())
 
 
-@pytest.mark.parametrize("place", trials(PLACES))
-def test_a_killed_run_is_continued_by_the_same_command(uncut, place, tmp_path):
+@pytest.mark.parametrize(("place", "every_n_steps"), trials(product(PLACES, [None, 1])))
+def test_a_killed_run_is_continued_by_the_same_command(uncut, place, every_n_steps, tmp_path):
     accumulate, whole = uncut
-    assert ended_by(ended, tmp_path, accumulate, place, die) == signal.SIGKILL
+    assert ended_by(ended, tmp_path, accumulate, place, die, every_n_steps) == signal.SIGKILL
     assert_same(pretrain(config(tmp_path, **options(accumulate))), whole, tmp_path)
 
 

@@ -1,14 +1,18 @@
 """metrics.csv over resumes, and wandb without a key or a network."""
 
+import csv
 import os
 import pty
+import re
 import socket
 import subprocess
 import sys
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 
+import lightning.pytorch as pl
 import pytest
 import torch
 from conftest import ROOT
@@ -52,6 +56,49 @@ def test_metrics_csv_has_all_columns_and_continues(tmp_path, caplog):
     assert [row["step"] for row in read_table(csv_file)[1]] == ["0", "1", "2"] and "1 of 4 rows were cut" in caplog.text
     CSVMetrics(tmp_path).finalize("success")  # nothing logged: nothing touched
     assert "tau" in csv_file.read_text()
+
+
+def bytes_written():
+    """By this thread, as the kernel counts them."""
+    return int(re.search(r"^wchar: (\d+)", Path("/proc/thread-self/io").read_text(), re.MULTILINE)[1])
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc counts the bytes")
+def test_the_thousandth_row_costs_what_the_first_did(tmp_path):
+    """In bytes written and in rows held, whole and resumed, where a late column rewrites the file once."""
+    costs = []
+    for first in (0, 1000):
+        log = CSVMetrics(tmp_path, resume_at=first)
+        for step in range(first, first + 1000):
+            before = bytes_written()
+            late = {"late": 0.25} if first and step >= 1500 else {}
+            log.log_metrics({"loss": 0.125, "tau": 0.996, "epoch": 0, **late}, step=step)
+            log.save()
+            if step % 10 == 0:
+                log.flush()
+            costs.append(bytes_written() - before)
+            assert len(log.rows) + len(log.last) <= 2
+        log.finalize("stopped")
+    rewritten = [step for step, cost in enumerate(costs) if cost > 100]
+    assert rewritten == [1000, 1500] and sum(costs) > (tmp_path / "metrics.csv").stat().st_size
+    assert [row["step"] for row in read_table(tmp_path / "metrics.csv")[1]] == [*map(str, range(2000))]
+
+
+def test_checkpoints_inside_epochs_do_not_rewrite_the_file(tmp_path):
+    """Though the epoch's means come to the row of its last step, which such a checkpoint has saved."""
+
+    class FromTheSecondEpochOn(pl.Callback):
+        file = None
+
+        def on_train_epoch_start(self, trainer, module):
+            if trainer.current_epoch == 1:  # all columns are there
+                self.file = open(trainer.logger.path)  # noqa: SIM115
+
+    watch = FromTheSecondEpochOn()
+    pretrain(config(tmp_path, checkpoint__every_n_steps=1, log_every_n_steps=1), callbacks=[watch])
+    with watch.file as file:
+        assert os.fstat(file.fileno()).st_nlink == 1, "it is still the one that the second epoch began with"
+        assert [row["step"] for row in csv.DictReader(file)] == [*map(str, range(9))]
 
 
 def test_wandb_without_key_or_network_goes_offline_in_one_line(tmp_path):
