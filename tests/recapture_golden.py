@@ -20,7 +20,8 @@ def fill(model):
     for name, tensor in model.state_dict().items():
         generator = torch.Generator().manual_seed(zlib.crc32(name.removeprefix("momentum_").encode()))
         if name == "queue":
-            tensor.copy_(F.normalize(tensor.normal_(generator=generator), dim=1))
+            numbers = torch.randn(tensor.shape, dtype=tensor.dtype, generator=generator)  # whatever its layout
+            tensor.copy_(F.normalize(numbers, dim=1))
         elif name.endswith("bias"):
             tensor.zero_()
         elif tensor.dim() > 1 and name.endswith(("weight", "weight_v")):

@@ -79,12 +79,13 @@ def relational(query: Tensor, key: Tensor, queue: Tensor, temperature_q: float, 
 def enqueue(queue: Tensor, pointer: Tensor, keys: Tensor) -> None:
     """Overwrites the oldest keys with those of all ranks.
 
-    queue: [K, D], or V queues [V, D, K]; changed in place, as a ring. pointer: [1], the place of the oldest key, moved
-    on. keys: [B, D], or [V, B, D], normalised here; B may be any number.
+    queue: [K, D], or V queues [V, D, K], which should be views of [V, K, D], where a key is in one place; changed in
+    place, as a ring. pointer: [1], the place of the oldest key, moved on. keys: [B, D], or [V, B, D], normalised here;
+    B may be any number.
     """
-    dim = 0 if queue.dim() == 2 else 2
+    rows = (queue if queue.dim() == 2 else queue.mT).movedim(-2, 0)  # [K, ..., D]
     keys = F.normalize(keys.detach().to(queue.dtype), dim=-1)
-    keys = gather_no_grad(keys.movedim(-2, 0))[-queue.shape[dim] :]  # [W B, ..., D]
-    place = (pointer + torch.arange(len(keys), device=keys.device)) % queue.shape[dim]
-    queue.index_copy_(dim, place, keys.movedim(0, -1) if dim else keys)
-    pointer.copy_((pointer + len(keys)) % queue.shape[dim])
+    keys = gather_no_grad(keys.movedim(-2, 0))[-len(rows) :]  # [W B, ..., D]
+    place = (pointer + torch.arange(len(keys), device=keys.device)) % len(rows)
+    rows.index_copy_(0, place, keys)
+    pointer.copy_((pointer + len(keys)) % len(rows))

@@ -213,9 +213,12 @@ class QueuedMethod(Method):
     def build_queue(self, *shape: int) -> None:
         """Registers `queue`, of unit vectors along dimension 1, and its pointer.
 
-        shape: [K, D] for one queue, [V, D, K] for one per target view.
+        shape: [K, D] for one queue, [V, D, K], as solo-learn has it, for one per target view.
         """
-        self.register_buffer("queue", F.normalize(torch.randn(*shape), dim=1))
+        queue = F.normalize(torch.randn(*shape), dim=1)
+        if len(shape) == 3:
+            queue = queue.mT.contiguous().mT  # a key lies in one place, or writing a batch takes four times as long
+        self.register_buffer("queue", queue)
         self.register_buffer("queue_ptr", torch.zeros(1, dtype=torch.long))
 
     def remember(self, targets: list[Tensor]) -> None:

@@ -163,7 +163,7 @@ def test_the_queue_holds_the_newest_keys_in_their_order(shared_tensor, views):
     size, width = 8, 3
     start = draw.unit(views, size, width)
     rings = [deque(rows.tolist(), maxlen=size) for rows in start]
-    queue = start.mT.contiguous() if shared_tensor else start[0].clone()
+    queue = start.clone().mT if shared_tensor else start[0].clone()
     pointer, same = torch.zeros(1, dtype=torch.long), queue
     for batch in (3, 5, 1, 7, 8, 11, 19, 2, 5):
         keys = 3 * draw.normal(views, batch, width)

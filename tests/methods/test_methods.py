@@ -430,3 +430,13 @@ def test_a_trainer_of_the_callers_own_is_refused_half_precision_too(precision):
         pytest.skip("Lightning has it on GPUs only")
     with pytest.raises(ConfigError, match=f"precision: {precision} keeps averages in 16 bits"):
         fit(build(), random_batches(1), precision=precision)
+
+
+def test_a_key_of_the_queue_lies_in_one_place_also_after_a_load():
+    """The shape is solo-learn's; the transposed layout is four times as fast to write."""
+    model = build("mocov2plus", method_kwargs__queue_size=24)
+    assert model.state_dict()["queue"].shape == (2, 8, 24)
+    model.load_state_dict(
+        {key: x.clone(memory_format=torch.contiguous_format) for key, x in model.state_dict().items()}
+    )
+    assert copy.deepcopy(model).double().queue.mT.is_contiguous()
