@@ -297,6 +297,7 @@ def spoil(path: Path, damage: str) -> None:
             "CMYK": jpeg(Image.open(io.BytesIO(whole)).convert("CMYK")),
             "trailing": whole + bytes(100),
             "palette": jpeg(Image.open(io.BytesIO(whole)).convert("L")),
+            "smaller": jpeg(Image.open(io.BytesIO(whole)).resize((9, 9))),
         }[damage]
     )
     if damage == "gone":
@@ -332,6 +333,47 @@ def test_skip_takes_the_next_readable_image(folder, caplog):
         assert torch.equal(ours[0], theirs[0]) and (ours[1][0] - theirs[1][0]).abs().mean() < 0.5
     with pytest.raises(DataError, match=r"^data.corrupt_limit: 3 of 10 images cannot be read, more than 0.2 of them"):
         list(dali(images, policy="skip", limit=0.2))
+
+
+@pytest.mark.parametrize("damage", [*BAD, "smaller"])
+def test_a_file_that_goes_bad_later_is_replaced_too(folder, damage):
+    """Which DALI is the first to see, as it is not looked into again."""
+    images = read_folder(folder, "k")
+    loader = dali(images, policy="skip", limit=0.2)
+    whole = list(loader)
+    spoil(folder / "6.jpg", damage)
+    passes, expected = [list(loader) for _ in range(2)], list(folder_loader(images, policy="skip", limit=0.2))
+    found = [torch.cat([indexes for indexes, _, _ in batches]).tolist() for batches in (*passes, expected)]
+    seen = 6 if damage in ("smaller", "marker in a scan") else 7  # DALI decodes up to the marker
+    assert found[0] == found[1] == [0, 1, 2, 3, 4, 5, seen, 7, 8, 9] and same(*passes)
+    assert damage == "marker in a scan" or found[2] == found[0]
+    assert all(same([ours], [before]) for ours, before in zip(passes[0][::2], whole[::2], strict=True))
+    assert [*loader.skipped.seen] == [6] * (seen == 7)
+
+
+def test_an_image_that_dali_cannot_decode_ends_one_pipeline(folder):
+    spoil(folder / "6.jpg", "table")
+    loader = dali(read_folder(folder, "k"), policy="skip", limit=0.2)
+    list(loader)
+    pipeline = loader._pipeline
+    list(loader)
+    assert loader._pipeline is pipeline
+
+
+@pytest.mark.parametrize("h5", [False, True])
+def test_python_looks_into_a_jpeg_once(photos, tmp_path, monkeypatch, h5):
+    """DALI reads it, but from HDF5, which only Python can; of the rest, here a CMYK and a PNG file, Pillow sees all."""
+    images = read_folder(photos, "k")
+    if h5:
+        pytest.importorskip("h5py")
+        from solo_ext.data.h5 import read_h5, write_h5
+
+        write_h5(photos, tmp_path / "photos.h5")
+        images = read_h5(tmp_path / "photos.h5", "k")
+    whole, looked, read = list(dali(images)), [], type(images.images).read
+    monkeypatch.setattr(type(images.images), "read", lambda files, i: looked.append(i) or read(files, i))
+    assert same(list(dali(images)), whole)  # in other loaders of the run, too
+    assert sorted(looked) == (list(range(24)) if h5 else [13, 16])
 
 
 @pytest.mark.parametrize("oddity", ["CMYK", "trailing", "palette"])
