@@ -16,7 +16,7 @@ import re
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from itertools import chain
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -24,13 +24,13 @@ from weakref import WeakKeyDictionary
 import numpy as np
 import torch
 from nvidia.dali import Pipeline, fn, pipeline_def, types
-from nvidia.dali.plugin.pytorch import feed_ndarray
+from nvidia.dali.backend_impl import ReleaseUnusedMemory
 from PIL import Image
 from torch import Tensor
 
 from solo_ext.data.decode import DecodeConfig, is_plain_jpeg
 from solo_ext.data.images import FileImages
-from solo_ext.data.loader import Batch, Unreadable, ViewDataset, ViewLoader, read
+from solo_ext.data.loader import Batch, EpochSampler, Unreadable, ViewDataset, ViewLoader, read
 from solo_ext.data.transforms import Transform
 
 AHEAD = 2  # batches in the making while one is used
@@ -67,7 +67,7 @@ class DaliLoader(ViewLoader):
         self.device, self.stream = torch.device("cpu"), None
         if device.type == "cuda":
             self.device = torch.device("cuda", device.index or 0)
-            self.stream = torch.cuda.Stream(self.device)
+            self.stream = torch.cuda.Stream(self.device, priority=-1)  # so that a training never waits for colours
         # Each keeps torch to one thread, since they share the CPU with DALI's; threads that already run are left alone.
         self._workers = ThreadPoolExecutor(self.threads, initializer=torch.set_num_threads, initargs=(1,))
         self._renderer = ThreadPoolExecutor(1)  # DALI's pipeline belongs to its thread
@@ -87,16 +87,25 @@ class DaliLoader(ViewLoader):
         finally:
             for future in ahead:
                 future.cancel()
+            if not isinstance(self.sampler, EpochSampler):  # an evaluation, which others may not need for an epoch
+                with suppress(RuntimeError):  # the interpreter is ending
+                    self._renderer.submit(self._give_back)
+
+    def _give_back(self) -> None:
+        self._pipeline = None
+        ReleaseUnusedMemory()
 
     def _take(self, future: Future) -> Batch:
-        indexes, views, targets, unreadable = future.result()
+        indexes, views, targets, unreadable, done = future.result()
         self.skipped.add(unreadable)
         for _, parts in views:
             list(parts)
         views = [view for view, _ in views]
-        if self.stream:
+        if done:
+            current = torch.cuda.current_stream(self.device)
+            current.wait_event(done)
             for tensor in (indexes, *views, targets):
-                tensor.record_stream(torch.cuda.current_stream(self.device))
+                tensor.record_stream(current)
         return indexes, views, targets
 
     def _read(self, indexes: np.ndarray) -> tuple[list[tuple[int, Source]], Unreadable]:
@@ -118,7 +127,7 @@ class DaliLoader(ViewLoader):
         return ppm, False, width, height
 
     def _render(self, indexes: np.ndarray, numbers: np.ndarray, shares: Iterable[tuple[list, list]]) -> Any:
-        """The batch, its views with their parts, and the images that could not be read."""
+        """The batch, its views with their parts, the images that could not be read, and a GPU's event after them."""
         files, unreadable = (list(chain(*parts)) for parts in zip(*shares, strict=True))
         with torch.cuda.stream(self.stream) if self.stream else nullcontext():
             try:
@@ -129,11 +138,9 @@ class DaliLoader(ViewLoader):
                 crops = self._crop(files, numbers)
             views = [self._finish(*view) for view in zip(self.transforms, crops, numbers, strict=True)]
             rows = torch.tensor([index for index, _ in files])
-            targets = torch.from_numpy(self.targets)[rows].to(self.device)
-            batch = rows.to(self.device), views, targets, unreadable
-        if self.stream:
-            self.stream.synchronize()
-        return batch
+            targets = torch.from_numpy(self.targets)[rows].to(self.device, non_blocking=True)
+            rows = rows.to(self.device, non_blocking=True)
+            return rows, views, targets, unreadable, self.stream and self.stream.record_event()
 
     def _find_faulty(self, files: list[tuple[int, Source]], numbers: np.ndarray) -> None:
         """Leaves the images that DALI cannot decode, of which it names none, to Pillow, in this pass and all others."""
@@ -151,19 +158,16 @@ class DaliLoader(ViewLoader):
         inputs = {"source": [np.frombuffer(source, np.uint8) for source in sources], "local": np.array(local)}
         for i, (transform, u) in enumerate(zip(self.transforms, numbers, strict=True)):
             inputs[f"frame{i}"] = frame(transform, u, np.array(widths), np.array(heights))
-        crops = []
-        for output in pipeline.run(**inputs):
-            tensor: Any = output.as_tensor()
-            crop = torch.empty(tensor.shape(), dtype=torch.uint8, device=self.device)
-            feed_ndarray(tensor, crop, cuda_stream=self.stream)  # a copy, since DALI reuses its memory
-            crops.append(crop.permute(0, 3, 1, 2).contiguous())
+        outputs: Any = pipeline.run(self.stream, **inputs)
+        crops = [torch.from_dlpack(output.as_tensor()).permute(0, 3, 1, 2).contiguous() for output in outputs]
         self._pipeline = pipeline
         return crops
 
     def _finish(self, transform: Transform, crops: Tensor, u: np.ndarray) -> tuple[Tensor, Iterable[Tensor]]:
         """A view, and its parts; on the CPU, workers make them while DALI prepares the next batch."""
         if self.stream:
-            return transform.finish(crops, u), ()
+            with torch.cuda.nvtx.range("solo_ext colours"):  # beside DALI's own ranges
+                return transform.finish(crops, u), ()
         view = torch.empty((len(crops), 3, *crops.shape[2:]))
         parts = min(self.threads, len(crops))
         split = crops.tensor_split(parts), np.array_split(u, parts), view.tensor_split(parts)
@@ -207,8 +211,8 @@ def build(transforms: Sequence[Transform], batch_size: int, threads: int, device
                 views.append(fn.slice(resized, frames[:2], size, axis_names="WH"))
         return tuple(views)
 
-    # the loader prepares batches ahead, so the pipeline need not
-    options = {"device_id": device.index if cuda else None, "prefetch_queue_depth": 1}
+    # the loader prepares batches ahead, so the pipeline need not; its threads keep to the cores that are near the GPU
+    options = {"device_id": device.index if cuda else None, "set_affinity": cuda, "prefetch_queue_depth": 1}
     pipeline = graph(batch_size=batch_size, num_threads=threads, **options)
     pipeline.build()
     return pipeline

@@ -26,6 +26,8 @@ from solo_ext.data.transforms import Transform
 from solo_ext.errors import DataError
 
 pytest.importorskip("nvidia.dali")
+from nvidia.dali import Pipeline
+
 from solo_ext.data.dali import DaliLoader
 
 LEVELS = (0.0, 0.0, 0.0), (1 / 255,) * 3  # mean and std that leave values from 0 to 255
@@ -183,12 +185,27 @@ def test_a_gpu_makes_the_same_views(images):
     transforms = [transform for transform, *_ in CROPS.values()]
     dataset, sampler = ViewDataset(images, transforms, 5), SequentialSampler(images)
     skipped = Skipped(len(images))
-    cuda = DaliLoader(dataset, torch.device("cuda"), skipped, threads=2, sampler=sampler, batch_size=4)
+    cuda = DaliLoader(dataset, torch.device("cuda"), skipped=skipped, threads=2, sampler=sampler, batch_size=4)
     for ours, theirs in zip(cuda, folder_loader(images, transforms), strict=True):
         assert all(tensor.is_cuda for tensor in (ours[0], *ours[1], ours[2]))
         assert torch.equal(ours[0].cpu(), theirs[0]) and torch.equal(ours[2].cpu(), theirs[2])
         for a, b in zip(ours[1], theirs[1], strict=True):
             assert (a.cpu() - b).abs().mean() < 1
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_a_gpu_is_not_waited_for(images):
+    dataset = ViewDataset(images, [CROPS["bicubic"][0]], 5)
+    skipped, sampler = Skipped(len(images)), EpochSampler(len(images), 5)
+    loader = DaliLoader(dataset, torch.device("cuda"), skipped=skipped, threads=2, sampler=sampler, batch_size=4)
+    whole = list(loader)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        again = list(loader)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert same(again, whole)
 
 
 # --- samples, order, resume ------------------------------------------------------------------------------
@@ -276,6 +293,28 @@ def test_a_loader_that_is_dropped_is_gone(images):
     assert gone() is None and not any(thread.is_alive() for thread in own)
 
 
+def test_a_pipeline_is_kept_for_training_only(images):
+    """Each has a GPU's memory: one of validation, whole or left early, gives it back."""
+
+    def pipelines(loader: DaliLoader) -> list[Pipeline]:
+        loader._renderer.submit(gc.collect).result()  # after what the pass has left to its thread
+        return [found for found in gc.get_objects() if type(found) is Pipeline and found not in before]
+
+    gc.collect()
+    before = [found for found in gc.get_objects() if type(found) is Pipeline]
+    training, validation = shuffled(images, 0), dali(images)
+    list(training)
+    assert len(pipelines(training)) == 1
+    whole = list(validation)
+    assert len(pipelines(validation)) == 1
+    left = iter(validation)
+    next(left)
+    assert len(pipelines(validation)) == 2
+    left.close()
+    assert pipelines(validation) == [training._pipeline]
+    assert same(list(validation), whole)
+
+
 # --- images that cannot be read --------------------------------------------------------------------------
 
 
@@ -353,7 +392,8 @@ def test_a_file_that_goes_bad_later_is_replaced_too(folder, damage):
 
 def test_an_image_that_dali_cannot_decode_ends_one_pipeline(folder):
     spoil(folder / "6.jpg", "table")
-    loader = dali(read_folder(folder, "k"), policy="skip", limit=0.2)
+    images = read_folder(folder, "k")
+    loader = dali(images, sampler=EpochSampler(len(images), 5), policy="skip", limit=0.2)
     list(loader)
     pipeline = loader._pipeline
     list(loader)
