@@ -29,7 +29,7 @@ MANY = 1 << 32  # bytes of a file whose images are too many to open each at the 
 class H5Images(FileImages):
     """Encoded images in the HDF5 file `root`, under the names `paths`. Each process opens the file for itself."""
 
-    kind, formats = "an HDF5 file", ("dali", "h5", "tensor")
+    kind, formats, in_files = "an HDF5 file", ("dali", "h5", "tensor"), False
 
     def path(self, i: int) -> str:
         return f"{self.root}: {os.fsdecode(bytes(self.paths[i]))}"

@@ -67,6 +67,7 @@ class FileImages:
 
     kind: str = "image files"
     formats: tuple[str, ...] = ("dali", "image_folder", "tensor")
+    in_files = True  # whether `path` can be opened
 
     def __init__(self, root: Path, paths: np.ndarray, how: DecodeConfig = AS_STORED, channels: int = 3):
         self.root, self.paths, self.how, self.channels = root, paths, how, channels

@@ -89,14 +89,16 @@ def statistics(images: ArrayImages | FileImages, skip: bool) -> tuple[PerChannel
 @cache
 def _without_dali() -> str:
     """Why NVIDIA DALI cannot be used; empty if it can."""
+    cuda13 = (torch.version.cuda or "").startswith("13")
+    fitting = f"pip install 'solo-ext[{'dali-cuda13' if cuda13 else 'dali'}]'"  # of the CUDA that torch has
     if not (find_spec("nvidia") and find_spec("nvidia.dali")):
-        return "is not installed; pip install 'solo-ext[dali]' (CUDA 12) or 'solo-ext[dali-cuda13]'"
+        return f"is not installed; {fitting}"
     try:
         import_module("nvidia.dali.plugin.pytorch")
         return ""
     except Exception as error:  # a library that it needs, or another CUDA
         log.warning("NVIDIA DALI is installed, but cannot be used here: %s", reason(error))
-        return f"cannot be used here ({reason(error)}); reinstall it"
+        return f"cannot be used here ({reason(error)}); {fitting}"
 
 
 class ImageData(pl.LightningDataModule):

@@ -5,7 +5,8 @@ Each operation is Pillow's, of floats from 0 to 255 before they are rounded (`be
 
 import math
 from collections.abc import Callable, Iterator
-from functools import partial
+from functools import cache, partial
+from types import ModuleType
 
 import numpy as np
 import torch
@@ -14,14 +15,17 @@ from torch.nn.functional import interpolate, pad
 from torchvision.transforms.v2.functional import center_crop, equalize
 
 from solo_ext.data.views import BLUR_RADIUS, BRIGHTNESS, CONTRAST, HUE, JITTER_ORDERS, SATURATION, Views
+from solo_ext.errors import reason
+from solo_ext.files import log
 
 # of red, green and blue over the circle of hues: middle, slope and height, in parts of the chroma below the value
 TRAPEZOIDS = np.array([[1 / 2, 1 / 3, 2 / 3], [6, -6, -6], [-2, 1, 1]])
 LUMA = (0.299, 0.587, 0.114)  # ITU-R 601, Pillow's gray
 SUPPORT = {"bicubic": 2.0, "bilinear": 1.0}  # half-widths of Pillow's resampling filters, in source pixels
 MARGIN = math.ceil(BLUR_RADIUS[1])  # reach of the boxes that a blur is made of, in pixels
-# elements of a view that are rendered at once: what a CPU's cache holds, per thread, and what keeps a GPU busy
-CHUNK, GPU_CHUNK = 2**19, 2**22
+# elements of a view that are rendered at once: what a CPU's cache holds, per thread; what keeps a GPU busy; what is little
+# of its memory where kernels need no more than two copies
+CHUNK, GPU_CHUNK, KERNEL_CHUNK = 2**19, 2**22, 2**26
 
 
 def resize(images: Tensor, size: tuple[int, int], mode: str) -> Tensor:
@@ -64,6 +68,8 @@ def crop_resize_batch(images: Tensor, boxes: Tensor, size: int, mode: str) -> Te
 def parts(images: Tensor) -> Iterator[slice]:
     """Rows of [B, C, H, W] to render at once."""
     elements = CHUNK * torch.get_num_threads() if images.device.type == "cpu" else GPU_CHUNK
+    if kernels(images.device):
+        elements = KERNEL_CHUNK
     step = max(1, elements // math.prod(images.shape[1:]))
     return (slice(start, start + step) for start in range(0, len(images), step))
 
@@ -73,17 +79,37 @@ def finish(crops: Tensor, views: Views, mean: Tensor, std: Tensor, out: Tensor |
     [B, C, S, S], 0 to 255, C 1 for gray images, to float32 [B, len(mean), S, S], in `out` if there is one."""
     if out is None:
         out = torch.empty((len(crops), len(mean), *crops.shape[2:]), device=crops.device)
+    fused = kernels(crops.device) if crops.shape[1] == 3 else None
     for rows in parts(crops):
         x, part = crops[rows].to(torch.float32, copy=True), Views(*(array[rows] for array in views))
-        x = _jitter(x, part.order, part.factors)
-        if x.shape[1] == 3:
+        if fused:
+            x = fused.colours(x.contiguous(), part.order, part.factors, part.gray)
+        else:
+            x = _jitter(x, part.order, part.factors)
+        if x.shape[1] == 3 and not fused:
             x = _on(x, part.gray, lambda x: _luma(x).repeat(1, 3, 1, 1))
         if part.blur.any():
-            x = _on(x, part.blur > 0, _blur, _blur_taps(part.blur))
+            x = _on(x, part.blur > 0, fused.blur if fused else _blur, _blur_taps(part.blur))
         x = _on(x, part.solarize, lambda x: torch.minimum(x, 255 - x))
         x = _on(x, part.equalize, lambda x: equalize(x.round().to(torch.uint8)).to(x.dtype))
         normalise(_on(x, part.flip, lambda x: x.flip(3)), mean, std, out[rows])
     return out
+
+
+@cache
+def kernels(device: torch.device) -> ModuleType | None:
+    """`fused`, for a GPU; None, and a warning, where Triton, which PyTorch brings, does not work."""
+    if device.type != "cuda":
+        return None
+    try:
+        from solo_ext.data import fused
+
+        one, x = np.ones(1), torch.zeros(1, 3, 2, 2, device=device)
+        fused.blur(fused.colours(x, one.astype(int), np.ones((1, 4)), one), torch.ones(1, 2, device=device))
+        return fused
+    except Exception as error:  # there is none, or no compiler, which it needs
+        log.warning("Triton does not work here (%s); PyTorch makes the colours, in more launches", reason(error))
+        return None
 
 
 def normalise(crops: Tensor, mean: Tensor, std: Tensor, out: Tensor | None = None) -> Tensor:

@@ -26,6 +26,8 @@ from solo_ext.data.transforms import Transform
 from solo_ext.errors import DataError
 
 pytest.importorskip("nvidia.dali")
+from nvidia.dali import Pipeline
+
 from solo_ext.data.dali import DaliLoader
 
 LEVELS = (0.0, 0.0, 0.0), (1 / 255,) * 3  # mean and std that leave values from 0 to 255
@@ -183,12 +185,27 @@ def test_a_gpu_makes_the_same_views(images):
     transforms = [transform for transform, *_ in CROPS.values()]
     dataset, sampler = ViewDataset(images, transforms, 5), SequentialSampler(images)
     skipped = Skipped(len(images))
-    cuda = DaliLoader(dataset, torch.device("cuda"), skipped, threads=2, sampler=sampler, batch_size=4)
+    cuda = DaliLoader(dataset, torch.device("cuda"), skipped=skipped, threads=2, sampler=sampler, batch_size=4)
     for ours, theirs in zip(cuda, folder_loader(images, transforms), strict=True):
         assert all(tensor.is_cuda for tensor in (ours[0], *ours[1], ours[2]))
         assert torch.equal(ours[0].cpu(), theirs[0]) and torch.equal(ours[2].cpu(), theirs[2])
         for a, b in zip(ours[1], theirs[1], strict=True):
             assert (a.cpu() - b).abs().mean() < 1
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_a_gpu_is_not_waited_for(images):
+    dataset = ViewDataset(images, [CROPS["bicubic"][0]], 5)
+    skipped, sampler = Skipped(len(images)), EpochSampler(len(images), 5)
+    loader = DaliLoader(dataset, torch.device("cuda"), skipped=skipped, threads=2, sampler=sampler, batch_size=4)
+    whole = list(loader)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        again = list(loader)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert same(again, whole)
 
 
 # --- samples, order, resume ------------------------------------------------------------------------------
@@ -276,6 +293,28 @@ def test_a_loader_that_is_dropped_is_gone(images):
     assert gone() is None and not any(thread.is_alive() for thread in own)
 
 
+def test_a_pipeline_is_kept_for_training_only(images):
+    """Each has a GPU's memory: one of validation, whole or left early, gives it back."""
+
+    def pipelines(loader: DaliLoader) -> list[Pipeline]:
+        loader._renderer.submit(gc.collect).result()  # after what the pass has left to its thread
+        return [found for found in gc.get_objects() if type(found) is Pipeline and found not in before]
+
+    gc.collect()
+    before = [found for found in gc.get_objects() if type(found) is Pipeline]
+    training, validation = shuffled(images, 0), dali(images)
+    list(training)
+    assert len(pipelines(training)) == 1
+    whole = list(validation)
+    assert len(pipelines(validation)) == 1
+    left = iter(validation)
+    next(left)
+    assert len(pipelines(validation)) == 2
+    left.close()
+    assert pipelines(validation) == [training._pipeline]
+    assert same(list(validation), whole)
+
+
 # --- images that cannot be read --------------------------------------------------------------------------
 
 
@@ -297,6 +336,7 @@ def spoil(path: Path, damage: str) -> None:
             "CMYK": jpeg(Image.open(io.BytesIO(whole)).convert("CMYK")),
             "trailing": whole + bytes(100),
             "palette": jpeg(Image.open(io.BytesIO(whole)).convert("L")),
+            "smaller": jpeg(Image.open(io.BytesIO(whole)).resize((9, 9))),
         }[damage]
     )
     if damage == "gone":
@@ -332,6 +372,48 @@ def test_skip_takes_the_next_readable_image(folder, caplog):
         assert torch.equal(ours[0], theirs[0]) and (ours[1][0] - theirs[1][0]).abs().mean() < 0.5
     with pytest.raises(DataError, match=r"^data.corrupt_limit: 3 of 10 images cannot be read, more than 0.2 of them"):
         list(dali(images, policy="skip", limit=0.2))
+
+
+@pytest.mark.parametrize("damage", [*BAD, "smaller"])
+def test_a_file_that_goes_bad_later_is_replaced_too(folder, damage):
+    """Which DALI is the first to see, as it is not looked into again."""
+    images = read_folder(folder, "k")
+    loader = dali(images, policy="skip", limit=0.2)
+    whole = list(loader)
+    spoil(folder / "6.jpg", damage)
+    passes, expected = [list(loader) for _ in range(2)], list(folder_loader(images, policy="skip", limit=0.2))
+    found = [torch.cat([indexes for indexes, _, _ in batches]).tolist() for batches in (*passes, expected)]
+    seen = 6 if damage in ("smaller", "marker in a scan") else 7  # DALI decodes up to the marker
+    assert found[0] == found[1] == [0, 1, 2, 3, 4, 5, seen, 7, 8, 9] and same(*passes)
+    assert damage == "marker in a scan" or found[2] == found[0]
+    assert all(same([ours], [before]) for ours, before in zip(passes[0][::2], whole[::2], strict=True))
+    assert [*loader.skipped.seen] == [6] * (seen == 7)
+
+
+def test_an_image_that_dali_cannot_decode_ends_one_pipeline(folder):
+    spoil(folder / "6.jpg", "table")
+    images = read_folder(folder, "k")
+    loader = dali(images, sampler=EpochSampler(len(images), 5), policy="skip", limit=0.2)
+    list(loader)
+    pipeline = loader._pipeline
+    list(loader)
+    assert loader._pipeline is pipeline
+
+
+@pytest.mark.parametrize("h5", [False, True])
+def test_python_looks_into_a_jpeg_once(photos, tmp_path, monkeypatch, h5):
+    """DALI reads it, but from HDF5, which only Python can; of the rest, here a CMYK and a PNG file, Pillow sees all."""
+    images = read_folder(photos, "k")
+    if h5:
+        pytest.importorskip("h5py")
+        from solo_ext.data.h5 import read_h5, write_h5
+
+        write_h5(photos, tmp_path / "photos.h5")
+        images = read_h5(tmp_path / "photos.h5", "k")
+    whole, looked, read = list(dali(images)), [], type(images.images).read
+    monkeypatch.setattr(type(images.images), "read", lambda files, i: looked.append(i) or read(files, i))
+    assert same(list(dali(images)), whole)  # in other loaders of the run, too
+    assert sorted(looked) == (list(range(24)) if h5 else [13, 16])
 
 
 @pytest.mark.parametrize("oddity", ["CMYK", "trailing", "palette"])

@@ -74,9 +74,11 @@ def test_auto_takes_the_fastest_that_works(monkeypatch, asked, images, device, d
     assert modules.pick_format(DataConfig("custom", format=asked), images, device) == picked
 
 
-def test_dali_not_installed_names_the_extra(fresh, monkeypatch, folder):
+@pytest.mark.parametrize("cuda, extra", [("12.8", "dali"), ("13.0", "dali-cuda13"), (None, "dali")])
+def test_dali_not_installed_names_the_extra_of_torchs_cuda(fresh, monkeypatch, folder, cuda, extra):
     monkeypatch.setitem(sys.modules, "nvidia.dali", None)
-    message = r"needs NVIDIA DALI, which is not installed; pip install 'solo-ext\[dali\]' .* or use image_folder$"
+    monkeypatch.setattr(torch.version, "cuda", cuda)
+    message = rf"needs NVIDIA DALI, which is not installed; pip install 'solo-ext\[{extra}\]', or use image_folder$"
     with pytest.raises(ConfigError, match=message):
         data(folder, "dali").check()
 
@@ -92,7 +94,7 @@ def test_a_broken_dali_is_left_out_and_named(fresh, monkeypatch, caplog):
     assert [r.getMessage() for r in caplog.records] == [
         "NVIDIA DALI is installed, but cannot be used here: libcuda.so.1: cannot open shared object file"
     ]
-    with pytest.raises(ConfigError, match=r"DALI, which cannot be used here \(libcuda.*\); reinstall it, or use "):
+    with pytest.raises(ConfigError, match=r"DALI, which cannot be used here \(libcuda.*\); pip install .*, or use "):
         modules.pick_format(DataConfig("custom", format="dali"), FILES, CUDA)
 
 
