@@ -2,6 +2,10 @@
 # make check: what a change has to pass: format, lint and types, then the tests
 # make test: the tests alone
 # make test-faults: the whole battery of faults, of which the tests take a sample; writes docs/reliability.md
+# make bench: what is claimed of speed, measured on this machine; fills the tables of README.md and docs/results/bench.md
+# make gpu: everything that only a GPU can show, in GPU_MINUTES=9; the same command goes on. CIFAR=PATH names CIFAR-10,
+#   PYTHON=python3 an interpreter that has the packages (nothing is installed); DEVICE=cpu: all of it in miniature
+# make gpu-bundle CIFAR=cifar10.tar.xz: build/gpu-bundle, for a GPU machine without a network
 # make docs: the site, in build/site
 # make format: ruff, in place
 
@@ -9,7 +13,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo check lint test test-faults docs format
+.PHONY: demo check lint test test-faults bench gpu gpu-bundle docs format
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/installed-viz
@@ -32,6 +36,33 @@ BATTERY := tests/faults $(addprefix tests/training/test_,resume.py safety.py cha
 
 test-faults: $(VENV)/installed-dev
 	FAULTS=all PAGE=docs/reliability.md OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto $(BATTERY)
+
+bench: $(VENV)/installed-dev
+	$(BIN)/python benchmarks/bench.py
+
+GPU_MINUTES ?= 9
+DEVICE ?= cuda
+CIFAR ?=
+KIT := $(if $(filter command line environment,$(origin PYTHON)),$(PYTHON),$(or $(wildcard $(BIN)/python),$(PYTHON)))
+
+gpu:
+	$(KIT) benchmarks/gpu --minutes $(GPU_MINUTES) --device $(DEVICE) --cifar '$(CIFAR)' $(GPU_OPTIONS)
+
+BUNDLE := build/gpu-bundle
+
+gpu-bundle:
+	@test -f '$(CIFAR)' || { echo "CIFAR=PATH names the archive of CIFAR-10 as JPEGs, train/ and test/"; exit 2; }
+	rm -rf $(BUNDLE)
+	mkdir -p $(BUNDLE)/solo_ext
+	git archive HEAD | tar -x -C $(BUNDLE)/solo_ext
+	$(PYTHON) -m pip wheel --disable-pip-version-check -q --no-deps -w $(BUNDLE)/wheels \
+	  'omegaconf>=2.3,<2.4' 'hydra-core>=1.3' antlr4-python3-runtime==4.9.3
+	for wheel in $(BUNDLE)/wheels/*.whl; do $(PYTHON) -m zipfile -e $$wheel $(BUNDLE)/packages; done
+	rm -r $(BUNDLE)/wheels
+	cp '$(CIFAR)' $(BUNDLE)/
+	sed -e "s/COMMIT/$$(git rev-parse --short HEAD)/" -e 's/ARCHIVE/$(notdir $(CIFAR))/' benchmarks/gpu/bundle.txt \
+	  > $(BUNDLE)/README
+	du -sm $(BUNDLE)
 
 docs: $(VENV)/installed-docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict

@@ -1,4 +1,4 @@
-"""The pages of the site that say what the code says: methods, recipes, every key, performance. A hook of MkDocs."""
+"""The pages of the site that say what the code says: methods, recipes, every key. A hook of MkDocs."""
 
 import dataclasses
 import fnmatch
@@ -7,7 +7,6 @@ import itertools
 import json
 import re
 import textwrap
-from pathlib import Path
 from typing import Any
 
 from mkdocs.structure.files import File
@@ -19,7 +18,6 @@ from solo_ext.training import config as configuration
 from solo_ext.training import recipes
 from solo_ext.training.callbacks import MONITORS
 
-RESULTS = Path(__file__).parent / "results"
 LOSSES = {
     "byol": "(2 - 2 cos(q₁, sg z₂ᵐ)) + (2 - 2 cos(q₂, sg z₁ᵐ))",
     "dino": "-Σ softmax((z₂ᵐ - centre) / τₜ) · log softmax(z₁ / τₛ), over all pairs of different views",
@@ -38,7 +36,7 @@ EVALUATIONS = {
 
 
 def on_files(files: Any, config: Any) -> Any:
-    pages = {"recipes.md": recipes_page(), "keys.md": keys_page(), "performance.md": performance_page()}
+    pages = {"recipes.md": recipes_page(), "keys.md": keys_page()}
     pages |= {f"methods/{name}.md": method_page(name) for name in LOSSES}
     for path, lines in pages.items():
         files.append(File.generated(config, path, content="\n".join(lines)))
@@ -181,25 +179,3 @@ def cost(name: str, preset: str) -> tuple[str, ...]:
         counts[key.startswith("momentum_")] += parameter.numel()
     sizes = [f"{counts[key] / 1e6:.1f} M" for key in (False, True)]
     return f"`{preset}`", *sizes, "2" if hasattr(module, "momentum_backbone") else "1"
-
-
-def performance_page() -> list[str]:
-    step, data = (json.loads((RESULTS / f"{name}.json").read_text()) for name in ("step_time", "data"))
-    scopes = [
-        (f"`{scope}`", f"{x['median_ms']:,.0f}", f"{x['speedup']:.2f}x", f"{x['teacher_parameters'] / 1e6:.1f} M")
-        for scope, x in step["scopes"].items()
-    ]
-    options = " ".join(f"--{name} {step['command'][name]}" for name in ("batch", "steps", "threads"))
-    about = f"BYOL, ResNet-18, 32 px; {step['hardware']}, PyTorch {step['torch']}, medians of n = {step['n']}"
-    about += f" interleaved steps: `python benchmarks/step_time.py {options}`"
-    lines = ["# Performance", "", "On CPUs; no GPU has been measured yet.", ""]
-    lines += ["## A training step, by what the teacher copies", "", about, ""]
-    lines += table("momentum.stages", "ms", "against full", "teacher's parameters", rows=scopes)
-    for title, key in (("Two views of 224 px from JPEGs", "photos"), ("Two views of 32 px from memory", "cifar")):
-        rows = [
-            (f"`{name}`", f"{x['images/s']['median']:,.0f}", f"{x['ratio']['median']:.2f}x")
-            for name, x in data[key].items()
-        ]
-        lines += [f"## {title}", "", f"{data['rounds']} interleaved rounds, medians: `python benchmarks/data.py`", ""]
-        lines += table("format", "images/s", "against Pillow", rows=rows)
-    return lines

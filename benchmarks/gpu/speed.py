@@ -1,0 +1,99 @@
+"""Parts 2 to 5: steps, loaders, the speedrun, and studies for all the time that is left."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import pieces
+import torch
+from step_time import Setting, measure
+from study_runs import finished
+from timing import shown
+
+from gpu.correct import of
+from gpu.work import ROOT, Kit, Skip, Unfinished, Unit
+from solo_ext.studies.study import load_study
+
+FRAMEWORKS = ("byol", "dino", "mocov2plus", "mocov3", "ressl", "simclr", "simsiam")
+NETWORKS = {
+    "ResNet-18, 32 px": Setting(backbone="resnet18", dataset="cifar10", size=32, batch=256),
+    "ResNet-50, 224 px": Setting(backbone="resnet50", dataset="imagenet", size=224, batch=128),
+    "ViT-S, 224 px": Setting(backbone="vit_small", dataset="imagenet", size=224, batch=128),
+}
+TINY = {"ResNet-10, 16 px": Setting(backbone="resnet10_w16", size=16, batch=8)}
+STUDIES = ("residual", "projector_only", "both", "stages", "tau", "multicrop")
+
+
+def step(kit: Kit, framework: str, setting: Setting) -> tuple[str, Any]:
+    setting = Setting(**vars(setting) | {"method": framework, "device": kit.device, "bf16": True})
+    setting.scopes = ("full", "projector", "none")
+    torch.backends.cudnn.benchmark = True
+    rows = measure(setting, 2 if kit.tiny else 20 if setting.size < 100 else 10)
+    said = []
+    for name, row in rows.items():
+        if not name.startswith("floor"):
+            above = f", {row['over_floor']['median']:.3f}x its floor" if "over_floor" in row else ""
+            memory = f", {row['memory'] / 2**30:.2f} GiB" if "memory" in row else ""
+            said.append(f"{name} {row['ms']['median']:.1f} ms ({row['speedup']['median']:.2f}x{above}{memory})")
+    return "; ".join(said), rows
+
+
+def piece(kit: Kit, name: str) -> tuple[str, Any]:
+    rows = pieces.PIECES[name](kit.device, 2 if kit.tiny else 10, kit.tiny)
+    return "; ".join(" ".join([name, "ms:", *filter(None, rest)]) for name, *rest in pieces.cells(rows)), rows
+
+
+def loaders(kit: Kit, kind: str) -> tuple[str, Any]:
+    """By data.py itself, whose process must not have used CUDA."""
+    size = "--rounds 1 --seconds 0.01 --workers 1 --files 4 --small 16 --batch 4" if kit.tiny else "--rounds 3"
+    out = kit.folder("loaders") / f"{kind}.json"
+    words = ["--only", kind, "--device", kit.device, "--out", out, *size.split()]
+    kit.run(ROOT / "benchmarks" / "data.py", *words)
+    rows = json.loads(out.read_text())[kind]
+    key, unit = ("share %", "% of a step is waiting") if kind == "step" else ("images/s", "images/s")
+    return "; ".join(f"{name}: {shown(row[key], 1)} {unit}" for name, row in rows.items()), rows
+
+
+def speedrun(kit: Kit) -> tuple[str, Any]:
+    known = subprocess.run([sys.executable, "-m", "solo_ext", "speedrun", "--help"], capture_output=True)
+    if known.returncode:
+        raise Skip("this version has no solo-ext speedrun")
+    photos = kit.photos()
+    data = [f"data.train_path={photos / 'train'}", f"data.val_path={photos / 'test'}"]
+    said = kit.run("solo_ext", "speedrun", *data, module=True, timeout=max(1.0, kit.left()))
+    return said.strip().splitlines()[-1], said
+
+
+def study(kit: Kit, name: str) -> tuple[str, Any]:
+    photos, out = kit.photos(), kit.folder("studies") / name
+    file = ROOT / "scripts" / "studies" / "photographs" / f"{name}.yaml"
+    own = ["backbone.name=resnet18", "data.fraction=-1", "max_epochs=200"]
+    if kit.tiny:
+        own = ["data.fraction=-1", "optimizer.batch_size=8", "max_epochs=1", "seeds=[0]", "accelerator=cpu"]
+        own += ["scheduler.warmup_epochs=0", "knn_eval.enabled=False"]
+    own += [f"data.train_path={photos / 'train'}", f"data.val_path={photos / 'test'}"]
+    spec = load_study(file, own)
+    only = ["--only", spec.cells[0].name] if kit.tiny else []
+    jobs = max(1, torch.cuda.device_count())
+    words = [file, *own, "--out", out, "--jobs", jobs, *only]
+    kit.run("solo_ext", "study", *words, module=True, timeout=max(1.0, kit.left()))
+    runs = [f"{cell}, seed {seed}" for cell, seed, _ in finished(out)]
+    number = len(spec.cells[:1] if kit.tiny else spec.cells) * len(spec.seeds)
+    if len(runs) < number:
+        raise Unfinished(f"{len(runs)} of {number} runs", runs)
+    return f"all of its {number} runs", runs
+
+
+def units(kit: Kit) -> Iterator[Unit]:
+    for network, setting in (TINY if kit.tiny else NETWORKS).items():
+        for framework in FRAMEWORKS[:2] if kit.tiny else FRAMEWORKS:
+            yield Unit("2 step", f"{framework}, {network}", of(step, framework, setting), 45, done="measured")
+    for name in pieces.PIECES:
+        yield Unit("2 step", name, of(piece, name), done="measured")
+    for kind in ("cifar", "step") if kit.tiny else ("cifar", "step", "photos"):
+        yield Unit("3 loaders", kind, of(loaders, kind), 60, done="measured")
+    yield Unit("4 speedrun", "speedrun", speedrun, 60, limit=0, done="measured")
+    for name in STUDIES[:1] if kit.tiny else STUDIES:
+        yield Unit("5 studies", name, of(study, name), 60, limit=0, done="measured")
