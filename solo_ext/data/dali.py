@@ -79,7 +79,9 @@ class DaliLoader(ViewLoader):
             for keys in self.batch_sampler:
                 indexes, numbers = self.dataset.draw(keys)
                 files = self._workers.map(self._read, np.array_split(indexes, self.threads))
-                ahead.append(self._renderer.submit(self._render, indexes, numbers, files))
+                ahead.append(
+                    self._renderer.submit(self._render, self.dataset.transforms_of(keys), indexes, numbers, files)
+                )
                 if len(ahead) > AHEAD:
                     yield self._take(ahead.popleft())
             while ahead:
@@ -126,8 +128,13 @@ class DaliLoader(ViewLoader):
         ppm = b"P6 %d %d 255\n" % (width, height) + pixels.permute(1, 2, 0).numpy().tobytes()
         return ppm, False, width, height
 
-    def _render(self, indexes: np.ndarray, numbers: np.ndarray, shares: Iterable[tuple[list, list]]) -> Any:
+    def _render(
+        self, transforms: list[Transform], indexes: np.ndarray, numbers: np.ndarray, shares: Iterable[tuple[list, list]]
+    ) -> Any:
         """The batch, its views with their parts, the images that could not be read, and a GPU's event after them."""
+        if [view.size for view in transforms] != [view.size for view in self.transforms]:
+            self._pipeline = None  # crops that grow: the next one's are larger
+        self.transforms = transforms
         files, unreadable = (list(chain(*parts)) for parts in zip(*shares, strict=True))
         with torch.cuda.stream(self.stream) if self.stream else nullcontext():
             try:

@@ -209,9 +209,11 @@ def test_batches_rendered_together_are_those_rendered_alone(monkeypatch, folder)
                 torch.testing.assert_close(view, view_, rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize("kind", ["image_folder", "tensor"])
+@pytest.mark.parametrize("kind", ["image_folder", "tensor", "dali"])
 def test_crops_that_grow_are_those_of_a_loader_of_that_size(folder, kind):
     """4 px in epoch 0, 6 in epochs 1 and 2, then 8; evaluations see the last size from the start."""
+    if kind == "dali":
+        pytest.importorskip("nvidia.dali")
     config = DataConfig("custom", train_path=str(folder), val_path=str(folder), format=kind, num_workers=0)
 
     def module(size, **more):
