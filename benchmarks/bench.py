@@ -29,7 +29,14 @@ PARTS = {  # name of the JSON -> command
     "data": ["data.py", "--rounds", "7"],
     "pieces": ["pieces.py"],
 }
-STEP_HEAD = ["teacher", "ms a step (quartiles)", "against `full`", "against its floor", "MiB at most"]
+STEP_HEAD = [
+    "teacher",
+    "ms a step (quartiles)",
+    "against `full`",
+    "against its floor",
+    "the teacher's parameters",
+    "MiB",
+]
 LOADER_HEAD = ["format", "images/s", "against Pillow (quartiles)"]
 PHOTOS, SMALL = "two views of 224 px from 500 x 375 px JPEGs", "two views of 32 px from memory (CIFAR)"
 PAGES = ("README.md", "docs/data.md")
@@ -47,8 +54,8 @@ def steps(name: str, report: dict[str, Any]) -> str:
     what = f"\n{what}, {'bfloat16' if s['bf16'] else 'float32'}: {STEP_IS}"
     rows = [[f"`{row[0]}`" if " " not in row[0] else row[0], *row[1:]] for row in step_time.cells(report["rows"])]
     cut = slice(None) if any(row[-1] for row in rows) else slice(-1)  # only GPUs say what memory is taken
-    table = markdown_table(STEP_HEAD[cut], [row[cut] for row in rows], range(1, 5))
-    return table + what + caption(name, report, report["n"])
+    table = markdown_table(STEP_HEAD[cut], [row[cut] for row in rows], range(1, 6))
+    return table + what + "\n" + caption(name, report, report["n"])
 
 
 def views(report: dict[str, Any], kind: str, title: str) -> str:

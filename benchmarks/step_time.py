@@ -54,7 +54,10 @@ class Setting:
 
     def config(self, scope: str) -> Any:
         own = [f"backbone.name={self.backbone}", f"momentum.stages={scope}", f"optimizer.batch_size={self.batch}"]
-        return resolve(compose(RECIPES / self.dataset, self.method, [*own, "gap.enabled=False"]))
+        cfg = compose(RECIPES / self.dataset, self.method, [*own, "gap.enabled=False"])
+        if self.backbone.startswith("vit"):
+            OmegaConf.update(cfg, "backbone.kwargs", {}, merge=False, force_add=True)  # the recipe's are a ResNet's
+        return resolve(cfg)
 
     def step(self, module: nn.Module, loss: Callable[[], Tensor], after: Callable[[], Any] = lambda: None) -> Callable:
         optimizer = torch.optim.SGD([p for p in module.parameters() if p.requires_grad], lr=0.03, momentum=0.9)
@@ -211,13 +214,14 @@ def measure(setting: Setting, rounds: int) -> dict[str, Figures]:
 
 
 def cells(rows: dict[str, Figures]) -> list[list[str]]:
-    """Of a table: step, ms, against the first, against its floor, MiB."""
+    """Of a table: step, ms, against the first, against its floor, the teacher's parameters, MiB."""
     return [
         [
             name,
             shown(row["ms"], 1 if row["ms"]["median"] < 100 else 0),
             shown(row["speedup"], 2, "x"),
             shown(row["over_floor"], 3, "x") if "over_floor" in row else "",
+            f"{row['teacher_parameters'] / 1e6:.1f} M" if "teacher_parameters" in row else "",
             f"{row['memory'] / 2**20:,.0f}" if "memory" in row else "",
         ]
         for name, row in rows.items()
@@ -241,8 +245,8 @@ def main() -> None:
     report = {"setting": asdict(setting), "n": args.steps, "rows": measure(setting, args.steps)}
     report["environment"] = environment()
     args.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    for row in [["step", "ms", "against full", "floor", "MiB"], *cells(report["rows"])]:
-        print("{:<20} {:>22} {:>20} {:>22} {:>8}".format(*row))
+    for row in [["step", "ms", "against full", "floor", "copied", "MiB"], *cells(report["rows"])]:
+        print("{:<20} {:>22} {:>20} {:>22} {:>8} {:>8}".format(*row))
     print(f"{origin()}, n = {args.steps}")
 
 
