@@ -22,7 +22,12 @@ else:
 ROOT = Path(solo_ext.__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 EXTRAS = PROJECT["optional-dependencies"]
-ELSEWHERE = {"solo": "a checkout of solo-learn", "detectron2": "has no release on PyPI", "tomli": "pytest's own"}
+ELSEWHERE = {
+    "solo": "a checkout of solo-learn",
+    "detectron2": "has no release on PyPI",
+    "tomli": "pytest's own",
+    "triton": "comes with a PyTorch for GPUs",
+}
 OURS = {path for folder in ("tests", "benchmarks") for path in (ROOT / folder).rglob("*")}
 OWN = {"solo_ext", "recipes", *(path.stem for path in OURS if path.suffix in (".py", ""))}
 DISTRIBUTIONS = packages_distributions()  # which takes a second

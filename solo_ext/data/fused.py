@@ -1,4 +1,4 @@
-"""Colours and blur of `render` as Triton kernels, for RGB images on a GPU: four launches where PyTorch takes hundreds."""
+"""Colours and blur of `render` for RGB images on a GPU: four Triton kernels, where PyTorch launches hundreds."""
 
 import numpy as np
 import torch
@@ -102,15 +102,18 @@ def colours(x: Tensor, order: np.ndarray, factors: np.ndarray, gray: np.ndarray)
     rows = np.column_stack([orders, np.where(jitters, factors, [1, 1, 1, 0]), before, gray])
     table = torch.from_numpy(rows.astype(np.float32)).to(x.device, non_blocking=True)
     pixels, sums = x[0, 0].numel(), x.new_empty(len(x), BLOCK)
-    _grays[len(x),](x, table, sums, pixels, BLOCK)
-    _colours[len(x), triton.cdiv(pixels, BLOCK)](x, table, sums.sum(1).div_(pixels), pixels, BLOCK)
+    with torch.cuda.device_of(x):
+        _grays[len(x),](x, table, sums, pixels, BLOCK)
+        _colours[len(x), triton.cdiv(pixels, BLOCK)](x, table, sums.sum(1).div_(pixels), pixels, BLOCK)
     return x
 
 
 def blur(x: Tensor, taps: Tensor) -> Tensor:
     """Both axes of float32 [B, 3, H, W] filtered as by `render`, with kernels from the middle on: [B, radius + 1]."""
+    taps = taps.contiguous()
     for size, step in ((x.shape[3], 1), (x.shape[2], x.shape[3])):
         source, x, pixels = x, torch.empty_like(x), x[0, 0].numel()
         grid = 3 * len(x), triton.cdiv(pixels, BLOCK)
-        _filter[grid](source, x, taps, taps.shape[1] - 1, size, pixels, step, BLOCK)
+        with torch.cuda.device_of(x):
+            _filter[grid](source, x, taps, taps.shape[1] - 1, size, pixels, step, BLOCK)
     return x

@@ -23,8 +23,8 @@ TRAPEZOIDS = np.array([[1 / 2, 1 / 3, 2 / 3], [6, -6, -6], [-2, 1, 1]])
 LUMA = (0.299, 0.587, 0.114)  # ITU-R 601, Pillow's gray
 SUPPORT = {"bicubic": 2.0, "bilinear": 1.0}  # half-widths of Pillow's resampling filters, in source pixels
 MARGIN = math.ceil(BLUR_RADIUS[1])  # reach of the boxes that a blur is made of, in pixels
-# elements of a view that are rendered at once: what a CPU's cache holds, per thread; what keeps a GPU busy; what is little
-# of its memory where kernels need no more than two copies
+# elements of a view that are rendered at once: what a CPU's cache holds, per thread, what keeps a GPU busy, and what
+# takes little of its memory, since kernels make few copies
 CHUNK, GPU_CHUNK, KERNEL_CHUNK = 2**19, 2**22, 2**26
 
 
@@ -67,9 +67,9 @@ def crop_resize_batch(images: Tensor, boxes: Tensor, size: int, mode: str) -> Te
 
 def parts(images: Tensor) -> Iterator[slice]:
     """Rows of [B, C, H, W] to render at once."""
-    elements = CHUNK * torch.get_num_threads() if images.device.type == "cpu" else GPU_CHUNK
-    if kernels(images.device):
-        elements = KERNEL_CHUNK
+    elements = KERNEL_CHUNK if kernels(images.device) else GPU_CHUNK
+    if images.device.type == "cpu":
+        elements = CHUNK * torch.get_num_threads()
     step = max(1, elements // math.prod(images.shape[1:]))
     return (slice(start, start + step) for start in range(0, len(images), step))
 
@@ -86,8 +86,8 @@ def finish(crops: Tensor, views: Views, mean: Tensor, std: Tensor, out: Tensor |
             x = fused.colours(x.contiguous(), part.order, part.factors, part.gray)
         else:
             x = _jitter(x, part.order, part.factors)
-        if x.shape[1] == 3 and not fused:
-            x = _on(x, part.gray, lambda x: _luma(x).repeat(1, 3, 1, 1))
+            if x.shape[1] == 3:
+                x = _on(x, part.gray, lambda x: _luma(x).repeat(1, 3, 1, 1))
         if part.blur.any():
             x = _on(x, part.blur > 0, fused.blur if fused else _blur, _blur_taps(part.blur))
         x = _on(x, part.solarize, lambda x: torch.minimum(x, 255 - x))
