@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from solo_ext.runs.environment import environment
+from solo_ext.training.trainer import keep_freed_memory
 
 Figures = dict[str, Any]
 
@@ -33,7 +34,9 @@ def allocated(device: str, peak: bool = False) -> int:
 def in_turn(
     contenders: dict[str, Callable[[], Any]], rounds: int, device: str, warm_up: int = 1
 ) -> dict[str, list[float]]:
-    """Seconds of each contender in each round: a busy machine slows all of them alike."""
+    """Seconds of each contender in each round: a busy machine slows all alike, and memory is as in a training."""
+    if device == "cpu":
+        keep_freed_memory()
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     for i in range(warm_up + rounds):
         for name, contender in contenders.items():
