@@ -344,7 +344,8 @@ def recipe_taken(cfg: LinearConfig) -> str | None:
     values = {} if cfg.cache_features or cfg.lr_grid else _linear_recipe(cfg.data.dataset, str(cfg.pretrain_method))
     if not values:
         return None
-    own = {key: getattr(cfg.optimizer, key) for key in ("classifier_lr", "effective_lr", "effective_classifier_lr")}
+    derived = ("classifier_lr", "joint_batch", "effective_lr", "effective_classifier_lr")
+    own = {key: getattr(cfg.optimizer, key) for key in derived}
     optimizer = replace(build(OptimizerConfig, values["optimizer"], "optimizer"), **own)
     scheduler = build(SchedulerConfig, values["scheduler"], "scheduler")
     same = (optimizer, scheduler, values["max_epochs"]) == (cfg.optimizer, cfg.scheduler, cfg.max_epochs)
