@@ -34,6 +34,7 @@ from certificate.reference import random_chain
 from omegaconf import OmegaConf
 from PIL import Image
 from sklearn.datasets import load_sample_images
+from timing import clock
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms as T
 from torchvision.datasets import ImageFolder
@@ -165,12 +166,6 @@ def endless(loader: Iterable) -> Iterator:
 
 
 # What is timed.
-
-
-def clock(device: str) -> float:
-    if device == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter()
 
 
 def throughput(kind: str, name: str, folder: Path, args: argparse.Namespace) -> Callable[[], dict[str, float]]:
