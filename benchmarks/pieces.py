@@ -102,7 +102,7 @@ def linear(device: str, rounds: int = 3, tiny: bool = False) -> Rows:
     optimizer = OptimizerConfig(name="sgd", batch_size=256, lr=0.1)
 
     def fit() -> None:
-        fit_cached_linear(*data, optimizer=optimizer, scheduler=SchedulerConfig(name="none"), epochs=epochs)
+        fit_cached_linear(*data, optimizers=[optimizer], scheduler=SchedulerConfig(name="none"), epochs=epochs)
 
     seconds = in_turn({"linear": fit}, rounds, device)["linear"]
     rate = epochs * len(data[0]) / spread(seconds)["median"]

@@ -1,8 +1,6 @@
 """Parts 2 to 5: steps, loaders, the speedrun, and studies for all the time that is left."""
 
 import json
-import subprocess
-import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,7 +11,7 @@ from study_runs import finished
 from timing import shown
 
 from gpu.correct import of
-from gpu.work import ROOT, Kit, Skip, Unfinished, Unit
+from gpu.work import ROOT, Kit, Unfinished, Unit
 from solo_ext.studies.study import load_study
 
 FRAMEWORKS = ("byol", "dino", "mocov2plus", "mocov3", "ressl", "simclr", "simsiam")
@@ -56,34 +54,23 @@ def loaders(kit: Kit, kind: str) -> tuple[str, Any]:
     return "; ".join(f"{name}: {shown(row[key], 1)} {unit}" for name, row in rows.items()), rows
 
 
-def speedrun(kit: Kit) -> tuple[str, Any]:
-    known = subprocess.run([sys.executable, "-m", "solo_ext", "speedrun", "--help"], capture_output=True)
-    if known.returncode:
-        raise Skip("this version has no solo-ext speedrun")
-    photos = kit.photos()
-    data = [f"data.train_path={photos / 'train'}", f"data.val_path={photos / 'test'}"]
-    said = kit.run("solo_ext", "speedrun", *data, module=True, timeout=max(1.0, kit.left()))
-    return said.strip().splitlines()[-1], said
-
-
-def study(kit: Kit, name: str) -> tuple[str, Any]:
-    photos, out = kit.photos(), kit.folder("studies") / name
-    file = ROOT / "scripts" / "studies" / "photographs" / f"{name}.yaml"
-    own = ["backbone.name=resnet18", "data.fraction=-1", "max_epochs=200"]
+def study(kit: Kit, file: str, jobs: int = 0) -> tuple[str, Any]:
+    """One of scripts/studies, on a ResNet-18, for all the time that is left; jobs at a time, by default one on each GPU."""
+    photos, out = kit.photos(), kit.folder("studies") / file.replace("/", "-")
+    own = ["backbone.name=resnet18", "data.fraction=-1"] + ["max_epochs=200"] * file.startswith("photographs")
     if kit.tiny:
         own = ["data.fraction=-1", "optimizer.batch_size=8", "max_epochs=1", "seeds=[0]", "accelerator=cpu"]
-        own += ["scheduler.warmup_epochs=0", "knn_eval.enabled=False"]
+        own += ["backbone.name=resnet10_w16", "scheduler.warmup_epochs=0", "knn_eval.enabled=False"]
     own += [f"data.train_path={photos / 'train'}", f"data.val_path={photos / 'test'}"]
-    spec = load_study(file, own)
+    spec = load_study(path := ROOT / "scripts" / "studies" / f"{file}.yaml", own)
     only = ["--only", spec.cells[0].name] if kit.tiny else []
-    jobs = max(1, torch.cuda.device_count())
-    words = [file, *own, "--out", out, "--jobs", jobs, *only]
+    words = [path, *own, "--out", out, "--jobs", jobs or max(1, torch.cuda.device_count()), *only]
     kit.run("solo_ext", "study", *words, module=True, timeout=max(1.0, kit.left()))
     runs = [f"{cell}, seed {seed}" for cell, seed, _ in finished(out)]
     number = len(spec.cells[:1] if kit.tiny else spec.cells) * len(spec.seeds)
     if len(runs) < number:
         raise Unfinished(f"{len(runs)} of {number} runs", runs)
-    return f"all of its {number} runs", runs
+    return f"all of its {number} runs", (out / "study.md").read_text(encoding="utf-8")
 
 
 def units(kit: Kit) -> Iterator[Unit]:
@@ -94,6 +81,6 @@ def units(kit: Kit) -> Iterator[Unit]:
         yield Unit("2 step", name, of(piece, name), done="measured")
     for kind in ("cifar", "step") if kit.tiny else ("cifar", "step", "photos"):
         yield Unit("3 loaders", kind, of(loaders, kind), 60, done="measured")
-    yield Unit("4 speedrun", "speedrun", speedrun, 60, limit=0, done="measured")
+    yield Unit("4 speedrun", "speedrun", of(study, "speedrun/gpu", 1), 60, limit=0, done="measured")
     for name in STUDIES[:1] if kit.tiny else STUDIES:
-        yield Unit("5 studies", name, of(study, name), 60, limit=0, done="measured")
+        yield Unit("5 studies", name, of(study, f"photographs/{name}"), 60, limit=0, done="measured")

@@ -127,7 +127,8 @@ def linear(args: Namespace) -> None:
     --run PATH stands for pretrained_feature_extractor=PATH.
 
     linear.json in the run folder keeps every result with its whole protocol: fine-tuned, with fewer labels, ...
-    lr_grid=[0.1,0.3,1] trains a classifier for each learning rate in one pass, and keeps a result of each.
+    lr_grid=[0.1,0.3,1] and weight_decay_grid=[0,1e-4] train a classifier for each pair in one pass, each with a result
+    of its own; data.val_fraction=0.1 tests them on a part of the training images.
     data.dataset and data.train_path of another set transfer the encoder to it.
 
       solo-ext linear --run trained_models/byol/RUN lr_grid=[0.1,0.3,1] data.dataset=cifar100 data.train_path=/data

@@ -270,9 +270,13 @@ class PretrainData(ImageData):
         return [Transform.random(aug, aug.mean or info.mean, aug.std or info.std) for aug in views]
 
     def probe_dataloaders(self) -> tuple[ViewLoader, ViewLoader]:
-        """All labelled training and all validation images, un-augmented, in order: for a kNN probe."""
+        """This rank's shares of the labelled training images and of the validation images, un-augmented, in order, for
+        a kNN probe; the second are of one size on all ranks."""
         assert self.val_set is not None
-        return self._in_order(self.train_set.labelled()), self._in_order(self.val_set)
+        bank, (world_size, rank) = self.train_set.labelled(), self._shard()
+        if world_size > 1:
+            bank = bank.subset(np.arange(rank, len(bank), world_size))
+        return self._in_order(bank), self._in_order(self.val_set, world_size, rank)
 
 
 class ClassificationData(ImageData):

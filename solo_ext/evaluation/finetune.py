@@ -19,20 +19,31 @@ class LinearOptions(Config):
     label_smoothing: Share = 0.0
     mixup: NonNegative = 0.0  # alpha of timm's; 0 is off
     cutmix: NonNegative = 0.0
-    # instead of optimizer.lr: one classifier for each, all trained in one pass over the same frozen features
+    # instead of optimizer.lr and weight_decay: one classifier for each pair, all in one pass over the frozen features
     lr_grid: list[Positive] = field(default_factory=list)
+    weight_decay_grid: list[NonNegative] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         plain = not (self.finetune or self.mixup or self.cutmix)
-        self.require(not self.lr_grid or plain, "lr_grid", "empty with finetune, mixup or cutmix")
-        self.require(len({*self.lr_grid}) == len(self.lr_grid), "lr_grid", "a list of different rates")
+        for key in ("lr_grid", "weight_decay_grid"):
+            grid = getattr(self, key)
+            self.require(not grid or plain, key, "empty with finetune, mixup or cutmix")
+            self.require(len({f"{x:g}" for x in grid}) == len(grid), key, "a list of different numbers")
 
-    def heads(self, optimizer: OptimizerConfig) -> list[tuple[str, OptimizerConfig]]:
-        """For each classifier what ends the names of its metrics, and its optimizer: one, or one for each rate."""
-        rates = [(lr, optimizer.rates()[0] * lr / optimizer.lr) for lr in self.lr_grid]
-        grid = [(f"/lr={lr:g}", replace(optimizer, lr=lr, effective_lr=rate)) for lr, rate in rates]
-        return grid or [("", optimizer)]
+    def heads(self, optimizer: OptimizerConfig) -> dict[str, OptimizerConfig]:
+        """What ends the names of a classifier's metrics -> its optimizer: one, or one for each point of the grid."""
+        found = {"": optimizer}
+        if self.lr_grid:
+            effective = optimizer.rates()[0]
+            found = {
+                f"/lr={lr:g}": replace(optimizer, lr=lr, effective_lr=effective * lr / optimizer.lr)
+                for lr in self.lr_grid
+            }
+        if decays := self.weight_decay_grid:
+            pairs = [(end, cfg, wd) for end, cfg in found.items() for wd in decays]
+            found = {f"{end}/wd={wd:g}": replace(cfg, weight_decay=wd) for end, cfg, wd in pairs}
+        return found
 
     def mixing(self, batch_size: int, classes: int) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None:
         """timm's (images, targets) -> (mixed images, soft targets), smoothed; None without mixup and cutmix."""

@@ -16,7 +16,7 @@ Result = dict[str, Any]
 # in these, evaluations by the standard protocol may differ; it is frozen, on all labels of the encoder's own data
 FREE = (
     *("checkpoint", "sha256", "encoder", "branch", "untrained", "pretrain_method", "backbone", "data"),
-    *("cache_features", "augmented", "optimizer", "scheduler", "recipe", "max_epochs", "min_epochs"),
+    *("cache_features", "keep_features", "augmented", "optimizer", "scheduler", "recipe", "max_epochs", "min_epochs"),
     "accumulate_grad_batches",
     *("gradient_clip_val", "gradient_clip_algorithm", "seed", "precision", "devices", "processes", "strategy"),
     *("sync_batchnorm", "performance", "deterministic", "check_val_every_n_epoch", "val_check_interval"),

@@ -20,6 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 from solo_ext.data.augmentations import AugmentationConfig, count_crops
 from solo_ext.data.datasets import FACTS, LINEAR_REFERENCE, DataConfig, dataset_info
 from solo_ext.errors import ConfigError, must_have
+from solo_ext.evaluation.features import Kept
 from solo_ext.evaluation.finetune import DetectorConfig, LinearOptions
 from solo_ext.evaluation.knn import Distance
 from solo_ext.files import log
@@ -122,6 +123,7 @@ class EvaluationConfig(RunConfig):
     teacher: bool = False  # true: the momentum encoder instead
     encoder: str | None = None  # SHA-256 of its weights
     branch: str | None = None  # `teacher`, of an export that is one
+    keep_features: Kept = "float32"  # how, where they are extracted first; file: a temporary one, in place of memory
 
 
 @dataclass(kw_only=True)
@@ -136,8 +138,9 @@ class LinearConfig(LinearOptions, TrainingConfig, EvaluationConfig):
         super().__post_init__()
         trains_more = self.cache_features and (self.finetune or self.mixup or self.cutmix or self.label_smoothing)
         self.require(not trains_more, "cache_features", "false with finetune, mixup, cutmix or label_smoothing")
-        apart = not (self.lr_grid and self.gradient_clip_val)
-        self.require(apart, "lr_grid", "empty with gradient_clip_val, which sees all classifiers at once")
+        for key in ("lr_grid", "weight_decay_grid"):
+            apart = not (getattr(self, key) and self.gradient_clip_val)
+            self.require(apart, key, "empty with gradient_clip_val, which sees all classifiers at once")
         self.require(not self.lr_grid or self.optimizer.lr > 0, "lr_grid", "empty where optimizer.lr is 0")
 
 
@@ -341,7 +344,8 @@ def _linear_recipe(dataset: str, method: str) -> dict[str, Any]:
 
 def recipe_taken(cfg: LinearConfig) -> str | None:
     """The linear recipe of the encoder's method for the data, if optimizer, schedule and epochs are those in it."""
-    values = {} if cfg.cache_features or cfg.lr_grid else _linear_recipe(cfg.data.dataset, str(cfg.pretrain_method))
+    other = cfg.cache_features or cfg.lr_grid or cfg.weight_decay_grid
+    values = {} if other else _linear_recipe(cfg.data.dataset, str(cfg.pretrain_method))
     if not values:
         return None
     derived = ("classifier_lr", "joint_batch", "effective_lr", "effective_classifier_lr")

@@ -38,7 +38,6 @@ from solo_ext.training.config import (
     KNNRunConfig,
     LinearConfig,
     QualityConfig,
-    RunConfig,
     recipe_taken,
 )
 from solo_ext.training.start import begin, is_first, runs_folder
@@ -69,14 +68,15 @@ def linear(cfg: LinearConfig, results: Path | None = None, encoder: Checkpoint |
     cfg = prepare(cfg, data)
     backbone, about, place = _encoder(cfg, encoder, data, results)
     cfg.recipe = recipe_taken(cfg)
+    heads = cfg.heads(cfg.optimizer)
     if cached:
         began, run = time.perf_counter(), Run.new(base)
-        features, metrics = _features(cfg, backbone, data), dict[str, float]()
-        for head, optimizer in cfg.heads(cfg.optimizer):
-            reached = fit_cached_linear(
-                *features, optimizer=optimizer, scheduler=cfg.scheduler, epochs=cfg.max_epochs, seed=cfg.seed
-            )
-            metrics |= {f"{name if '_' in name else f'val_{name}'}{head}": value for name, value in reached.items()}
+        features = _features(cfg, backbone, data)
+        reached = fit_cached_linear(
+            *features, optimizers=[*heads.values()], scheduler=cfg.scheduler, epochs=cfg.max_epochs, seed=cfg.seed
+        )
+        scores_of = zip(heads, reached, strict=True)
+        metrics = {f"{name}{head}": value for head, scores in scores_of for name, value in scores.items()}
         with run.in_use(plain(cfg), {**environment(), "data": data.record(data.device)}):
             result = RunResult(run.dir, None, metrics, time.perf_counter() - began, None)
             run.finish(result)
@@ -85,11 +85,16 @@ def linear(cfg: LinearConfig, results: Path | None = None, encoder: Checkpoint |
         model = LinearModel(backbone, data.num_classes, cfg.optimizer, cfg.scheduler, cfg, layout)
         result = fit(cfg, model, data, begin(cfg, base))
     rows: list[Result] = []
-    for head, optimizer in cfg.heads(cfg.optimizer):
+    for head, optimizer in heads.items():
         print_result(result, (f"val_acc1{head}", f"val_acc5{head}"))
         scores = {name: result.metrics.get(f"val_{name}{head}") for name in ("acc1", "acc5")}
-        rates = {f"optimizer.{key}": getattr(optimizer, key) for key in ("lr", "effective_lr")}
+        rates = {f"optimizer.{key}": getattr(optimizer, key) for key in ("lr", "effective_lr", "weight_decay")}
         rows.append(scores | {"protocol": rates if head else {}} | _spent(result))
+    if len(rows) > 1 and rows[0]["acc1"] is not None and is_first():
+        head, best = max(zip(heads, rows, strict=True), key=lambda pair: pair[1]["acc1"])
+        test = "the test images themselves; data.val_fraction=0.1 would hold out training images for it"
+        on = "training images (data.val_fraction)" if cfg.data.val_fraction else test
+        print(hanging(f"best of {len(rows)}: val_acc1{head}\xa0{best['acc1']:.4g}, chosen on {on}"))
     _record(LINEAR, cfg, data, about, rows, place)
     return result
 
@@ -223,20 +228,22 @@ def protocol_of(cfg: AnyEvaluation, data: ImageData) -> dict[str, Any]:
     return chosen | flatten(plain(facts))
 
 
-def _features(cfg: RunConfig, backbone: nn.Module, data: ClassificationData) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _features(
+    cfg: AnyEvaluation, backbone: nn.Module, data: ClassificationData
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Features and labels of the training images, then of the test images, on the device."""
     bank = _extracted(cfg, backbone, data.train_dataloader())
     return *bank, *_extracted(cfg, backbone, data.val_dataloader(), warn=False)
 
 
-def _extracted(cfg: RunConfig, backbone: nn.Module, loader: Iterable, warn: bool = True) -> tuple[Tensor, Tensor]:
+def _extracted(cfg: AnyEvaluation, backbone: nn.Module, loader: Iterable, warn: bool = True) -> tuple[Tensor, Tensor]:
     """Features and labels of the images of `loader`, on the device; `warn`: as of `pick_precision`."""
     device, precision = cfg.first_device, cfg.pick_precision(warn)
     layout = not cfg.performance.disable_channel_last
     backbone = backbone.to(device).to(memory_format=torch.channels_last if layout else torch.preserve_format)
     with explained():
-        features, labels = extract_features(backbone, loader, device, precision, layout)
-    return features.to(device), labels.to(device)
+        features, labels = extract_features(backbone, loader, device, precision, layout, cfg.keep_features)
+    return features if cfg.keep_features == "file" else features.to(device), labels.to(device)
 
 
 def untrained_folder(cfg: Any) -> Path:

@@ -12,6 +12,7 @@ from solo_ext.runs.run import RunResult
 from solo_ext.schema import plain
 from solo_ext.training.callbacks import MONITORS
 from solo_ext.training.callbacks.collapse import CollapseWatch
+from solo_ext.training.callbacks.gradients import GradientMonitor
 from solo_ext.training.callbacks.inputs import Inputs
 from solo_ext.training.config import PretrainConfig, declared_method, resolve
 from solo_ext.training.start import begin, runs_folder
@@ -71,6 +72,8 @@ def pretrain(
             module.backbone.load_state_dict(encoder.state_dict())
             module.teacher.restart()
         if cfg.compile:
+            inside = getattr(cfg, GradientMonitor.key).enabled
+            cfg.require(not inside, "compile", "false with gradients.enabled, which looks inside the network")
             module.compile_networks()
     sections = [(monitor, getattr(cfg, key)) for key, monitor in MONITORS.items()]
     images = data if isinstance(data, ImageData) else None

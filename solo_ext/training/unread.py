@@ -18,13 +18,14 @@ NO_TRAINER = tuple(key for key in TrainerConfig.__dataclass_fields__ if key not 
 SAVING = tuple(f"checkpoint.{key}" for key in CheckpointConfig.__dataclass_fields__ if key not in ("enabled", "dir"))
 UNREAD = {  # by the kind of run
     "pretrain": ("data.augmentations", "optimizer.layer_decay"),
-    "linear": ("optimizer.classifier_lr",),
+    "linear": ("optimizer.classifier_lr", "keep_features"),
     "detect": (
         "optimizer.classifier_lr",
         "optimizer.layer_decay",
         "data.val_fraction",
         "data.no_labels",
         "data.channels",
+        "keep_features",
     ),
     "linear with cache_features": (
         *("optimizer.classifier_lr", "optimizer.layer_decay", "wandb.enabled", "tensorboard.enabled"),

@@ -116,7 +116,7 @@ num_crops: 1
 def test_solo_learns_keys_are_the_schema():
     node = OmegaConf.create(SOLO_LEARN_ENTRY)
     aug = build(AugmentationConfig, node)
-    assert asdict(aug) == {**node, "mean": None, "std": None}
+    assert asdict(aug) == {**node, "progressive": None, "mean": None, "std": None}
     assert PretrainData(DataConfig("cifar10"), [node, aug], 8, 5).augmentations == [aug, aug]
 
 

@@ -77,11 +77,14 @@ def test_a_batch_without_labels_weighs_nothing():
     assert torch.allclose(model.logged["val_loss"], expected) and model.logged["batch_size"] == 1
 
 
-def test_the_processes_share_a_validation(folder, monkeypatch):
+def test_the_processes_share_a_validation_and_the_probes(folder, monkeypatch):
     data = DataConfig("custom", train_path=str(folder), val_path=str(folder), num_workers=0)
     module = PretrainData(data, [AugmentationConfig(crop_size=16)], BATCH, 0)
-    counts = []
+    counts, bank = [], []
     for rank in range(2):
         monkeypatch.setattr(PretrainData, "_shard", lambda self, rank=rank: (2, rank))
-        counts.append(sum(len(targets) for *_, targets in module.val_dataloader()))
-    assert counts == [BATCH + 1] * 2, "all of them, one filled up"
+        loaders = [module.val_dataloader(), *module.probe_dataloaders()]
+        counts.append([sum(len(targets) for *_, targets in loader) for loader in loaders])
+        bank += [round(x.sum().item(), 2) for _, [view], _ in loaders[1] for x in view]
+    assert counts == [[BATCH + 1, BATCH + 1, BATCH + 1], [BATCH + 1, BATCH, BATCH + 1]]
+    assert len(set(bank)) == len(module.train_set) == 2 * BATCH + 1

@@ -1,6 +1,11 @@
 """kNN against scikit-learn, a loop and solo-learn; the frozen backbone; probes that leave training alone."""
 
+import contextlib
 import math
+import resource
+import signal
+import sys
+from pathlib import Path
 
 import lightning.pytorch as pl
 import numpy as np
@@ -14,6 +19,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
 from timm.data.mixup import Mixup
 from timm.optim import param_groups_layer_decay
+from tiny_runs import forks
 from torch import nn
 
 from solo_ext.errors import ConfigError, DataError, SoloExtError
@@ -62,8 +68,10 @@ def test_accuracy_without_labels_is_zero():
 # Features.
 
 
-@pytest.mark.parametrize("precision", ["32", "32-true", "bf16-mixed"])
-def test_extract_features(precision):
+@pytest.mark.parametrize(
+    "precision, kept", [("32", "float32"), ("32-true", "file"), ("bf16-mixed", "float32"), ("32", "float16")]
+)
+def test_extract_features(precision, kept):
     backbone = Backbone().train()
     backbone[1].eval()
     batches = random_batches(3, views=1)
@@ -71,15 +79,15 @@ def test_extract_features(precision):
     buffers = {k: v.clone() for k, v in backbone.state_dict().items()}
     state = torch.get_rng_state()
     loader = torch.utils.data.DataLoader(batches, batch_size=None)
-    features, labels = extract_features(backbone, loader, "cpu", precision)
+    features, labels = extract_features(backbone, loader, "cpu", precision, kept=kept)
     assert [m.training for m in backbone.modules()] == modes
     assert all(torch.equal(v, buffers[k]) for k, v in backbone.state_dict().items())
     assert torch.equal(torch.get_rng_state(), state)
     assert torch.equal(labels, torch.cat([targets for *_, targets in batches]))
     expected = torch.cat([backbone.eval()(view) for _, [view], _ in batches]).detach()
-    assert features.dtype == torch.float32 and not features.requires_grad
-    tolerance = 2e-2 if "16" in precision else 1e-6
-    torch.testing.assert_close(features, expected, rtol=tolerance, atol=tolerance)
+    assert features.dtype == getattr(torch, kept, torch.float32) and not features.requires_grad
+    tolerance = 2e-2 if "16" in precision else 1e-3 if kept == "float16" else 1e-6
+    torch.testing.assert_close(features.float(), expected, rtol=tolerance, atol=tolerance)
 
 
 def test_extract_features_of_a_backbone_in_double_precision():
@@ -96,6 +104,55 @@ def test_extract_features_refuses():
     nn.init.constant_(broken[0].weight, math.nan)
     with pytest.raises(SoloExtError, match="not finite"):
         extract_features(broken, random_batches(1, views=1))
+    with pytest.raises(DataError, match=r"temporary file \(TMPDIR\): File too large"), small_files():
+        extract_features(Backbone(), random_batches(3, views=1), kept="file")
+
+
+@contextlib.contextmanager
+def small_files():
+    """Where a file of 100 bytes is as large as one can be."""
+    limits, action = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, action)
+
+
+def memory_of_evaluations(pipe):
+    """Peaks of memory, in sizes of 2^18 features of width 512: of their extraction in float16, then in float32, and
+    of a linear evaluation after it; then by a file, where the process may take 0.4 sizes besides mapped files."""
+    torch.set_num_threads(1)
+    batch = torch.arange(1024), [torch.randn(1024, 1, 16, 32)], torch.arange(1024) % 10
+    start, options = 0, {"optimizers": [OptimizerConfig("sgd", batch_size=2048, lr=0.1)], "epochs": 1}
+
+    def peaks(kept, batches=256):
+        features, labels = extract_features(nn.Flatten(), [batch] * batches, kept=kept)
+        yield (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - start) / 2**19
+        fit_cached_linear(features, labels, features[:99], labels[:99], scheduler=SchedulerConfig("none"), **options)
+        yield (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - start) / 2**19
+
+    [*peaks("float32", batches=2)]  # what is loaded once
+    start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    pipe.send([next(peaks("float16")), *peaks("float32")])
+    taken = 1024 * int(Path("/proc/self/status").read_text().partition("VmData:")[2].split()[0])
+    resource.setrlimit(resource.RLIMIT_DATA, (taken + int(0.4 * 2**29), resource.RLIM_INFINITY))
+    pipe.send([*peaks("file")])
+    with pytest.raises(MemoryError):
+        next(peaks("float16"))
+    pipe.send("refused")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="others count memory otherwise")
+def test_the_memory_of_features_is_little_more_than_their_size():
+    ours, theirs = forks.Pipe()
+    forks.Process(target=memory_of_evaluations, args=(theirs,)).start()
+    theirs.close()  # so that an error there is an end here
+    half, whole, linear = ours.recv()
+    assert 0.4 < half < 0.6 and 0.9 < whole <= linear < 1.2, (half, whole, linear)
+    assert ours.recv() and ours.recv() == "refused"
 
 
 # kNN.
@@ -144,7 +201,8 @@ def test_knn_against_a_loop(distance):
 )
 def test_knn_against_scikit_learn(monkeypatch, distance, weights, k):
     bank, bank_labels, query, labels = neighbours_problem()
-    monkeypatch.setattr("solo_ext.evaluation.knn.BLOCK", 7 * len(bank))  # several blocks, the last one shorter
+    monkeypatch.setattr("solo_ext.evaluation.knn.ROWS", 7)  # several blocks, the last ones shorter
+    monkeypatch.setattr("solo_ext.evaluation.knn.COLUMNS", 11)
     found = knn_accuracy(bank, bank_labels, query, labels, k, distance, temperature=0.1)[k]
     reference = KNeighborsClassifier(min(k, len(bank)), weights=weights, metric=distance).fit(bank, bank_labels)
     assert found["acc1"] == pytest.approx(100 * reference.score(query, labels))
@@ -167,11 +225,19 @@ def test_knn_against_solo_learn(solo_learn, monkeypatch, distance):
         assert (found["acc1"], found["acc5"]) == pytest.approx(theirs.compute())
 
 
-def test_knn_leaves_out_what_has_no_label():
+@pytest.mark.parametrize("distance", ["cosine", "euclidean"])
+def test_knn_leaves_out_what_has_no_label(distance):
     bank, bank_labels, query, labels = neighbours_problem()
-    expected = knn_accuracy(bank[100:], bank_labels[100:], query[50:], labels[50:], [1, 20])
+    expected = knn_accuracy(bank[100:], bank_labels[100:], query[50:], labels[50:], [1, 20, 1000], distance)
     bank_labels[:100], labels[:50] = -1, -1
-    assert knn_accuracy(bank, bank_labels, query, labels, [1, 20]) == expected
+    assert knn_accuracy(bank, bank_labels, query, labels, [1, 20, 1000], distance) == expected
+
+
+@pytest.mark.parametrize("distance", ["cosine", "euclidean"])
+def test_knn_of_halved_features_is_that_of_their_values(distance):
+    bank, bank_labels, query, labels = neighbours_problem()
+    whole = knn_accuracy(bank.half().float(), bank_labels, query.half().float(), labels, [1, 20], distance)
+    assert knn_accuracy(bank.half(), bank_labels, query.half(), labels, [1, 20], distance) == whole
 
 
 def test_knn_at_a_low_temperature_is_the_nearest_neighbour():
@@ -392,7 +458,7 @@ def test_linear_options_default_to_solo_learns():
     assert LinearOptions() == LinearOptions(finetune=False, label_smoothing=0, mixup=0, cutmix=0)
 
 
-SGD = {"optimizer": OptimizerConfig("sgd", batch_size=256, lr=0.03), "epochs": 50}
+SGD = {"optimizers": [OptimizerConfig("sgd", batch_size=256, lr=0.03)], "epochs": 50}
 SGD["scheduler"] = SchedulerConfig("step", lr_decay_steps=[30, 40])
 
 
@@ -410,9 +476,9 @@ def test_cached_linear_by_hand(schedule):
     generator = torch.Generator().manual_seed(2)
     train_x, val_x = (torch.randn(n, 5, generator=generator) * 3 + 1 for n in (22, 9))
     train_y, val_y = (torch.randint(0, 7, (n,), generator=generator) for n in (22, 9))
-    ours = fit_cached_linear(
+    [ours] = fit_cached_linear(
         *(train_x, train_y, val_x, val_y),
-        optimizer=OptimizerConfig("sgd", batch_size=8, lr=0.5, weight_decay=0.01),
+        optimizers=[OptimizerConfig("sgd", batch_size=8, lr=0.5, weight_decay=0.01)],
         **{"scheduler": schedule, "epochs": 3, "seed": 4},
     )
     mean, std = train_x.mean(0), train_x.std(0, correction=0)
@@ -437,14 +503,15 @@ def test_cached_linear_by_hand(schedule):
                 w.sub_(rates[2 * epoch + step] * v)
     train, val = train_x @ W.T + b, val_x @ W.T + b
     expected = {
-        "acc1": 100 * (val.argmax(1) == val_y).float().mean(),
-        "acc5": 100 * (val.topk(5).indices == val_y[:, None]).any(1).float().mean(),
+        "val_acc1": 100 * (val.argmax(1) == val_y).float().mean(),
+        "val_acc5": 100 * (val.topk(5).indices == val_y[:, None]).any(1).float().mean(),
         "train_acc1": 100 * (train.argmax(1) == train_y).float().mean(),
+        "train_acc5": 100 * (train.topk(5).indices == train_y[:, None]).any(1).float().mean(),
         "val_loss": F.cross_entropy(val, val_y),
         "train_loss": F.cross_entropy(train, train_y),
     }
     assert ours == pytest.approx({name: value.item() for name, value in expected.items()}, rel=1e-5)
-    assert len({round(value, 3) for value in ours.values()}) == 5
+    assert len({round(value, 3) for value in ours.values()}) == 6
 
 
 def test_cached_linear_reaches_logistic_regression():
@@ -452,10 +519,10 @@ def test_cached_linear_reaches_logistic_regression():
     reference = 100 * LogisticRegression(max_iter=1000).fit(x[:1500], y[:1500]).score(x[1500:], y[1500:])
     problem = torch.tensor(x[:1500]), torch.tensor(y[:1500]), torch.tensor(x[1500:]), torch.tensor(y[1500:])
     state = torch.get_rng_state()
-    found = fit_cached_linear(*problem, **SGD)
-    assert reference > 60 and abs(found["acc1"] - reference) < 3
-    assert found["acc5"] >= found["acc1"] and found["train_acc1"] > reference - 5
-    assert fit_cached_linear(*problem, **SGD) == found
+    [found] = fit_cached_linear(*problem, **SGD)
+    assert reference > 60 and abs(found["val_acc1"] - reference) < 3
+    assert found["val_acc5"] >= found["val_acc1"] and found["train_acc1"] > reference - 5
+    assert fit_cached_linear(*problem, **SGD) == [found]
     assert torch.equal(torch.get_rng_state(), state)
 
 
@@ -465,7 +532,7 @@ def test_cached_linear_is_plain_sgd_on_standardised_features():
     options = OptimizerConfig("sgd", batch_size=16, lr=9.0, weight_decay=0.01)
     options.effective_lr = 0.2
     schedule = SchedulerConfig("step", lr_decay_steps=[2, 4])
-    found = fit_cached_linear(x, y, val_x, val_y, optimizer=options, scheduler=schedule, epochs=5, seed=3)
+    [found] = fit_cached_linear(x, y, val_x, val_y, optimizers=[options], scheduler=schedule, epochs=5, seed=3)
 
     mean, std = x.mean(0), x.std(0, unbiased=False)
     weight, bias = (torch.zeros(7, 10, requires_grad=True), torch.zeros(7, requires_grad=True))
@@ -481,18 +548,18 @@ def test_cached_linear_is_plain_sgd_on_standardised_features():
             sgd.step()
     logits = (val_x - mean) / std @ weight.T + bias
     assert found["val_loss"] == pytest.approx(F.cross_entropy(logits, val_y).item(), rel=1e-4)
-    assert found["acc1"] == pytest.approx(100 * (logits.argmax(1) == val_y).float().mean().item(), abs=0.51)
+    assert found["val_acc1"] == pytest.approx(100 * (logits.argmax(1) == val_y).float().mean().item(), abs=0.51)
 
 
 def test_cached_linear_takes_optimizer_and_schedule():
     x, y, val_x, val_y = neighbours_problem()
     optimizer = OptimizerConfig("lars", batch_size=1000, lr=0.0)
     constant = SchedulerConfig("none")
-    untrained = fit_cached_linear(x, y, val_x, val_y, optimizer=optimizer, scheduler=constant, epochs=2)
+    [untrained] = fit_cached_linear(x, y, val_x, val_y, optimizers=[optimizer], scheduler=constant, epochs=2)
     assert untrained["val_loss"] == pytest.approx(math.log(7))
     optimizer.effective_lr = 1.0
     for schedule in (SchedulerConfig(warmup_epochs=0), constant):
-        trained = fit_cached_linear(x, y, val_x, val_y, optimizer=optimizer, scheduler=schedule, epochs=2)
+        [trained] = fit_cached_linear(x, y, val_x, val_y, optimizers=[optimizer], scheduler=schedule, epochs=2)
         assert trained["val_loss"] < math.log(7)
 
 

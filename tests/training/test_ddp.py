@@ -381,6 +381,21 @@ def test_a_validation_of_an_uneven_number_of_images_is_that_of_one_process(tmp_p
 
 
 @pytest.mark.slow
+def test_an_online_knn_of_two_processes_is_that_of_one(tmp_path):
+    """On 3,999 and 1,001 images, whose shares differ by one."""
+    more = ["data.val_fraction=0.2002", "knn_eval.enabled=true", "optimizer.lr=1e-9", "++limit_train_batches=1"]
+    changes = ["knn_eval.enabled=false", "++limit_train_batches=5"]
+    code, output = launch(
+        "-m", "solo_ext", "pretrain", *[w for w in words(tmp_path, 2, FLOAT64) if w not in changes], *more
+    )
+    assert code == 0, output
+    one = alone(tmp_path / "one", FLOAT64, *more)
+    [two] = (tmp_path / "byol").iterdir()
+    scores = [{name: row[name] for row in rows(run) for name in row if "knn" in name} for run in (one, two)]
+    assert scores[0].keys() == {"val_knn1", "val_knn20"} and scores[0] == pytest.approx(scores[1], abs=1e-3)
+
+
+@pytest.mark.slow
 def test_a_step_joins_the_ranks_for_its_loss_alone(tmp_path):
     """Besides DDP's gradients, a flag for signals and, on CPUs, one for bad numbers: no barrier, no buffers. A queue is
     alike on all ranks, and BatchNorm reads no statistics while it trains."""

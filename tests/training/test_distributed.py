@@ -1,4 +1,5 @@
-"""Two ranks (gloo) equal one process with the joint batch, in float64: losses, gradients, queue, centre, whole runs."""
+"""Two ranks (gloo) equal one process with the joint batch, in float64: losses, gradients, queue, centre, whole runs;
+kNN of features that they share."""
 
 import os
 
@@ -11,6 +12,7 @@ from frameworks import SPECS, ids
 from lightning.pytorch.strategies import DDPStrategy
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from solo_ext.evaluation.knn import knn_accuracy
 from solo_ext.losses import Center, dino, enqueue, gather_each, info_nce, nt_xent, queue_nce, relational
 from solo_ext.losses.distributed import gather
 from solo_ext.methods import METHODS
@@ -146,8 +148,20 @@ def runs(rank=None):
     return results
 
 
+def neighbours(rank=None):
+    """The accuracies by a bank of 45 features, of which a rank has every second one, and 21 queries and one that counts
+    nowhere; by more neighbours than a rank has, too. Only the first rank has the last class."""
+    generator = torch.Generator().manual_seed(3)
+    bank, query = (torch.randn(n, WIDTH, generator=generator) for n in (45, 22))
+    classes, labels = torch.randint(6, (45,), generator=generator), torch.randint(6, (22,), generator=generator)
+    classes[:2], labels[-1] = torch.tensor([6, -1]), -1
+    own = slice(rank, None, None if rank is None else RANKS)
+    sides = [x[own] for x in (bank, classes, query, labels)]
+    return [knn_accuracy(*sides, [1, 5, 40], distance, shared=True) for distance in ("cosine", "euclidean")]
+
+
 def both(rank=None):
-    return {"losses": losses(rank), "runs": runs(rank)}
+    return {"losses": losses(rank), "runs": runs(rank), "neighbours": neighbours(rank)}
 
 
 def one_rank(rank, folder):
@@ -183,6 +197,12 @@ def test_losses_gradients_queues_and_centre(name, results):
     for rank in ranks:
         for tensor, expected in joint["state"].items():
             assert_equal(rank["state"][tensor], expected, tensor)
+
+
+def test_shared_neighbours(results):
+    ranks, joint = results
+    assert ranks[0]["neighbours"] == ranks[1]["neighbours"] == joint["neighbours"]
+    assert len({scores["acc1"] for found in joint["neighbours"] for scores in found.values()}) > 2
 
 
 @pytest.mark.parametrize("name", ids(METHOD_RUNS))

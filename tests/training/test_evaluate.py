@@ -281,7 +281,7 @@ def test_the_protocol_of_cached_linear(whole, tmp_path, monkeypatch):
     options = {"pretrained_feature_extractor": str(whole.dir), "cache_features": True, "seed": 7}
     options["data__augmentations"] = {"crop_size": 12}
     call = caught(monkeypatch, "fit_cached_linear", linear, config(tmp_path, "linear", **options))
-    optimizer = call.kwargs["optimizer"]
+    [optimizer] = call.kwargs["optimizers"]
     assert (optimizer.batch_size, optimizer.rates()[0]) == (16, 0.5 * 16 / 256)
     assert (call.kwargs["epochs"], call.kwargs["seed"], call.kwargs["scheduler"].name) == (3, 7, "warmup_cosine")
     assert_features_of_whole_images(call.args, whole)

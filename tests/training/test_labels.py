@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import re
+from itertools import product
 
 import numpy as np
 import pytest
@@ -14,7 +16,7 @@ from solo_ext.cli.main import main
 from solo_ext.data import subsets
 from solo_ext.data.datasets import FOLDER, DataConfig, load_dataset
 from solo_ext.errors import ConfigError, DataError
-from solo_ext.runs.checkpoints import open_checkpoint
+from solo_ext.runs.checkpoints import find_checkpoint, load_checkpoint, open_checkpoint
 from solo_ext.runs.run import LINEAR, Run
 from solo_ext.training.config import resolve, run_values
 from solo_ext.training.evaluate import linear
@@ -28,16 +30,43 @@ def evaluated(run, tmp_path, *overrides, schedule="step"):
     return linear(resolve(run_values(run.dir, "linear", words), "linear"), tmp_path / "results")
 
 
+GRID = {"lr_grid": [0.03, 4.0], "weight_decay_grid": [0.0, 0.1]}
+
+
+def points(metrics):
+    """Of each point of `GRID`: its classifier, how its metrics' names end, and the overrides that are it alone."""
+    for i, (lr, wd) in enumerate(product(*GRID.values())):
+        alone = [f"optimizer.lr={lr}", f"optimizer.weight_decay={wd}"]
+        yield f"others.{i - 1}" if i else "classifier", f"/lr={lr:g}/wd={wd:g}", alone
+    assert len({value for name, value in metrics.items() if name.startswith("val_loss")}) == 4
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("options", [["optimizer.name=sgd"], ["optimizer.name=adamw"], ["optimizer.name=lars"]])
-def test_a_grid_is_what_its_rates_are_one_by_one(whole, tmp_path, options):  # noqa: F811
-    rates = [0.03, 0.5, 4.0]
-    grid = evaluated(whole, tmp_path, *options, f"lr_grid={rates}", schedule="cosine")
-    for lr in rates:
-        alone = evaluated(whole, tmp_path, *options, f"optimizer.lr={lr}", schedule="cosine")
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw", "lars"])
+def test_a_grid_is_what_its_points_are_one_by_one(whole, tmp_path, optimizer):  # noqa: F811
+    options = [f"optimizer.name={optimizer}", "precision=64-true"]
+    grid = evaluated(whole, tmp_path, *options, *(f"{key}={x}" for key, x in GRID.items()), schedule="cosine")
+    state = load_checkpoint(find_checkpoint(grid.dir))["state_dict"]
+    for head, end, overrides in points(grid.metrics):
+        alone = evaluated(whole, tmp_path, *options, *overrides, schedule="cosine")
         for name in ("val_loss", "val_acc1", "train_loss"):
-            assert grid.metrics[f"{name}/lr={lr:g}"] == alone.metrics[name], (lr, name)
-    assert len({grid.metrics[f"val_loss/lr={lr:g}"] for lr in rates}) == 3
+            assert grid.metrics[f"{name}{end}"] == pytest.approx(alone.metrics[name], rel=1e-9), (end, name)
+        own = load_checkpoint(find_checkpoint(alone.dir))["state_dict"]
+        for part in ("weight", "bias"):
+            torch.testing.assert_close(state[f"{head}.{part}"], own[f"classifier.{part}"], rtol=1e-9, atol=1e-12)
+
+
+def test_a_grid_on_cached_features_is_what_its_points_are_one_by_one(whole, tmp_path, capsys):  # noqa: F811
+    cached = ["cache_features=true", "keep_features=file"]
+    grid = evaluated(whole, tmp_path, *cached, *(f"{key}={x}" for key, x in GRID.items()))
+    said = capsys.readouterr().out
+    for _, end, overrides in points(grid.metrics):
+        alone = evaluated(whole, tmp_path, "cache_features=true", *overrides).metrics
+        assert {name: grid.metrics[f"{name}{end}"] for name in alone} == pytest.approx(alone, rel=1e-5)
+    best = max((value, name) for name, value in grid.metrics.items() if name.startswith("val_acc1"))[0]
+    assert re.search(rf"best of 4: val_acc1/lr=\S+/wd=\S+\s{best:.4g}, chosen on the test images themselves", said)
+    evaluated(whole, tmp_path, *cached, "lr_grid=[0.1,1]", "data.val_fraction=0.2")
+    assert "chosen on training images (data.val_fraction)" in " ".join(capsys.readouterr().out.split())
 
 
 def test_each_rate_of_a_grid_is_a_result_and_none_stands_for_the_run(whole, tmp_path, capsys):  # noqa: F811
@@ -54,8 +83,9 @@ def test_each_rate_of_a_grid_is_a_result_and_none_stands_for_the_run(whole, tmp_
     assert "optimizer.lr 0.1, " in page and "optimizer.lr 1.0, " in page, "which is which"
     run = Run(tmp_path / "results")
     run.evaluations[LINEAR] = [first, second]
-    with pytest.raises(ConfigError, match="lr_grid must be empty with gradient_clip_val"):
-        evaluated(whole, tmp_path, "lr_grid=[0.1,1]", "gradient_clip_val=1")
+    for grid in ("lr_grid", "weight_decay_grid"):
+        with pytest.raises(ConfigError, match=f"{grid} must be empty with gradient_clip_val"):
+            evaluated(whole, tmp_path, f"{grid}=[0.1,1]", "gradient_clip_val=1")
     assert not run.standard(LINEAR), "a rate that was chosen by its result is no evaluation by the standard protocol"
 
 

@@ -40,11 +40,6 @@ class GradientMonitor(MonitorCallback):
         self.pending: dict[int, dict[str, Tensor]] = {}  # step -> norms, to be logged
         self.hooks: list[Any] = []
 
-    @classmethod
-    def make(cls, section: Any, cfg: Any, data: Any) -> MonitorCallback:
-        cfg.require(not cfg.compile, "compile", "false with gradients.enabled, which looks inside the network")
-        return cls(section)
-
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         method = our_method(module, self.key)
         stages = [stage for stage in method.row if stage.part == "backbone"]

@@ -14,7 +14,8 @@ class OnlineKNN(MonitorCallback):
     """Logs `val_knn1` and `val_knn20` (top-1 in percent; 20 is `knn_eval.k`) every `knn_eval.every` epochs.
 
     Unlike solo-learn's, its bank and queries are features of images without augmentation, in eval mode. `loaders` makes
-    the loaders of labelled train and validation images for the first process; batches are `(indexes, [view], targets)`.
+    the loaders of this process's share of labelled train and validation images, with as many of the latter in every
+    process; batches are `(indexes, [view], targets)`.
     """
 
     key = "knn_eval"
@@ -34,10 +35,7 @@ class OnlineKNN(MonitorCallback):
         epoch = trainer.current_epoch + 1
         if trainer.sanity_checking or (epoch % self.cfg.every and epoch != trainer.max_epochs):
             return
-        scores = {}
-        if trainer.is_global_zero:
-            backbone = module.get_submodule("backbone")
-            sets = features_of_sets(backbone, self.loaders(), module.device, trainer.precision, self.channels_last)
-            results = knn_accuracy(*sets, [*{1, self.cfg.k}], self.cfg.distance_func)
-            scores = {f"val_knn{k}": result["acc1"] for k, result in results.items()}
-        module.log_dict(trainer.strategy.broadcast(scores), sync_dist=True)
+        backbone = module.get_submodule("backbone")
+        sets = features_of_sets(backbone, self.loaders(), module.device, trainer.precision, self.channels_last)
+        results = knn_accuracy(*sets, [*{1, self.cfg.k}], self.cfg.distance_func, shared=True)
+        module.log_dict({f"val_knn{k}": result["acc1"] for k, result in results.items()}, sync_dist=True)
