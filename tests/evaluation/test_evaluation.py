@@ -5,7 +5,6 @@ import math
 import resource
 import signal
 import sys
-from pathlib import Path
 
 import lightning.pytorch as pl
 import numpy as np
@@ -14,6 +13,7 @@ import timm
 import torch
 import torch.nn.functional as F
 from conftest import fit, random_batches
+from memory import memory_of_evaluations
 from sklearn.datasets import make_classification
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
@@ -118,30 +118,6 @@ def small_files():
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         signal.signal(signal.SIGXFSZ, action)
-
-
-def memory_of_evaluations(pipe):
-    """Peaks of memory, in sizes of 2^18 features of width 512: of their extraction in float16, then in float32, and
-    of a linear evaluation after it; then by a file, where the process may take 0.4 sizes besides mapped files."""
-    torch.set_num_threads(1)
-    batch = torch.arange(1024), [torch.randn(1024, 1, 16, 32)], torch.arange(1024) % 10
-    start, options = 0, {"optimizers": [OptimizerConfig("sgd", batch_size=2048, lr=0.1)], "epochs": 1}
-
-    def peaks(kept, batches=256):
-        features, labels = extract_features(nn.Flatten(), [batch] * batches, kept=kept)
-        yield (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - start) / 2**19
-        fit_cached_linear(features, labels, features[:99], labels[:99], scheduler=SchedulerConfig("none"), **options)
-        yield (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - start) / 2**19
-
-    [*peaks("float32", batches=2)]  # what is loaded once
-    start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    pipe.send([next(peaks("float16")), *peaks("float32")])
-    taken = 1024 * int(Path("/proc/self/status").read_text().partition("VmData:")[2].split()[0])
-    resource.setrlimit(resource.RLIMIT_DATA, (taken + int(0.4 * 2**29), resource.RLIM_INFINITY))
-    pipe.send([*peaks("file")])
-    with pytest.raises(MemoryError):
-        next(peaks("float16"))
-    pipe.send("refused")
 
 
 @pytest.mark.slow
