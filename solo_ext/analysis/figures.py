@@ -205,7 +205,7 @@ def _section(name: str, members: Mapping[str, Metric], shown: Shown, untrained: 
     groups = by_style(shown)
     for column, metric in members.items():
         file = SCHEDULE_FILES.get(metric.name, metric.name) if name == "schedules" else name.replace(" ", "_")
-        curves = [curve_of(runs, column, style, steps=len(groups) <= 6) for style, runs in groups.items()]
+        curves = [curve_of(runs, column, style, len(groups), len(groups) <= 6) for style, runs in groups.items()]
         files.setdefault(file, []).extend(panel_of(column, curves))
     facts = {
         "missing": _missing(SECTIONS.get(name, ("", ()))[1], shown),
@@ -248,9 +248,10 @@ def _weight_distance(members: Mapping[str, Metric], shown: Shown) -> Section:
         depth = i / max(len(stages) - 1, 1)
         light, dark = (to_hex(colormaps["viridis"](x)) for x in (0.82 * depth, 0.3 + 0.7 * depth))
         ramp[column] = Style(stage, f"stage{i}", light, dark, dashes.get(stage.partition(".")[0], ()))
-    panels, without = [], []
-    for style, runs in by_style(shown).items():
-        if curves := [drawn for column, stage in ramp.items() if (drawn := curve_of(runs, column, stage))]:
+    groups, panels, without = by_style(shown), [], []
+    for style, runs in groups.items():
+        drawn = [curve_of(runs, column, stage, len(groups)) for column, stage in ramp.items()]
+        if curves := [curve for curve in drawn if curve]:
             panels.append(Panel(style.label, "", curves, run=style))
         else:
             without.append(style.label)
@@ -275,30 +276,32 @@ def panel_of(column: str, curves: Sequence[Curve | None], floor: Sequence[tuple[
     return [Panel(metric.title, column, drawn, list(floor), gap_axis=metric.section == "gap")] if drawn else []
 
 
-def curve_of(runs: Sequence[Run], column: str, style: Style, steps: bool = False) -> Curve | None:
+def curve_of(runs: Sequence[Run], column: str, style: Style, labels: int = 1, steps: bool = False) -> Curve | None:
     """What the runs logged as `column`, if anything: of several the mean at the epochs that all have, in a band of
-    their standard deviation (n - 1); `steps`: of a single one with its steps behind the epochs."""
+    their standard deviation (n - 1); `steps`: of a single one with its steps behind the epochs. labels: how many are
+    drawn, each in as many points as a screen then shows."""
+    most = min(400, max(80, 2400 // labels))
     series = [(epochs, values) for _, epochs, values in (run.series(column) for run in runs) if len(values)]
     if not series:
         return None
     if len(series) == 1:
         [run, *_] = runs
         both = steps and len(runs) == 1 and {f"{column}_step", f"{column}_epoch"} <= run.metrics.keys()
-        epochs, values = thin(*series[0])
-        return Curve(style, epochs, values, thin(*run.series(f"{column}_step")[1:]) if both else None)
+        epochs, values = thin(most, *series[0])
+        return Curve(style, epochs, values, thin(most, *run.series(f"{column}_step")[1:]) if both else None)
     tables = [dict(zip(epochs.round(6), values, strict=True)) for epochs, values in series]
     if not (common := sorted(set.intersection(*map(set, tables)))):
         return None
     values = np.array([[table[epoch] for table in tables] for epoch in common])
-    epochs, mean, band = thin(np.array(common), values.mean(axis=1), values.std(axis=1, ddof=1))
+    epochs, mean, band = thin(most, np.array(common), values.mean(axis=1), values.std(axis=1, ddof=1))
     return Curve(style, epochs, mean, band=band)
 
 
-def thin(*series: np.ndarray) -> Sequence[np.ndarray]:
-    """Arrays of one length, each as at most 400 means of neighbouring values."""
-    if len(series[0]) <= 400:
+def thin(most: int, *series: np.ndarray) -> Sequence[np.ndarray]:
+    """Arrays of one length, each as at most so many means of neighbouring values."""
+    if len(series[0]) <= most:
         return series
-    return [np.array([part.mean() for part in np.array_split(values, 400)]) for values in series]
+    return [np.array([part.mean() for part in np.array_split(values, most)]) for values in series]
 
 
 def _share_y(panels: Sequence[Panel]) -> None:

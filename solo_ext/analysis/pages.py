@@ -51,13 +51,13 @@ def render(template: str, styles: Iterable[Style] = (), last_epoch: float = 1.0,
     """
     palette = {**PAPER, **{style.var: (style.light, style.dark) for style in styles}}
     colours = {light: f"var(--{name})" for name, (light, _) in palette.items()}
-    values |= {"palette": palette, "version": solo_ext.__version__, "plots": (plots := []), "plotly": plotly}
+    values |= {"palette": palette, "version": solo_ext.__version__, "kept": (kept := []), "plotly": plotly}
 
-    def number_of(panel: Panel) -> int:
-        plots.append(figure_of(panel, last_epoch))
-        return len(plots) - 1
+    def keep(item: Any) -> int:
+        kept.append(item)
+        return len(kept) - 1
 
-    values["number_of"] = number_of
+    values |= {"keep": keep, "number_of": lambda panel: keep(figure_of(panel, last_epoch))}
     values["inline"] = lambda figure, label: inline(figure, colours, label)
     return _templates().get_template(f"{template}.j2").render(values)
 
@@ -73,6 +73,7 @@ def _templates() -> Environment:
     )
     environment.filters |= {
         "breakable": breakable,
+        "packed": packed,
         "groups_text": lambda groups: "; ".join(f"{value}: {', '.join(names)}" for value, names in groups.items()),
         "words": lambda key: key if "." in key else key.replace("_", " "),
     }
@@ -153,16 +154,24 @@ def _points(epochs: np.ndarray, values: np.ndarray) -> dict[str, Any]:
 
 
 def _numbers(values: np.ndarray) -> list[float | None]:
-    """Six digits of each; None, a hole in the curve, for what is not finite."""
-    return [float(f"{value:.6g}") if math.isfinite(value) else None for value in values.tolist()]
+    """As many digits as tell a thousand heights apart; None, a hole in the curve, for what is not finite."""
+    finite = values[np.isfinite(values)]
+    spread = np.ptp(finite) / np.abs(finite).max() if finite.any() else 0
+    digits = 4 + int(-math.log10(max(spread, 1e-5))) if spread else 6
+    return [float(f"{value:.{digits}g}") if math.isfinite(value) else None for value in values.tolist()]
 
 
 @cache
 def plotly() -> str:
-    """The library as the page carries it: base64 of gzip."""
+    """The library as the page carries it."""
     from plotly.offline import get_plotlyjs
 
-    return base64.b64encode(gzip.compress(get_plotlyjs().encode(), mtime=0)).decode()
+    return packed(get_plotlyjs())
+
+
+def packed(text: str) -> str:
+    """Base64 of gzip."""
+    return base64.b64encode(gzip.compress(text.encode(), mtime=0)).decode()
 
 
 def embedded(path: Path) -> str | None:

@@ -163,7 +163,7 @@ def curves(study: Study, results: Results, rows: Scores, by_cell: Mapping[str, S
     a pale line what the paper prints."""
     panels: list[Panel] = []
     for column in study.curves:
-        drawn = [curve_of(list(results[name].values()), column, style) for name, style in by_cell.items()]
+        drawn = [curve_of([*results[name].values()], column, style, len(by_cell)) for name, style in by_cell.items()]
         printed = [
             (score.paper / reading.times, dataclasses.replace(by_cell[row.name], dash=PRINTED))
             for row, by_column in rows

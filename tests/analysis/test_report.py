@@ -1,8 +1,10 @@
 """The report reads run folders as they are, however incomplete, and writes one page that needs nothing else."""
 
+import base64
 import builtins
 import copy
 import csv
+import gzip
 import io
 import json
 import re
@@ -142,6 +144,9 @@ class Page(HTMLParser):
         self.tags, self.open, self.text, self.rows = [], [], "", []
         self.feed(page)
         self.close()
+        packed = re.search(r'id="kept">(.*?)</script>', page)
+        self.kept = json.loads(gzip.decompress(base64.b64decode(packed[1]))) if packed else []
+        self.text += "\n".join(item for item in self.kept if isinstance(item, str))
         assert not self.open
 
     def handle_starttag(self, tag, attrs):
@@ -494,8 +499,24 @@ def test_many_runs_stay_apart():
 
 def test_long_series_are_thinned_to_means():
     x = np.arange(1000.0)
-    epochs, values = figures.thin(x, 2 * x)
+    epochs, values = figures.thin(400, x, 2 * x)
     assert len(epochs) == 400 and epochs[0] == x[:3].mean() and values[-1] == 2 * x[-2:].mean()
+
+
+def test_more_curves_of_fewer_points_make_a_small_page(tmp_path):
+    """Each of them ends where its run does, and is told from its neighbours to a thousandth of its height."""
+    noise = np.random.default_rng(0).normal(0, 0.0001, (40, 500))
+    for n in range(40):
+        rows = [{"epoch": i, "step": i, "gap_sim": 0.999 + noise[n, i]} for i in range(500)]
+        write_run(tmp_path / "byol" / f"{n:02d}", rows, {"optimizer.lr": 0.001 * (n + 1)})
+    source = main_report([tmp_path], tmp_path / "report").read_text(encoding="utf-8")
+    assert len(source) - len(pages.plotly()) < 40_000 + 40 * 2500
+    [curves] = [item["data"] for item in Page(source).kept if isinstance(item, dict)]
+    assert len(curves) == 40
+    for curve, values in zip(curves, noise + 0.999, strict=True):
+        assert len(curve["x"]) == 80 and 495 < curve["x"][-1] <= 500
+        means = np.array([part.mean() for part in np.array_split(values, 80)])
+        assert np.abs(np.array(curve["y"]) - means).max() < np.ptp(means) / 1000
 
 
 # The page.

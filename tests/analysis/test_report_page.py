@@ -85,7 +85,12 @@ def heads(tab):
 
 
 def test_size(page):
-    assert page.stat().st_size < 5e6
+    assert page.stat().st_size < 3e6
+
+
+def test_a_whole_configuration_unfolds(opened):
+    opened.locator("#configuration summary").first.click()
+    assert '"crop_min_scale": 0.3' in opened.locator("#configuration pre").first.inner_text()
 
 
 def test_a_click_sorts_the_table(opened):
