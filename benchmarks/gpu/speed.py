@@ -55,7 +55,7 @@ def loaders(kit: Kit, kind: str) -> tuple[str, Any]:
 
 
 def study(kit: Kit, file: str, jobs: int = 0) -> tuple[str, Any]:
-    """One of scripts/studies, on a ResNet-18, for all the time that is left; jobs at a time, by default one on each GPU."""
+    """One of scripts/studies, on a ResNet-18, in all the time that is left; jobs at a time, by default one a GPU."""
     photos, out = kit.photos(), kit.folder("studies") / file.replace("/", "-")
     own = ["backbone.name=resnet18", "data.fraction=-1"] + ["max_epochs=200"] * file.startswith("photographs")
     if kit.tiny:
