@@ -145,7 +145,7 @@ def agree(trainer: "pl.Trainer", start: Start | None) -> Start:
                 raise ConfigError(f"num_nodes={trainer.num_nodes}: torchrun or srun has to start the processes")
             # Lightning starts the others, with this environment, when the fit begins
             os.environ[_CHOICE] = json.dumps([choice, os.getpid()])
-        elif trainer.global_rank and (message := os.environ.pop(_CHOICE, None)):
+        elif trainer.global_rank and _of_lightning(launcher) and (message := os.environ.pop(_CHOICE, None)):
             choice, parent = json.loads(message)
             die_with(parent)
         else:
@@ -155,6 +155,13 @@ def agree(trainer: "pl.Trainer", start: Start | None) -> Start:
     if start and str(start.run.dir) == folder:
         return start
     return Start(Run(folder), open_checkpoint(path) if path else None)
+
+
+def _of_lightning(launcher: "ClusterEnvironment") -> bool:
+    """Whether Lightning started this process; others may inherit a choice that was never theirs."""
+    from lightning.fabric.plugins.environments import LightningEnvironment
+
+    return isinstance(launcher, LightningEnvironment)
 
 
 def die_with(parent: int) -> None:

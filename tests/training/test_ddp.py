@@ -191,7 +191,9 @@ def test_lightning_starts_two_processes(pair, joint):
 
 
 @pytest.mark.slow
-def test_torchrun_starts_two_processes_float64(tmp_path):
+def test_torchrun_starts_two_processes_float64(tmp_path, monkeypatch):
+    """Also from a process that has trained on several devices itself."""
+    monkeypatch.setenv("SOLO_EXT_START", '[["elsewhere", null], 1]')
     torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "solo_ext")
     code, output = launch(*torchrun, "pretrain", *words(tmp_path / "two", 2, FLOAT64))
     assert code == 0, output
