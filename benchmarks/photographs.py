@@ -61,7 +61,7 @@ def merge(path: Path, columns: tuple[str, ...], new: list[dict]) -> list[dict]:
     rows = [row for row in read_table(path)[1] if (row["study"], row["cell"], row["seed"]) not in changed] + new
     rows.sort(key=lambda row: (row["study"], row["cell"], int(row["seed"]), int(row.get("epoch", 0))))
     write_table(path, columns, rows)
-    return read_table(path)[1]
+    return [*read_table(path)[1]]
 
 
 def results(rows: list[dict]) -> str:
