@@ -2,6 +2,7 @@
 # make check: what a change has to pass: format, lint and types, then the tests
 # make test: the tests alone
 # make test-faults: the whole battery of faults, of which the tests take a sample; writes docs/reliability.md
+# make bench-scale: what millions of images cost, in SCRATCH; writes docs/results/scale.md
 # make docs: the site, in build/site
 # make format: ruff, in place
 
@@ -9,7 +10,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo check lint test test-faults docs format
+.PHONY: demo check lint test test-faults bench-scale docs format
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/installed-viz
@@ -32,6 +33,11 @@ BATTERY := tests/faults $(addprefix tests/training/test_,resume.py safety.py cha
 
 test-faults: $(VENV)/installed-dev
 	FAULTS=all PAGE=docs/reliability.md OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto $(BATTERY)
+
+SCRATCH ?= build/scale
+
+bench-scale: $(VENV)/installed-dev
+	$(BIN)/python benchmarks/scale.py --folder $(SCRATCH)
 
 docs: $(VENV)/installed-docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
