@@ -6,6 +6,7 @@
 # make gpu: everything that only a GPU can show, in GPU_MINUTES=9; the same command goes on. CIFAR=PATH names CIFAR-10,
 #   PYTHON=python3 an interpreter that has the packages (nothing is installed); DEVICE=cpu: all of it in miniature
 # make gpu-bundle CIFAR=cifar10.tar.xz: build/gpu-bundle, for a GPU machine without a network
+# make bench-scale: what millions of images cost, in SCRATCH; writes docs/results/scale.md
 # make docs: the site, in build/site
 # make format: ruff, in place
 
@@ -13,7 +14,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo check lint test test-faults bench gpu gpu-bundle docs format
+.PHONY: demo check lint test test-faults bench bench-scale gpu gpu-bundle docs format
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/installed-viz
@@ -63,6 +64,11 @@ gpu-bundle:
 	sed -e "s/COMMIT/$$(git rev-parse --short HEAD)/" -e 's/ARCHIVE/$(notdir $(CIFAR))/' benchmarks/gpu/bundle.txt \
 	  > $(BUNDLE)/README
 	du -sm $(BUNDLE)
+
+SCRATCH ?= build/scale
+
+bench-scale: $(VENV)/installed-dev
+	$(BIN)/python benchmarks/scale.py --folder $(SCRATCH)
 
 docs: $(VENV)/installed-docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict

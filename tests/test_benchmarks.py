@@ -57,6 +57,20 @@ def test_the_report_says_where_it_comes_from(report):
     assert report["environment"]["cpu"] and report["rounds"] == 2 and report["device"] == "cpu"
 
 
+def test_larger_sets_are_read_off_a_line_and_marked(tmp_path):
+    sizes = ["--images", "1000", "2000", "--orders", "1000", "2000", "--rounds", "1"]
+    command = [sys.executable, ROOT / "benchmarks" / "scale.py", "--folder", tmp_path / "files", *sizes]
+    done = subprocess.run([*command, "--out", tmp_path / "scale"], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0 and not (tmp_path / "files").exists(), done.stderr
+    kept = json.loads((tmp_path / "scale.json").read_text())["parts"]["folder"]
+    assert kept["2000"]["kept"] == 2 * kept["1000"]["kept"] > 0
+    [row] = [row for row in (tmp_path / "scale.md").read_text().splitlines() if row.startswith("| folder: index, MB")]
+    cells = [cell.strip() for cell in row.split("|")[2:-1]]
+    assert cells[0] == f"{kept['2000']['kept']:.3g}" and all(cell.startswith("~") for cell in cells[1:])
+    expected = kept["1000"]["kept"] * 100_000
+    assert float(cells[2].removeprefix("~").replace(",", "")) == pytest.approx(expected, rel=0.05)
+
+
 def test_the_claims_about_photographs_are_about_cells_of_the_studies():
     files = (ROOT / "scripts" / "studies" / "photographs").glob("*.yaml")
     cells = {f"{file.stem}/{cell.name}" for file in files for cell in load_study(file).runs}

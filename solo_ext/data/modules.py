@@ -1,5 +1,6 @@
 """The data of a run as Lightning data modules, which refuse what a user can get wrong, and the formats that read it."""
 
+import multiprocessing
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -67,6 +68,8 @@ def make_loader(data: DataConfig, views: ViewDataset, device: torch.device, **ba
         from solo_ext.data.dali import DaliLoader
 
         return DaliLoader(views, device, threads=max(1, workers), **batching)
+    if workers and multiprocessing.get_start_method() == "forkserver":  # Python 3.14's: they share what it has imported
+        multiprocessing.set_forkserver_preload(["__main__", ViewLoader.__module__, "torchvision.io"])
     batching |= {"num_workers": workers, "persistent_workers": workers > 0, "worker_init_fn": finish_first}
     return ViewLoader(views, device, pin_memory=device.type == "cuda", **batching)
 

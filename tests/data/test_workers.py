@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -37,6 +38,24 @@ CODE = """if True:
 """
 
 
+MEMORY = """if True:
+    import multiprocessing, re, sys
+    from pathlib import Path
+    if __name__ == "__main__":
+        from solo_ext.data.augmentations import AugmentationConfig
+        from solo_ext.data.datasets import DataConfig
+        from solo_ext.data.modules import PretrainData
+        multiprocessing.set_start_method(sys.argv[2])
+        data = DataConfig("custom", train_path=sys.argv[1], format="image_folder", num_workers=2)
+        loader = PretrainData(data, [AugmentationConfig(crop_size=32)], 32, 0).train_dataloader()
+        batches = iter(loader)
+        next(batches)
+        for worker in loader._iterator._workers:
+            own = re.search(r"Private_Dirty: +(\\d+)", Path(f"/proc/{worker.pid}/smaps_rollup").read_text())[1]
+            print(int(own) // 1024)
+"""
+
+
 @pytest.fixture
 def folder(tmp_path):
     for i in range(96):
@@ -52,6 +71,19 @@ def test_there_are_no_more_workers_than_cores(folder, monkeypatch, recwarn):
         loader = PretrainData(data, [AugmentationConfig(crop_size=32)], 32, 0).train_dataloader()
         assert loader.num_workers == there
     assert [str(warning.message) for warning in recwarn if "worker" in str(warning.message)] == []
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc has the sizes")
+@pytest.mark.parametrize("method", ["fork", "forkserver"])
+def test_workers_share_what_is_imported(folder, method):
+    """By either start method of Linux: PyTorch alone would be 280 MB of each worker's own."""
+    env = {**os.environ, "PYTHONPATH": str(Path(solo_ext.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
+    (folder / "memory.py").write_text(MEMORY)
+    command = [sys.executable, str(folder / "memory.py"), str(folder), method]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=90)
+    megabytes = [int(line) for line in done.stdout.splitlines()]
+    assert len(megabytes) == 2 and max(megabytes) < 60, done
 
 
 @pytest.mark.parametrize("size", ["1m", "64m"])
