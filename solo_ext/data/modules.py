@@ -171,8 +171,16 @@ class ImageData(pl.LightningDataModule):
 
     def check(self, world_size: int | None = None) -> None:
         """Loads the images and refuses what would stop a run on `world_size` devices (default: the trainer's, or 1)."""
-        world_size = world_size or self._shard()[0]
         _ = self.format
+        self.check_shares(world_size or self._shard()[0])
+        if self.val_set is None and self.data.val_path and not self.trainer:  # once
+            log.warning(
+                "data.val_path and knn_eval: unused, since the training images have no labels; afterwards, solo-ext "
+                "knn --run RUN data.train_path=A data.val_path=B evaluates the encoder on labelled sets"
+            )
+
+    def check_shares(self, world_size: int) -> None:
+        """Refuses a number of devices, or a batch on each, that the training images cannot fill."""
         size, share = len(self.train_set), len(self.train_set) // world_size
         there = f"are more than the {size} training images of '{self.data.dataset}'"
         if not share:
@@ -181,11 +189,6 @@ class ImageData(pl.LightningDataModule):
             devices = f"each of {world_size} devices" if world_size > 1 else "1 device"
             images = f"{self.batch_size} images on {devices}"
             raise ConfigError(f"optimizer.batch_size: {images} {there} allow; optimizer.batch_size={share} fits")
-        if self.val_set is None and self.data.val_path and not self.trainer:  # once
-            log.warning(
-                "data.val_path and knn_eval: unused, since the training images have no labels; afterwards, solo-ext "
-                "knn --run RUN data.train_path=A data.val_path=B evaluates the encoder on labelled sets"
-            )
 
     def record(self, device: torch.device) -> dict[str, Any]:
         """What a run on `device` is trained and tested on, and how it is read."""

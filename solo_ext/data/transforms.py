@@ -1,7 +1,7 @@
 """What a loader does to an image: a random view, or all of it for evaluation."""
 
 from collections.abc import Sequence
-from dataclasses import replace
+from copy import copy
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from solo_ext.data.views import DRAWS, draw_boxes, draw_views
 
 EVAL_CROP = 224 / 256  # of the shorter side
 
-Values = Sequence[float] | Tensor  # per channel, of pixels in [0, 1]
+Values = Sequence[float]  # per channel, of pixels in [0, 1]
 
 
 class Transform:
@@ -35,7 +35,7 @@ class Transform:
         aug: AugmentationConfig | None = None,
     ):
         self.size, self.shorter, self.mode, self.aug = size, shorter, mode, aug
-        self.mean, self.std = torch.as_tensor(mean), torch.as_tensor(std)
+        self.mean, self.std = torch.tensor(mean), torch.tensor(std)
 
     @classmethod
     def random(cls, aug: AugmentationConfig, mean: Values, std: Values, mode: str = "bicubic") -> "Transform":
@@ -45,7 +45,9 @@ class Transform:
         """What it is in an epoch, counted from 0."""
         if self.aug is None or (size := self.aug.size_in(epoch)) == self.size:
             return self
-        return Transform.random(replace(self.aug, crop_size=size, progressive=None), self.mean, self.std, self.mode)
+        other = copy(self)
+        other.size, other.shorter = size, self.shorter and size
+        return other
 
     def crop(self, image: Tensor, u: np.ndarray) -> Tensor:
         """One image of any size, uint8 [C, H, W], by its `DRAWS` numbers: uint8 [C, size, size]."""

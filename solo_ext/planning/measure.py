@@ -18,7 +18,7 @@ from solo_ext.errors import ConfigError
 from solo_ext.runs.environment import environment
 from solo_ext.training.callbacks.throughput import now
 from solo_ext.training.config import DetectionConfig, PretrainConfig
-from solo_ext.training.trainer import explained, make_trainer, quietly
+from solo_ext.training.trainer import explained, keep_freed_memory, make_trainer, quietly
 from solo_ext.training.trainer_config import TrainerConfig
 
 WARM_UP, LEAST, STEPS = 3, 3, 10  # steps that do not count; the least and the most that do
@@ -73,6 +73,7 @@ def measure_steps(cfg: PretrainConfig | DetectionConfig, method: pl.LightningMod
         least, most = 2, max(CPU_IMAGES, CPU_PIXELS // sum(side**2 for side in crop_sizes(cfg)))
     if cfg.accelerator == "cpu" or not torch.cuda.is_available():
         images = min(images, most)
+        keep_freed_memory()  # as a training does
     with quietly(), explained():
         while True:
             with suppress(torch.OutOfMemoryError):

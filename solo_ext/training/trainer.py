@@ -118,7 +118,7 @@ def fit(
         on_each, batches = keep_batch(cfg, start.checkpoint.config if start.checkpoint else None), 1
         if isinstance(data, ImageData):
             data.batch_size = on_each
-            data.check(cfg.processes)
+            data.check_shares(cfg.processes)
             batches = len(data.train_set) // (on_each * cfg.processes)
         # at least one row an epoch
         trainer.log_every_n_steps = cfg.log_every_n_steps or max(1, min(50, batches))  # type: ignore[attr-defined]

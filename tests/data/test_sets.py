@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import yaml
 from PIL import Image
+from tiny_runs import config
 
 from solo_ext.cli.main import main
 from solo_ext.data.augmentations import AugmentationConfig
@@ -14,6 +15,7 @@ from solo_ext.data.datasets import DataConfig
 from solo_ext.data.images import read_folder
 from solo_ext.data.modules import PretrainData
 from solo_ext.errors import ConfigError, DataError
+from solo_ext.training.pretrain import pretrain
 
 
 def images(folder, classes=("ant", "bee"), count=3):
@@ -141,6 +143,11 @@ def test_a_labelled_set_beside_unlabelled_training_images_is_said_to_be_unused(t
     data = DataConfig("custom", train_path=str(tmp_path / "flat"), val_path=str(tmp_path / "val"))
     PretrainData(data, [AugmentationConfig(crop_size=16)], 2, 0).check()
     assert "data.val_path and knn_eval: unused, since the training images have no labels" in caplog.text
+    caplog.clear()
+    folders = {"data__train_path": data.train_path, "data__val_path": data.val_path, "data__fraction": -1}
+    short = {"data__dataset": "custom", "max_epochs": 1, "limit_train_batches": 1, "optimizer__batch_size": 2}
+    pretrain(config(tmp_path / "runs", **short, **folders))
+    assert caplog.text.count("data.val_path and knn_eval: unused") == 1, "a run says it once"
 
 
 def test_a_named_pipe_among_the_images_does_not_wait_for_a_writer(tmp_path):
