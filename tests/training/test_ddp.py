@@ -312,7 +312,8 @@ def test_what_slurm_runs(script, words, said, tmp_path):
     for name, text in {"srun": 'shift\nexec "$@"', "solo-ext": 'echo "$@"'}.items():
         (tmp_path / name).write_text(f"#!/bin/bash\n{text}\n")
         (tmp_path / name).chmod(0o755)
-    env = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_SUBMIT_DIR": str(ROOT), "SLURM_CPUS_PER_TASK": "4"}
+    (tmp_path / "scripts").symlink_to(ROOT / "scripts")  # a folder without a .venv, whose solo-ext would come first
+    env = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_SUBMIT_DIR": str(tmp_path), "SLURM_CPUS_PER_TASK": "4"}
     env |= {"SLURM_NTASKS_PER_NODE": "2", "SLURM_NNODES": "1", "SLURM_STEP_ID": "0"}
     command = ["bash", ROOT / f"scripts/slurm/{script}.sbatch", *words.split()]
     done = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
