@@ -17,6 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -48,31 +49,22 @@ def subset(data: Path, out: Path, images: int) -> Path:
     return out / f"train-{images}"
 
 
-def command(cell: Cell, solo_learn: Path, train: Path, folder: Path, epochs: int) -> list[str]:
-    method, seed, side = cell
-    values = {
-        "backbone.name": "resnet10_w16",
-        "backbone.kwargs.stem": "small",
+def command(side: str, solo_learn: Path, recipe: str, values: dict[str, Any]) -> list[str]:
+    """A process that trains on images of a folder; `recipe`: a YAML of solo-learn, or for solo_ext also one of ours."""
+    shared = {
         "data.dataset": "custom",
-        "data.train_path": train.resolve(),
         "data.val_path": "null",
-        "data.num_workers": 0,
         "wandb.enabled": False,
-        "checkpoint.dir": folder.resolve(),
-        "checkpoint.frequency": max(1, epochs - 1),  # solo-learn saves epoch 0 and its multiples
         "auto_resume.enabled": False,
-        "max_epochs": epochs,
-        "seed": seed,
         "devices": "'1'",  # solo-learn takes its length
         "sync_batchnorm": False,
         "accelerator": "cpu",
         "strategy": "auto",
-        "precision": 32,
     }
-    words = [f"++{key}={value}" for key, value in values.items()]
-    yaml = ["--config-path", str(solo_learn.resolve() / "scripts/pretrain/cifar"), "--config-name", f"{method}.yaml"]
     script = ["pretrain"] if side == "solo_ext" else ["with-solo-learn", str(solo_learn.resolve()), "main_pretrain.py"]
-    return [sys.executable, "-m", "solo_ext", *script, *yaml, *words]
+    yaml = ["--config-path", str(solo_learn.resolve() / "scripts/pretrain/cifar"), "--config-name", f"{recipe}.yaml"]
+    words = [f"++{key}={value}" for key, value in {**shared, **values}.items()]
+    return [sys.executable, "-m", "solo_ext", *script, *([recipe] if "/" in recipe else yaml), *words]
 
 
 def train(cell: Cell, args: argparse.Namespace, images: Path) -> Path:
@@ -82,7 +74,19 @@ def train(cell: Cell, args: argparse.Namespace, images: Path) -> Path:
     if not done.exists():
         folder.mkdir(parents=True, exist_ok=True)
         with open(folder / "log.txt", "w") as log:
-            run = command(cell, args.solo_learn, images, folder, args.epochs)
+            method, seed, side = cell
+            values = {
+                "backbone.name": "resnet10_w16",
+                "backbone.kwargs.stem": "small",
+                "data.train_path": images.resolve(),
+                "data.num_workers": 0,
+                "checkpoint.dir": folder.resolve(),
+                "checkpoint.frequency": max(1, args.epochs - 1),  # solo-learn saves epoch 0 and its multiples
+                "max_epochs": args.epochs,
+                "seed": seed,
+                "precision": 32,
+            }
+            run = command(side, args.solo_learn, method, values)
             threads = {**os.environ, "OMP_NUM_THREADS": "1"}
             subprocess.run(run, cwd=folder, env=threads, stdout=log, stderr=subprocess.STDOUT, check=True)
         done.touch()

@@ -37,11 +37,8 @@ def replacing(
     except BaseException as failure:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
-        of_worker = "DataLoader worker" in str(failure)  # a signal's error, which may come at any time
-        # torch's zip writer turns an OSError into a RuntimeError
-        if isinstance(failure, OSError | RuntimeError) and not of_worker:
-            cause = failure if isinstance(failure, OSError) else failure.__context__ or failure
-            raise error(f"{path} cannot be written: {reason(cause)}") from failure
+        if isinstance(failure, OSError):
+            raise error(f"{path} cannot be written: {reason(failure)}") from failure
         raise
 
 

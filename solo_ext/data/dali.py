@@ -19,7 +19,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext, suppress
 from itertools import chain
 from typing import Any
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakSet
 
 import numpy as np
 import torch
@@ -40,6 +40,9 @@ INTERPOLATION = {"bicubic": types.INTERP_CUBIC, "bilinear": types.INTERP_LINEAR}
 PILLOW = -1, -1
 # images -> width and height of each that DALI decodes as Pillow does; `PILLOW` of others; 0 before it is looked into
 _SIZES: WeakKeyDictionary[FileImages, np.ndarray] = WeakKeyDictionary()
+_PIPELINES: WeakSet[Pipeline] = WeakSet()
+_ORPHANS: list[Pipeline] = []  # of a forked process, which without their threads would hang when it destroys them
+os.register_at_fork(after_in_child=lambda: _ORPHANS.extend(_PIPELINES))
 Source = tuple[bytes, bool, int, int]  # an encoded image, or its path; which; its width and height
 
 
@@ -222,4 +225,5 @@ def build(transforms: Sequence[Transform], batch_size: int, threads: int, device
     options = {"device_id": device.index if cuda else None, "set_affinity": cuda, "prefetch_queue_depth": 1}
     pipeline = graph(batch_size=batch_size, num_threads=threads, **options)
     pipeline.build()
+    _PIPELINES.add(pipeline)
     return pipeline

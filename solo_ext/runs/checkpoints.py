@@ -272,7 +272,10 @@ def save_checkpoint(checkpoint: Mapping[str, Any], path: Path) -> None:
     if records.pop(path.name, None):  # killed between the two files, the new one must not be held against the old sum
         run.records = records
     with replacing(path) as file:
-        torch.save(checkpoint, file)
+        try:
+            torch.save(checkpoint, file)
+        except RuntimeError as error:  # what its zip writer makes of an OSError
+            raise (error.__context__ if isinstance(error.__context__, OSError) else error) from None
         _seal(file)
         size = file.tell()
         file.seek(0)

@@ -3,7 +3,10 @@
 import gc
 import io
 import logging
+import os
+import signal
 import threading
+import time
 import weakref
 from pathlib import Path
 
@@ -313,6 +316,32 @@ def test_a_pipeline_is_kept_for_training_only(images):
     left.close()
     assert pipelines(validation) == [training._pipeline]
     assert same(list(validation), whole)
+
+
+def test_a_forked_process_destroys_no_pipeline(images):
+    """Its threads are the parent's: destroying it would wait for them for ever."""
+    gc.collect()
+    gc.disable()
+    try:
+        loader = shuffled(images, 0)
+        list(loader)
+        garbage = [loader._pipeline]  # as a training leaves it until it is collected
+        garbage.append(garbage)
+        loader._pipeline = None
+        del garbage
+        child = os.fork()
+        if not child:
+            gc.collect()
+            os._exit(0)
+    finally:
+        gc.enable()
+    for _ in range(200):
+        if os.waitpid(child, os.WNOHANG)[0]:
+            return
+        time.sleep(0.05)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    pytest.fail("the child hangs")
 
 
 # --- images that cannot be read --------------------------------------------------------------------------
