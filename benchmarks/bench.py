@@ -1,14 +1,16 @@
 """What is claimed of speed, measured on this machine.
 
     python benchmarks/bench.py
-    SOLO_LEARN=~/solo-learn python benchmarks/bench.py --only step,pieces
+    SOLO_LEARN=~/solo-learn CIFAR=cifar10_jpeg python benchmarks/bench.py --only trainer_cost,end_to_end
 
 Each part is a command that writes its JSON to docs/results; from those that are there, docs/results/bench.md and tables
-of README.md and docs/data.md are then written anew (`--only ''`: nothing else). Two CPU cores take under 15 minutes.
+of README.md and docs/data.md are then written anew (`--only ''`: nothing else). Two CPU cores take under 15 minutes for
+all but those two.
 """
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -29,6 +31,11 @@ PARTS = {  # name of the JSON -> command
     "data": ["data.py", "--rounds", "7"],
     "pieces": ["pieces.py"],
 }
+LONG = {
+    "trainer_cost": ["trainer_cost.py"],
+    "end_to_end": ["end_to_end.py", "$SOLO_LEARN", "$CIFAR"],
+}
+COMMANDS = PARTS | LONG
 STEP_HEAD = [
     "teacher",
     "ms a step (quartiles)",
@@ -44,7 +51,7 @@ STEP_IS = "forward, backward, SGD, EMA. A floor is what no implementation can le
 
 
 def caption(name: str, report: dict[str, Any], rounds: Any) -> str:
-    command = " ".join(PARTS[name])
+    command = " ".join(COMMANDS[name])
     return f"\n{origin(report['environment'])}; medians of n = {rounds} interleaved rounds (`benchmarks/{command}`).\n"
 
 
@@ -78,9 +85,28 @@ def around(report: dict[str, Any]) -> str:
     return markdown_table(head, rows, (2, 3, 4)) + caption("pieces", report, "3 to 20")
 
 
+def added(report: dict[str, Any]) -> str:
+    rows = report["rows"]
+    head = ["BYOL, ResNet-18 at 32 px", *(f"{name}" for name in rows)]
+    lines = [
+        ["ms a step of a training (quartiles)", *(shown(row["ms"], 0) for row in rows.values())],
+        ["ms a step of its floor", *(shown(row["floor"], 0) for row in rows.values())],
+        ["against its floor", *(shown(row["ratio"], 3, "x") for row in rows.values())],
+    ]
+    parts = next(iter(rows.values()))["shares"]
+    lines += [[f"of its time: {part}", *(f"{row['shares'][part]:.2%}" for row in rows.values())] for part in parts]
+    return markdown_table(head, lines, (1, 2)) + caption("trainer_cost", report, report["steps"])
+
+
+def whole(report: dict[str, Any]) -> str:
+    rows = [[name, shown(row["images/s"], 1), shown(row["ratio"], 2, "x")] for name, row in report["rows"].items()]
+    head = ["ResNet-18, CIFAR-10 as JPEG files, batches of 256", "images/s (quartiles)", "against solo-learn"]
+    return markdown_table(head, rows, (1, 2)) + caption("end_to_end", report, report["rounds"])
+
+
 def tables(results: Path) -> Iterator[tuple[str, str, str]]:
     """Mark, title and content of each table whose figures are there."""
-    reports = {name: json.loads(file.read_text()) for name in PARTS if (file := results / f"{name}.json").exists()}
+    reports = {name: json.loads(file.read_text()) for name in COMMANDS if (file := results / f"{name}.json").exists()}
     for name, title in (("step_time", "A training step"), ("step_time_bf16", "A training step in bfloat16")):
         if name in reports:
             yield name, title, steps(name, reports[name])
@@ -88,15 +114,19 @@ def tables(results: Path) -> Iterator[tuple[str, str, str]]:
         for kind, title in (("photos", PHOTOS), ("cifar", SMALL)):
             yield kind, title[0].upper() + title[1:], views(reports["data"], kind, title)
         yield "waiting", "What waiting for images costs a step", waiting(reports["data"])
+    if "trainer_cost" in reports:
+        yield "trainer_cost", "What a training adds to the passes", added(reports["trainer_cost"])
+    if "end_to_end" in reports:
+        yield "end_to_end", "Whole trainings", whole(reports["end_to_end"])
     if "pieces" in reports:
         yield "pieces", "Around the step, and before it", around(reports["pieces"])
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", default=",".join(PARTS), help=f"of {','.join(PARTS)}")
+    parser.add_argument("--only", default=",".join(PARTS), help=f"of {','.join(COMMANDS)}")
     for name in filter(None, parser.parse_args().only.split(",")):
-        script, *words = PARTS[name]
+        script, *words = map(os.path.expandvars, COMMANDS[name])
         command = [sys.executable, "-W", "ignore", f"benchmarks/{script}", *words]
         subprocess.run([*command, "--out", f"docs/results/{name}.json"], check=True, cwd=ROOT)
     results = ROOT / "docs" / "results"

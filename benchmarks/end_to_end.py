@@ -18,6 +18,9 @@ from timing import in_turn, ratios, spread
 from solo_ext.runs.environment import environment
 
 BATCH = 256
+# a ResNet-18 with the stem for small images, which solo-learn keeps for sets that it knows by name
+NETWORK = {"backbone.name": "resnet10_w16", "backbone.kwargs.layers": "[2,2,2,2]", "backbone.kwargs.width": 64}
+NETWORK |= {"backbone.kwargs.stem": "small"}
 CONTENDERS = {  # side, recipe and what differs from it
     "solo-learn, BYOL, float32": ("solo-learn", "byol", {"precision": 32, "data.num_workers": 4}),
     "BYOL, float32": ("solo_ext", "cifar10/byol", {"precision": 32}),

@@ -14,7 +14,9 @@ import resource
 import shutil
 import statistics
 import time
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -23,19 +25,20 @@ import numpy as np
 from solo_ext.data.images import read_folder
 from solo_ext.data.lists import read_list
 from solo_ext.data.loader import EpochSampler
+from solo_ext.data.shared import begin_node, once_on_a_node
 from solo_ext.runs.environment import environment
 
 CLASSES, RANKS = 1000, 8
 ABOUT = ("time", "python", "packages", "commit", "os", "cpu", "cores")
 LARGER = (14_197_122, 100_000_000)  # ImageNet-21k, and what nobody has on one disk
-FILES, ORDERS = ("folder", "list", "together"), ("sampler", "share", "resume")
+FILES, ORDERS = ("folder", "list", "taken over"), ("sampler", "share", "resume")
 SHARE = f"sampler, each of {RANKS} processes:"
 ROWS = {  # part, figure of it -> what the table calls it
     ("folder", "seconds"): "folder: scan, s",
     ("folder", "fingerprint"): "folder: fingerprint, s",
     ("folder", "peak"): "folder: memory while it is read, MB",
     ("folder", "kept"): "folder: index, MB",
-    ("together", "seconds"): "folder: scan by each of two processes at once, s",
+    ("taken over", "seconds"): "folder: taken over by the node's other processes, s",
     ("list", "seconds"): "list: reading, s",
     ("list", "fingerprint"): "list: fingerprint, s",
     ("list", "peak"): "list: memory while it is read, MB",
@@ -49,12 +52,15 @@ ROWS = {  # part, figure of it -> what the table calls it
 
 
 def make_files(folder: Path, sizes: list[int]) -> None:
-    """`<folder>/<size>`, of links to the class folders of the largest size, and `<folder>/<size>.txt`."""
+    """`<folder>/<size>`, of links to the class folders of the largest size, and `<folder>/<size>.txt`. Within a class
+    all names are hard links to one empty file."""
     each = max(sizes) // CLASSES
     for c in range(CLASSES):
         (folder / "all" / f"n{c:08d}").mkdir(parents=True)
-        for i in range(each):
-            os.close(os.open(folder / "all" / f"n{c:08d}" / f"n{c:08d}_{i}.JPEG", os.O_CREAT | os.O_WRONLY))
+        name = os.path.join(folder, "all", f"n{c:08d}", f"n{c:08d}_")
+        Path(f"{name}0.JPEG").touch()
+        for i in range(1, each):
+            os.link(f"{name}0.JPEG", f"{name}{i}.JPEG")
     for size in sizes:
         (folder / str(size)).mkdir()
         with open(folder / f"{size}.txt", "w") as file:
@@ -70,6 +76,13 @@ def peak() -> float:
 
 def measure(part: str, size: int, folder: Path) -> dict[str, float]:
     """Seconds of a part; megabytes that it took at most, and those that are kept."""
+    if part == "taken over":
+        begin_node()
+        read = partial(read_folder, folder / str(size), part)
+        with ProcessPoolExecutor(1, get_context("fork")) as other:  # before this process has what it shows
+            other.submit(int).result()
+            once_on_a_node(read)
+            return other.submit(take_over, read).result()
     before, began = peak(), time.perf_counter()
     if part in FILES:
         where = folder / (f"{size}.txt" if part == "list" else str(size))
@@ -84,12 +97,17 @@ def measure(part: str, size: int, folder: Path) -> dict[str, float]:
     return {"seconds": time.perf_counter() - began, "peak": peak() - before}
 
 
+def take_over(read: Callable) -> dict[str, float]:
+    os.environ["LOCAL_RANK"] = "1"
+    began = time.perf_counter()
+    once_on_a_node(read)
+    return {"seconds": time.perf_counter() - began}
+
+
 def measured(part: str, size: int, folder: Path) -> dict[str, float]:
-    """The slower one of the processes that measure a part."""
-    count = 1 + (part == "together")
-    with ProcessPoolExecutor(count, get_context("fork")) as pool:
-        results = list(pool.map(measure, *([value] * count for value in (part, size, folder))))
-    return max(results, key=lambda result: result["seconds"])
+    """In a process of its own."""
+    with ProcessPoolExecutor(1, get_context("fork")) as pool:
+        return pool.submit(measure, part, size, folder).result()
 
 
 def at(values: dict[int, float], size: int) -> str:

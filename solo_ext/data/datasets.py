@@ -17,6 +17,7 @@ from solo_ext.data.decode import AS_STORED, DecodeConfig
 from solo_ext.data.imagenet100 import CLASSES
 from solo_ext.data.images import EXTENSIONS, ArrayImages, FileImages, ImageSet, class_folders, read_folder
 from solo_ext.data.lists import SUFFIXES, read_list
+from solo_ext.data.shared import once_on_a_node
 from solo_ext.data.subsets import part_of, rows_of
 from solo_ext.errors import ConfigError, DataError, SoloExtError, naming, require
 from solo_ext.files import log, sha256
@@ -152,7 +153,8 @@ def read_images(path: str | os.PathLike, key: str, labels: bool = True, only: tu
         from solo_ext.data.h5 import read_h5
 
         return read_h5(path, key, labels, only)
-    return (read_list if suffix in SUFFIXES else read_folder)(path, key, labels)
+    read = partial(read_list if suffix in SUFFIXES else read_folder, path, key, labels)
+    return once_on_a_node(read, os.path.abspath(path), key, labels)
 
 
 def load_dataset(data: DataConfig, split: str) -> ImageSet:
