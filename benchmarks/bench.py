@@ -100,7 +100,7 @@ def added(report: dict[str, Any]) -> str:
 
 def whole(report: dict[str, Any]) -> str:
     rows = [[name, shown(row["images/s"], 1), shown(row["ratio"], 2, "x")] for name, row in report["rows"].items()]
-    head = ["ResNet-18, CIFAR-10 as JPEG files, batches of 256", "images/s (quartiles)", "against solo-learn"]
+    head = ["ResNet-18, CIFAR-10, batches of 256", "images/s (quartiles)", "against solo-learn"]
     return markdown_table(head, rows, (1, 2)) + caption("end_to_end", report, report["rounds"])
 
 

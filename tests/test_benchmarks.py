@@ -66,9 +66,10 @@ def test_larger_sets_are_read_off_a_line_and_marked(tmp_path):
     assert kept["2000"]["kept"] == 2 * kept["1000"]["kept"] > 0
     [row] = [row for row in (tmp_path / "scale.md").read_text().splitlines() if row.startswith("| folder: index, MB")]
     cells = [cell.strip() for cell in row.split("|")[2:-1]]
-    assert cells[0] == f"{kept['2000']['kept']:.3g}" and all(cell.startswith("~") for cell in cells[1:])
+    assert cells[:2] == [f"{kept[size]['kept']:.3g}" for size in ("1000", "2000")]
+    assert all(cell.startswith("~") for cell in cells[2:])
     expected = kept["1000"]["kept"] * 100_000
-    assert float(cells[2].removeprefix("~").replace(",", "")) == pytest.approx(expected, rel=0.05)
+    assert float(cells[3].removeprefix("~").replace(",", "")) == pytest.approx(expected, rel=0.05)
 
 
 def test_the_claims_about_photographs_are_about_cells_of_the_studies():

@@ -97,14 +97,10 @@ def _adapted_gradients(params: list[Tensor], group: dict) -> list[Tensor]:
     trust = group["eta"] * weight_norm / (grad_norm + decay * weight_norm + group["eps"])
     if group["clip_lr"]:
         trust = (trust / group["lr"]).clamp(max=1)
-    active = (weight_norm != 0) & (grad_norm != 0)
-    trust = torch.where(active, trust, 1)
-    if decay == 0:
-        updates = torch._foreach_mul(grads, list(trust.unbind()))
-    else:
-        updates = torch._foreach_mul(weights, list((decay * active.to(trust.dtype)).unbind()))
-        torch._foreach_add_(updates, grads)
-        torch._foreach_mul_(updates, list(trust.unbind()))
+    # weights of zero decay to nothing, and with a gradient of zero nothing is left of the decay
+    trust = torch.where(weight_norm == 0, 1, torch.where(grad_norm == 0, 0, trust))
+    updates = torch._foreach_add(grads, weights, alpha=decay)
+    torch._foreach_mul_(updates, list(trust.unbind()))
     for i, update in zip(adapted, updates, strict=True):
         out[i] = update
     return out
