@@ -25,8 +25,8 @@ BATCH = 256
 CONTENDERS = {  # side, recipe and what differs from it
     "solo-learn, BYOL, float32": ("solo-learn", "byol", {"precision": 32}),
     "BYOL, float32": ("solo_ext", "cifar10/byol", {"precision": 32}),
-    "BYOL, as shipped": ("solo_ext", "cifar10/byol", {}),
-    "ProjectorEMA-BYOL, as shipped": ("solo_ext", "cifar10/projector_ema_byol", {}),
+    "BYOL, as shipped (bfloat16)": ("solo_ext", "cifar10/byol", {}),
+    "ProjectorEMA-BYOL, as shipped (bfloat16)": ("solo_ext", "cifar10/projector_ema_byol", {}),
 }
 # these files hold pixels of JPEGs, so that torchvision would not know them by their sums
 TRUSTING = "import torchvision.datasets.cifar as cifar\ncifar.check_integrity = lambda *_, **__: True\n"
