@@ -1,8 +1,10 @@
 """The environment.json of a run: versions, code, hardware."""
 
 import hashlib
+import os
 import platform
 import re
+import shlex
 import socket
 import subprocess
 import sys
@@ -15,6 +17,7 @@ import torch
 
 import solo_ext
 from solo_ext.files import cores
+from solo_ext.runs.run import COMMAND
 
 PACKAGES = ("torch", "torchvision", "lightning", "timm", "solo-ext")
 _SECRET = re.compile(r"(?i)((?:key|token|secret|password)\w*=).+")
@@ -22,9 +25,10 @@ _SECRET = re.compile(r"(?i)((?:key|token|secret|password)\w*=).+")
 
 def environment() -> dict[str, Any]:
     """Versions, commit, hardware, command line and time of this process; the host only as a hash."""
+    command = shlex.split(os.environ.get(COMMAND, "")) or sys.argv
     return {
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "command": [_SECRET.sub(r"\1***", word) for word in sys.argv],
+        "command": [_SECRET.sub(r"\1***", word) for word in command],
         "python": platform.python_version(),
         "packages": {name: _version(name) for name in PACKAGES},
         "commit": _commit(),

@@ -25,6 +25,7 @@ from solo_ext.text import nearest
 
 ARGS, METRICS, RESULT, ENVIRONMENT = "args.json", "metrics.csv", "result.json", "environment.json"
 EVALUATIONS = LINEAR, KNN, DETECTION, QUALITY = "linear.json", "knn.json", "detection.json", "quality.json"
+COMMAND = "SOLO_EXT_COMMAND"  # in the environment of a study's process: what it runs, as somebody would type it
 WALL = "wall_seconds"  # in result.json: of the process of a study that did all of a run
 FILTERS = "filters.csv"  # single filters, step by step
 RECORDS = "checkpoints.json"  # epoch, step, SHA-256 and size of the checkpoints beside it

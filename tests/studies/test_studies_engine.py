@@ -21,6 +21,7 @@ from solo_ext.studies.study import load_study
 from solo_ext.studies.table import short_labels, write_tables
 from solo_ext.training.config import resolve
 from solo_ext.training.pretrain import pretrain
+from solo_ext.zoo.edit import recipe_from
 
 ROOT = Path(__file__).parents[2]
 TABLE = {
@@ -637,6 +638,8 @@ def test_a_speedrun_takes_the_time_of_whole_processes(command, capfd, tmp_path):
     for least, reached in ((accuracy, 1), (accuracy + 0.01, 0)):
         study.spec.target = {"kNN-200": least}
         assert f"kNN-200 of {least:g}: reached by {reached} of 1 runs." in remarks(study, results_of(study, [job]))
+    recipe = recipe_from(run.environment["command"], ROOT)  # what zoo add says of it
+    assert recipe.name == "fashion_mnist_mini/projector_ema_byol" and {"seed=3", "max_epochs=1"} <= {*recipe.overrides}
     # a part that another process does is not in the time
     (run.dir / "knn.json").unlink()
     assert cli.main(["speedrun", *words, "seeds=[3]", "--out", "fast"]) == 0
