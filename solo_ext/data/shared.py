@@ -22,7 +22,7 @@ import numpy as np
 from solo_ext.data.images import FileImages, ImageSet
 
 NODE = "SOLO_EXT_NODE"  # in the environment of a run's processes on a node: what they have in common
-PATIENCE = 600.0  # seconds that the others wait for the first
+START, PATIENCE = 30.0, 3600.0  # seconds that the others wait until the first looks, and until it has found
 _SHOWN: dict[Path, int] = {}  # file -> descriptor of the memory that it names
 
 
@@ -54,17 +54,35 @@ def once_on_a_node(read: Callable[[], ImageSet], *what: Any) -> ImageSet:
     name = hashlib.sha256(repr((node, platform.node(), *what)).encode()).hexdigest()[:24]
     place = Path(tempfile.gettempdir()) / f"solo-ext-{os.getuid()}-{name}"
     if _is_first():
+        with suppress(OSError):
+            _say(place, {})
         images = read()
         with suppress(OSError):  # the others look themselves
             _show(images, place)
-            return _shown(place)
+            return _shown(place) or images
         return images
-    end = time.monotonic() + PATIENCE
-    while time.monotonic() < end:
-        with suppress(OSError, ValueError):
-            return _shown(place)
+    began, patience = time.monotonic(), START
+    while time.monotonic() - began < patience:
+        patience = START
+        try:
+            if found := _shown(place):
+                return found
+            patience = PATIENCE
+        except PermissionError:
+            break
+        except (OSError, ValueError):  # not there yet
+            pass
         time.sleep(0.02)
     return read()
+
+
+def _say(place: Path, where: dict[str, Any]) -> None:
+    own = place.with_name(f"{place.name}.{os.getpid()}")
+    own.write_text(json.dumps({"process": os.getpid(), **where}))
+    os.replace(own, place)
+    if place not in _SHOWN:
+        atexit.register(place.unlink, missing_ok=True)
+        _SHOWN[place] = -1
 
 
 def _show(images: ImageSet, place: Path) -> None:
@@ -74,20 +92,19 @@ def _show(images: ImageSet, place: Path) -> None:
     with open(memory, "wb", closefd=False) as file:
         for array in arrays:
             file.write(array.data)
-    where = {"process": os.getpid(), "memory": memory, "count": len(images), "types": [x.dtype.str for x in arrays]}
-    own = place.with_name(f"{place.name}.{os.getpid()}")
-    own.write_text(json.dumps(where | {"root": os.fspath(images.images.root), "classes": images.classes}))
-    os.replace(own, place)
-    if place in _SHOWN:
-        os.close(_SHOWN[place])
-    else:
-        atexit.register(place.unlink, missing_ok=True)
+    where = {"memory": memory, "count": len(images), "types": [x.dtype.str for x in arrays]}
+    _say(place, where | {"root": os.fspath(images.images.root), "classes": images.classes})
+    if (before := _SHOWN[place]) >= 0:
+        os.close(before)
     _SHOWN[place] = memory
 
 
-def _shown(place: Path) -> ImageSet:
-    """OSError or ValueError if it is not, or no longer, there."""
+def _shown(place: Path) -> ImageSet | None:
+    """None while the first process looks; OSError or ValueError if it does not, or has ended."""
     where = json.loads(place.read_text())
+    os.stat(f"/proc/{where['process']}")
+    if "memory" not in where:
+        return None
     memory = f"/proc/{where['process']}/fd/{where['memory']}"
     if not os.readlink(memory).startswith(f"/memfd:{place.name} "):
         raise FileNotFoundError(memory)

@@ -8,8 +8,9 @@ import sys
 import numpy as np
 import pytest
 
-from solo_ext.data import shared
+from solo_ext.data import datasets, shared
 from solo_ext.data.datasets import read_images
+from solo_ext.data.images import read_folder
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="of Linux")
 TAKES = """if True:
@@ -18,7 +19,7 @@ TAKES = """if True:
     def read(*_):
         raise SystemExit("looked itself")
     datasets.read_folder = datasets.read_list = read
-    shared.PATIENCE = float(sys.argv[2])
+    shared.START = float(sys.argv[2])
     found = datasets.read_images(sys.argv[1], "data.train_path")
     found.targets[0] = found.targets[0]  # they are its own
     print(json.dumps([found.images.names, found.targets.tolist(), found.classes, str(found.images.root)]))
@@ -40,6 +41,7 @@ def folder(tmp_path, monkeypatch):
     yield tmp_path / "set"
     for place, memory in [*shared._SHOWN.items()]:
         os.close(memory)
+        place.unlink(missing_ok=True)
         del shared._SHOWN[place]
 
 
@@ -82,6 +84,24 @@ def test_what_has_ended_is_not_taken_over(folder):
     os.close(unused)
     place.write_text("{")
     assert "looked itself" in other(folder, 0.3, LOCAL_RANK="1").stderr
+
+
+def test_the_others_wait_while_the_first_looks(folder, monkeypatch):
+    shared.begin_node()
+    waiting = []
+
+    def read(*arguments):
+        waiting.append(
+            subprocess.Popen(command, env=os.environ | {"LOCAL_RANK": "1"}, stdout=subprocess.PIPE, text=True)
+        )
+        with pytest.raises(subprocess.TimeoutExpired):
+            waiting[0].wait(15)  # longer than it takes to start and to give up
+        return read_folder(*arguments)
+
+    command = [sys.executable, "-c", TAKES, folder, "0.1"]
+    monkeypatch.setattr(datasets, "read_folder", read)
+    read_images(folder, "data.train_path")
+    assert json.loads(waiting[0].communicate(timeout=20)[0])[0] == read_folder(folder, "").images.names
 
 
 @pytest.mark.parametrize(
