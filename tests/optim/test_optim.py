@@ -458,3 +458,26 @@ def test_a_section_of_a_configuration_becomes_its_dataclass():
 def test_scheduler_config_refuses(changes, message):
     with pytest.raises(ConfigError, match=message):
         SchedulerConfig(**changes)
+
+
+@pytest.mark.parametrize("name", ["adam", "adamw"])
+def test_adam_on_a_cpu_is_the_loop_in_one_kernel(name):
+    """Also of parameters that get their first gradient late, as DINO's last layer does."""
+    torch.manual_seed(0)
+    start = [torch.randn(5, 3), torch.randn(3)]
+    gradients = [[torch.randn(5, 3), torch.randn(3) if step > 1 else None] for step in range(6)]
+
+    def trained(**kwargs):
+        params = [torch.nn.Parameter(x.clone()) for x in start]
+        cfg = OptimizerConfig(name=name, batch_size=8, lr=0.1, weight_decay=0.05, kwargs=kwargs)
+        optimizer = build_optimizer([{"params": params}], cfg, 0.1)
+        for step in gradients:
+            for p, gradient in zip(params, step, strict=True):
+                p.grad = gradient
+            optimizer.step()
+        return optimizer.defaults["fused"], params
+
+    (fused, ours), (_, loop) = trained(), trained(foreach=False)
+    assert fused
+    for a, b in zip(ours, loop, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-7)
