@@ -27,8 +27,9 @@ class Views(Monitor):
             "view_mean": x.mean(),
             "view_std": x.std(),
             "view_brightness": x.mean((2, 3, 4)).std(),
-            "view_detail": x.diff(dim=-1).abs().mean(),
-            "view_colour": x.std(2, unbiased=False).mean(),
+            "view_detail": x.diff(dim=-1).abs_().mean(),
+            # torch.std over channels takes 30 times as long
+            "view_colour": (x - x.mean(2, keepdim=True)).square_().mean(2).sqrt_().mean(),
         }
 
 
