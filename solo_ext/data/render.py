@@ -125,6 +125,10 @@ def _on(x: Tensor, mask: np.ndarray, function: Callable[..., Tensor], *arguments
     theirs = [_tensor(argument[mask], x) for argument in arguments]
     if mask.all():
         return function(x, *theirs)
+    if x.device.type == "cpu":  # where torch indexes element by element
+        pixels = x.numpy()
+        pixels[mask] = function(torch.from_numpy(pixels[mask]), *theirs).numpy()
+        return x
     rows = torch.from_numpy(np.flatnonzero(mask)).to(x.device, non_blocking=True)
     return x.index_copy_(0, rows, function(x[rows], *theirs))
 
