@@ -1,6 +1,7 @@
 """Parts 2 to 5: steps, loaders, the speedrun, and studies for all the time that is left."""
 
 import json
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,7 +12,7 @@ from study_runs import finished
 from timing import shown
 
 from gpu.correct import of
-from gpu.work import ROOT, Kit, Unfinished, Unit
+from gpu.work import ROOT, Kit, Skip, Unfinished, Unit
 from solo_ext.studies.study import load_study
 
 FRAMEWORKS = ("byol", "dino", "mocov2plus", "mocov3", "ressl", "simclr", "simsiam")
@@ -54,6 +55,20 @@ def loaders(kit: Kit, kind: str) -> tuple[str, Any]:
     return "; ".join(f"{name}: {shown(row[key], 1)} {unit}" for name, row in rows.items()), rows
 
 
+def whole(kit: Kit) -> tuple[str, Any]:
+    """Trainings beside solo-learn's."""
+    if not (theirs := os.environ.get("SOLO_LEARN")):
+        raise Skip("SOLO_LEARN names no checkout of solo-learn")
+    out, rounds = kit.folder("whole") / "rates.json", 1 if kit.tiny else 3
+    words = [theirs, kit.photos(), "--device", kit.device, "--rounds", rounds, "--out", out]
+    kit.run(ROOT / "benchmarks" / "end_to_end.py", *words)
+    rows = json.loads(out.read_text())["rows"]
+    said = (
+        f"{name}: {shown(row['images/s'], 0)} images/s, {shown(row['ratio'], 2, 'x')}" for name, row in rows.items()
+    )
+    return "; ".join(said), rows
+
+
 def study(kit: Kit, file: str, jobs: int = 0) -> tuple[str, Any]:
     """One of scripts/studies, on a ResNet-18, in all the time that is left; jobs at a time, by default one a GPU."""
     photos, out = kit.photos(), kit.folder("studies") / file.replace("/", "-")
@@ -81,6 +96,7 @@ def units(kit: Kit) -> Iterator[Unit]:
         yield Unit("2 step", name, of(piece, name), done="measured")
     for kind in ("cifar", "step") if kit.tiny else ("cifar", "step", "photos"):
         yield Unit("3 loaders", kind, of(loaders, kind), 60, done="measured")
+    yield Unit("3 loaders", "whole trainings", whole, 120, limit=600, done="measured")
     yield Unit("4 speedrun", "speedrun", of(study, "speedrun/gpu", 1), 60, limit=0, done="measured")
     for name in STUDIES[:1] if kit.tiny else STUDIES:
         yield Unit("5 studies", name, of(study, f"photographs/{name}"), 60, limit=0, done="measured")
