@@ -4,7 +4,8 @@
 # make test-faults: the whole battery of faults, of which the tests take a sample; writes docs/reliability.md
 # make bench: what is claimed of speed, measured on this machine; fills the tables of README.md and docs/results/bench.md
 # make gpu: everything that only a GPU can show, in GPU_MINUTES=9; the same command goes on. CIFAR=PATH names CIFAR-10,
-#   PYTHON=python3 an interpreter that has the packages (nothing is installed); DEVICE=cpu: all of it in miniature
+#   PYTHON=python3 an interpreter that has the packages (nothing is installed), SOLO_LEARN=PATH (an environment variable)
+#   a checkout to compare with; DEVICE=cpu: all of it in miniature
 # make gpu-bundle CIFAR=cifar10.tar.xz: build/gpu-bundle, for a GPU machine without a network
 # make bench-scale: what millions of images cost, in SCRATCH; writes docs/results/scale.md
 # make docs: the site, in build/site

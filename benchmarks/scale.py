@@ -78,7 +78,7 @@ def peak() -> float:
 def measure(part: str, size: int, folder: Path) -> dict[str, float]:
     """Seconds of a part; megabytes that it took at most, and those that are kept."""
     if part == "taken over":
-        begin_node()
+        begin_node(2)
         read = partial(read_folder, folder / str(size), part)
         with ProcessPoolExecutor(1, get_context("fork")) as other:  # before this process has what it shows
             other.submit(int).result()

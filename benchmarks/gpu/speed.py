@@ -59,9 +59,8 @@ def whole(kit: Kit) -> tuple[str, Any]:
     """Trainings beside solo-learn's."""
     if not (theirs := os.environ.get("SOLO_LEARN")):
         raise Skip("SOLO_LEARN names no checkout of solo-learn")
-    out, rounds = kit.folder("whole") / "rates.json", 1 if kit.tiny else 3
-    words = [theirs, kit.photos(), "--device", kit.device, "--rounds", rounds, "--out", out]
-    kit.run(ROOT / "benchmarks" / "end_to_end.py", *words)
+    out = kit.folder("whole") / "rates.json"
+    kit.run(ROOT / "benchmarks" / "end_to_end.py", theirs, kit.photos(), "--device", kit.device, "--out", out)
     rows = json.loads(out.read_text())["rows"]
     said = (
         f"{name}: {shown(row['images/s'], 0)} images/s, {shown(row['ratio'], 2, 'x')}" for name, row in rows.items()
@@ -96,7 +95,8 @@ def units(kit: Kit) -> Iterator[Unit]:
         yield Unit("2 step", name, of(piece, name), done="measured")
     for kind in ("cifar", "step") if kit.tiny else ("cifar", "step", "photos"):
         yield Unit("3 loaders", kind, of(loaders, kind), 60, done="measured")
-    yield Unit("3 loaders", "whole trainings", whole, 120, limit=600, done="measured")
+    if not kit.tiny:
+        yield Unit("3 loaders", "whole trainings", whole, 120, limit=600, done="measured")
     yield Unit("4 speedrun", "speedrun", of(study, "speedrun/gpu", 1), 60, limit=0, done="measured")
     for name in STUDIES[:1] if kit.tiny else STUDIES:
         yield Unit("5 studies", name, of(study, f"photographs/{name}"), 60, limit=0, done="measured")

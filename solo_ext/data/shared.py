@@ -26,10 +26,13 @@ START, PATIENCE = 30.0, 3600.0  # seconds that the others wait until the first l
 _SHOWN: dict[Path, int] = {}  # file -> descriptor of the memory that it names
 
 
-def begin_node() -> None:
-    """Lets the processes of this run on this node share, from now on: those of torchrun, of srun, or those that this
-    one will start."""
+def begin_node(processes: int) -> None:
+    """Lets the processes of a run on this node share, from now on: those of torchrun, of srun, or those that this one
+    will start. A run of one process shares nothing."""
     e = os.environ
+    if processes == 1:
+        e.pop(NODE, None)
+        return
     for launcher in (
         ("TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT", "MASTER_PORT"),
         ("SLURM_JOB_ID", "SLURM_STEP_ID"),

@@ -53,10 +53,9 @@ def begin(cfg: TrainingConfig, base: Path) -> Start | None:
     """Chooses the folder below `base` for the run of the resolved `cfg`, and prints it; None on the other processes.
     CheckpointError if the checkpoint to resume is damaged or another network's, ConfigError for missing hardware."""
     cfg.check_hardware()
-    if cfg.processes > 1:
-        begin_node()
-        if not is_first():
-            return None
+    begin_node(cfg.processes)
+    if cfg.processes > 1 and not is_first():
+        return None
     checkpoint = _checkpoint(cfg, base)
     unsaved = find_unsaved(cfg, base) if cfg.auto_resume.enabled and not checkpoint else None
     run, resumed = unsaved or Run.new(base), f", resuming {checkpoint.path.name}" if checkpoint else ""

@@ -38,11 +38,10 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.setenv(shared.NODE, "")  # so that it is taken away afterwards
     for name in ("LOCAL_RANK", "SLURM_LOCALID", "TORCHELASTIC_RUN_ID", "SLURM_JOB_ID", "SLURM_STEP_ID", shared.NODE):
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(shared, "_SHOWN", {})
     yield tmp_path / "set"
-    for place, memory in [*shared._SHOWN.items()]:
+    for memory in shared._SHOWN.values():
         os.close(memory)
-        place.unlink(missing_ok=True)
-        del shared._SHOWN[place]
 
 
 def other(folder, patience=20, **environment):
@@ -58,7 +57,7 @@ def test_the_others_take_over_what_the_first_has_found(folder, kind):
         path.write_bytes(b"".join(b"set/%s\n" % line for line in (b"a/1.png 1", b"a/\xff.png 0")))
     alone = read_images(path, "data.train_path")
     assert not shared._SHOWN  # without other processes
-    shared.begin_node()
+    shared.begin_node(2)
     for _ in range(2):  # the second time in place of the first
         first = read_images(path, "data.train_path")
     assert (first.images.paths == alone.images.paths).all() and (first.targets == alone.targets).all()
@@ -73,7 +72,7 @@ def test_the_others_take_over_what_the_first_has_found(folder, kind):
 
 def test_what_has_ended_is_not_taken_over(folder):
     """As after a requeue, whose processes have the same names."""
-    shared.begin_node()
+    shared.begin_node(2)
     read_images(folder, "data.train_path")
     [place] = shared._SHOWN
     where = json.loads(place.read_text())
@@ -87,7 +86,7 @@ def test_what_has_ended_is_not_taken_over(folder):
 
 
 def test_the_others_wait_while_the_first_looks(folder, monkeypatch):
-    shared.begin_node()
+    shared.begin_node(2)
     waiting = []
 
     def read(*arguments):
@@ -121,5 +120,5 @@ def test_what_the_processes_of_a_node_have_in_common(folder, monkeypatch, enviro
     """None: the id of this process, which will start the others."""
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    shared.begin_node()
+    shared.begin_node(2)
     assert os.environ[shared.NODE] == (node or str(os.getpid()))
