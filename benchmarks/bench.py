@@ -87,15 +87,16 @@ def around(report: dict[str, Any]) -> str:
 
 def added(report: dict[str, Any]) -> str:
     rows = report["rows"]
-    head = ["BYOL, ResNet-18 at 32 px", *(f"{name}" for name in rows)]
+    first = next(iter(rows.values()))
+    head = ["BYOL, ResNet-18 at 32 px", *rows]
     lines = [
         ["ms a step of a training (quartiles)", *(shown(row["ms"], 0) for row in rows.values())],
         ["ms a step of its floor", *(shown(row["floor"], 0) for row in rows.values())],
         ["against its floor", *(shown(row["ratio"], 3, "x") for row in rows.values())],
     ]
-    parts = next(iter(rows.values()))["shares"]
-    lines += [[f"of its time: {part}", *(f"{row['shares'][part]:.2%}" for row in rows.values())] for part in parts]
-    return markdown_table(head, lines, (1, 2)) + caption("trainer_cost", report, report["steps"])
+    for part in first["shares"]:
+        lines.append([f"of its time: {part}", *(f"{row['shares'][part]:.2%}" for row in rows.values())])
+    return markdown_table(head, lines, (1, 2)) + caption("trainer_cost", report, first["ratio"]["n"])
 
 
 def whole(report: dict[str, Any]) -> str:

@@ -14,9 +14,11 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import lightning.pytorch as pl
 import torch
@@ -76,12 +78,13 @@ class Clock(pl.Callback):
 
         return run
 
-    def watch(self) -> None:
-        for part, places in PARTS.items():
-            for cls, names in places:
-                for name in names:
-                    if name in vars(cls):
-                        setattr(cls, name, self.timed(part, getattr(cls, name)))
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        with ExitStack() as watched:
+            for part, places in PARTS.items():
+                for cls, name in ((cls, name) for cls, names in places for name in names if name in vars(cls)):
+                    watched.enter_context(patch.object(cls, name, self.timed(part, getattr(cls, name))))
+            yield
 
     def on_train_batch_start(self, *_: Any) -> None:
         if self.began:
@@ -100,8 +103,7 @@ def training(bf16: bool, steps: int, batch: int) -> Figures:
     views = [torch.randn(shape).to(memory_format=torch.channels_last) for _ in range(2)]
     images = [torch.arange(batch), views, torch.randint(0, 10, (batch,))]
     clock = Clock(floor(Setting(batch=batch, bf16=bf16), images, "full"))
-    clock.watch()
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, clock.watching():
         words = ["enable_progress_bar=false", "limit_val_batches=0", "knn_eval.enabled=false", "gradients.enabled=true"]
         words += ["max_epochs=1", "scheduler.warmup_epochs=0", f"optimizer.batch_size={batch}", "accelerator=cpu"]
         words += ["checkpoint.every_n_steps=50", f"checkpoint.dir={folder}", "auto_resume.enabled=false", "devices=1"]
